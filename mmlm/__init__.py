@@ -1,0 +1,1 @@
+"""mmlm: multimodal image-text joint training."""

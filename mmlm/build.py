@@ -1,0 +1,250 @@
+"""Config to live parts, once. Nothing below this floor sees a config; widths and sizes are supplied here."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
+from mmlm.config import Config, load_config
+from mmlm.data.loader import EvaluationBatches, TrainLoader
+from mmlm.data.sources import Source
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.transforms import Transform
+from mmlm.errors import UserError
+from mmlm.evaluation.evaluators import Evaluator
+from mmlm.loop import TrainState
+from mmlm.model.bridge import Bridge
+from mmlm.model.decoder import TransformerDecoder
+from mmlm.model.encoder import Encoder
+from mmlm.model.model import ImageTextModel
+from mmlm.objectives.objective import TrainStep
+from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
+from mmlm.parts import build_part
+
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
+CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a training run is made of."""
+
+    state: TrainState
+    schedule: Schedule
+    model: ImageTextModel
+    tokenizer: Tokenizer
+    validation: Mapping[str, EvaluationBatches]
+    evaluators: Mapping[str, Evaluator]
+    train_source: Source
+    device: torch.device
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch. Data order and augmentation are keyed by the seed on their own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` to a device. Raises UserError for a device that is not there."""
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device: '{name}' is not one of auto, cpu, cuda")
+    if name == "cuda" and not available:
+        raise UserError("device: cuda was asked for and torch finds no CUDA device; use device=cpu or device=auto")
+    return torch.device(name)
+
+
+def build_experiment(config: Config, folder: Path) -> Experiment:
+    """All parts of a training run, its tokenizer fitted (or restored from ``folder``) and saved there."""
+    seed_everything(config.seed)
+    device = choose_device(config.device)
+    source = build_source(config, config.data.train, "data.train")
+    if config.train.batch_size > len(source):
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is larger than the data set, which has {len(source)} "
+            f"examples; use at most {len(source)}"
+        )
+    tokenizer = build_tokenizer(config, folder, source)
+    transform = build_transform(config)
+    loader = TrainLoader(
+        source,
+        tokenizer,
+        transform,
+        config.train.batch_size,
+        config.seed,
+        config.data.captions_per_image,
+        config.data.max_tokens,
+        config.data.workers,
+    )
+    validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
+    model = build_model(config, tokenizer)
+    train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
+    if config.init_from.run is not None:
+        initialise_from(train_step, config)
+    train_step.to(device)
+    optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
+    ema = None
+    if config.train.ema_decay is not None:
+        ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
+    return Experiment(
+        state=TrainState(train_step, optimizer, loader, ema),
+        schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
+        model=model,
+        tokenizer=tokenizer,
+        validation=validation,
+        evaluators=build_evaluators(config),
+        train_source=source,
+        device=device,
+    )
+
+
+def build_source(config: Config, node: object, slot: str) -> Source:
+    """A data source."""
+    return cast(Source, build_part(node, slot, {}, config.plugins))
+
+
+def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
+    """The run's tokenizer: restored from ``folder`` or from the run whose decoder is taken over, else fitted; saved."""
+    tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+    saved = folder / TOKENIZER
+    if saved.is_dir():
+        tokenizer.restore(saved)
+        return tokenizer
+    start = config.init_from
+    if start.run is not None and (start.parts is None or "decoder" in start.parts):
+        tokenizer.restore(find_run(start.run) / TOKENIZER)
+    else:
+        tokenizer.fit(source.captions())
+    tokenizer.save(saved)
+    return tokenizer
+
+
+def build_transform(config: Config) -> Transform:
+    """Augmentation for training; evaluation takes the same object's plain path."""
+    runtime = {"image_size": config.data.image_size}
+    return cast(Transform, build_part(config.transform, "transform", runtime, config.plugins))
+
+
+def build_splits(
+    config: Config, tokenizer: Tokenizer, nodes: Mapping[str, object], slot: str
+) -> dict[str, EvaluationBatches]:
+    """Evaluation batches of each split, by name."""
+    transform = build_transform(config)
+    return {
+        name: EvaluationBatches(
+            build_source(config, node, f"{slot}.{name}"),
+            tokenizer,
+            transform,
+            config.data.evaluation_batch_size,
+            config.data.max_tokens,
+        )
+        for name, node in nodes.items()
+    }
+
+
+def build_evaluators(config: Config) -> dict[str, Evaluator]:
+    """The evaluators, by name."""
+    runtime = {"language": config.data.language}
+    return {
+        name: cast(Evaluator, build_part(node, f"evaluators.{name}", runtime, config.plugins))
+        for name, node in config.evaluators.items()
+    }
+
+
+def build_model(config: Config, tokenizer: Tokenizer) -> ImageTextModel:
+    """Encoder, bridge and decoder, each told the widths of those before it."""
+    encoder = cast(Encoder, build_part(config.encoder, "encoder", {"image_size": config.data.image_size}, config.plugins))
+    bridge = cast(Bridge, build_part(config.bridge, "bridge", {"patch_width": encoder.width}, config.plugins))
+    runtime = {
+        "vocab_size": tokenizer.vocab_size,
+        "memory_width": bridge.memory_width,
+        "max_tokens": config.data.max_tokens,
+    }
+    decoder = cast(TransformerDecoder, build_part(config.decoder, "decoder", runtime, config.plugins))
+    return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width)
+
+
+# Weights of another run
+
+
+def find_run(path: str) -> Path:
+    """The run folder that ``path`` is, or the only one below it. Raises UserError."""
+    root = Path(path)
+    if (root / CONFIG).is_file():
+        return root
+    found = sorted(file.parent for file in root.glob(f"**/{CONFIG}")) if root.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"run: {path} holds {len(found)} runs; name one, such as {found[0]}")
+    raise UserError(f"run: {path} is no run folder (it has no {CONFIG}); train one with python -m mmlm.train")
+
+
+def load_run(path: str, device: torch.device) -> tuple[Config, Path, ImageTextModel, Tokenizer]:
+    """A trained model in eval mode, with its config, folder and tokenizer. Best checkpoint if there is one, else last.
+
+    The moving average of the weights is taken where the run has one.
+    """
+    folder = find_run(path)
+    config = load_config(folder / CONFIG)
+    tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+    tokenizer.restore(folder / TOKENIZER)
+    config.encoder.pop("pretrained", None)  # the run's own weights follow
+    model = build_model(config, tokenizer)
+    model.load_state_dict(model_weights(folder, config.train.ema_decay is not None))
+    return config, folder, model.to(device).eval(), tokenizer
+
+
+def model_weights(folder: Path, averaged: bool) -> dict[str, Tensor]:
+    """The model's weights from a run's best checkpoint, or its last. Raises UserError if it has none."""
+    best = best_checkpoint(folder / CHECKPOINTS)
+    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
+    if checkpoint is None:
+        raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
+    weights = load_weights(checkpoint, "ema" if averaged else "model")
+    return {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
+
+
+def initialise_from(train_step: TrainStep, config: Config) -> None:
+    """Copies the named parts' weights from the run ``init_from.run``; image positions are resized to the new grid.
+
+    Raises UserError for a part that is not there or a tensor of another shape.
+    """
+    folder = find_run(cast(str, config.init_from.run))
+    source = model_weights(folder, load_config(folder / CONFIG).train.ema_decay is not None)
+    target = train_step.model.state_dict()
+    known = list(dict.fromkeys(key.split(".")[0] for key in target))
+    chosen = config.init_from.parts or known
+    for part in chosen:
+        if part not in known:
+            raise UserError(f"init_from.parts: '{part}' is no part of the model; there are: {', '.join(known)}")
+    for key, value in target.items():
+        if key.split(".")[0] not in chosen:
+            continue
+        if key not in source:
+            raise UserError(f"init_from: {folder} has no '{key}'; leave '{key.split('.')[0]}' out of init_from.parts")
+        value.copy_(_fitted(key, source[key], value, train_step.model))
+
+
+def _fitted(key: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
+    if old.shape == new.shape:
+        return old
+    if key == "encoder.vit.pos_embed":
+        prefix = model.encoder.vit.num_prefix_tokens
+        return resample_abs_pos_embed(old, list(model.encoder.grid), num_prefix_tokens=prefix)
+    raise UserError(
+        f"init_from: '{key}' is {list(old.shape)} in that run and {list(new.shape)} here; leave "
+        f"'{key.split('.')[0]}' out of init_from.parts or build it alike"
+    )

@@ -1,0 +1,215 @@
+"""The schema of an experiment: settings are dataclasses from next to the code they set, parts are ``_target_`` nodes."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mmlm.errors import UserError
+from mmlm.evaluation.samples import SampleSettings
+from mmlm.loop import FitSettings
+from mmlm.metrics import MetricsSettings
+from mmlm.parts import check_part
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+CONFIG_NAME = "config"
+OUTSIDE_IDENTITY = ("name", "seed", "runs", "device", "metrics", "data.workers", "train.log_every", "train.keep_last")
+"""Keys that do not decide what is computed: where things go, who watches, how many processes help."""
+PART_SLOTS: Mapping[str, tuple[str, ...]] = {
+    "encoder": ("image_size",),
+    "bridge": ("patch_width",),
+    "decoder": ("vocab_size", "memory_width", "max_tokens"),
+    "objective": (),
+    "tokenizer": (),
+    "transform": ("image_size",),
+    "optim": (),
+    "schedule": (),
+}
+"""Each slot and the arguments that ``build`` supplies to its part."""
+EVALUATOR_ARGUMENTS = ("language",)
+
+
+@dataclass
+class DataSettings:
+    """Where examples come from and what a batch of them looks like."""
+
+    train: Any = MISSING
+    """Part: the source to train on."""
+    validation: dict[str, Any] = field(default_factory=dict)
+    """Parts by split name: evaluated while training and at its end."""
+    test: dict[str, Any] = field(default_factory=dict)
+    """Parts by split name: evaluated only when asked for (``python -m mmlm.evaluate run=DIR splits=[test]``)."""
+    image_size: int = 32
+    """Pixels a side."""
+    max_tokens: int = 24
+    """Longest caption in tokens, start and end included; longer ones lose their tail."""
+    captions_per_image: int | None = 1
+    """Captions drawn for each image each epoch; null takes all."""
+    language: str | None = None
+    """Language of generated captions and of the references they are scored against; null for untagged captions."""
+    workers: int = 0
+    """Processes that decode and augment; 0 does it in the training process."""
+    evaluation_batch_size: int = 256
+    """Examples a batch when evaluating."""
+
+
+@dataclass
+class ModelSettings:
+    """What belongs to the composed model rather than to one part."""
+
+    embedding_width: int = 256
+    """Width that images and texts are projected to for contrastive learning, E."""
+
+
+@dataclass
+class InitSettings:
+    """Start from the weights of another run (stage chaining): new data, resolution or parts."""
+
+    run: str | None = None
+    """Run folder to take weights from; null starts from random (or the encoder's pretrained) weights."""
+    parts: list[str] | None = None
+    """Parts to take over, such as [encoder, bridge]; null takes all. With the decoder comes the run's tokenizer."""
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    experiment: str = MISSING
+    """Name of the experiment; its file sets it."""
+    name: str | None = None
+    """Name of the run; null names it by the hash of its config."""
+    seed: int = 0
+    """Of initialisation, data order, augmentation and dropout."""
+    runs: str = "runs"
+    """Folder that holds all run folders."""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Your own packages that parts may come from, besides mmlm."""
+    encoder: Any = MISSING
+    """Part: image encoder."""
+    bridge: Any = MISSING
+    """Part: encoder to decoder."""
+    decoder: Any = MISSING
+    """Part: text decoder."""
+    objective: Any = MISSING
+    """Part: what is minimised."""
+    tokenizer: Any = MISSING
+    """Part: text to token ids."""
+    transform: Any = MISSING
+    """Part: image augmentation."""
+    optim: Any = MISSING
+    """Part: optimizer."""
+    schedule: Any = MISSING
+    """Part: learning rate over the steps."""
+    evaluators: dict[str, Any] = field(default_factory=dict)
+    """Parts by name: what is evaluated on each split."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: FitSettings = field(default_factory=FitSettings)
+    init_from: InitSettings = field(default_factory=InitSettings)
+    samples: SampleSettings = field(default_factory=SampleSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def check_config(cfg: DictConfig) -> Config:
+    """The config as its dataclass, after every part has been bound to its signature and every number looked at.
+
+    Builds nothing. Part nodes stay plain mappings. Raises UserError in one line for the first thing that is wrong.
+    """
+    config = OmegaConf.to_object(cfg)
+    for slot, runtime in PART_SLOTS.items():
+        check_part(getattr(config, slot), slot, runtime, config.plugins)
+    check_part(config.data.train, "data.train", (), config.plugins)
+    for group in ("validation", "test"):
+        for name, node in getattr(config.data, group).items():
+            check_part(node, f"data.{group}.{name}", (), config.plugins)
+    for name, node in config.evaluators.items():
+        check_part(node, f"evaluators.{name}", EVALUATOR_ARGUMENTS, config.plugins)
+    _check_numbers(config)
+    return config
+
+
+def _check_numbers(config: Config) -> None:
+    positive = {
+        "train.steps": config.train.steps,
+        "train.batch_size": config.train.batch_size,
+        "train.log_every": config.train.log_every,
+        "train.eval_every": config.train.eval_every,
+        "train.save_every": config.train.save_every,
+        "train.keep_last": config.train.keep_last,
+        "train.clip_norm": config.train.clip_norm,
+        "data.image_size": config.data.image_size,
+        "data.evaluation_batch_size": config.data.evaluation_batch_size,
+        "model.embedding_width": config.model.embedding_width,
+    }
+    for key, value in positive.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{key}: {value} must be above 0")
+    both = config.data.validation.keys() & config.data.test.keys()
+    if both:
+        raise UserError(f"data.test.{min(both)}: a validation split has this name too; give every split its own")
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """The config as plain values that YAML and JSON can hold."""
+    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+
+
+def identity(config: Config) -> str:
+    """Eight hexadecimal digits that are equal for configs that compute the same (but for the seed)."""
+    values = config_values(config)
+    for key in OUTSIDE_IDENTITY:
+        *parents, last = key.split(".")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_folder(config: Config) -> Path:
+    """``runs/<experiment>/<name or hash>/seed=<n>``: the same config finds the same folder."""
+    return Path(config.runs) / config.experiment / (config.name or identity(config)) / f"seed={config.seed}"
+
+
+def load_config(file: Path) -> Config:
+    """The config of a run, from the file that ``save_config`` wrote, checked again."""
+    try:
+        loaded = OmegaConf.load(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: there is no such file; run= takes a run's folder, such as runs/caption_base/*/seed=0") from None
+    return check_config(OmegaConf.merge(OmegaConf.structured(Config), loaded))
+
+
+def save_config(config: Config, file: Path) -> None:
+    """Writes the config as YAML."""
+    file.write_text(OmegaConf.to_yaml(OmegaConf.create(config_values(config))), encoding="utf-8")
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """``key: old value -> new value`` for every setting that differs and decides what is computed."""
+    before, after = (_flat(dataclasses.asdict(c)) for c in (old, new))
+    ignored = tuple(OUTSIDE_IDENTITY)
+    keys = sorted(key for key in before.keys() | after.keys() if key not in ignored and not key.startswith("metrics."))
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,115 @@
+"""Examples to one Batch, in two halves: pixels (where a data worker may run) and tokens (in the training process)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mmlm.data.tokenizer import Tokenizer, normalise_text
+from mmlm.data.transforms import Transform
+from mmlm.errors import CorruptImage, UserError
+from mmlm.flow import TEXT_ONLY, Batch, Caption, Example
+from mmlm.keyed_random import stable_hash
+
+_CACHED_CAPTIONS = 200_000
+"""Encoded captions kept in memory: each is drawn about once an epoch."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a worker makes of its share of a batch: everything but the tokens."""
+
+    images: Tensor
+    """uint8[B, 3, S, S]."""
+    examples: tuple[Example, ...]
+    """All that could be read, images and texts alike, in order; ``image`` is None (its pixels are in ``images``)."""
+    rows: tuple[int | None, ...]
+    """Row of ``images`` of each example, None for text only."""
+    corrupt: tuple[str, ...]
+    """``id: reason`` of those that could not."""
+
+
+@dataclass(frozen=True)
+class EncodedCaption:
+    """A caption's token ids (start and end included) and the stable hash of its language and normalised text."""
+
+    ids: tuple[int, ...]
+    key: int
+
+
+CaptionEncoder = Callable[[Caption], EncodedCaption]
+
+
+def caption_encoder(tokenizer: Tokenizer, max_tokens: int) -> CaptionEncoder:
+    """A function from Caption to EncodedCaption that remembers what it has encoded.
+
+    UserError if ``max_tokens`` leaves no room for a token between start and end.
+    """
+    if max_tokens < 3:
+        raise UserError(f"max_tokens={max_tokens} must be at least 3: start, a token, end")
+
+    def encode(caption: Caption) -> EncodedCaption:
+        ids = tokenizer.encode(caption.text, caption.language, max_tokens)
+        return EncodedCaption(tuple(ids), stable_hash(f"{caption.language}\0{normalise_text(caption.text)}"))
+
+    return lru_cache(maxsize=_CACHED_CAPTIONS)(encode)
+
+
+def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, uniforms: Tensor | None) -> Prepared:
+    """Transform the images of a share. ``uniforms`` is float64[number of examples, num_uniforms] or None."""
+    images: list[Tensor] = []
+    image_positions: list[int] = []
+    kept: list[Example] = []
+    rows: list[int | None] = []
+    corrupt: list[str] = []
+    for position, example in enumerate(examples):
+        if isinstance(example, CorruptImage):
+            corrupt.append(str(example))
+            continue
+        rows.append(None if example.image is None else len(images))
+        kept.append(Example(example.id, None, example.captions, example.concept))
+        if example.image is not None:
+            images.append(example.image)
+            image_positions.append(position)
+    pixels = transform(images, None if uniforms is None else uniforms[image_positions])
+    return Prepared(pixels, tuple(kept), tuple(rows), tuple(corrupt))
+
+
+def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens: int, bucket: int) -> Batch:
+    """Encode and pad the captions: T is the longest one's length, up to a multiple of ``bucket``, or ``max_tokens``.
+
+    The positives key of an example is its concept's hash; without a concept it is that of its id, which matches
+    nothing but itself.
+    """
+    captions = [caption for example in prepared.examples for caption in example.captions]
+    encoded = [encode(caption) for caption in captions]
+    lengths = torch.tensor([len(item.ids) for item in encoded], dtype=torch.int64)
+    longest = max([len(item.ids) for item in encoded], default=1)
+    width = min(max_tokens, -(-longest // bucket) * bucket)
+    padded = [[*item.ids, *[pad_id] * (width - len(item.ids))] for item in encoded]
+    with_image = [example for example, row in zip(prepared.examples, prepared.rows, strict=True) if row is not None]
+    image_index = [
+        TEXT_ONLY if row is None else row
+        for example, row in zip(prepared.examples, prepared.rows, strict=True)
+        for _ in example.captions
+    ]
+    return Batch(
+        images=prepared.images,
+        tokens=torch.tensor(padded, dtype=torch.int64).view(len(captions), width),
+        lengths=lengths,
+        image_index=torch.tensor(image_index, dtype=torch.int64),
+        image_concept=torch.tensor([_concept_key(example) for example in with_image], dtype=torch.int64),
+        caption_concept=torch.tensor(
+            [_concept_key(example) for example in prepared.examples for _ in example.captions], dtype=torch.int64
+        ),
+        caption_key=torch.tensor([item.key for item in encoded], dtype=torch.int64),
+        ids=tuple(example.id for example in with_image),
+        captions=tuple(captions),
+        corrupt=prepared.corrupt,
+    )
+
+
+def _concept_key(example: Example) -> int:
+    return stable_hash(f"\0{example.id}" if example.concept is None else example.concept)

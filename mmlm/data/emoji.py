@@ -1,0 +1,125 @@
+"""The data set that ships with the repo: emoji drawn by seven hands, named in twelve languages.
+
+One Parquet file for each hand (artist) in ``emoji/`` beside this file, written by ``prepare_emoji``; its data card is
+``emoji/README.md``. ``emoji_splits`` says who is trained on and what is held out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from mmlm.data.emoji_splits import SPLITS, division_of, family_of
+from mmlm.data.images import decode_image
+from mmlm.errors import UserError
+from mmlm.flow import Caption, Example
+
+FOLDER = Path(__file__).parent / "emoji"
+LANGUAGES = ("en", "zh", "de", "fr", "es", "ja", "ru", "ar", "hi", "ko", "pt", "sw")
+"""CLDR language codes of the captions and keywords, in the order of the Parquet columns."""
+NAMES = "cldr"
+"""Stem of the file with every concept's names and keywords; the hands' own files repeat the names only."""
+
+
+class Emoji:
+    """One split of the emoji data: a map-style source of 64x64 images with their names.
+
+    An image's captions are its CLDR short name in each of ``languages`` and, with ``keywords``, after the names one
+    caption for each language of its keywords joined by commas. Equal emoji of several hands share a ``concept``.
+
+    A decoded image is kept (12 kB each), so later epochs decode nothing; the tensor handed out is the kept one, which
+    callers must not write to. A copy that is pickled for a loader worker leaves decoded images behind.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        languages: Sequence[str] = ("en",),
+        keywords: bool = False,
+        hands: Sequence[str] | None = None,
+    ) -> None:
+        """Read the split's rows. ``hands`` narrows it to some of its artists (None: all of them).
+
+        Raises ``UserError`` for an unknown split or language, or a hand that the split does not have.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split={split!r}: the emoji data has no such split; choose one of {', '.join(SPLITS)}")
+        _check_choice("languages", languages, LANGUAGES, "the emoji data's languages")
+        chosen = SPLITS[split].hands if hands is None else tuple(hands)
+        _check_choice("hands", chosen, SPLITS[split].hands, f"the hands of split {split!r}")
+        self._ids: list[str] = []
+        self._concepts: list[str] = []
+        self._captions: list[tuple[Caption, ...]] = []
+        self._encoded: list[bytes] = []
+        self._decoded: dict[int, Tensor] = {}
+        joined = _read_keywords(languages) if keywords else {}
+        for hand in chosen:
+            self._read(hand, SPLITS[split].division, languages, joined)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Example:
+        """Example ``index`` with its image uint8[3, 64, 64]; raises ``CorruptImage`` if its bytes are damaged."""
+        image = self._decoded.get(index)
+        if image is None:
+            image = decode_image(self._encoded[index], self._ids[index])
+            self._decoded[index] = image
+        return Example(self._ids[index], image, self._captions[index], self._concepts[index])
+
+    def captions(self) -> Iterator[Caption]:
+        """Every caption of every image, in order; decodes nothing."""
+        for captions in self._captions:
+            yield from captions
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_decoded": {}}
+
+    def _read(self, hand: str, division: str, languages: Sequence[str], keywords: Mapping[str, list[Caption]]) -> None:
+        table = _read_table(FOLDER / f"{hand}.parquet", ("image", "concept", "captions"))
+        concepts = table["concept"].to_pylist()
+        names = [_field(table, "captions", language) for language in languages]
+        for row, (concept, encoded) in enumerate(zip(concepts, _field(table, "image", "bytes"), strict=True)):
+            if division_of(family_of(concept)) == division:
+                captions = (Caption(column[row], language) for column, language in zip(names, languages, strict=True))
+                self._ids.append(f"{hand}/{concept}")
+                self._concepts.append(concept)
+                self._captions.append((*captions, *keywords.get(concept, ())))
+                self._encoded.append(encoded)
+
+
+def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:
+    """Concept -> one caption for each language that has keywords for it."""
+    table = _read_table(FOLDER / f"{NAMES}.parquet", ("concept", "keywords"))
+    columns = [_field(table, "keywords", language) for language in languages]
+    return {
+        concept: [Caption(", ".join(words), language) for words, language in zip(rows, languages, strict=True) if words]
+        for concept, *rows in zip(table["concept"].to_pylist(), *columns, strict=True)
+    }
+
+
+def _field(table: pa.Table, column: str, field: str) -> list:
+    """One field of a struct column, as a Python list."""
+    return pc.struct_field(table[column], field).to_pylist()
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=list(columns))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: missing, though it ships with the package; reinstall it or run python -m mmlm.data.prepare_emoji"
+        ) from None
+
+
+def _check_choice(name: str, chosen: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Raise ``UserError`` unless ``chosen`` is a list of one or more distinct members of ``known``."""
+    if isinstance(chosen, str) or not chosen or len(set(chosen)) != len(chosen):
+        raise UserError(f"{name}={chosen!r}: must be a list of one or more different names out of {', '.join(known)}")
+    for value in chosen:
+        if value not in known:
+            raise UserError(f"{name}: {value!r} is not one of {where}: {', '.join(known)}")

@@ -1,0 +1,250 @@
+"""Where examples come from: one class a format. A source is map-style and can list its captions without its images."""
+
+import difflib
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from mmlm.data.images import decode_image, read_image
+from mmlm.errors import CorruptImage, UserError
+from mmlm.flow import Caption, Example
+
+
+class Source(Protocol):
+    """A map-style data set. It is pickled once for each data worker."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at ``index`` (0 to len - 1), its image decoded. Raises CorruptImage if it cannot be."""
+        ...
+
+    def captions(self) -> Iterator[Caption]:
+        """Every caption of every example, in order, without decoding an image."""
+        ...
+
+
+@dataclass
+class _Entry:
+    """What the lines of a captions file say of one image (or one text without an image)."""
+
+    image: str | None
+    captions: list[Caption] = field(default_factory=list)
+    concept: str | None = None
+
+
+_LINE_KEYS = ("image", "caption", "captions", "language", "concept")
+
+
+class ImageFolder:
+    """Your own images: a folder with a JSON Lines file of captions.
+
+    A line is ``{"image": "cat.jpg", "captions": ["a cat", ...]}``, or ``"caption": "a cat"`` for a single one;
+    ``"language"`` (of the line's captions) and ``"concept"`` (positives key) are optional, other keys are left alone.
+    Several lines may speak of one image: their captions are joined. ``"image": null`` is text without an image.
+    The example's id is the image's path inside the folder, or ``line <number>`` for text only.
+    """
+
+    def __init__(self, folder: str | Path, captions: str = "captions.jsonl") -> None:
+        """Read the captions file and check that every image is there; UserError names the line that is wrong."""
+        self._folder = Path(folder)
+        if not self._folder.is_dir():
+            raise UserError(f"{self._folder}: there is no such folder; give the one that holds {captions}")
+        path = self._folder / captions
+        if not path.is_file():
+            raise UserError(
+                f'{path}: there is no such file; write one line {{"image": ..., "captions": [...]}} an image'
+            )
+        entries: dict[str, _Entry] = {}
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    _add_line(entries, line, f"{path}:{number}", number)
+        if not entries:
+            raise UserError(f"{path}: has no line; write one for each image")
+        self._ids = list(entries)
+        self._entries = list(entries.values())
+        self._check_images()
+
+    def __len__(self) -> int:
+        """Number of images (and texts without one)."""
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Example:
+        """See :class:`Source`."""
+        entry = self._entries[index]
+        image = None if entry.image is None else read_image(self._folder / entry.image)
+        return Example(self._ids[index], image, tuple(entry.captions), entry.concept)
+
+    def captions(self) -> Iterator[Caption]:
+        """See :class:`Source`."""
+        for entry in self._entries:
+            yield from entry.captions
+
+    def _check_images(self) -> None:
+        named = [entry.image for entry in self._entries if entry.image is not None]
+        missing = [image for image in named if not (self._folder / image).is_file()]
+        if missing:
+            count = f"{len(missing)} of {len(named)} images are missing"
+            raise UserError(
+                f"{self._folder / missing[0]}: there is no such file ({count}); add them or remove their lines"
+            )
+
+
+def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) -> None:
+    """Parse one line of a captions file into ``entries`` (by example id). ``where`` is ``file:line`` for messages."""
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({error}); write one JSON object a line") from None
+    if not isinstance(fields, dict):
+        raise UserError(f'{where}: must be an object such as {{"image": "a.jpg", "captions": ["..."]}}')
+    for key in fields:
+        close = difflib.get_close_matches(key, _LINE_KEYS, n=1, cutoff=0.8)
+        if close and key not in _LINE_KEYS:
+            raise UserError(f"{where}: has the key {key!r}; did you mean {close[0]!r}?")
+    if "image" not in fields or ("caption" in fields) == ("captions" in fields):
+        raise UserError(f"{where}: needs 'image' and either 'captions' or 'caption', but has {sorted(fields)}")
+    texts = [fields["caption"]] if "caption" in fields else fields["captions"]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where}: 'caption' must be a string and 'captions' a list of strings, not {texts!r}")
+    for key in ("image", "language", "concept"):
+        if not isinstance(fields.get(key), str | None):
+            raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
+    image, concept = fields["image"], fields.get("concept")
+    entry = entries.setdefault(f"line {number}" if image is None else image, _Entry(image, concept=concept))
+    if entry.concept != concept:
+        raise UserError(
+            f"{where}: gives {image} the concept {concept!r}, an earlier line {entry.concept!r}; choose one"
+        )
+    entry.captions += [Caption(text, fields.get("language")) for text in texts]
+
+
+class ParquetTable:
+    """Parquet files in the Hugging Face image convention: an image column of struct<bytes, path> (or plain binary).
+
+    The caption column holds strings or lists of strings. A row without bytes is read from its ``path``, relative to
+    its file's folder; a null image is text only, a null caption is none. The columns used are held in memory, images
+    still encoded: convert a data set larger than that into shards first.
+    """
+
+    def __init__(
+        self,
+        files: str | Path | Sequence[str | Path],
+        image_column: str = "image",
+        caption_column: str = "caption",
+        concept_column: str | None = None,
+        id_column: str | None = None,
+        language: str | None = None,
+    ) -> None:
+        """Read the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of all captions.
+
+        UserError for a missing or unreadable file, a missing column, a column of another type, or no rows.
+        Without ``id_column`` an example's id is its file's name and row: ``train.parquet/17``.
+        """
+        self._arguments = (files, image_column, caption_column, concept_column, id_column, language)
+        self._language = language
+        paths = _expand(files)
+        wanted = (image_column, caption_column, concept_column, id_column)
+        columns = list(dict.fromkeys(column for column in wanted if column is not None))
+        tables = [_read_columns(path, columns) for path in paths]
+        for path, table in zip(paths, tables, strict=True):
+            _check_types(path, table, image_column, caption_column)
+        self._rows = [(number, row) for number, table in enumerate(tables) for row in range(len(table))]
+        if not self._rows:
+            raise UserError(f"{paths[0]}: has no rows")
+        self._paths = paths
+        self._images = [table[image_column] for table in tables]
+        self._captions = [table[caption_column] for table in tables]
+        self._concepts = None if concept_column is None else [table[concept_column] for table in tables]
+        self._ids = None if id_column is None else [table[id_column] for table in tables]
+
+    def __reduce__(self) -> tuple[type["ParquetTable"], tuple]:
+        """A worker process reads the files itself: sending the columns through a pipe would be slower."""
+        return ParquetTable, self._arguments
+
+    def __len__(self) -> int:
+        """Number of rows of all files."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """See :class:`Source`."""
+        number, row = self._rows[index]
+        path = self._paths[number]
+        id = f"{path.name}/{row}" if self._ids is None else str(self._ids[number][row].as_py())
+        concept = None if self._concepts is None else self._concepts[number][row].as_py()
+        image = self._images[number][row].as_py()
+        return Example(
+            id=id,
+            image=None if image is None else _decode_cell(image, id, path.parent),
+            captions=tuple(self._row_captions(self._captions[number][row].as_py())),
+            concept=None if concept is None else str(concept),
+        )
+
+    def captions(self) -> Iterator[Caption]:
+        """See :class:`Source`."""
+        for column in self._captions:
+            for value in column.to_pylist():
+                yield from self._row_captions(value)
+
+    def _row_captions(self, value: str | list[str | None] | None) -> Iterator[Caption]:
+        texts = value if isinstance(value, list) else [value]
+        for text in texts:
+            if text is not None:
+                yield Caption(text, self._language)
+
+
+def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
+    data, path = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
+    if data is not None:
+        return decode_image(data, id)
+    if path is not None:
+        return read_image(folder / path)
+    raise CorruptImage(id, "the row has neither bytes nor a path")
+
+
+def _expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    patterns = [files] if isinstance(files, str | Path) else list(files)
+    if not patterns:
+        raise UserError("files=[] names no Parquet file; give at least one path or pattern")
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = [str(pattern)] if Path(pattern).is_file() else sorted(glob.glob(str(pattern), recursive=True))
+        if not found:
+            raise UserError(f"{pattern}: there is no such Parquet file")
+        paths += [Path(name) for name in found]
+    return paths
+
+
+def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        present = pq.read_schema(path).names
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"{path}: cannot be read as Parquet ({reason})") from error
+
+
+def _check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:
+    image = table.schema.field(image_column).type
+    is_bytes = pa.types.is_binary(image) or pa.types.is_large_binary(image)
+    is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not is_bytes and not is_struct:
+        raise UserError(f"{path}: column {image_column!r} is {image}, but an image is struct<bytes, path> or binary")
+    caption = table.schema.field(caption_column).type
+    if pa.types.is_list(caption) or pa.types.is_large_list(caption):
+        caption = caption.value_type
+    if not pa.types.is_string(caption) and not pa.types.is_large_string(caption):
+        raise UserError(f"{path}: column {caption_column!r} is {caption}, but captions are strings or lists of strings")

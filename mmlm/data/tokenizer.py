@@ -1,0 +1,308 @@
+"""Text to token ids and back: our byte-level BPE, and pretrained tokenizers behind the same small protocol.
+
+Whatever the tokenizer, padding, start and end are three ids of their own, and nothing that is written in a caption can
+become one of them.
+"""
+
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from mmlm.errors import UserError
+from mmlm.flow import Caption
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package knows of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included: every id is below it."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """The id of padding; it is no token of any text."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """The id after a caption's last token."""
+        ...
+
+    def fit(self, captions: Iterable[Caption]) -> None:
+        """Learn the vocabulary from training captions; pretrained tokenizers have one and do nothing."""
+        ...
+
+    def start_id(self, language: str | None) -> int:
+        """The id a caption starts with. A tokenizer with one per language raises UserError for a language it lacks."""
+        ...
+
+    def encode(self, text: str, language: str | None, max_tokens: int) -> list[int]:
+        """Start, tokens, end: at most ``max_tokens`` ids (at least 2); a longer text loses its tail, never its end."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` up to the first end; padding and start ids are skipped."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what :meth:`restore` needs into ``folder`` (made if it is missing)."""
+        ...
+
+    def restore(self, folder: Path) -> None:
+        """Become the tokenizer that was saved in ``folder``; UserError if there is none, or one of other settings."""
+        ...
+
+
+def normalise_text(text: str) -> str:
+    """Unicode NFC with every run of white space as one space and none at the ends; lone surrogates become ``?``."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join(unicodedata.normalize("NFC", whole).split())
+
+
+class BytePair:
+    """Byte-level BPE (Sennrich et al., arXiv:1508.07909; on bytes as in GPT-2), trained on the training captions.
+
+    Ids: padding 0, end 1, start 2, one start per language, then 256 bytes, then merges. The special ids live outside of
+    the BPE model, whose own ids are shifted by their number, so no text can spell one. Every normalised text comes back
+    exactly from :meth:`decode` (lower-cased if ``lowercase``).
+    """
+
+    FILE = "byte_pair.json"
+    pad_id = 0
+    end_id = 1
+
+    def __init__(self, vocab_size: int, languages: Sequence[str] = ("en",), lowercase: bool = False) -> None:
+        """``vocab_size`` is the most ids to make, special ones included; a small corpus ends with fewer."""
+        self._starts = {None: 2} | {language: 3 + i for i, language in enumerate(languages)}
+        if len(self._starts) != 1 + len(languages):
+            raise UserError(f"tokenizer.languages={list(languages)} names a language twice; name each once")
+        self._num_special = 2 + len(self._starts)
+        if vocab_size < self._num_special + 256:
+            least = self._num_special + 256
+            raise UserError(f"tokenizer.vocab_size={vocab_size} must be at least {least} (256 bytes and special ids)")
+        self._requested_size = vocab_size
+        self._languages = tuple(languages)
+        self._lowercase = lowercase
+        self._model: tokenizers.Tokenizer | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """The real number of ids. Raises RuntimeError before :meth:`fit` or :meth:`restore`."""
+        return self._num_special + self._fitted().get_vocab_size()
+
+    def fit(self, captions: Iterable[Caption]) -> None:
+        """Train on ``captions``, whose languages must be among those declared. The same captions give the same ids."""
+        model = tokenizers.Tokenizer(models.BPE())
+        # The leading space makes a word the same token at the start of a caption as inside it.
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        model.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self._requested_size - self._num_special,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        with _one_thread():
+            model.train_from_iterator(self._training_texts(captions), trainer)
+        self._model = model
+
+    def start_id(self, language: str | None) -> int:
+        """The start of ``language``, or the plain start for None. UserError for a language that was not declared."""
+        if language not in self._starts:
+            raise UserError(
+                f"a caption's language is {language!r}, but tokenizer.languages={list(self._languages)}; add it there"
+            )
+        return self._starts[language]
+
+    def encode(self, text: str, language: str | None, max_tokens: int) -> list[int]:
+        """See :class:`Tokenizer`. Raises RuntimeError before :meth:`fit` or :meth:`restore`."""
+        model = self._fitted()
+        prepared = self._prepare(text)
+        pieces = model.encode(prepared, add_special_tokens=False).ids if prepared else []
+        ids = [piece + self._num_special for piece in pieces]
+        return _frame(self.start_id(language), ids, self.end_id, max_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See :class:`Tokenizer`. Bytes that are no UTF-8 (a model may make them) become U+FFFD."""
+        model = self._fitted()
+        kept = [i - self._num_special for i in _until_end(ids, self.end_id) if i >= self._num_special]
+        return model.decode(kept, skip_special_tokens=False).removeprefix(" ")
+
+    def save(self, folder: Path) -> None:
+        """See :class:`Tokenizer`."""
+        content = {
+            "languages": list(self._languages),
+            "lowercase": self._lowercase,
+            "model": json.loads(self._fitted().to_str()),
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / self.FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """See :class:`Tokenizer`."""
+        path = Path(folder) / self.FILE
+        if not path.is_file():
+            raise UserError(f"{path}: there is no saved BytePair tokenizer; give the folder that one was saved in")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({error}); restore it from a copy") from None
+        settings = {"languages": list(self._languages), "lowercase": self._lowercase}
+        for name, value in settings.items():
+            if content[name] != value:
+                raise UserError(f"{path}: was saved with {name}={content[name]}, but tokenizer.{name}={value}")
+        self._model = tokenizers.Tokenizer.from_str(json.dumps(content["model"]))
+
+    def _prepare(self, text: str) -> str:
+        text = normalise_text(text)
+        return normalise_text(text.lower()) if self._lowercase else text
+
+    def _training_texts(self, captions: Iterable[Caption]) -> Iterator[str]:
+        for caption in captions:
+            self.start_id(caption.language)
+            yield self._prepare(caption.text)
+
+    def _fitted(self) -> tokenizers.Tokenizer:
+        if self._model is None:
+            raise RuntimeError("this BytePair tokenizer has no vocabulary yet: call fit(captions) or restore(folder)")
+        return self._model
+
+
+class OpenClip:
+    """open_clip's CLIP tokenizer (49,408 ids, lower-cased, cleaned by ftfy), for its weights and for parity with it.
+
+    Differs in padding: open_clip pads with 0, which is also the token ``!``; here padding is an id of its own, 49,408.
+    Needs the optional package open_clip_torch, whose wheel holds the vocabulary. Languages share one start.
+    """
+
+    def __init__(self) -> None:
+        """UserError if open_clip_torch is not installed."""
+        try:
+            from open_clip.tokenizer import SimpleTokenizer
+        except ImportError:
+            raise UserError("the OpenClip tokenizer needs a package: pip install open_clip_torch") from None
+        self._model = SimpleTokenizer()
+        self._special = set(self._model.all_special_ids)
+        self.pad_id = self._model.vocab_size
+        self.end_id = self._model.eot_token_id
+        self.vocab_size = self._model.vocab_size + 1
+
+    def fit(self, captions: Iterable[Caption]) -> None:
+        """Nothing: the vocabulary is given."""
+
+    def start_id(self, language: str | None) -> int:
+        """The start of every caption, whatever its language."""
+        return self._model.sot_token_id
+
+    def encode(self, text: str, language: str | None, max_tokens: int) -> list[int]:
+        """See :class:`Tokenizer`. The words ``<start_of_text>`` and ``<end_of_text>`` in a text are left out."""
+        ids = [i for i in self._model.encode(normalise_text(text)) if i not in self._special]
+        return _frame(self.start_id(language), ids, self.end_id, max_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See :class:`Tokenizer`. The original's case and spacing are gone."""
+        kept = [i for i in _until_end(ids, self.end_id) if i != self.pad_id and i not in self._special]
+        return self._model.decode(kept).strip()
+
+    def save(self, folder: Path) -> None:
+        """Nothing: the vocabulary is part of the package."""
+
+    def restore(self, folder: Path) -> None:
+        """Nothing: the vocabulary is part of the package."""
+
+
+class HuggingFace:
+    """Any tokenizer of transformers, by hub name or folder.
+
+    Its own padding, begin and end tokens are kept where it has them. One that it lacks, or that does a second job
+    (GPT-2 begins with its end token; many language models pad with it), is a new id after its vocabulary, so
+    ``vocab_size`` may be up to 3 larger than its own. Languages share one start.
+    """
+
+    def __init__(self, name_or_path: str) -> None:
+        """UserError if the tokenizer cannot be loaded."""
+        self._load(name_or_path)
+
+    def _load(self, name_or_path: str) -> None:
+        try:
+            model = AutoTokenizer.from_pretrained(name_or_path, split_special_tokens=True)
+        except (OSError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(f"tokenizer.name_or_path={name_or_path!r} cannot be loaded: {reason}") from error
+        self._model = model
+        # An own class token is the begin of encoder vocabularies (BERT), its separator their end.
+        end = model.eos_token_id if model.eos_token_id is not None else model.sep_token_id
+        start = model.bos_token_id if model.bos_token_id is not None else model.cls_token_id
+        taken: list[int] = []
+        self.vocab_size = max(model.get_vocab().values()) + 1
+        for wished in (end, start, model.pad_token_id):
+            if wished is None or wished in taken:
+                wished, self.vocab_size = self.vocab_size, self.vocab_size + 1
+            taken.append(wished)
+        self.end_id, self._start_id, self.pad_id = taken
+        self._special = {*taken, *model.all_special_ids}
+
+    def fit(self, captions: Iterable[Caption]) -> None:
+        """Nothing: the vocabulary is given."""
+
+    def start_id(self, language: str | None) -> int:
+        """The start of every caption, whatever its language."""
+        return self._start_id
+
+    def encode(self, text: str, language: str | None, max_tokens: int) -> list[int]:
+        """See :class:`Tokenizer`. Ids that the tokenizer itself calls special are left out of a text."""
+        with _one_thread():
+            pieces = self._model.encode(normalise_text(text), add_special_tokens=False)
+        ids = [i for i in pieces if i not in self._special]
+        return _frame(self.start_id(language), ids, self.end_id, max_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See :class:`Tokenizer`."""
+        kept = [i for i in _until_end(ids, self.end_id) if i not in self._special]
+        return normalise_text(self._model.decode(kept, clean_up_tokenization_spaces=False))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's own files into ``folder``, so that a run can be read without the hub."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._model.save_pretrained(folder)
+
+    def restore(self, folder: Path) -> None:
+        """Read the files that :meth:`save` wrote; UserError if they cannot be loaded."""
+        self._load(str(folder))
+
+
+def _frame(start: int, ids: list[int], end: int, max_tokens: int) -> list[int]:
+    if max_tokens < 2:
+        raise UserError(f"max_tokens={max_tokens} must be at least 2: a caption has a start and an end")
+    return [start, *ids[: max_tokens - 2], end]
+
+
+def _until_end(ids: Sequence[int], end: int) -> list[int]:
+    kept = [int(i) for i in ids]
+    return kept[: kept.index(end)] if end in kept else kept
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep `tokenizers` from starting its threads, unless the user has set its environment variable.
+
+    Once it has used them, it warns on standard error at every later fork (data workers, subprocesses).
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]

@@ -1,0 +1,21 @@
+"""The one error that a user can cause: shown as a single line, without a traceback."""
+
+
+class UserError(Exception):
+    """Something the user gave is wrong. The message names the value, the rule and the fix, in one line.
+
+    Entry points print it and exit with status 2; every other exception is a bug and keeps its traceback.
+    """
+
+
+class CorruptImage(UserError):
+    """An image that cannot be decoded. ``name`` is the file or example id, ``reason`` what is wrong with it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["CorruptImage"], tuple[str, str]]:
+        # The default rebuilds from the joined message and fails when a loader worker hands the error over.
+        return CorruptImage, (self.name, self.reason)

@@ -1,0 +1,85 @@
+"""All evaluators over all splits, and the files that the report reads."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmlm.data.loader import EvaluationBatches
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.samples import SampleSettings, collect_samples
+from mmlm.evaluation.split import EncodedSplit, encode_split
+from mmlm.model.model import ImageTextModel
+
+SCORES = "scores.json"
+SAMPLES = "samples.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating needs besides weights."""
+
+    model: ImageTextModel
+    tokenizer: Tokenizer
+    evaluators: Mapping[str, Evaluator]
+    max_tokens: int
+    device: torch.device
+    computing: Callable[[], AbstractContextManager[None]]
+    """The context to compute in (precision)."""
+
+    def encode(self, name: str, batches: Iterable[Any]) -> EncodedSplit:
+        """A split, encoded."""
+        with self.computing():
+            return encode_split(name, self.model, self.tokenizer, batches, self.device, self.max_tokens)
+
+    def scores(self, split: EncodedSplit) -> dict[str, float]:
+        """Values of one split, named ``evaluator/name``; retrieval's names stand alone (``image_to_text/R@1``)."""
+        values: dict[str, float] = {}
+        with self.computing():
+            for name, evaluator in self.evaluators.items():
+                prefix = "" if name == "retrieval" else f"{name}/"
+                values |= {f"{prefix}{key}": value for key, value in evaluator(split)}
+        return values
+
+    def all_scores(self, splits: Mapping[str, EvaluationBatches]) -> dict[str, float]:
+        """Values of every split, named ``split/evaluator/name``."""
+        return {
+            f"{name}/{key}": value
+            for name, batches in splits.items()
+            for key, value in self.scores(self.encode(name, batches)).items()
+        }
+
+    def write(
+        self,
+        folder: Path,
+        step: int,
+        splits: Mapping[str, EvaluationBatches],
+        samples: SampleSettings,
+        language: str | None,
+    ) -> dict[str, dict[str, float]]:
+        """Evaluates every split and merges the results into ``scores.json`` and ``samples.json`` of a run folder."""
+        scores: dict[str, dict[str, float]] = {}
+        shown: dict[str, Any] = {}
+        for name, batches in splits.items():
+            split = self.encode(name, batches)
+            counts = {"images": len(split.image_concept), "captions": len(split.gallery.texts)}
+            scores[name] = counts | self.scores(split)
+            with self.computing():
+                shown[name] = collect_samples(split, samples, language)
+        _merge(folder / SCORES, step, scores)
+        _merge(folder / SAMPLES, step, shown)
+        return scores
+
+
+def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:
+    """Adds splits to a file; results of another step are dropped, for they belong to other weights."""
+    kept: dict[str, Any] = {}
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        kept = before["splits"] if before["step"] == step else {}
+    file.write_text(json.dumps({"step": step, "splits": kept | dict(splits)}, ensure_ascii=False), encoding="utf-8")

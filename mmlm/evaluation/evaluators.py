@@ -1,0 +1,123 @@
+"""Evaluators: each takes an encoded split and yields ``(name, value)``."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.evaluation.caption_scores import score_captions
+from mmlm.evaluation.decoding import greedy
+from mmlm.evaluation.image_use import image_use_gap, shuffled_images
+from mmlm.evaluation.retrieval import score_retrieval
+from mmlm.evaluation.split import EncodedSplit
+from mmlm.flow import TEXT_ONLY, Batch
+
+
+class Evaluator(Protocol):
+    """What evaluation needs of an evaluator. Names are made unique by the caller (``split/evaluator/name``)."""
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        """Yields named values of ``split``."""
+        ...
+
+
+class Retrieval:
+    """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts."""
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        """Yields ``image_to_text/R@1`` and so on, shares in [0, 1]."""
+        gallery = split.gallery
+        yield from score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs).items()
+
+
+class CaptionLoss:
+    """Teacher-forced cross-entropy of the reference captions, nats a token, every token weighing the same."""
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        """Yields ``captioning``."""
+        tokens = torch.cat([item.batch.lengths - 1 for item in split.batches])
+        yield "captioning", float((caption_losses(split, None) * tokens).sum() / tokens.sum())
+
+
+class CaptionQuality:
+    """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D.
+
+    Args:
+        language: the language to caption in and whose references count; None is the tokenizer's plain start, and all
+            references.
+    """
+
+    def __init__(self, language: str | None = None) -> None:
+        self.language = language
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        """Yields the scores of images that have a reference."""
+        generated = generate_captions(split, self.language)
+        candidates, references = [], []
+        for caption, texts in zip(generated, split.references, strict=True):
+            wanted = [text.text for text in texts if self.language in (None, text.language)]
+            if wanted:
+                candidates.append(caption)
+                references.append(wanted)
+        yield from score_captions(candidates, references).items()
+
+
+class ImageUse:
+    """Image-use gap: mean token loss of the captions with shuffled images minus with their own, nats a token.
+
+    0 for a captioner that ignores its image. ``low`` and ``high`` bound the 95% bootstrap interval over concepts.
+
+    Args:
+        seed: of the shuffle and the bootstrap.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        """Yields ``mean``, ``low`` and ``high``."""
+        swap = shuffled_images(split.image_concept, self.seed).to(split.image_index.device)
+        own, other = caption_losses(split, None), caption_losses(split, swap)
+        paired = split.image_index != TEXT_ONLY
+        concept = split.image_concept[split.image_index[paired]]
+        yield from image_use_gap(own[paired], other[paired], concept, seed=self.seed).items()
+
+
+@torch.no_grad()
+def generate_captions(split: EncodedSplit, language: str | None) -> list[str]:
+    """A greedy caption of every image, in order."""
+    start = split.tokenizer.start_id(language)
+    captions: list[str] = []
+    for item in split.batches:
+        start_ids = torch.full((len(item.batch.images),), start, device=item.batch.tokens.device)
+        tokens = greedy(
+            split.model, item.features, start_ids, split.tokenizer.end_id, split.tokenizer.pad_id, split.max_tokens
+        )
+        captions += [split.tokenizer.decode(row) for row in tokens.tolist()]
+    return captions
+
+
+@torch.no_grad()
+def caption_losses(split: EncodedSplit, swap: Tensor | None) -> Tensor:
+    """float32[C]: each caption's mean cross-entropy a token, given its own image or image ``swap[own]`` (int64[B])."""
+    losses, first = [], 0
+    for item in split.batches:
+        features = item.features
+        count = len(item.batch.images)
+        if swap is not None:
+            features = split.features[swap[first : first + count]]
+        hidden = split.model.caption_hidden(features, item.batch)
+        logits = F.linear(hidden, split.model.decoder.head_weight).float()
+        targets = item.batch.targets[item.batch.target_mask]
+        losses.append(per_caption_mean(F.cross_entropy(logits, targets, reduction="none"), item.batch))
+        first += count
+    return torch.cat(losses)
+
+
+def per_caption_mean(token_losses: Tensor, batch: Batch) -> Tensor:
+    """float32[P] at ``batch.target_mask`` -> float32[C]."""
+    counts = batch.lengths - 1
+    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return token_losses.new_zeros(len(counts)).index_add(0, rows, token_losses) / counts

@@ -1,0 +1,125 @@
+"""Image-use gap: how much worse a captioner predicts the captions when it is shown another image.
+
+The gap of a caption is its loss with a wrong image minus its loss with its own. A captioner that ignores its image
+shows 0, whatever its loss; the gap is in the unit of the losses given (nats a token, for mean cross-entropy).
+Shuffling an input to measure how much a model uses it is permutation importance (Breiman, Machine Learning 2001;
+arXiv:1801.01489). Two choices of ours: the wrong image is never one of the same concept, and the interval resamples
+concepts rather than captions, since captions of one concept are not independent (the cluster bootstrap, Field and
+Welsh, JRSS B 2007).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmlm.errors import UserError
+
+DRAWS_AT_ONCE = 4_000_000
+"""Concept draws held at a time, to bound the bootstrap's memory (8 bytes each, a few copies)."""
+
+
+@dataclass(frozen=True)
+class ImageUseGap:
+    """Mean gap over captions, with a bootstrap interval, in the unit of the losses given."""
+
+    mean: float
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+
+    def items(self) -> Iterator[tuple[str, float]]:
+        """Yields ``(name, value)``: mean, low, high."""
+        yield "mean", self.mean
+        yield "low", self.low
+        yield "high", self.high
+
+
+def shuffled_images(image_concept: Tensor, seed: int) -> Tensor:
+    """int64[B]: a random permutation of image rows such that no image gets one of its own concept.
+
+    ``image_concept`` int64[B]: equal keys are one concept. Image i is replaced by image ``result[i]``; each image
+    stands in for exactly one other, so both conditions see the same images equally often. On the CPU, and a function of
+    its arguments only.
+
+    Images are put in a random order that keeps concepts together, and rotated by a random number of places that
+    clears the largest concept at both ends. Raises UserError if one concept holds more than half of the images, for
+    then no such permutation exists.
+    """
+    concepts, group, counts = torch.unique(image_concept.cpu(), return_inverse=True, return_counts=True)
+    num_images = len(group)
+    largest = int(counts.max()) if num_images else 0
+    if num_images < 2 or 2 * largest > num_images:
+        raise UserError(
+            f"one concept has {largest} of {num_images} images: the image-use gap swaps images between concepts, "
+            f"so no concept may have more than half of them; evaluate on more concepts"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    place_of_concept = torch.randperm(len(concepts), generator=generator)
+    within = torch.randperm(num_images, generator=generator)
+    order = within[place_of_concept[group[within]].argsort(stable=True)]
+    shift = largest + int(torch.randint(num_images - 2 * largest + 1, (), generator=generator))
+    result = torch.empty_like(order)
+    result[order] = order.roll(-shift)
+    return result
+
+
+def image_use_gap(
+    true_loss: Tensor,
+    shuffled_loss: Tensor,
+    concept: Tensor,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> ImageUseGap:
+    """Mean of ``shuffled_loss - true_loss`` over captions, and its percentile bootstrap interval.
+
+    ``true_loss`` and ``shuffled_loss`` float[C]: a caption's loss given its own image and given another; ``concept``
+    int64[C]. A resample draws as many concepts as there are, with replacement, each with all of its captions, and
+    takes the mean over the captions drawn. Computed in float64 on the CPU; the interval depends on ``seed`` only. It
+    covers the choice of concepts, not the choice of shuffle or of training seed.
+
+    Raises ValueError for losses that are not finite, lengths that differ, fewer than 2 concepts (nothing to
+    resample), or settings out of range.
+    """
+    gap = _checked_gap(true_loss, shuffled_loss, concept, resamples, confidence)
+    _, group, counts = torch.unique(concept.cpu(), return_inverse=True, return_counts=True)
+    if len(counts) < 2:
+        raise ValueError(f"{len(counts)} concept among {len(gap)} captions: an interval over concepts needs at least 2")
+    gap_of_concept = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, group, gap)
+    means = _bootstrap_means(gap_of_concept, counts.double(), seed, resamples)
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return ImageUseGap(gap.mean().item(), low, high)
+
+
+def _bootstrap_means(sums: Tensor, counts: Tensor, seed: int, resamples: int) -> Tensor:
+    """float64[resamples]: ratio of resampled float64[G] sums to counts, G clusters drawn with replacement each time."""
+    generator = torch.Generator().manual_seed(seed)
+    num_clusters = len(sums)
+    means = []
+    rows_at_once = max(1, DRAWS_AT_ONCE // num_clusters)
+    for start in range(0, resamples, rows_at_once):
+        rows = min(rows_at_once, resamples - start)
+        drawn = torch.randint(num_clusters, (rows, num_clusters), generator=generator)
+        means.append(sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1))
+    return torch.cat(means)
+
+
+def _checked_gap(
+    true_loss: Tensor, shuffled_loss: Tensor, concept: Tensor, resamples: int, confidence: float
+) -> Tensor:
+    """float64[C] on the CPU."""
+    if not (true_loss.ndim == 1 and true_loss.shape == shuffled_loss.shape == concept.shape):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (true_loss, shuffled_loss, concept))
+        raise ValueError(f"true_loss, shuffled_loss and concept have shapes {shapes}: give one value a caption, [C]")
+    if resamples < 1 or not (math.isfinite(confidence) and 0 < confidence < 1):
+        raise ValueError(f"resamples {resamples} must be at least 1 and confidence {confidence} between 0 and 1")
+    gap = shuffled_loss.detach().cpu().double() - true_loss.detach().cpu().double()
+    if not torch.isfinite(gap).all():
+        row = int((~torch.isfinite(gap)).nonzero()[0])
+        raise ValueError(f"losses are not finite, first that of caption {row}: they have no gap")
+    return gap

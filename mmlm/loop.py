@@ -1,0 +1,278 @@
+"""``fit()``: the training story. It is handed its parts and knows no model, objective or evaluator by name."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.data.loader import TrainLoader
+from mmlm.errors import UserError
+from mmlm.flow import Batch, Loss
+from mmlm.metrics import Console, MetricLog
+from mmlm.optim import ExponentialMovingAverage, Schedule, set_learning_rate
+from mmlm.precision import Precision, computing
+
+
+@dataclass
+class FitSettings:
+    """How long and how carefully to train."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Examples a step, over all ranks."""
+    precision: Precision = Precision.bf16
+    """``bf16`` (autocast, float32 parameters) or ``fp32``."""
+    clip_norm: float | None = 1.0
+    """Largest L2 norm of all gradients together; null turns clipping off."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the weights that is evaluated and exported, such as 0.999; null turns it off."""
+    log_every: int = 20
+    """Optimizer steps between rows of training metrics."""
+    eval_every: int | None = 500
+    """Optimizer steps between evaluations; null evaluates at the end only."""
+    save_every: int | None = 500
+    """Optimizer steps between checkpoints; null saves at the end only."""
+    keep_last: int = 2
+    """Checkpoints kept besides the best one."""
+    best_metric: str | None = None
+    """Evaluation value, larger is better, that decides the best checkpoint; null keeps no best one."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (Ctrl-C) and has saved its state at ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+
+
+class NonFiniteLoss(UserError):
+    """A loss or gradient was infinite or not a number; the state before that step has been saved."""
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training and that a checkpoint has to hold."""
+
+    train_step: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: TrainLoader
+    ema: ExponentialMovingAverage | None = None
+    step: int = 0
+    """Optimizer steps done."""
+    seconds: float = 0.0
+    """Wall-clock seconds of training so far, over all sessions, evaluation included."""
+    best: float | None = None
+    """Best value of ``FitSettings.best_metric`` so far."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights to evaluate and export: the moving average if there is one."""
+        return self.ema.tensors if self.ema else self.train_step.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights: optimizer, position, RNG, counters."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "position": self.loader.position,
+            "rng": torch.get_rng_state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what ``state_dict`` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loader.position = state["position"]
+        torch.set_rng_state(state["rng"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The module in eval mode with the weights to evaluate; training goes on with its own afterwards."""
+        own = None
+        if self.ema is not None:
+            own = {name: tensor.clone() for name, tensor in self.train_step.state_dict().items()}
+            self.train_step.load_state_dict(self.ema.tensors)
+        self.train_step.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if own is not None:
+                self.train_step.load_state_dict(own)
+            self.train_step.train()
+
+
+@dataclass
+class _Window:
+    """Means of what was seen since the last row of metrics."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.steps for name, total in self.sums.items()}
+
+
+def fit(
+    state: TrainState,
+    settings: FitSettings,
+    schedule: Schedule,
+    device: torch.device,
+    log: MetricLog,
+    console: Console,
+    evaluate: Callable[[int], Mapping[str, float]],
+    save: Callable[[TrainState, bool], None],
+) -> None:
+    """Trains ``state`` in place up to ``settings.steps`` optimizer steps.
+
+    Args:
+        state: module, optimizer, loader and counters, fresh or resumed.
+        settings: length, precision, intervals.
+        schedule: learning rate as a share of its peak.
+        device: where batches go.
+        log: takes every row of metrics.
+        console: shows progress.
+        evaluate: called with the step, module in eval mode and holding the weights to judge; returns named values.
+        save: called with the state and whether it is the best so far.
+
+    Raises:
+        Interrupted: after Ctrl-C, once the running step is done and saved.
+        NonFiniteLoss: with the step and the batch's ids, after saving the state before that step.
+    """
+    batches = iter(state.loader)
+    corrupt: list[str] = []
+    window, begun = _Window(), time.monotonic() - state.seconds
+    state.train_step.train()
+    with _interrupt_flag() as interrupted, console.progress(settings.steps, state.step) as progress:
+        while state.step < settings.steps:
+            epoch = state.loader.epoch
+            batch = next(batches)
+            corrupt += batch.corrupt
+            lr = set_learning_rate(state.optimizer, schedule(state.step, settings.steps))
+            loss, norm = _forward_backward(state.train_step, batch.to(device), settings, device)
+            if not math.isfinite(float(loss.total) + float(norm)):
+                state.optimizer.zero_grad(set_to_none=True)
+                save(state, False)
+                raise NonFiniteLoss(_describe(state.step, loss, norm, batch))
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            if state.ema is not None:
+                state.ema.update(state.train_step, state.step)
+            state.step += 1
+            state.seconds = time.monotonic() - begun
+            window.add(_values(loss, norm))
+
+            last = state.step == settings.steps
+            if last or state.step % settings.log_every == 0:
+                row = window.means() | {"lr": lr, "examples_per_second": _rate(window, settings.batch_size)}
+                log.log(state.step, state.loader.position, state.seconds, {f"train/{k}": v for k, v in row.items()})
+                progress.update(state.step, row)
+                window = _Window()
+            if state.loader.epoch != epoch or last:
+                corrupt = _report_corrupt(corrupt, epoch, console)
+            is_best = False
+            if last or _due(state.step, settings.eval_every):
+                is_best = _evaluate(state, settings, log, evaluate)
+                window.started = time.monotonic()
+            if is_best or last or _due(state.step, settings.save_every) or interrupted():
+                save(state, is_best)
+            if interrupted() and not last:
+                raise Interrupted(state.step)
+
+
+def _forward_backward(
+    train_step: nn.Module, batch: Batch, settings: FitSettings, device: torch.device
+) -> tuple[Loss, Tensor]:
+    """Leaves gradients on the parameters; returns the loss and the gradients' norm before clipping."""
+    with computing(device, settings.precision):
+        loss = train_step(batch)
+        loss.total.backward()
+    limit = math.inf if settings.clip_norm is None else settings.clip_norm
+    return loss, nn.utils.clip_grad_norm_(train_step.parameters(), limit)
+
+
+def _values(loss: Loss, norm: Tensor) -> dict[str, Tensor]:
+    terms = {name: term.value for name, term in loss.terms.items()}
+    return {"loss": loss.total, **terms, **loss.figures, "gradient_norm": norm}
+
+
+def _rate(window: _Window, batch_size: int) -> float:
+    return window.steps * batch_size / max(1e-9, time.monotonic() - window.started)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _evaluate(
+    state: TrainState, settings: FitSettings, log: MetricLog, evaluate: Callable[[int], Mapping[str, float]]
+) -> bool:
+    """Logs the evaluation's values; says whether they are the best so far."""
+    with state.evaluating():
+        values = evaluate(state.step)
+    log.log(state.step, state.loader.position, state.seconds, values)
+    if settings.best_metric is None:
+        return False
+    if settings.best_metric not in values:
+        raise UserError(
+            f"train.best_metric: '{settings.best_metric}' is not evaluated; there are: {', '.join(sorted(values))}"
+        )
+    value = values[settings.best_metric]
+    if state.best is not None and value <= state.best:
+        return False
+    state.best = value
+    return True
+
+
+def _describe(step: int, loss: Loss, norm: Tensor, batch: Batch) -> str:
+    terms = ", ".join(f"{name} {float(term.value):g}" for name, term in loss.terms.items())
+    ids = ", ".join(batch.ids[:8]) + (f" and {len(batch.ids) - 8} more" if len(batch.ids) > 8 else "")
+    return (
+        f"step {step}: the loss is not finite ({terms}, gradient norm {float(norm):g}) on the batch {ids}; the state "
+        "before this step is saved; lower optim.lr or look at these examples"
+    )
+
+
+def _report_corrupt(corrupt: list[str], epoch: int, console: Console) -> list[str]:
+    """Names what could not be decoded in the epoch that ended; returns an empty list for the next one."""
+    if corrupt:
+        named = "; ".join(sorted(set(corrupt))[:10])
+        more = len(set(corrupt)) - 10
+        console.line(
+            f"epoch {epoch}: {len(set(corrupt))} images could not be decoded: {named}" + (f"; and {more} more" * (more > 0))
+        )
+    return []
+
+
+@contextmanager
+def _interrupt_flag() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a flag that is read between steps; a second one stops at once."""
+    asked = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

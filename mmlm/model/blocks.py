@@ -1,0 +1,187 @@
+"""Transformer parts that the bridges and the decoder share: packing, attention, feed-forward, positions."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the real tokens of C captions stand, so that token-wise layers never see padding.
+
+    Norms, projections and feed-forward layers run on ``[P, D]``, the real tokens of all captions one after the other;
+    only attention needs the padded ``[C, T, D]``. Real tokens come first in each row, padding last.
+    """
+
+    num_captions: int
+    num_tokens: int
+    index: Tensor | None
+    """int64[P]: place of each real token in the flattened [C * T]; None keeps every place (P = C * T, no packing)."""
+
+    @classmethod
+    def of_lengths(cls, lengths: Tensor, num_tokens: int, packed: bool = True) -> "Layout":
+        """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``."""
+        if not packed:
+            return cls(len(lengths), num_tokens, None)
+        return cls(len(lengths), num_tokens, cls.mask(lengths, num_tokens).flatten().nonzero().squeeze(1))
+
+    @staticmethod
+    def mask(lengths: Tensor, num_tokens: int) -> Tensor:
+        """bool[C, T]: true at real tokens."""
+        return torch.arange(num_tokens, device=lengths.device)[None, :] < lengths[:, None]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[C, T, ...] -> [P, ...]: drops the padding."""
+        flat = padded.flatten(0, 1)
+        return flat if self.index is None else flat.index_select(0, self.index)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """[P, ...] -> [C, T, ...]: zeros at the padding."""
+        shape = (self.num_captions, self.num_tokens, *packed.shape[1:])
+        if self.index is None:
+            return packed.reshape(shape)
+        flat = packed.new_zeros((self.num_captions * self.num_tokens, *packed.shape[1:]))
+        return flat.index_copy(0, self.index, packed).view(shape)
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values that one attention layer has seen, float[C, H, T, D/H]; grows along T."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends float[C, H, t, D/H] keys and values and returns all that are held."""
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
+        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
+        return self.keys, self.values
+
+
+@dataclass
+class AttentionRecord:
+    """Collects the attention weights of the layers that are asked for them (reports, never training)."""
+
+    weights: list[Tensor] = field(default_factory=list)
+    """float32[C, H, Tq, Tk] of each recorded layer."""
+
+
+def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
+    """float32[num_positions, width]: sine and cosine positions (arXiv:1706.03762, section 3.5), sines first.
+
+    The paper interleaves sine and cosine; a fixed permutation of the columns changes nothing a linear layer can see.
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(0, width, 2) / width)
+    angles = torch.arange(num_positions)[:, None] * frequencies[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+def rotate(x: Tensor, offset: int = 0, base: float = 10_000.0) -> Tensor:
+    """Rotary positions (RoFormer, arXiv:2104.09864) of queries or keys float[C, H, T, d], d even, from ``offset`` on.
+
+    Pairs column i with column i + d/2, as GPT-NeoX and Llama do; the paper pairs neighbours.
+    """
+    half = x.shape[-1] // 2
+    frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    positions = torch.arange(offset, offset + x.shape[2], device=x.device, dtype=torch.float32)
+    angles = positions[:, None] * frequencies[None, :]
+    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (arXiv:1706.03762) of queries over themselves or over a memory of another width.
+
+    The caller projects, so that keys and values of a memory can be computed once and kept:
+    ``queries``/``keys_values`` first, then ``attend``.
+    """
+
+    def __init__(self, width: int, num_heads: int, memory_width: int | None = None) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(memory_width or width, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[C, T, D] -> [C, H, T, D/H]."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """float[B, M, Dm] -> keys and values, float[B, H, M, D/H] each."""
+        keys, values = self.key_value(memory).chunk(2, dim=-1)
+        return self.heads(keys), self.heads(values)
+
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """float[C, H, Tq, d] over float[C, H, Tk, d] -> float[C, Tq, D], before the output projection.
+
+        ``mask`` is bool[C or 1, 1, Tq, Tk], true where a query may look. ``causal`` aligns the last query with the
+        last key, so that it also holds with a cache.
+        """
+        if causal and queries.shape[2] != keys.shape[2]:
+            ahead = keys.shape[2] - queries.shape[2]
+            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril(ahead)
+            causal = False
+        if record is not None:
+            record.weights.append(attention_weights(queries, keys, mask, causal))
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        return out.transpose(1, 2).flatten(2)
+
+
+def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` keeps to itself."""
+    scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU, linear: float[..., D] -> float[..., D] through ``mlp_ratio * D`` hidden units."""
+
+    def __init__(self, width: int, mlp_ratio: float = 4.0, out_width: int | None = None) -> None:
+        hidden = int(width * mlp_ratio)
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out_width or width))
+
+
+def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> None:
+    """Initialises every linear layer and embedding inside: normal(0, 0.02), biases 0 (GPT-2).
+
+    Layers that write into a residual stream (attention output, last layer of a feed-forward) are scaled by
+    ``1 / sqrt(num_residual_layers)`` if it is given, so that the stream's variance does not grow with depth.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=INIT_STD)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+    if num_residual_layers is None:
+        return
+    for part in module.modules():
+        if isinstance(part, MultiHeadAttention):
+            nn.init.normal_(part.output.weight, std=INIT_STD / math.sqrt(num_residual_layers))
+        if isinstance(part, FeedForward):
+            nn.init.normal_(part[-1].weight, std=INIT_STD / math.sqrt(num_residual_layers))

@@ -1,0 +1,303 @@
+"""Our Transformer text decoder: unimodal layers that give the text embedding, then multimodal layers that see the image."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.flow import TEXT_ONLY
+from mmlm.model.blocks import (
+    INIT_STD,
+    AttentionRecord,
+    FeedForward,
+    KeyValueCache,
+    Layout,
+    MultiHeadAttention,
+    init_linears,
+    rotate,
+    sinusoidal_positions,
+)
+
+Fusion = Literal["cross_attention", "prefix"]
+Positions = Literal["sinusoidal", "learned", "rotary"]
+
+
+@dataclass
+class DecoderCache:
+    """What decoding keeps between steps: the keys and values of each layer; the image's are computed once."""
+
+    unimodal: list[KeyValueCache]
+    multimodal: list[KeyValueCache]
+    memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Cross-attention keys and values of each multimodal layer, float[B, H, M, D/H]; empty with a prefix."""
+    prefix: Tensor | None = None
+    """float[B, M, D] still to be read before the first token; None afterwards and without a prefix."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Text tokens read so far."""
+        return self.unimodal[0].length
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm causal self-attention, then (with ``memory_width``) cross-attention, then feed-forward."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, rotary: bool, dropout: float, memory_width: int | None
+    ) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = MultiHeadAttention(width, num_heads)
+        self.cross_norm = nn.LayerNorm(width) if memory_width else None
+        self.cross_attention = MultiHeadAttention(width, num_heads, memory_width) if memory_width else None
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, mlp_ratio)
+        self.dropout = nn.Dropout(dropout)
+
+    def _self_attention(
+        self, x: Tensor, layout: Layout, mask: Tensor | None, cache: KeyValueCache | None, record: AttentionRecord | None
+    ) -> Tensor:
+        attention = self.self_attention
+        projected = torch.cat([attention.query(x), attention.key_value(x)], dim=-1)
+        queries, keys, values = (attention.heads(part) for part in layout.pad(projected).chunk(3, dim=-1))
+        offset = cache.length if cache else 0
+        if self.rotary:
+            queries, keys = rotate(queries, offset), rotate(keys, offset)
+        if cache is not None:
+            keys, values = cache.extend(keys, values)
+        out = attention.attend(queries, keys, values, mask=mask, causal=mask is None, record=record)
+        return attention.output(layout.pack(out))
+
+    def _cross_attention(
+        self, x: Tensor, layout: Layout, memory: tuple[Tensor, Tensor], image_index: Tensor | None, record: AttentionRecord | None
+    ) -> Tensor:
+        attention = self.cross_attention
+        keys, values = memory
+        queries = attention.heads(layout.pad(attention.query(self.cross_norm(x))))
+        if image_index is not None:
+            rows = image_index.clamp(min=0)
+            keys, values = keys[rows], values[rows]
+        out = attention.output(layout.pack(attention.attend(queries, keys, values, record=record)))
+        if image_index is not None:
+            has_image = (image_index != TEXT_ONLY).to(out.dtype)
+            out = out * layout.pack(has_image[:, None, None].expand(-1, layout.num_tokens, 1))
+        return out
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        memory: tuple[Tensor, Tensor] | None = None,
+        image_index: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        self_record: AttentionRecord | None = None,
+        cross_record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """Packed states float[P, D] -> float[P, D].
+
+        ``memory`` holds this layer's cross-attention keys and values, float[B, H, M, D/H]; ``image_index`` int64[C]
+        says which row each caption reads (None: caption i reads row i); a text-only caption gets nothing from it.
+        """
+        x = x + self.dropout(self._self_attention(self.self_norm(x), layout, mask, cache, self_record))
+        if self.cross_attention is not None:
+            x = x + self.dropout(self._cross_attention(x, layout, memory, image_index, cross_record))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class TransformerDecoder(nn.Module):
+    """Causal Transformer decoder (CoCa, arXiv:2205.01917): text alone first, then text with the image.
+
+    The unimodal layers never see the image; the state at the end token is the text embedding's source (the end token
+    is the last a causal layer sees, so it plays the part of CoCa's appended CLS). The multimodal layers get the
+    bridge's memory by ``cross_attention`` or as a causal ``prefix`` in front of the text (LLaVA, arXiv:2304.08485).
+
+    Differs from CoCa: one self-attention, cross-attention and feed-forward a multimodal layer, pre-norm; an end token
+    for the CLS token.
+
+    Args:
+        vocab_size: tokens, V.
+        memory_width: width of the bridge's memory, Dm.
+        width: D.
+        num_heads: attention heads, H.
+        unimodal_layers: layers before the image (>= 1).
+        multimodal_layers: layers with the image (>= 1).
+        mlp_ratio: hidden units of the feed-forward, in widths.
+        fusion: how the memory enters.
+        positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys,
+            in prefix mode counting the prefix.
+        max_tokens: longest caption, start and end included.
+        tie_weights: share the token embedding with the output projection (arXiv:1608.05859).
+        packed: run token-wise layers on real tokens only.
+        dropout: probability, on the output of every sub-layer.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        memory_width: int,
+        max_tokens: int,
+        width: int = 192,
+        num_heads: int = 4,
+        unimodal_layers: int = 1,
+        multimodal_layers: int = 1,
+        mlp_ratio: float = 4.0,
+        fusion: Fusion = "cross_attention",
+        positions: Positions = "learned",
+        tie_weights: bool = True,
+        packed: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if unimodal_layers < 1 or multimodal_layers < 1:
+            raise UserError(
+                f"decoder: unimodal_layers={unimodal_layers} and multimodal_layers={multimodal_layers} must both be at "
+                "least 1: the first give the text embedding, the others see the image"
+            )
+        if positions == "rotary" and (width // num_heads) % 2:
+            raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")
+        self.width, self.vocab_size, self.max_tokens = width, vocab_size, max_tokens
+        self.fusion, self.packed = fusion, packed
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.zeros(max_tokens, width)) if positions == "learned" else None
+        fixed = sinusoidal_positions(max_tokens, width) * INIT_STD if positions == "sinusoidal" else None
+        self.register_buffer("fixed_positions", fixed, persistent=False)
+        cross_width = memory_width if fusion == "cross_attention" else None
+        self.prefix_projection = None
+        if fusion == "prefix" and memory_width != width:
+            self.prefix_projection = nn.Linear(memory_width, width)
+
+        def layers(count: int, memory: int | None) -> nn.ModuleList:
+            rotary = positions == "rotary"
+            return nn.ModuleList(
+                DecoderLayer(width, num_heads, mlp_ratio, rotary, dropout, memory) for _ in range(count)
+            )
+
+        self.unimodal_layers = layers(unimodal_layers, None)
+        self.multimodal_layers = layers(multimodal_layers, cross_width)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        init_linears(self, num_residual_layers=2 * unimodal_layers + (3 if cross_width else 2) * multimodal_layers)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding, std=INIT_STD)
+        if tie_weights:
+            self.head.weight = self.token_embedding.weight
+
+    @property
+    def head_weight(self) -> Tensor:
+        """float32[V, D]: the output projection."""
+        return self.head.weight
+
+    def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
+        """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""
+        x = self.token_embedding(layout.pack(tokens))
+        table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
+        if table is None:
+            return x
+        positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return x + table[layout.pack(positions)]
+
+    def unimodal(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """int64[C, T], int64[C] -> float[C, T, D]: text-only states, zero at padding (with ``packed``)."""
+        self._check_length(tokens.shape[1])
+        layout = Layout.of_lengths(lengths, tokens.shape[1], self.packed)
+        x = self._embed(tokens, layout)
+        for layer in self.unimodal_layers:
+            x = layer(x, layout)
+        return layout.pad(x)
+
+    def multimodal(
+        self,
+        states: Tensor,
+        lengths: Tensor,
+        memory: Tensor,
+        image_index: Tensor,
+        record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """Unimodal states with the image's memory -> float[P, D] at the real positions, after the last norm.
+
+        Args:
+            states: float[C, T, D].
+            lengths: int64[C], positions of each caption that count; P is their sum.
+            memory: float[B, M, Dm].
+            image_index: int64[C], the row of ``memory`` each caption reads, or ``TEXT_ONLY``.
+            record: collects each layer's weights over the memory, float32[C, H, T, M].
+        """
+        if self.fusion == "prefix":
+            return self._with_prefix(states, lengths, memory, image_index, record)
+        layout = Layout.of_lengths(lengths, states.shape[1], self.packed)
+        x = layout.pack(states)
+        for layer in self.multimodal_layers:
+            keys_values = layer.cross_attention.keys_values(memory)
+            x = layer(x, layout, memory=keys_values, image_index=image_index, cross_record=record)
+        return self._real_positions(self.norm(x), layout, lengths)
+
+    def _with_prefix(
+        self, states: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, record: AttentionRecord | None
+    ) -> Tensor:
+        num_memory, num_tokens = memory.shape[1], states.shape[1]
+        prefix = self._prefix(memory)[image_index.clamp(min=0)].to(states.dtype)
+        layout = Layout.of_lengths(lengths + num_memory, num_memory + num_tokens, self.packed)
+        mask = self._prefix_mask(num_memory, num_tokens, image_index)
+        full = AttentionRecord() if record is not None else None
+        x = layout.pack(torch.cat([prefix, states], dim=1))
+        for layer in self.multimodal_layers:
+            x = layer(x, layout, mask=mask, self_record=full)
+        if record is not None:
+            record.weights += [weights[:, :, num_memory:, :num_memory] for weights in full.weights]
+        text = layout.pad(self.norm(x))[:, num_memory:]
+        return Layout.of_lengths(lengths, num_tokens).pack(text)
+
+    def _prefix(self, memory: Tensor) -> Tensor:
+        return memory if self.prefix_projection is None else self.prefix_projection(memory)
+
+    @staticmethod
+    def _prefix_mask(num_memory: int, num_tokens: int, image_index: Tensor) -> Tensor:
+        """bool[C, 1, M + T, M + T]: causal, and the text of a text-only caption does not see the prefix."""
+        size = num_memory + num_tokens
+        causal = torch.ones(size, size, dtype=torch.bool, device=image_index.device).tril()
+        positions = torch.arange(size, device=image_index.device)
+        text_to_prefix = (positions[:, None] >= num_memory) & (positions[None, :] < num_memory)
+        hidden = text_to_prefix[None] & (image_index == TEXT_ONLY)[:, None, None]
+        return (causal[None] & ~hidden)[:, None]
+
+    def _real_positions(self, x: Tensor, layout: Layout, lengths: Tensor) -> Tensor:
+        """Packed states, or all positions without packing -> float[P, D] at real positions only."""
+        if layout.index is not None:
+            return x
+        return Layout.of_lengths(lengths, layout.num_tokens).pack(layout.pad(x))
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self.max_tokens:
+            raise ValueError(f"{num_tokens} tokens are more than the decoder's max_tokens {self.max_tokens}")
+
+    def start_decoding(self, memory: Tensor) -> DecoderCache:
+        """Memory float[B, M, Dm] -> an empty cache with the image's keys and values computed once."""
+        cache = DecoderCache(
+            unimodal=[KeyValueCache() for _ in self.unimodal_layers],
+            multimodal=[KeyValueCache() for _ in self.multimodal_layers],
+        )
+        if self.fusion == "prefix":
+            cache.prefix = self._prefix(memory)
+        else:
+            cache.memory = [layer.cross_attention.keys_values(memory) for layer in self.multimodal_layers]
+        return cache
+
+    def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+        """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds them too."""
+        self._check_length(cache.num_tokens + tokens.shape[1])
+        layout = Layout(len(tokens), tokens.shape[1], None)
+        x = self._embed(tokens, layout, offset=cache.num_tokens)
+        for layer, kept in zip(self.unimodal_layers, cache.unimodal, strict=True):
+            x = layer(x, layout, cache=kept)
+        if cache.prefix is not None:
+            x = torch.cat([cache.prefix.to(x.dtype), layout.pad(x)], dim=1)
+            layout = Layout(x.shape[0], x.shape[1], None)
+            x, cache.prefix = layout.pack(x), None
+        memories = cache.memory or [None] * len(self.multimodal_layers)
+        for layer, kept, memory in zip(self.multimodal_layers, cache.multimodal, memories, strict=True):
+            x = layer(x, layout, memory=memory, cache=kept)
+        return self.head(self.norm(layout.pad(x)[:, -tokens.shape[1] :]))

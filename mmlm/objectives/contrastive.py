@@ -1,0 +1,129 @@
+"""InfoNCE between images and texts, with several positives a row."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.distributed import gather, rank, sum_over_ranks
+from mmlm.errors import UserError
+from mmlm.flow import TEXT_ONLY, Batch, Loss, ModelOutput, Term, View
+
+
+class InfoNCE(nn.Module):
+    """Symmetric softmax contrastive loss with a learned temperature (CLIP, arXiv:2103.00020).
+
+    For similarities ``s[b, c] = exp(log_scale) * image[b] . text[c]`` and positives ``p[b, c]`` in {0, 1}::
+
+        image_to_text = - mean_b  sum_c p[b, c] / sum_c' p[b, c'] * log_softmax_c(s[b, :])[c]
+        text_to_image = - mean_c  sum_b p[b, c] / sum_b' p[b', c] * log_softmax_b(s[:, c])[b]
+        loss          = (image_to_text + text_to_image) / 2
+
+    Several captions of one image, images and captions of one concept, and equal captions are positives of each other
+    (soft targets as in UniCL, arXiv:2204.03610); CLIP has exactly one positive a row and counts the others as false
+    negatives. Text-only captions and images without a caption take no part. ``label_smoothing`` spreads that share of
+    each row's target evenly over the row.
+
+    Over W ranks the local images are compared with every rank's texts and the other way round; terms are local sums
+    over global counts, so the result does not depend on W.
+
+    Args:
+        temperature: initial softmax temperature, 1 / exp(log_scale).
+        learned_temperature: train ``log_scale``; it is clamped to [0, ln ``max_scale``].
+        max_scale: upper bound of exp(log_scale) (100 in CLIP).
+        label_smoothing: share of the target spread over the row, in [0, 1).
+    """
+
+    views = frozenset({View.EMBED})
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learned_temperature: bool = True,
+        max_scale: float = 100.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 1 / max_scale <= temperature <= 1:
+            raise UserError(f"temperature: {temperature} must lie in [1 / max_scale, 1] = [{1 / max_scale:g}, 1]")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
+        scale = torch.tensor(math.log(1 / temperature))
+        self.logit_scale = nn.Parameter(scale, requires_grad=learned_temperature)
+        self.max_scale, self.label_smoothing = max_scale, label_smoothing
+
+    def scale(self) -> Tensor:
+        """float32[]: what similarities are multiplied by."""
+        return self.logit_scale.clamp(0, math.log(self.max_scale)).exp()
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Loss:
+        """Embeddings float32[B, E] and [C, E] -> one term and the figures ``accuracy`` and ``temperature``."""
+        image, text = output.image_embedding, output.text_embedding
+        all_image, all_text = gather(image), gather(text)
+        local, everyone = _Keys.of(batch), _Keys.of(batch).gathered()
+        scale = self.scale()
+        by_image = positives(local, everyone)
+        by_text = positives(everyone, local).T
+        image_rows = self._rows(scale * image @ all_text.T, by_image, everyone.has_image)
+        text_rows = self._rows(scale * text @ all_image.T, by_text, everyone.has_caption)
+        num_image = sum_over_ranks(image_rows.used.sum()).clamp(min=1)
+        num_text = sum_over_ranks(text_rows.used.sum()).clamp(min=1)
+        # One term: both directions over their own counts, brought to one count so that a term stays sum / count.
+        local_sum = (image_rows.losses.sum() + text_rows.losses.sum() * num_image / num_text) / 2
+        accuracy = sum_over_ranks(image_rows.correct.sum()) / num_image
+        return Loss(
+            {"contrastive": Term(local_sum, num_image.to(local_sum.dtype))},
+            {"accuracy": accuracy, "temperature": 1 / scale.detach()},
+        )
+
+    def _rows(self, logits: Tensor, positive: Tensor, candidates: Tensor) -> "_Rows":
+        """Cross-entropy of each row of float32[R, K] logits against its positives bool[R, K], over ``candidates``."""
+        used = positive.any(dim=1)
+        logits = logits.masked_fill(~candidates[None, :], float("-inf"))
+        log_probs = logits.log_softmax(dim=1).masked_fill(~candidates[None, :], 0.0)
+        target = positive / positive.sum(dim=1, keepdim=True).clamp(min=1)
+        if self.label_smoothing:
+            uniform = candidates / candidates.sum()
+            target = (1 - self.label_smoothing) * target + self.label_smoothing * uniform
+        losses = -(target * log_probs).sum(dim=1) * used
+        best = logits.detach().argmax(dim=1, keepdim=True)
+        correct = positive.gather(1, best).squeeze(1) & used
+        return _Rows(losses, used, correct)
+
+
+class _Rows:
+    """Loss float32[R], and whether each row counts and was right, bool[R]."""
+
+    def __init__(self, losses: Tensor, used: Tensor, correct: Tensor) -> None:
+        self.losses, self.used, self.correct = losses, used, correct
+
+
+class _Keys:
+    """The integers that decide who is whose positive, of one rank or of all."""
+
+    def __init__(self, image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor) -> None:
+        self.image_concept, self.caption_concept = image_concept, caption_concept
+        self.caption_key, self.image_index = caption_key, image_index
+        self.has_image = image_index != TEXT_ONLY
+        rows = torch.arange(len(image_concept), device=image_index.device)
+        self.owns = image_index[None, :] == rows[:, None]
+        self.has_caption = self.owns.any(dim=1)
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Keys":
+        return cls(batch.image_concept, batch.caption_concept, batch.caption_key, batch.image_index)
+
+    def gathered(self) -> "_Keys":
+        """The keys of all ranks' batches joined in rank order; image indices count through."""
+        sizes = gather(torch.tensor([len(self.image_concept)], device=self.image_index.device))
+        first = sizes[: rank()].sum()
+        index = gather(torch.where(self.image_index == TEXT_ONLY, self.image_index, self.image_index + first))
+        return _Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index)
+
+
+def positives(images: _Keys, captions: _Keys) -> Tensor:
+    """bool[B, C]: image b and caption c share a concept, or a caption of image b has caption c's text."""
+    same_concept = images.image_concept[:, None] == captions.caption_concept[None, :]
+    same_text = images.caption_key[:, None] == captions.caption_key[None, :]
+    reached = (images.owns.float() @ same_text.float()) > 0
+    return (same_concept | reached) & captions.has_image[None, :] & images.has_caption[:, None]

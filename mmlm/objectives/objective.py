@@ -1,0 +1,70 @@
+"""What an objective is, and the one module that holds everything trainable."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import nn
+
+from mmlm.errors import UserError
+from mmlm.flow import Batch, Loss, ModelOutput, View
+from mmlm.model.model import ImageTextModel
+
+
+class Objective(Protocol):
+    """A loss and the views of the model it needs. Objectives with parameters (a temperature) are modules."""
+
+    views: frozenset[View]
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        """Local sums over global counts; see ``Loss``."""
+        ...
+
+
+class WeightedSum(nn.Module):
+    """Several objectives with constant weights: ``total = sum_i weights[i] * loss_i``.
+
+    An objective of weight 0 is neither built into the sum nor computed. Terms carry their objective's name.
+
+    Raises:
+        UserError: a weight without objective or the other way round, a negative weight, or no positive weight.
+    """
+
+    def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        if objectives.keys() != weights.keys():
+            odd = ", ".join(sorted(objectives.keys() ^ weights.keys()))
+            raise UserError(f"objective.weights: {odd} must be named in both objectives and weights")
+        for name, weight in weights.items():
+            if weight < 0:
+                raise UserError(f"objective.weights.{name}: {weight} is negative; use 0 to leave the objective out")
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
+        if not self.weights:
+            raise UserError("objective.weights: every weight is 0, so there is nothing to train; make one positive")
+        self.objectives = nn.ModuleDict({name: objectives[name] for name in self.weights})
+        self.views = frozenset().union(*(part.views for part in self.objectives.values()))
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Loss:
+        """Every objective's terms, weighted, and its figures."""
+        terms, figures = {}, {}
+        for name, objective in self.objectives.items():
+            loss = objective(output, batch)
+            for key, term in loss.terms.items():
+                label = name if len(loss.terms) == 1 else f"{name}/{key}"
+                terms[label] = type(term)(term.local_sum, term.global_count, term.weight * self.weights[name])
+            figures |= {f"{name}/{key}": value for key, value in loss.figures.items()}
+        return Loss(terms, figures)
+
+
+class TrainStep(nn.Module):
+    """Model and objective in one module: what data parallelism wraps and what checkpoints hold.
+
+    Nothing trainable is used outside its forward: temperature and output projection are inside.
+    """
+
+    def __init__(self, model: ImageTextModel, objective: nn.Module) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        return self.objective(self.model(batch, self.objective.views), batch)

@@ -1,0 +1,160 @@
+"""``python -m mmlm.train experiment=NAME``: trains, evaluates, and writes the report of one run."""
+
+import functools
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mmlm.build import CHECKPOINTS, CONFIG, Experiment, build_experiment
+from mmlm.checkpoint import latest_checkpoint, load_checkpoint, mark_best, prune, save_checkpoint
+from mmlm.cli import INTERRUPTED, run_hydra
+from mmlm.config import (
+    CONFIG_DIR,
+    CONFIG_NAME,
+    Config,
+    check_config,
+    config_values,
+    differences,
+    load_config,
+    run_folder,
+    save_config,
+)
+from mmlm.environment import describe_environment, device_name, save_environment
+from mmlm.errors import UserError
+from mmlm.evaluation.evaluate import Evaluation
+from mmlm.loop import Interrupted, TrainState, fit
+from mmlm.metrics import Console, MetricLog
+from mmlm.model.model import parameter_counts
+from mmlm.precision import computing
+from mmlm.report.page import write_report
+
+
+def main(cfg: DictConfig) -> int:
+    """Trains one composed experiment; returns the exit status."""
+    config = check_config(cfg)
+    console = Console()
+    folder = _prepare_folder(config)
+    experiment = build_experiment(config, folder)
+    counts = parameter_counts(experiment.model)
+    if not (folder / "environment.json").exists():
+        save_environment(describe_environment(experiment.device, counts), folder)
+    console.header(_header(config, experiment, folder, counts))
+    _resume(experiment.state, folder, console)
+    evaluation = _evaluation(config, experiment)
+    if experiment.state.step < config.train.steps:
+        try:
+            _train(config, experiment, evaluation, folder, console)
+        except Interrupted as stop:
+            console.line(f"stopped and saved at step {stop.step}; resume with: {_command()}")
+            return INTERRUPTED
+    elif (folder / "report.html").exists():
+        console.line(f"finished already at step {experiment.state.step}; the report is {folder / 'report.html'}")
+        console.line("to train anew give the run a name (name=second), to train on raise train.steps")
+        return 0
+    _finish(config, experiment, evaluation, folder, console)
+    return 0
+
+
+def _prepare_folder(config: Config) -> Path:
+    """The run folder with its config. Raises UserError if it holds a run of another config."""
+    folder = run_folder(config)
+    file = folder / CONFIG
+    if file.exists():
+        changed = differences(load_config(file), config)
+        if changed:
+            raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:5])}); give this one another name=")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, file)
+    return folder
+
+
+def _header(
+    config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    total = sum(counts.values())
+    parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items() if count >= 5e3)
+    epochs = config.train.steps * config.train.batch_size / len(experiment.train_source)
+    splits = ", ".join(f"{name} in {len(batches)} batches" for name, batches in experiment.validation.items())
+    return [
+        ("experiment", f"{config.experiment} (seed {config.seed}) on {device_name(experiment.device)}, {config.train.precision.name}"),
+        ("data", f"{len(experiment.train_source):,} training images, {experiment.tokenizer.vocab_size:,} tokens; {splits}"),
+        ("model", f"{total / 1e6:.2f}M parameters: {parts}"),
+        ("training", f"{config.train.steps:,} steps of {config.train.batch_size} examples, {epochs:.1f} epochs"),
+        ("results", str(folder)),
+    ]
+
+
+def _resume(state: TrainState, folder: Path, console: Console) -> None:
+    """Continues from the newest intact checkpoint, if there is one."""
+    newest, damaged = latest_checkpoint(folder / CHECKPOINTS)
+    for message in damaged:
+        console.line(message)
+    if newest is None:
+        return
+    checkpoint = load_checkpoint(newest)
+    state.train_step.load_state_dict(checkpoint.weights["model"])
+    if state.ema is not None:
+        state.ema.load(checkpoint.weights["ema"])
+    state.load_state_dict(checkpoint.state)
+    console.line(f"resumed at step {state.step} from {newest}")
+
+
+def _evaluation(config: Config, experiment: Experiment) -> Evaluation:
+    return Evaluation(
+        model=experiment.model,
+        tokenizer=experiment.tokenizer,
+        evaluators=experiment.evaluators,
+        max_tokens=config.data.max_tokens,
+        device=experiment.device,
+        computing=functools.partial(computing, experiment.device, config.train.precision),
+    )
+
+
+def _train(
+    config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console
+) -> None:
+    state = experiment.state
+
+    def save(state: TrainState, is_best: bool) -> None:
+        root = folder / CHECKPOINTS
+        weights = {"model": state.train_step.state_dict()}
+        if state.ema is not None:
+            weights["ema"] = state.ema.tensors
+        saved = save_checkpoint(root, state.step, weights, state.state_dict())
+        if is_best:
+            mark_best(root, saved, config.train.best_metric, state.best)
+        prune(root, config.train.keep_last)
+
+    def evaluate(step: int) -> Mapping[str, float]:
+        return evaluation.all_scores(experiment.validation)
+
+    name = "/".join(folder.parts[-3:])
+    with MetricLog(folder, config.metrics, config_values(config), name, tell=console.line) as log:
+        log.resume_from(state.step if state.step else None)
+        fit(state, config.train, experiment.schedule, experiment.device, log, console, evaluate, save)
+
+
+def _finish(
+    config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console
+) -> None:
+    """Scores and samples of the weights that are exported, and the page that shows them."""
+    with experiment.state.evaluating():
+        scores = evaluation.write(
+            folder, experiment.state.step, experiment.validation, config.samples, config.data.language
+        )
+    for split, values in scores.items():
+        shown = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
+        console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown if key in values))
+    console.line(f"report: {write_report(folder)}")
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    run_hydra(main, CONFIG_DIR, CONFIG_NAME)

@@ -1,0 +1,65 @@
+"""Words for messages about what a user wrote: values, annotations in English, and what was probably meant."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+LISTS = (list, tuple, set, frozenset, Sequence, Collection, Iterable)
+"""Annotations that a list of a config can fill."""
+MAPPINGS = (dict, Mapping)
+
+_KINDS = {bool: "true or false", int: "an int", float: "a float", str: "a string", Path: "a path"}
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that ``name`` was probably meant to be, or None."""
+    return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)), None)
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """``; did you mean 'depth'?`` or, when nothing is close, ``; there are: depth, width``. Empty without names."""
+    match = closest(name, names)
+    if match is not None:
+        return f"; did you mean '{match}'?"
+    return f"; there are: {', '.join(sorted(names))}" if names else ""
+
+
+def shown(value: object) -> str:
+    """A value as a config writes it, cut to 60 characters."""
+    if value is None:
+        return "null"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def describe(hint: object) -> str:
+    """An annotation in words, with an article: ``an int``, ``a float or null``. Empty where anything goes."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (object, typing.Any):
+        return ""
+    if hint in (None, types.NoneType):
+        return "null"
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    if origin is typing.Literal:
+        return "one of " + ", ".join(shown(option) for option in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(member) for member in arguments)
+    kind = hint if origin is None else origin
+    if kind is tuple and arguments and Ellipsis not in arguments:
+        return "a list of " + ", ".join(describe(argument) for argument in arguments)
+    if kind in LISTS or kind in MAPPINGS:
+        items = describe(arguments[-1 if kind in MAPPINGS else 0]) if arguments else ""
+        return ("a mapping" if kind in MAPPINGS else "a list") + (f" in which each item is {items}" if items else "")
+    return _KINDS.get(kind) or _describe_class(kind)
+
+
+def _describe_class(kind: object) -> str:
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    return (
+        f"{article} {name} (a mapping of its settings)" if dataclasses.is_dataclass(kind) else f"{article} {name} part"
+    )

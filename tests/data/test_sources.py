@@ -1,0 +1,191 @@
+"""sources: what is on disk comes out as examples, and what is wrong with it is said in one line."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mmlm.data.sources import ImageFolder, ParquetTable
+from mmlm.errors import CorruptImage, UserError
+from mmlm.flow import Caption
+
+
+def png(colour: str = "red", size: tuple[int, int] = (4, 3)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def folder_with(tmp_path: Path, *lines: object) -> Path:
+    for name, colour in (("a.png", "red"), ("sub/b.png", "blue")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(colour))
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (tmp_path / "captions.jsonl").write_text(text + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_image_folder(tmp_path):
+    source = ImageFolder(
+        folder_with(
+            tmp_path,
+            {"image": "a.png", "captions": ["ein rotes Bild", "rot"], "language": "de", "concept": "red"},
+            "",
+            {"image": "sub/b.png", "caption": "a blue picture", "photographer": "me"},
+            {"image": None, "caption": "only text"},
+            {"image": "a.png", "caption": "a red picture", "language": "en", "concept": "red"},
+        )
+    )
+    assert len(source) == 3
+    first, second, third = (source[index] for index in range(3))
+    assert first.id == "a.png"
+    assert first.concept == "red"
+    assert first.captions == (Caption("ein rotes Bild", "de"), Caption("rot", "de"), Caption("a red picture", "en"))
+    assert first.image.shape == (3, 3, 4)
+    assert first.image[:, 0, 0].tolist() == [255, 0, 0]
+    assert (second.id, second.concept, second.captions) == ("sub/b.png", None, (Caption("a blue picture"),))
+    assert (third.id, third.image, third.captions) == ("line 4", None, (Caption("only text"),))
+    assert list(source.captions()) == [*first.captions, *second.captions, *third.captions]
+
+
+def test_image_folder_with_another_captions_file(tmp_path):
+    folder_with(tmp_path)
+    (tmp_path / "val.jsonl").write_text('{"image": "a.png", "caption": "x"}')
+    assert len(ImageFolder(str(tmp_path), captions="val.jsonl")) == 1
+
+
+def test_an_image_without_captions_is_an_example(tmp_path):
+    source = ImageFolder(folder_with(tmp_path, {"image": "a.png", "captions": []}))
+    assert source[0].captions == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"image": "a.png", ', "is not JSON"),
+        ('["a.png"]', "must be an object"),
+        ({"image": "a.png"}, "needs 'image' and either"),
+        ({"caption": "x"}, "needs 'image' and either"),
+        ({"image": "a.png", "caption": "x", "captions": ["y"]}, "needs 'image' and either"),
+        ({"image": "a.png", "captoin": "x"}, "did you mean 'caption'"),
+        ({"image": "a.png", "caption": "x", "langauge": "en"}, "did you mean 'language'"),
+        ({"image": "a.png", "captions": "x"}, "a list of strings"),
+        ({"image": "a.png", "captions": ["x", 3]}, "a list of strings"),
+        ({"image": 3, "caption": "x"}, "'image' must be a string, not 3"),
+        ({"image": "a.png", "caption": "x", "concept": 7}, "'concept' must be a string, not 7"),
+        ({"image": "sub/b.png", "caption": "x", "concept": "red"}, "an earlier line 'blue'"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path, line, said):
+    folder_with(tmp_path, {"image": "sub/b.png", "caption": "ok", "concept": "blue"}, line)
+    with pytest.raises(UserError) as error:
+        ImageFolder(tmp_path)
+    assert f"{tmp_path / 'captions.jsonl'}:2: " in one_line(error)
+    assert said in one_line(error)
+
+
+def test_missing_folder_file_and_images(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder") as error:
+        ImageFolder(tmp_path / "none")
+    one_line(error)
+    with pytest.raises(UserError, match=r"captions\.jsonl: there is no such file"):
+        ImageFolder(tmp_path)
+    folder_with(tmp_path, {"image": "a.png", "caption": "x"}, {"image": "gone.png", "caption": "x"})
+    with pytest.raises(UserError, match=r"gone\.png: there is no such file \(1 of 2 images are missing\)") as error:
+        ImageFolder(tmp_path)
+    one_line(error)
+    folder_with(tmp_path, "")
+    with pytest.raises(UserError, match="has no line"):
+        ImageFolder(tmp_path)
+
+
+def test_a_damaged_image_is_corrupt_only_when_it_is_read(tmp_path):
+    folder_with(tmp_path, {"image": "a.png", "caption": "x"})
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    source = ImageFolder(tmp_path)
+    assert list(source.captions()) == [Caption("x")]
+    with pytest.raises(CorruptImage, match=r"a\.png: is not an image"):
+        source[0]
+
+
+def table_file(path: Path, images: list, captions: list, **columns: list) -> Path:
+    pq.write_table(pa.table({"image": images, "caption": captions, **columns}), path)
+    return path
+
+
+def test_parquet_table_over_several_files(tmp_path):
+    table_file(tmp_path / "1.parquet", [{"bytes": png("red"), "path": None}, None], ["one", None], label=[5, 6])
+    table_file(tmp_path / "2.parquet", [{"bytes": png("blue"), "path": "b.png"}], ["two"], label=[7])
+    source = ParquetTable(str(tmp_path / "*.parquet"), concept_column="label", language="en")
+    assert len(source) == 3
+    assert [source[index].id for index in range(3)] == ["1.parquet/0", "1.parquet/1", "2.parquet/0"]
+    assert [source[index].concept for index in range(3)] == ["5", "6", "7"]
+    assert source[0].image[:, 0, 0].tolist() == [255, 0, 0]
+    assert source[1].image is None
+    assert source[1].captions == ()
+    assert source[2].image[:, 0, 0].tolist() == [0, 0, 255]
+    assert list(source.captions()) == [Caption("one", "en"), Caption("two", "en")]
+
+
+def test_parquet_lists_of_captions_binary_images_and_ids(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"pixels": [png(), png()], "texts": [["a", None, "b"], []], "key": ["u", "v"]}), path)
+    source = ParquetTable([path], image_column="pixels", caption_column="texts", id_column="key")
+    assert source[0].captions == (Caption("a"), Caption("b"))
+    assert source[1].captions == ()
+    assert (source[0].id, source[1].id, source[0].concept) == ("u", "v", None)
+    assert source[0].image.shape == (3, 3, 4)
+
+
+def test_parquet_reads_the_path_where_there_are_no_bytes(tmp_path):
+    (tmp_path / "a.png").write_bytes(png("blue"))
+    type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": None, "path": "a.png"}, {"bytes": None, "path": None}], type=type)
+    source = ParquetTable(table_file(tmp_path / "x.parquet", rows, ["x", "y"]))
+    assert source[0].image[:, 0, 0].tolist() == [0, 0, 255]
+    with pytest.raises(CorruptImage, match=r"x\.parquet/1: the row has neither bytes nor a path"):
+        source[1]
+
+
+def test_parquet_corrupt_image_is_named_by_its_id(tmp_path):
+    source = ParquetTable(table_file(tmp_path / "x.parquet", [{"bytes": b"junk", "path": None}], ["x"]))
+    with pytest.raises(CorruptImage, match=r"^x\.parquet/0: is not an image"):
+        source[0]
+
+
+def test_parquet_travels_to_a_worker(tmp_path):
+    source = ParquetTable(table_file(tmp_path / "x.parquet", [{"bytes": png(), "path": None}], ["x"]), language="de")
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[0].captions == source[0].captions
+    assert copy[0].image.equal(source[0].image)
+
+
+def test_parquet_errors_name_the_file_and_the_column(tmp_path):
+    good = table_file(tmp_path / "x.parquet", [{"bytes": png(), "path": None}], ["x"])
+    cases = [
+        (lambda: ParquetTable(tmp_path / "none.parquet"), r"none\.parquet: there is no such Parquet file"),
+        (lambda: ParquetTable([]), r"names no Parquet file"),
+        (lambda: ParquetTable(good, caption_column="text"), "no column 'text'; its columns are image, caption"),
+        (lambda: ParquetTable(good, concept_column="label"), "no column 'label'"),
+        (lambda: ParquetTable(good, image_column="caption"), "column 'caption' is string, but an image is"),
+        (lambda: ParquetTable(good, caption_column="image"), "but captions are strings or lists"),
+        (lambda: ParquetTable(__file__), "cannot be read as Parquet"),
+    ]
+    for build, said in cases:
+        with pytest.raises(UserError, match=said) as error:
+            build()
+        one_line(error)
+    empty = pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+    with pytest.raises(UserError, match=r"empty\.parquet: has no rows"):
+        ParquetTable(tmp_path / "empty.parquet")
