@@ -8,7 +8,7 @@ class UserError(Exception):
     """
 
 
-class CorruptImage(UserError):
+class CorruptImage(UserError):  # noqa: N818 - a thing of the data, named as such everywhere
     """An image that cannot be decoded. ``name`` is the file or example id, ``reason`` what is wrong with it."""
 
     def __init__(self, name: str, reason: str) -> None:

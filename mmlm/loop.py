@@ -166,7 +166,7 @@ def fit(
             corrupt += batch.corrupt
             lr = set_learning_rate(state.optimizer, schedule(state.step, settings.steps))
             loss, norm = _forward_backward(state.train_step, batch.to(device), settings, device)
-            if not math.isfinite(float(loss.total) + float(norm)):
+            if not math.isfinite(loss.total.item() + norm.item()):
                 state.optimizer.zero_grad(set_to_none=True)
                 save(state, False)
                 raise NonFiniteLoss(_describe(state.step, loss, norm, batch))
@@ -241,10 +241,10 @@ def _evaluate(
 
 
 def _describe(step: int, loss: Loss, norm: Tensor, batch: Batch) -> str:
-    terms = ", ".join(f"{name} {float(term.value):g}" for name, term in loss.terms.items())
+    terms = ", ".join(f"{name} {term.value.item():g}" for name, term in loss.terms.items())
     ids = ", ".join(batch.ids[:8]) + (f" and {len(batch.ids) - 8} more" if len(batch.ids) > 8 else "")
     return (
-        f"step {step}: the loss is not finite ({terms}, gradient norm {float(norm):g}) on the batch {ids}; the state "
+        f"step {step}: the loss is not finite ({terms}, gradient norm {norm.item():g}) on the batch {ids}; the state "
         "before this step is saved; lower optim.lr or look at these examples"
     )
 

@@ -30,7 +30,7 @@ class Cosine:
     warmup_steps: int = 100
     """Optimizer steps from 0 to the peak."""
     final: float = 0.0
-    """Share of the peak at the last step."""
+    """Share of the peak that the decay would reach one step after the last."""
 
     def __call__(self, step: int, num_steps: int) -> float:
         """The factor at ``step``."""
@@ -49,7 +49,7 @@ class WarmupStableDecay:
     decay_share: float = 0.2
     """Share of all steps, at the end, that decay."""
     final: float = 0.0
-    """Share of the peak at the last step."""
+    """Share of the peak that the decay would reach one step after the last."""
 
     def __call__(self, step: int, num_steps: int) -> float:
         """The factor at ``step``."""
@@ -71,12 +71,14 @@ class Constant:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: matrices and kernels yes; norms, biases, temperature, queries and embeddings' positions no.
+    """Whether weight decay applies: to matrices, kernels and token embeddings.
 
-    The usual rule (GPT-2, timm): tensors of fewer than two dimensions do not decay. Learned queries and positions are
-    matrices by shape only, each row an offset of its own, so they do not decay either.
+    The usual rule (GPT-2, timm): tensors of fewer than two dimensions (norms, biases, temperature) do not decay.
+    Learned queries, positions, class and register tokens are matrices by shape only, each row an offset of its own, so
+    they do not decay either.
     """
-    return parameter.ndim >= 2 and not name.endswith(("queries", "position_embedding", "pos_embed"))
+    offsets = ("queries", "position_embedding", "pos_embed", "cls_token", "reg_token", "dist_token")
+    return parameter.ndim >= 2 and not name.endswith(offsets)
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,7 @@ class OptimizerPart(Protocol):
 
 
 def _as_torch(groups: Iterable[ParameterGroup], lr: float) -> list[dict[str, object]]:
-    return [
-        {"params": list(g.parameters), "weight_decay": g.weight_decay, "lr": lr, "peak_lr": lr} for g in groups
-    ]
+    return [{"params": list(g.parameters), "weight_decay": g.weight_decay, "lr": lr, "peak_lr": lr} for g in groups]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ExponentialMovingAverage:
     """A running average of a module's parameters, ``average = decay * average + (1 - decay) * parameter``.
 
     The decay warms up as ``min(decay, (1 + step) / (10 + step))``, so that early averages are not the initialisation
-    (TensorFlow's ``ExponentialMovingAverage``). Buffers are copied.
+    (TensorFlow's ``ExponentialMovingAverage``). Floating-point buffers are averaged too, integer ones copied.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -6,6 +6,7 @@ One Parquet file for each hand (artist) in ``emoji/`` beside this file, written 
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -102,7 +103,7 @@ def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:
     }
 
 
-def _field(table: pa.Table, column: str, field: str) -> list:
+def _field(table: pa.Table, column: str, field: str) -> list[Any]:
     """One field of a struct column, as a Python list."""
     return pc.struct_field(table[column], field).to_pylist()
 

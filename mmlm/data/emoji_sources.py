@@ -194,10 +194,9 @@ def _download(package: Package, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec = f"{package.name}@{package.version}"
     result = subprocess.run(
-        [npm, "pack", spec, "--silent", "--pack-destination", str(folder)], capture_output=True, text=True, check=False
+        [npm, "pack", spec, "--pack-destination", str(folder)], capture_output=True, text=True, check=False
     )
     if result.returncode != 0 or not (folder / package.tarball).exists():
-        reason = result.stderr.strip().splitlines()[-1:] or [f"npm exited with {result.returncode}"]
-        raise UserError(
-            f"npm pack {spec} failed ({reason[0]}); check the network and the registry in your npm settings"
-        )
+        errors = [line for line in result.stderr.splitlines() if line.startswith(("npm error", "npm ERR!"))]
+        reason = errors[0] if errors else f"npm exited with {result.returncode}"
+        raise UserError(f"npm pack {spec} failed ({reason}); check the network and the registry in your npm settings")

@@ -2,7 +2,7 @@
 
 Writes one Parquet file per hand, the checksums and the contact sheet into ``mmlm/data/emoji/``. With ``--check`` it
 writes nothing and compares the decoded pixels and the text of a fresh build with the files that are there. About
-240 MB are downloaded once; needs npm, and resvg-py (``pip install 'mmlm[emoji]'``) for the SVG sets.
+171 MB are downloaded once; needs npm, and resvg-py (``pip install 'mmlm[emoji]'``) for the SVG sets.
 """
 
 import argparse
@@ -242,7 +242,9 @@ def check(tables: Mapping[str, pa.Table], folder: Path, console: Console) -> boo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 if ``--check`` found differences, 2 on a user's error."""
-    parser = argparse.ArgumentParser(prog="python -m mmlm.data.prepare_emoji", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mmlm.data.prepare_emoji", description="Build the emoji data set from pinned npm packages."
+    )
     parser.add_argument("--check", action="store_true", help="compare with the files that are there, write nothing")
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="where the Parquet files are (default: %(default)s)"
@@ -261,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if check(tables, options.folder, console) else 1
         write(tables, options.folder)
     except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     total = sum((options.folder / f"{name}.parquet").stat().st_size for name in tables)
     console.print(f"wrote {len(tables)} files, {total / 1e6:.1f} MB, to {options.folder}")

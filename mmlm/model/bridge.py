@@ -6,7 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, init_linears
+from mmlm.errors import UserError
+from mmlm.model.blocks import FeedForward, MultiHeadAttention, attention_weights, init_linears
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,13 @@ class AttentionalPooler(nn.Module):
         feed_forward: bool = False,
     ) -> None:
         super().__init__()
+        if num_queries is not None and num_queries < 1:
+            raise UserError(
+                f"bridge.num_queries: {num_queries} must be at least 1; null keeps the encoder's own tokens"
+            )
         self.memory_width = self.pooled_width = width
         self.num_memory_queries = num_queries or 0
-        self.queries = nn.Parameter(torch.randn(self.num_memory_queries + 1, width) * INIT_STD)
+        self.queries = nn.Parameter(torch.randn(self.num_memory_queries + 1, width))
         self.query_norm = nn.LayerNorm(width)
         self.patch_norm = nn.LayerNorm(patch_width)
         self.attention = MultiHeadAttention(width, num_heads, memory_width=patch_width)

@@ -1,4 +1,4 @@
-"""Our Transformer text decoder: unimodal layers that give the text embedding, then multimodal layers that see the image."""
+"""Our Transformer text decoder: unimodal layers give the text embedding, then multimodal layers see the image."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +17,7 @@ from mmlm.model.blocks import (
     MultiHeadAttention,
     init_linears,
     rotate,
+    rows_of,
     sinusoidal_positions,
 )
 
@@ -58,7 +59,12 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def _self_attention(
-        self, x: Tensor, layout: Layout, mask: Tensor | None, cache: KeyValueCache | None, record: AttentionRecord | None
+        self,
+        x: Tensor,
+        layout: Layout,
+        mask: Tensor | None,
+        cache: KeyValueCache | None,
+        record: AttentionRecord | None,
     ) -> Tensor:
         attention = self.self_attention
         projected = torch.cat([attention.query(x), attention.key_value(x)], dim=-1)
@@ -72,14 +78,18 @@ class DecoderLayer(nn.Module):
         return attention.output(layout.pack(out))
 
     def _cross_attention(
-        self, x: Tensor, layout: Layout, memory: tuple[Tensor, Tensor], image_index: Tensor | None, record: AttentionRecord | None
+        self,
+        x: Tensor,
+        layout: Layout,
+        memory: tuple[Tensor, Tensor],
+        image_index: Tensor | None,
+        record: AttentionRecord | None,
     ) -> Tensor:
         attention = self.cross_attention
         keys, values = memory
         queries = attention.heads(layout.pad(attention.query(self.cross_norm(x))))
         if image_index is not None:
-            rows = image_index.clamp(min=0)
-            keys, values = keys[rows], values[rows]
+            keys, values = rows_of(keys, image_index), rows_of(values, image_index)
         out = attention.output(layout.pack(attention.attend(queries, keys, values, record=record)))
         if image_index is not None:
             has_image = (image_index != TEXT_ONLY).to(out.dtype)
@@ -183,6 +193,7 @@ class TransformerDecoder(nn.Module):
         init_linears(self, num_residual_layers=2 * unimodal_layers + (3 if cross_width else 2) * multimodal_layers)
         if self.position_embedding is not None:
             nn.init.normal_(self.position_embedding, std=INIT_STD)
+        nn.init.normal_(self.head.weight, std=INIT_STD)
         if tie_weights:
             self.head.weight = self.token_embedding.weight
 
@@ -201,7 +212,7 @@ class TransformerDecoder(nn.Module):
         return x + table[layout.pack(positions)]
 
     def unimodal(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """int64[C, T], int64[C] -> float[C, T, D]: text-only states, zero at padding (with ``packed``)."""
+        """int64[C, T], int64[C] -> float[C, T, D]: text-only states; what stands at padding means nothing."""
         self._check_length(tokens.shape[1])
         layout = Layout.of_lengths(lengths, tokens.shape[1], self.packed)
         x = self._embed(tokens, layout)
@@ -239,7 +250,7 @@ class TransformerDecoder(nn.Module):
         self, states: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, record: AttentionRecord | None
     ) -> Tensor:
         num_memory, num_tokens = memory.shape[1], states.shape[1]
-        prefix = self._prefix(memory)[image_index.clamp(min=0)].to(states.dtype)
+        prefix = rows_of(self._prefix(memory), image_index).to(states.dtype)
         layout = Layout.of_lengths(lengths + num_memory, num_memory + num_tokens, self.packed)
         mask = self._prefix_mask(num_memory, num_tokens, image_index)
         full = AttentionRecord() if record is not None else None
@@ -249,7 +260,8 @@ class TransformerDecoder(nn.Module):
         if record is not None:
             record.weights += [weights[:, :, num_memory:, :num_memory] for weights in full.weights]
         text = layout.pad(self.norm(x))[:, num_memory:]
-        return Layout.of_lengths(lengths, num_tokens).pack(text)
+        rows = Layout.of_lengths(lengths, num_tokens)
+        return rows.real(rows.pack(text))
 
     def _prefix(self, memory: Tensor) -> Tensor:
         return memory if self.prefix_projection is None else self.prefix_projection(memory)
@@ -267,8 +279,9 @@ class TransformerDecoder(nn.Module):
     def _real_positions(self, x: Tensor, layout: Layout, lengths: Tensor) -> Tensor:
         """Packed states, or all positions without packing -> float[P, D] at real positions only."""
         if layout.index is not None:
-            return x
-        return Layout.of_lengths(lengths, layout.num_tokens).pack(layout.pad(x))
+            return layout.real(x)
+        rows = Layout.of_lengths(lengths, layout.num_tokens)
+        return rows.real(rows.pack(layout.pad(x)))
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self.max_tokens:

@@ -49,12 +49,16 @@ class ConvolutionalStem(nn.Module):
         self.grid_size = (self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1])
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         num_layers = self.patch_size[0].bit_length() - 1
-        if 2**num_layers != self.patch_size[0] or dynamic_img_pad:
-            raise UserError(f"encoder.patch_size: {patch_size} with a convolutional stem must be a power of two")
+        if num_layers < 1 or 2**num_layers != self.patch_size[0] or dynamic_img_pad:
+            raise UserError(f"encoder.patch_size: {patch_size} with a convolutional stem must be a power of two, 2 up")
         channels = channels or [max(embed_dim // 2 ** (num_layers - 1 - i), 24) for i in range(num_layers)]
         layers: list[nn.Module] = []
         for wide_in, wide_out in zip([in_chans, *channels[:-1]], channels, strict=True):
-            layers += [nn.Conv2d(wide_in, wide_out, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, wide_out), nn.GELU()]
+            layers += [
+                nn.Conv2d(wide_in, wide_out, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(1, wide_out),
+                nn.GELU(),
+            ]
         self.convolutions = nn.Sequential(*layers).to(device, dtype)
         self.proj = nn.Conv2d(channels[-1], embed_dim, 1, bias=bias, device=device, dtype=dtype)
 
@@ -72,7 +76,9 @@ class TimmVit(nn.Module):
 
     ``width``, ``depth`` and ``num_heads`` override the named architecture (not with ``pretrained``); ``stem`` is the
     usual ``patch`` projection or ``convolution`` (``ConvolutionalStem``). Class and register tokens, where the
-    architecture has them, take part in attention and are left out of the result.
+    architecture has them, take part in attention and are left out of the result. Without pretrained weights the linear
+    layers start Xavier-uniform, as in the reference implementation (timm's ``weight_init="jax"``; timm's own default,
+    normal(0, 0.02), shrinks signals in narrow models).
     """
 
     def __init__(
@@ -92,28 +98,40 @@ class TimmVit(nn.Module):
         super().__init__()
         if name not in timm.list_models(name, pretrained=False) and name not in timm.list_pretrained(name):
             near = timm.list_models(f"{name.split('_')[0]}*")[:6]
-            raise UserError(f"encoder.name: timm has no model '{name}'; it has for example {', '.join(near) or 'vit_tiny_patch16_224'}")
+            some = ", ".join(near) or "vit_tiny_patch16_224"
+            raise UserError(f"encoder.name: timm has no model '{name}'; it has for example {some}")
         changes = {"embed_dim": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}
         changes = {key: value for key, value in changes.items() if value is not None}
         if stem not in ("patch", "convolution"):
             raise UserError(f"encoder.stem: '{stem}' is not one of patch, convolution")
-        if pretrained and (changes.keys() - {"patch_size"} or stem != "patch"):
-            raise UserError("encoder.pretrained: pretrained weights fix width, depth, num_heads and stem; leave them null")
+        if pretrained and (changes.keys() - {"patch_size"} or stem != "patch" or not class_token):
+            fixed = "width, depth, num_heads, stem and class_token"
+            raise UserError(f"encoder.pretrained: pretrained weights fix {fixed}; leave them at their defaults")
         if stem == "convolution":
             changes["embed_layer"] = ConvolutionalStem
         if not class_token:
             changes |= {"class_token": False, "global_pool": "avg"}
-        if patch_size is not None and image_size % patch_size:
-            raise UserError(f"encoder.patch_size: image size {image_size} is not a multiple of patch size {patch_size}")
+        _check_patches(image_size, patch_size)
         try:
             self.vit = timm.create_model(
-                name, pretrained=pretrained, img_size=image_size, num_classes=0, drop_path_rate=drop_path,
-                patch_drop_rate=patch_dropout, **changes,
+                name,
+                pretrained=pretrained,
+                img_size=image_size,
+                num_classes=0,
+                drop_path_rate=drop_path,
+                patch_drop_rate=patch_dropout,
+                **changes,
             )
         except TypeError as error:
             raise UserError(f"encoder.name: timm's '{name}' is no plain ViT ({error})") from error
+        except AssertionError as error:
+            given = f"width={width}, depth={depth}, num_heads={num_heads}"
+            raise UserError(f"encoder: timm's '{name}' does not take {given} ({error})") from error
         if not isinstance(self.vit, VisionTransformer):
             raise UserError(f"encoder.name: '{name}' is a {type(self.vit).__name__}; this encoder takes timm ViTs")
+        _check_patches(image_size, self.vit.patch_embed.patch_size[0])
+        # Only patch tokens are used: an attention pool would be parameters that never see a gradient.
+        self.vit.reset_classifier(0, "")
         self.width = self.vit.embed_dim
         self.grid = tuple(self.vit.patch_embed.grid_size)
         settings = self.vit.pretrained_cfg
@@ -124,3 +142,9 @@ class TimmVit(nn.Module):
         """uint8[B, 3, S, S] -> float[B, N, D]; normalises with the architecture's own mean and deviation."""
         tokens = self.vit.forward_features((images - self.mean) / self.std)
         return tokens[:, self.vit.num_prefix_tokens :]
+
+
+def _check_patches(image_size: int, patch_size: int | None) -> None:
+    """UserError unless patches tile the image; None is the architecture's own size, known only once it is built."""
+    if patch_size is not None and (patch_size < 1 or image_size % patch_size):
+        raise UserError(f"encoder.patch_size: image size {image_size} is not a multiple of patch size {patch_size}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.flow import Batch, ModelOutput, View
-from mmlm.model.blocks import AttentionRecord
+from mmlm.model.blocks import AttentionRecord, rows_of
 from mmlm.model.bridge import Bridge
 from mmlm.model.decoder import DecoderCache, TransformerDecoder
 from mmlm.model.encoder import Encoder
@@ -99,8 +99,7 @@ class ImageTextModel(nn.Module):
         memory = self.bridge(patches).memory
         self.decoder.multimodal(states, batch.lengths - 1, memory, batch.image_index, record)
         over_memory = record.weights[-1].mean(dim=1)
-        rows = batch.image_index.clamp(min=0)
-        over_patches = over_memory @ self.bridge.patch_attention(patches)[rows].float()
+        over_patches = over_memory @ rows_of(self.bridge.patch_attention(patches), batch.image_index).float()
         over_patches = over_patches * (batch.image_index >= 0)[:, None, None]
         return over_patches.unflatten(-1, self.encoder.grid)
 

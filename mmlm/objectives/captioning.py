@@ -1,17 +1,16 @@
 """Captioning: cross-entropy of each next token."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from mmlm.distributed import sum_over_ranks
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Loss, ModelOutput, Term, View
 
 
-def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each position: float[P, D], float32[V, D], int64[P] -> float32[P], in float32."""
-    logits = F.linear(hidden, head_weight).float()
-    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+IGNORED = -100
+ROW_MULTIPLE = 64
+"""Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
 
 
 class Captioning(nn.Module):
@@ -34,8 +33,12 @@ class Captioning(nn.Module):
     def forward(self, output: ModelOutput, batch: Batch) -> Loss:
         """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
         targets = batch.targets[batch.target_mask]
-        logits = F.linear(output.hidden, output.head_weight).float()
-        losses = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
-        count = sum_over_ranks(batch.num_targets).to(losses.dtype)
+        filler = -len(targets) % ROW_MULTIPLE
+        hidden, targets = F.pad(output.hidden, (0, 0, 0, filler)), F.pad(targets, (0, filler), value=IGNORED)
+        logits = F.linear(hidden, output.head_weight).float()
+        smoothing = self.label_smoothing
+        losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
+        # At least 1: a batch without captions has loss 0, not 0 / 0.
+        count = sum_over_ranks(batch.num_targets).clamp(min=1).to(losses.dtype)
         correct = (logits.detach().argmax(dim=-1) == targets).sum()
         return Loss({"captioning": Term(losses, count)}, {"accuracy": sum_over_ranks(correct) / count})

@@ -29,7 +29,7 @@ class InfoNCE(nn.Module):
 
     Args:
         temperature: initial softmax temperature, 1 / exp(log_scale).
-        learned_temperature: train ``log_scale``; it is clamped to [0, ln ``max_scale``].
+        learned_temperature: train ``log_scale``, which is kept in [0, ln ``max_scale``].
         max_scale: upper bound of exp(log_scale) (100 in CLIP).
         label_smoothing: share of the target spread over the row, in [0, 1).
     """
@@ -53,8 +53,14 @@ class InfoNCE(nn.Module):
         self.max_scale, self.label_smoothing = max_scale, label_smoothing
 
     def scale(self) -> Tensor:
-        """float32[]: what similarities are multiplied by."""
-        return self.logit_scale.clamp(0, math.log(self.max_scale)).exp()
+        """float32[]: what similarities are multiplied by.
+
+        The parameter itself is clamped (as CLIP's authors do after a step): a clamp in the graph has gradient 0 beyond
+        the bound, and a temperature that once overshot would never come back.
+        """
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, math.log(self.max_scale))
+        return self.logit_scale.exp()
 
     def forward(self, output: ModelOutput, batch: Batch) -> Loss:
         """Embeddings float32[B, E] and [C, E] -> one term and the figures ``accuracy`` and ``temperature``."""
@@ -79,6 +85,8 @@ class InfoNCE(nn.Module):
     def _rows(self, logits: Tensor, positive: Tensor, candidates: Tensor) -> "_Rows":
         """Cross-entropy of each row of float32[R, K] logits against its positives bool[R, K], over ``candidates``."""
         used = positive.any(dim=1)
+        if positive.shape[1] == 0:
+            return _Rows(logits.sum(dim=1), used, used)
         logits = logits.masked_fill(~candidates[None, :], float("-inf"))
         log_probs = logits.log_softmax(dim=1).masked_fill(~candidates[None, :], 0.0)
         target = positive / positive.sum(dim=1, keepdim=True).clamp(min=1)
@@ -101,7 +109,9 @@ class _Rows:
 class _Keys:
     """The integers that decide who is whose positive, of one rank or of all."""
 
-    def __init__(self, image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor) -> None:
+    def __init__(
+        self, image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor
+    ) -> None:
         self.image_concept, self.caption_concept = image_concept, caption_concept
         self.caption_key, self.image_index = caption_key, image_index
         self.has_image = image_index != TEXT_ONLY

@@ -1,0 +1,64 @@
+"""``python -m mmlm.caption run=DIR IMAGE...``: one caption an image."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmlm.build import build_transform, choose_device, load_run
+from mmlm.cli import USER_ERROR, parse_key_values, report_user_errors
+from mmlm.data.images import read_image
+from mmlm.errors import UserError
+from mmlm.evaluation.decoding import greedy
+
+BATCH = 64
+
+
+@dataclass
+class CaptionSettings:
+    """Caption images with a trained run: prints ``path<TAB>caption``, one line an image."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+    language: str | None = None
+    """Language to caption in; null takes the run's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+def main(argv: list[str]) -> int:
+    """Captions every readable image; names each file that is none and then ends with status 2."""
+    settings, paths = parse_key_values(argv, CaptionSettings, positional="IMAGE")
+    if not paths:
+        raise UserError("no image given; usage: python -m mmlm.caption run=DIR IMAGE...")
+    device = choose_device(settings.device)
+    config, _, model, tokenizer = load_run(settings.run, device)
+    language = settings.language or config.data.language
+    start_id = tokenizer.start_id(language)
+    transform = build_transform(config)
+
+    def captions(images: list[Tensor]) -> list[str]:
+        with torch.no_grad():
+            features = model.encode_image(transform(images, None).to(device))
+        start = torch.full((len(images),), start_id, device=device)
+        tokens = greedy(model, features, start, tokenizer.end_id, tokenizer.pad_id, config.data.max_tokens)
+        return [tokenizer.decode(row) for row in tokens.tolist()]
+
+    failed = 0
+    for first in range(0, len(paths), BATCH):
+        read: dict[str, Tensor] = {}
+        for path in paths[first : first + BATCH]:
+            try:
+                read[path] = read_image(Path(path))
+            except UserError as error:
+                failed += 1
+                print(f"mmlm: {error}", file=sys.stderr)
+        for path, caption in zip(read, captions(list(read.values())) if read else [], strict=True):
+            print(f"{path}\t{caption}")
+    return USER_ERROR if failed else 0
+
+
+if __name__ == "__main__":
+    report_user_errors(main)

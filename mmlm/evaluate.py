@@ -1,0 +1,88 @@
+"""``python -m mmlm.evaluate run=DIR``: scores of a trained run on its splits, added to its report."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mmlm.build import CHECKPOINTS, build_evaluators, build_splits, choose_device, load_run
+from mmlm.checkpoint import best_checkpoint, latest_checkpoint
+from mmlm.cli import parse_key_values, report_user_errors
+from mmlm.config import Config
+from mmlm.errors import UserError
+from mmlm.evaluation.evaluate import Evaluation
+from mmlm.metrics import Console
+from mmlm.precision import Precision, computing
+from mmlm.report.page import write_report
+
+
+@dataclass
+class EvaluateSettings:
+    """Score a trained run on its splits and bring its scores.json, samples.json and report.html up to date."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+    splits: list[str] = field(default_factory=lambda: ["validation"])
+    """Split names of the run's config; validation and test stand for all of that group."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: Precision | None = None
+    """fp32 or bf16; null takes the run's own."""
+
+
+def main(argv: list[str]) -> int:
+    """Evaluates and prints a table; returns the exit status."""
+    settings, _ = parse_key_values(argv, EvaluateSettings)
+    device = choose_device(settings.device)
+    config, folder, model, tokenizer = load_run(settings.run, device)
+    chosen = _choose(config, settings.splits)
+    splits = {
+        name: batches
+        for group in ("validation", "test")
+        for name, batches in build_splits(
+            config, tokenizer, {k: v for k, v in getattr(config.data, group).items() if k in chosen}, f"data.{group}"
+        ).items()
+    }
+    evaluation = Evaluation(
+        model=model,
+        tokenizer=tokenizer,
+        evaluators=build_evaluators(config),
+        max_tokens=config.data.max_tokens,
+        device=device,
+        computing=functools.partial(computing, device, settings.precision or config.train.precision),
+    )
+    best = best_checkpoint(folder / CHECKPOINTS)
+    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
+    step = int(checkpoint.name.split("=")[1])
+    scores = evaluation.write(folder, step, splits, config.samples, config.data.language)
+    console = Console()
+    console.line(f"{folder} at step {step}")
+    for line in _table(scores):
+        console.line(line)
+    console.line(f"report: {write_report(folder)}")
+    return 0
+
+
+def _choose(config: Config, names: list[str]) -> set[str]:
+    groups = {"validation": list(config.data.validation), "test": list(config.data.test)}
+    known = [name for group in groups.values() for name in group]
+    chosen: set[str] = set()
+    for name in names:
+        if name not in groups and name not in known:
+            raise UserError(f"splits: '{name}' is no split of this run; there are: validation, test, {', '.join(known)}")
+        chosen |= set(groups.get(name, [name]))
+    return chosen
+
+
+def _table(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """One line a value, one column a split."""
+    names = list(dict.fromkeys(key for values in scores.values() for key in values))
+    width = max(len(name) for name in names)
+    lines = [" " * width + "".join(f"{split:>15}" for split in scores)]
+    for name in names:
+        cells = (values.get(name) for values in scores.values())
+        lines.append(f"{name:<{width}}" + "".join(f"{'-' if v is None else f'{v:.4g}':>15}" for v in cells))
+    return lines
+
+
+if __name__ == "__main__":
+    report_user_errors(main)

@@ -1,0 +1,51 @@
+"""The precision context: what runs in bfloat16, and that the process is left as it was found."""
+
+import pytest
+import torch
+from torch import nn
+from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
+
+from mmlm.precision import Precision, computing
+
+CPU = torch.device("cpu")
+
+
+def state() -> tuple[object, ...]:
+    attention = (flash_sdp_enabled(), mem_efficient_sdp_enabled(), math_sdp_enabled(), cudnn_sdp_enabled())
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_grad_enabled(), *attention
+
+
+def test_bf16_computes_products_in_bfloat16_and_keeps_float32_parameters_and_gradients():
+    layer = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
+    with computing(CPU, Precision.bf16):
+        out = layer(x)
+        assert out.dtype == torch.bfloat16
+        assert out.float().log_softmax(-1).dtype == torch.float32
+        out.float().sum().backward()
+    assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(out.float(), layer(x), rtol=2e-2, atol=2e-2)
+
+
+def test_fp32_changes_nothing():
+    before = state()
+    with computing(CPU, Precision.fp32):
+        assert state() == before
+        assert nn.Linear(4, 3)(torch.randn(2, 4)).dtype == torch.float32
+    assert state() == before
+
+
+def test_bf16_on_cpu_takes_the_plain_attention_and_restores_the_choice():
+    before = state()
+    with computing(CPU, Precision.bf16):
+        assert math_sdp_enabled()
+        assert not flash_sdp_enabled()
+        assert torch.is_autocast_enabled("cpu")
+    assert state() == before
+
+
+def test_state_is_restored_after_an_error():
+    before = state()
+    with pytest.raises(ZeroDivisionError), computing(CPU, Precision.bf16):
+        _ = 1 / 0
+    assert state() == before
