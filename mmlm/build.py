@@ -67,7 +67,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_experiment(config: Config, folder: Path) -> Experiment:
-    """All parts of a training run, its tokenizer fitted (or restored from ``folder``) and saved there."""
+    """All parts of a training run, its tokenizer fitted (or restored from ``folder``). Writes nothing."""
     seed_everything(config.seed)
     device = choose_device(config.device)
     source = build_source(config, config.data.train, "data.train")
@@ -116,7 +116,7 @@ def build_source(config: Config, node: object, slot: str) -> Source:
 
 
 def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
-    """The run's tokenizer: restored from ``folder`` or from the run whose decoder is taken over, else fitted; saved."""
+    """The run's tokenizer: restored from ``folder`` or from the run whose decoder is taken over, else fitted."""
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     saved = folder / TOKENIZER
     if saved.is_dir():
@@ -127,7 +127,6 @@ def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
         tokenizer.restore(find_run(start.run) / TOKENIZER)
     else:
         tokenizer.fit(source.captions())
-    tokenizer.save(saved)
     return tokenizer
 
 
@@ -165,7 +164,9 @@ def build_evaluators(config: Config) -> dict[str, Evaluator]:
 
 def build_model(config: Config, tokenizer: Tokenizer) -> ImageTextModel:
     """Encoder, bridge and decoder, each told the widths of those before it."""
-    encoder = cast(Encoder, build_part(config.encoder, "encoder", {"image_size": config.data.image_size}, config.plugins))
+    encoder = cast(
+        Encoder, build_part(config.encoder, "encoder", {"image_size": config.data.image_size}, config.plugins)
+    )
     bridge = cast(Bridge, build_part(config.bridge, "bridge", {"patch_width": encoder.width}, config.plugins))
     runtime = {
         "vocab_size": tokenizer.vocab_size,
@@ -176,7 +177,20 @@ def build_model(config: Config, tokenizer: Tokenizer) -> ImageTextModel:
     return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width)
 
 
-# Weights of another run
+# Weights of a run
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a finished (or stopped) run left behind, ready to use."""
+
+    folder: Path
+    config: Config
+    step: int
+    """Optimizer steps that the weights have been trained for."""
+    model: ImageTextModel
+    """In eval mode, with the weights that the run exports."""
+    tokenizer: Tokenizer
 
 
 def find_run(path: str) -> Path:
@@ -184,7 +198,8 @@ def find_run(path: str) -> Path:
     root = Path(path)
     if (root / CONFIG).is_file():
         return root
-    found = sorted(file.parent for file in root.glob(f"**/{CONFIG}")) if root.is_dir() else []
+    # Not any config.yaml: wandb writes one of its own below the run folder.
+    found = sorted(file.parent for file in root.glob(f"**/seed=*/{CONFIG}")) if root.is_dir() else []
     if len(found) == 1:
         return found[0]
     if found:
@@ -192,29 +207,31 @@ def find_run(path: str) -> Path:
     raise UserError(f"run: {path} is no run folder (it has no {CONFIG}); train one with python -m mmlm.train")
 
 
-def load_run(path: str, device: torch.device) -> tuple[Config, Path, ImageTextModel, Tokenizer]:
-    """A trained model in eval mode, with its config, folder and tokenizer. Best checkpoint if there is one, else last.
-
-    The moving average of the weights is taken where the run has one.
-    """
+def load_run(path: str, device: torch.device) -> TrainedRun:
+    """The run at (or the only one below) ``path`` with the weights it exports, on ``device``. Raises UserError."""
     folder = find_run(path)
     config = load_config(folder / CONFIG)
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     tokenizer.restore(folder / TOKENIZER)
     config.encoder.pop("pretrained", None)  # the run's own weights follow
     model = build_model(config, tokenizer)
-    model.load_state_dict(model_weights(folder, config.train.ema_decay is not None))
-    return config, folder, model.to(device).eval(), tokenizer
+    step, weights = exported_weights(folder, config)
+    model.load_state_dict(weights)
+    return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
 
 
-def model_weights(folder: Path, averaged: bool) -> dict[str, Tensor]:
-    """The model's weights from a run's best checkpoint, or its last. Raises UserError if it has none."""
+def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
+    """The step and the model's weights of a run's best checkpoint, or of its last where it keeps no best one.
+
+    The moving average of the weights is taken where the run has one. Raises UserError if there is no checkpoint.
+    """
     best = best_checkpoint(folder / CHECKPOINTS)
     checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
     if checkpoint is None:
         raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
-    weights = load_weights(checkpoint, "ema" if averaged else "model")
-    return {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
+    weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
+    step = int(checkpoint.name.split("=")[1].split(".")[0])
+    return step, {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
 
 
 def initialise_from(train_step: TrainStep, config: Config) -> None:
@@ -223,13 +240,19 @@ def initialise_from(train_step: TrainStep, config: Config) -> None:
     Raises UserError for a part that is not there or a tensor of another shape.
     """
     folder = find_run(cast(str, config.init_from.run))
-    source = model_weights(folder, load_config(folder / CONFIG).train.ema_decay is not None)
+    _, source = exported_weights(folder, load_config(folder / CONFIG))
     target = train_step.model.state_dict()
     known = list(dict.fromkeys(key.split(".")[0] for key in target))
-    chosen = config.init_from.parts or known
+    chosen = known if config.init_from.parts is None else config.init_from.parts
     for part in chosen:
         if part not in known:
             raise UserError(f"init_from.parts: '{part}' is no part of the model; there are: {', '.join(known)}")
+    for key in sorted(source.keys() - target.keys()):
+        part = key.split(".")[0]
+        if part in chosen:
+            raise UserError(
+                f"init_from: '{key}' of {folder} has no place here; leave '{part}' out of init_from.parts or build it alike"
+            )
     for key, value in target.items():
         if key.split(".")[0] not in chosen:
             continue
@@ -241,7 +264,7 @@ def initialise_from(train_step: TrainStep, config: Config) -> None:
 def _fitted(key: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
     if old.shape == new.shape:
         return old
-    if key == "encoder.vit.pos_embed":
+    if key == "encoder.vit.pos_embed" and old.shape[-1] == new.shape[-1]:
         prefix = model.encoder.vit.num_prefix_tokens
         return resample_abs_pos_embed(old, list(model.encoder.grid), num_prefix_tokens=prefix)
     raise UserError(

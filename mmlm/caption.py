@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     if not paths:
         raise UserError("no image given; usage: python -m mmlm.caption run=DIR IMAGE...")
     device = choose_device(settings.device)
-    config, _, model, tokenizer = load_run(settings.run, device)
+    run = load_run(settings.run, device)
+    config, model, tokenizer = run.config, run.model, run.tokenizer
     language = settings.language or config.data.language
     start_id = tokenizer.start_id(language)
     transform = build_transform(config)

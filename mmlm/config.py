@@ -1,4 +1,4 @@
-"""The schema of an experiment: settings are dataclasses from next to the code they set, parts are ``_target_`` nodes."""
+"""The schema of an experiment: settings are dataclasses from next to the code they set, parts ``_target_`` nodes."""
 
 import dataclasses
 import hashlib
@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from mmlm.config_errors import explain
 from mmlm.errors import UserError
 from mmlm.evaluation.samples import SampleSettings
 from mmlm.loop import FitSettings
@@ -137,6 +140,7 @@ def check_config(cfg: DictConfig) -> Config:
     for name, node in config.evaluators.items():
         check_part(node, f"evaluators.{name}", EVALUATOR_ARGUMENTS, config.plugins)
     _check_numbers(config)
+    _check_init_from(config.init_from)
     return config
 
 
@@ -159,6 +163,13 @@ def _check_numbers(config: Config) -> None:
     both = config.data.validation.keys() & config.data.test.keys()
     if both:
         raise UserError(f"data.test.{min(both)}: a validation split has this name too; give every split its own")
+
+
+def _check_init_from(settings: InitSettings) -> None:
+    if settings.run is None and settings.parts is not None:
+        raise UserError("init_from.parts: has no effect without init_from.run; give the run to take the parts from")
+    if settings.parts == []:
+        raise UserError("init_from.parts: names no part; null takes all, and without init_from.run none is taken")
 
 
 def config_values(config: Config) -> dict[str, Any]:
@@ -184,12 +195,13 @@ def run_folder(config: Config) -> Path:
 
 
 def load_config(file: Path) -> Config:
-    """The config of a run, from the file that ``save_config`` wrote, checked again."""
+    """The config of a run, from the file that ``save_config`` wrote, checked again. Raises UserError."""
     try:
-        loaded = OmegaConf.load(file)
+        return check_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
     except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file; run= takes a run's folder, such as runs/caption_base/*/seed=0") from None
-    return check_config(OmegaConf.merge(OmegaConf.structured(Config), loaded))
+        raise UserError(f"{file}: there is no such file; give a run's folder, such as runs/NAME/HASH/seed=0") from None
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{file}: {explain(error)}") from error
 
 
 def save_config(config: Config, file: Path) -> None:

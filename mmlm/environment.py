@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ def describe_environment(device: torch.device, parameters: Mapping[str, int]) ->
     """Looks at the running process."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return Environment(
-        command=" ".join(["python", "-m", "mmlm.train", *sys.argv[1:]]),
+        command=shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]]),
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
         device=device_name(device),

@@ -4,12 +4,12 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmlm.build import CHECKPOINTS, build_evaluators, build_splits, choose_device, load_run
-from mmlm.checkpoint import best_checkpoint, latest_checkpoint
+from mmlm.build import build_evaluators, build_splits, choose_device, load_run
 from mmlm.cli import parse_key_values, report_user_errors
 from mmlm.config import Config
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
+from mmlm.loop import describe_corrupt
 from mmlm.metrics import Console
 from mmlm.precision import Precision, computing
 from mmlm.report.page import write_report
@@ -33,43 +33,49 @@ def main(argv: list[str]) -> int:
     """Evaluates and prints a table; returns the exit status."""
     settings, _ = parse_key_values(argv, EvaluateSettings)
     device = choose_device(settings.device)
-    config, folder, model, tokenizer = load_run(settings.run, device)
+    run = load_run(settings.run, device)
+    config = run.config
     chosen = _choose(config, settings.splits)
     splits = {
         name: batches
         for group in ("validation", "test")
         for name, batches in build_splits(
-            config, tokenizer, {k: v for k, v in getattr(config.data, group).items() if k in chosen}, f"data.{group}"
+            config,
+            run.tokenizer,
+            {k: v for k, v in getattr(config.data, group).items() if k in chosen},
+            f"data.{group}",
         ).items()
     }
     evaluation = Evaluation(
-        model=model,
-        tokenizer=tokenizer,
+        model=run.model,
+        tokenizer=run.tokenizer,
         evaluators=build_evaluators(config),
         max_tokens=config.data.max_tokens,
         device=device,
         computing=functools.partial(computing, device, settings.precision or config.train.precision),
     )
-    best = best_checkpoint(folder / CHECKPOINTS)
-    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
-    step = int(checkpoint.name.split("=")[1])
-    scores = evaluation.write(folder, step, splits, config.samples, config.data.language)
+    scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
     console = Console()
-    console.line(f"{folder} at step {step}")
+    console.line(f"{run.folder} at step {run.step}")
+    for name, batches in splits.items():
+        if batches.corrupt:
+            console.line(describe_corrupt(name, batches.corrupt))
     for line in _table(scores):
         console.line(line)
-    console.line(f"report: {write_report(folder)}")
+    console.line(f"report: {write_report(run.folder)}")
     return 0
 
 
 def _choose(config: Config, names: list[str]) -> set[str]:
     groups = {"validation": list(config.data.validation), "test": list(config.data.test)}
-    known = [name for group in groups.values() for name in group]
+    known = [*groups, *(name for group in groups.values() for name in group)]
     chosen: set[str] = set()
     for name in names:
-        if name not in groups and name not in known:
-            raise UserError(f"splits: '{name}' is no split of this run; there are: validation, test, {', '.join(known)}")
+        if name not in known:
+            raise UserError(f"splits: '{name}' is no split of this run; there are: {', '.join(known)}")
         chosen |= set(groups.get(name, [name]))
+    if not chosen:
+        raise UserError(f"splits: {', '.join(names) or '[]'} holds no split of this run; there are: {', '.join(known)}")
     return chosen
 
 

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -16,7 +16,7 @@ from mmlm.data.loader import TrainLoader
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Loss
 from mmlm.metrics import Console, MetricLog
-from mmlm.optim import ExponentialMovingAverage, Schedule, set_learning_rate
+from mmlm.optim import ExponentialMovingAverage, Optimizer, Schedule, set_learning_rate
 from mmlm.precision import Precision, computing
 
 
@@ -43,10 +43,11 @@ class FitSettings:
     keep_last: int = 2
     """Checkpoints kept besides the best one."""
     best_metric: str | None = None
-    """Evaluation value, larger is better, that decides the best checkpoint; null keeps no best one."""
+    """Evaluation value, larger is better, that decides the best checkpoint, such as val_style/captioning/CIDEr-D; it is
+    then evaluated before the first step too. null keeps no best one."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - no error: what was asked for has been done
     """Training was asked to stop (Ctrl-C) and has saved its state at ``step``."""
 
     def __init__(self, step: int) -> None:
@@ -54,7 +55,7 @@ class Interrupted(Exception):
         self.step = step
 
 
-class NonFiniteLoss(UserError):
+class NonFiniteLoss(UserError):  # noqa: N818 - named after what happened
     """A loss or gradient was infinite or not a number; the state before that step has been saved."""
 
 
@@ -63,7 +64,7 @@ class TrainState:
     """Everything that changes while training and that a checkpoint has to hold."""
 
     train_step: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     loader: TrainLoader
     ema: ExponentialMovingAverage | None = None
     step: int = 0
@@ -154,20 +155,27 @@ def fit(
     Raises:
         Interrupted: after Ctrl-C, once the running step is done and saved.
         NonFiniteLoss: with the step and the batch's ids, after saving the state before that step.
+        UserError: ``settings.best_metric`` is not among the values of ``evaluate``, before the first step.
     """
     batches = iter(state.loader)
     corrupt: list[str] = []
     window, begun = _Window(), time.monotonic() - state.seconds
     state.train_step.train()
+    if state.step == 0 and settings.best_metric is not None:
+        # Refuses a name that is not evaluated before any training, and is what training has to beat.
+        save(state, _evaluate(state, settings, log, evaluate))
     with _interrupt_flag() as interrupted, console.progress(settings.steps, state.step) as progress:
         while state.step < settings.steps:
-            epoch = state.loader.epoch
+            epoch, position, rng = state.loader.epoch, state.loader.position, torch.get_rng_state()
             batch = next(batches)
             corrupt += batch.corrupt
             lr = set_learning_rate(state.optimizer, schedule(state.step, settings.steps))
             loss, norm = _forward_backward(state.train_step, batch.to(device), settings, device)
             if not math.isfinite(loss.total.item() + norm.item()):
                 state.optimizer.zero_grad(set_to_none=True)
+                _report_corrupt(corrupt, epoch, console)
+                state.loader.position = position
+                torch.set_rng_state(rng)
                 save(state, False)
                 raise NonFiniteLoss(_describe(state.step, loss, norm, batch))
             state.optimizer.step()
@@ -184,15 +192,20 @@ def fit(
                 log.log(state.step, state.loader.position, state.seconds, {f"train/{k}": v for k, v in row.items()})
                 progress.update(state.step, row)
                 window = _Window()
-            if state.loader.epoch != epoch or last:
-                corrupt = _report_corrupt(corrupt, epoch, console)
             is_best = False
             if last or _due(state.step, settings.eval_every):
-                is_best = _evaluate(state, settings, log, evaluate)
+                try:
+                    is_best = _evaluate(state, settings, log, evaluate)
+                except Exception:
+                    save(state, False)  # what has been trained is not lost with an evaluation
+                    raise
                 window.started = time.monotonic()
-            if is_best or last or _due(state.step, settings.save_every) or interrupted():
+            stopping = interrupted()
+            if state.loader.epoch != epoch or last or stopping:
+                corrupt = _report_corrupt(corrupt, epoch, console)
+            if is_best or last or stopping or _due(state.step, settings.save_every):
                 save(state, is_best)
-            if interrupted() and not last:
+            if stopping and not last:
                 raise Interrupted(state.step)
 
 
@@ -234,7 +247,7 @@ def _evaluate(
             f"train.best_metric: '{settings.best_metric}' is not evaluated; there are: {', '.join(sorted(values))}"
         )
     value = values[settings.best_metric]
-    if state.best is not None and value <= state.best:
+    if math.isnan(value) or (state.best is not None and value <= state.best):
         return False
     state.best = value
     return True
@@ -252,12 +265,16 @@ def _describe(step: int, loss: Loss, norm: Tensor, batch: Batch) -> str:
 def _report_corrupt(corrupt: list[str], epoch: int, console: Console) -> list[str]:
     """Names what could not be decoded in the epoch that ended; returns an empty list for the next one."""
     if corrupt:
-        named = "; ".join(sorted(set(corrupt))[:10])
-        more = len(set(corrupt)) - 10
-        console.line(
-            f"epoch {epoch}: {len(set(corrupt))} images could not be decoded: {named}" + (f"; and {more} more" * (more > 0))
-        )
+        console.line(describe_corrupt(f"epoch {epoch}", corrupt))
     return []
+
+
+def describe_corrupt(where: str, corrupt: Sequence[str]) -> str:
+    """One line with the number and the first ten of the images (``id: reason``) that could not be decoded."""
+    distinct = sorted(set(corrupt))
+    count = "1 image" if len(distinct) == 1 else f"{len(distinct)} images"
+    more = f"; and {len(distinct) - 10} more" if len(distinct) > 10 else ""
+    return f"{where}: {count} could not be decoded: {'; '.join(distinct[:10])}{more}"
 
 
 @contextmanager

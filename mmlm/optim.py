@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +102,32 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGr
     return groups
 
 
+class Optimizer(Protocol):
+    """What training needs of an optimizer: ``torch.optim.Optimizer`` and ``OptimizerPair`` both have it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> None:
+        """Updates the parameters from their gradients."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what ``state_dict`` returned."""
+        ...
+
+
 class OptimizerPart(Protocol):
     """Makes an optimizer for a module's trainable parameters. Every group has its peak rate under ``peak_lr``."""
 
-    def __call__(self, module: nn.Module) -> torch.optim.Optimizer:
+    def __call__(self, module: nn.Module) -> Optimizer:
         """The optimizer."""
         ...
 
@@ -127,15 +149,108 @@ class AdamW:
     eps: float = 1e-8
     """Added to the root of the running square."""
 
-    def __call__(self, module: nn.Module) -> torch.optim.Optimizer:
+    def __call__(self, module: nn.Module) -> Optimizer:
         """The optimizer for ``module``'s trainable parameters."""
+        return self.over(parameter_groups(module, self.weight_decay))
+
+    def over(self, groups: Iterable[ParameterGroup]) -> Optimizer:
+        """The optimizer for some groups."""
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"optim.betas: {list(self.betas)} must be two numbers in [0, 1), such as [0.9, 0.98]")
-        groups = _as_torch(parameter_groups(module, self.weight_decay), self.lr)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps, fused=True)
+        betas = tuple(self.betas)
+        return torch.optim.AdamW(_as_torch(groups, self.lr), lr=self.lr, betas=betas, eps=self.eps, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+class OptimizerPair:
+    """Two optimizers over different parameters that step together."""
+
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        self.first, self.second = first, second
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both, the live ones."""
+        return [*self.first.param_groups, *self.second.param_groups]
+
+    def step(self) -> None:
+        """Steps both."""
+        self.first.step()
+        self.second.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of both."""
+        self.first.zero_grad(set_to_none)
+        self.second.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both states."""
+        return {"first": self.first.state_dict(), "second": self.second.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over both states."""
+        self.first.load_state_dict(state_dict["first"])
+        self.second.load_state_dict(state_dict["second"])
+
+
+def hidden_matrices(module: nn.Module) -> set[str]:
+    """Names of the linear layers' weights between a model's inputs and its outputs.
+
+    Left out: embeddings, kernels, and the last projections (vocabulary head and both embedding projections).
+    """
+    last = ("head", "image_projection", "text_projection")
+    linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    return {f"{name}.weight" for name in linear if name.split(".")[-1] not in last}
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Muon for the hidden matrices, AdamW for everything else.
+
+    Muon's update is the momentum with its singular values brought near 1 (Keller Jordan, 2024, by a Newton-Schulz
+    iteration); scaled to AdamW's usual step size (arXiv:2502.16982), so that one ``lr`` serves both.
+    """
+
+    lr: float = 2e-3
+    """Peak learning rate of both."""
+    weight_decay: float = 0.05
+    """Decoupled: a step subtracts lr * weight_decay * weight."""
+    momentum: float = 0.95
+    """Decay of Muon's running mean (Nesterov)."""
+    betas: Sequence[float] = (0.9, 0.98)
+    """AdamW's decay of the running mean and of the running square."""
+    eps: float = 1e-8
+    """AdamW's, added to the root of the running square."""
+
+    def __call__(self, module: nn.Module) -> Optimizer:
+        """The pair for ``module``'s trainable parameters."""
+        hidden = hidden_matrices(module)
+        matrices, others = [], []
+        for group in parameter_groups(module, self.weight_decay):
+            for name, parameter in zip(group.names, group.parameters, strict=True):
+                part = ParameterGroup((name,), (parameter,), group.weight_decay)
+                (matrices if name in hidden else others).append(part)
+        matrix_group = _joined(matrices, self.weight_decay)
+        other_groups = [
+            _joined([part for part in others if part.weight_decay == decay], decay)
+            for decay in sorted({part.weight_decay for part in others}, reverse=True)
+        ]
+        muon = torch.optim.Muon(
+            _as_torch([matrix_group], self.lr),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        adamw = AdamW(self.lr, self.weight_decay, self.betas, self.eps).over(other_groups)
+        return OptimizerPair(muon, adamw)
+
+
+def _joined(parts: Sequence[ParameterGroup], weight_decay: float) -> ParameterGroup:
+    names = tuple(name for part in parts for name in part.names)
+    return ParameterGroup(names, tuple(p for part in parts for p in part.parameters), weight_decay)
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
     """Sets every group to ``factor`` of its peak; returns the first group's rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mmlm.build import CHECKPOINTS, CONFIG, Experiment, build_experiment
+from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, Experiment, build_experiment, exported_weights
 from mmlm.checkpoint import latest_checkpoint, load_checkpoint, mark_best, prune, save_checkpoint
 from mmlm.cli import INTERRUPTED, run_hydra
 from mmlm.config import (
@@ -25,22 +25,25 @@ from mmlm.config import (
 from mmlm.environment import describe_environment, device_name, save_environment
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
-from mmlm.loop import Interrupted, TrainState, fit
+from mmlm.loop import Interrupted, TrainState, describe_corrupt, fit
 from mmlm.metrics import Console, MetricLog
 from mmlm.model.model import parameter_counts
 from mmlm.precision import computing
 from mmlm.report.page import write_report
+
+SHOWN = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
+"""The values of each split that the console shows at the end."""
 
 
 def main(cfg: DictConfig) -> int:
     """Trains one composed experiment; returns the exit status."""
     config = check_config(cfg)
     console = Console()
-    folder = _prepare_folder(config)
+    folder = run_folder(config)
+    _refuse_another_config(config, folder)
     experiment = build_experiment(config, folder)
     counts = parameter_counts(experiment.model)
-    if not (folder / "environment.json").exists():
-        save_environment(describe_environment(experiment.device, counts), folder)
+    _record(config, experiment, folder, counts)
     console.header(_header(config, experiment, folder, counts))
     _resume(experiment.state, folder, console)
     evaluation = _evaluation(config, experiment)
@@ -52,36 +55,41 @@ def main(cfg: DictConfig) -> int:
             return INTERRUPTED
     elif (folder / "report.html").exists():
         console.line(f"finished already at step {experiment.state.step}; the report is {folder / 'report.html'}")
-        console.line("to train anew give the run a name (name=second), to train on raise train.steps")
+        console.line(f"to train again add name=second; to train on from these weights add init_from.run={folder}")
         return 0
     _finish(config, experiment, evaluation, folder, console)
     return 0
 
 
-def _prepare_folder(config: Config) -> Path:
-    """The run folder with its config. Raises UserError if it holds a run of another config."""
-    folder = run_folder(config)
+def _refuse_another_config(config: Config, folder: Path) -> None:
+    """Raises UserError if the run folder holds a run of another config."""
     file = folder / CONFIG
-    if file.exists():
-        changed = differences(load_config(file), config)
-        if changed:
-            raise UserError(f"{folder} holds a run of another config ({'; '.join(changed[:5])}); give this one another name=")
-        return folder
+    changed = differences(load_config(file), config) if file.exists() else []
+    if changed:
+        shown = "; ".join(changed[:5])
+        raise UserError(f"{folder} holds a run of another config ({shown}); give this one another name=")
+
+
+def _record(config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]) -> None:
+    """What the run is made of, into its folder, unless it is there: only of experiments that could be built."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, file)
-    return folder
+    if not (folder / CONFIG).exists():
+        save_config(config, folder / CONFIG)
+    if not (folder / TOKENIZER).is_dir():
+        experiment.tokenizer.save(folder / TOKENIZER)
+    if not (folder / "environment.json").exists():
+        save_environment(describe_environment(experiment.device, counts), folder)
 
 
-def _header(
-    config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]
-) -> list[tuple[str, str]]:
+def _header(config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    device, tokenizer = device_name(experiment.device), experiment.tokenizer
     total = sum(counts.values())
     parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items() if count >= 5e3)
     epochs = config.train.steps * config.train.batch_size / len(experiment.train_source)
     splits = ", ".join(f"{name} in {len(batches)} batches" for name, batches in experiment.validation.items())
     return [
-        ("experiment", f"{config.experiment} (seed {config.seed}) on {device_name(experiment.device)}, {config.train.precision.name}"),
-        ("data", f"{len(experiment.train_source):,} training images, {experiment.tokenizer.vocab_size:,} tokens; {splits}"),
+        ("experiment", f"{config.experiment} (seed {config.seed}) on {device}, {config.train.precision.name}"),
+        ("data", f"{len(experiment.train_source):,} training images, {tokenizer.vocab_size:,} tokens; {splits}"),
         ("model", f"{total / 1e6:.2f}M parameters: {parts}"),
         ("training", f"{config.train.steps:,} steps of {config.train.batch_size} examples, {epochs:.1f} epochs"),
         ("results", str(folder)),
@@ -114,9 +122,7 @@ def _evaluation(config: Config, experiment: Experiment) -> Evaluation:
     )
 
 
-def _train(
-    config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console
-) -> None:
+def _train(config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console) -> None:
     state = experiment.state
 
     def save(state: TrainState, is_best: bool) -> None:
@@ -138,17 +144,16 @@ def _train(
         fit(state, config.train, experiment.schedule, experiment.device, log, console, evaluate, save)
 
 
-def _finish(
-    config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console
-) -> None:
+def _finish(config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console) -> None:
     """Scores and samples of the weights that are exported, and the page that shows them."""
-    with experiment.state.evaluating():
-        scores = evaluation.write(
-            folder, experiment.state.step, experiment.validation, config.samples, config.data.language
-        )
+    step, weights = exported_weights(folder, config)
+    experiment.model.load_state_dict(weights)
+    experiment.model.eval()
+    scores = evaluation.write(folder, step, experiment.validation, config.samples, config.data.language)
     for split, values in scores.items():
-        shown = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
-        console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown if key in values))
+        if experiment.validation[split].corrupt:
+            console.line(describe_corrupt(split, experiment.validation[split].corrupt))
+        console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in SHOWN if key in values))
     console.line(f"report: {write_report(folder)}")
 
 

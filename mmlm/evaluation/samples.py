@@ -74,9 +74,7 @@ def collect_samples(split: EncodedSplit, settings: SampleSettings, language: str
                 "attention": attention,
             }
         )
-    queries = [
-        _query(split, text, similarity, matches) for text in spaced(settings.queries, len(gallery.texts))
-    ]
+    queries = [_query(split, text, similarity, matches) for text in spaced(settings.queries, len(gallery.texts))]
     return {"examples": examples, "queries": queries}
 
 
@@ -91,10 +89,10 @@ def _query(split: EncodedSplit, text: int, similarity: Tensor, matches: set[tupl
 
 def _attention(split: EncodedSplit, row: int, caption: str, language: str | None) -> dict[str, Any] | None:
     """Where the decoder looked for each word of its own caption."""
-    if not caption:
-        return None
     image = split.image(row)[None].to(split.image_index.device)
     words, maps = attention_of_words(split.model, split.tokenizer, image, Caption(caption, language), split.max_tokens)
+    if not words:
+        return None
     return {"words": words, "grid": list(maps.shape[1:]), "maps": maps.flatten(1).tolist()}
 
 
@@ -122,19 +120,30 @@ def attention_of_words(
     )
     maps = model.attention_maps(batch)[0].cpu()
     groups = _word_groups(tokenizer, ids[1:-1])
+    if not groups:
+        return [], maps[:0]
     means = torch.stack([maps[rows].mean(dim=0) for _, rows in groups])
     return [word for word, _ in groups], means / means.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 def _word_groups(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """(word, places of its tokens in ``ids``): a token belongs to the word that the text up to it ends in."""
+    """(word, places of its tokens in ``ids``): a token belongs to the word that the text up to it ends in.
+
+    A token that shows nothing yet (a space, the first bytes of a character) belongs to what the next ones complete.
+    """
     groups: list[tuple[str, list[int]]] = []
+    before: list[str] = []
+    waiting: list[int] = []
     for place in range(len(ids)):
         words = tokenizer.decode(ids[: place + 1]).split()
-        if not words:
+        waiting.append(place)
+        if words == before:
             continue
-        if len(words) > len(groups):
-            groups.append((words[-1], [place]))
-        else:
-            groups[-1] = (words[-1], [*groups[-1][1], place])
+        if len(words) > len(before):
+            groups.append((" ".join(words[len(before) :]), waiting))
+        elif groups:
+            groups[-1] = (words[-1], [*groups[-1][1], *waiting])
+        before, waiting = words, []
+    if groups:
+        groups[-1][1].extend(waiting)
     return groups

@@ -52,7 +52,8 @@ class EncodedSplit:
     def features(self) -> ImageFeatures:
         """Embeddings float32[B, E] and memory float[B, M, Dm] of all images."""
         return ImageFeatures(
-            torch.cat([b.features.embedding for b in self.batches]), torch.cat([b.features.memory for b in self.batches])
+            torch.cat([b.features.embedding for b in self.batches]),
+            torch.cat([b.features.memory for b in self.batches]),
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from mmlm.errors import UserError
 INIT_STD = 0.02
 """Standard deviation of embeddings, learned queries and positions at the start (GPT-2)."""
 PACK_MULTIPLE = 64
-"""Packed rows are rounded up to a multiple of this: every new shape costs a compiled kernel (oneDNN: 3 ms a product)."""
+"""Packed rows are rounded up to a multiple of this: every new shape costs a compiled kernel (oneDNN: 3 ms each)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Layout:
     """P: how many of ``index`` are real tokens."""
 
     @classmethod
-    def of_lengths(cls, lengths: Tensor, num_tokens: int, packed: bool = True, multiple: int = PACK_MULTIPLE) -> "Layout":
+    def of_lengths(
+        cls, lengths: Tensor, num_tokens: int, packed: bool = True, multiple: int = PACK_MULTIPLE
+    ) -> "Layout":
         """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``."""
         if not packed:
             return cls(len(lengths), num_tokens, None)

@@ -120,6 +120,7 @@ class TimmVit(nn.Module):
                 num_classes=0,
                 drop_path_rate=drop_path,
                 patch_drop_rate=patch_dropout,
+                weight_init="" if pretrained else "jax",
                 **changes,
             )
         except TypeError as error:
@@ -141,7 +142,8 @@ class TimmVit(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8[B, 3, S, S] -> float[B, N, D]; normalises with the architecture's own mean and deviation."""
         tokens = self.vit.forward_features((images - self.mean) / self.std)
-        return tokens[:, self.vit.num_prefix_tokens :]
+        # timm moves the last norm behind the pooling (fc_norm) where an architecture averages; else it is the identity.
+        return self.vit.fc_norm(tokens[:, self.vit.num_prefix_tokens :])
 
 
 def _check_patches(image_size: int, patch_size: int | None) -> None:

@@ -1,5 +1,6 @@
 """Captioning: cross-entropy of each next token."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -7,8 +8,8 @@ from mmlm.distributed import sum_over_ranks
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Loss, ModelOutput, Term, View
 
-
 IGNORED = -100
+"""Target of a filler row: no loss and never right."""
 ROW_MULTIPLE = 64
 """Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
 
@@ -35,7 +36,9 @@ class Captioning(nn.Module):
         targets = batch.targets[batch.target_mask]
         filler = -len(targets) % ROW_MULTIPLE
         hidden, targets = F.pad(output.hidden, (0, 0, 0, filler)), F.pad(targets, (0, filler), value=IGNORED)
-        logits = F.linear(hidden, output.head_weight).float()
+        logits = F.linear(hidden, output.head_weight)
+        # At least float32: a softmax over thousands of words is too much for half precision.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         smoothing = self.label_smoothing
         losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
         # At least 1: a batch without captions has loss 0, not 0 / 0.

@@ -70,8 +70,10 @@ class InfoNCE(nn.Module):
         scale = self.scale()
         by_image = positives(local, everyone)
         by_text = positives(everyone, local).T
-        image_rows = self._rows(scale * image @ all_text.T, by_image, everyone.has_image)
-        text_rows = self._rows(scale * text @ all_image.T, by_text, everyone.has_caption)
+        # Not under autocast: bfloat16 rounds similarities of 100 to the nearest half.
+        with torch.autocast(image.device.type, enabled=False):
+            image_rows = self._rows(scale * image @ all_text.T, by_image, everyone.has_image)
+            text_rows = self._rows(scale * text @ all_image.T, by_text, everyone.has_caption)
         num_image = sum_over_ranks(image_rows.used.sum()).clamp(min=1)
         num_text = sum_over_ranks(text_rows.used.sum()).clamp(min=1)
         # One term: both directions over their own counts, brought to one count so that a term stays sum / count.
@@ -89,9 +91,9 @@ class InfoNCE(nn.Module):
             return _Rows(logits.sum(dim=1), used, used)
         logits = logits.masked_fill(~candidates[None, :], float("-inf"))
         log_probs = logits.log_softmax(dim=1).masked_fill(~candidates[None, :], 0.0)
-        target = positive / positive.sum(dim=1, keepdim=True).clamp(min=1)
+        target = positive.to(logits.dtype) / positive.sum(dim=1, keepdim=True).clamp(min=1)
         if self.label_smoothing:
-            uniform = candidates / candidates.sum()
+            uniform = candidates.to(logits.dtype) / candidates.sum().clamp(min=1)
             target = (1 - self.label_smoothing) * target + self.label_smoothing * uniform
         losses = -(target * log_probs).sum(dim=1) * used
         best = logits.detach().argmax(dim=1, keepdim=True)

@@ -1,5 +1,6 @@
 """What an objective is, and the one module that holds everything trainable."""
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -26,7 +27,7 @@ class WeightedSum(nn.Module):
     An objective of weight 0 is neither built into the sum nor computed. Terms carry their objective's name.
 
     Raises:
-        UserError: a weight without objective or the other way round, a negative weight, or no positive weight.
+        UserError: a weight without objective or the other way round, a negative or infinite weight, or none positive.
     """
 
     def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
@@ -35,8 +36,8 @@ class WeightedSum(nn.Module):
             odd = ", ".join(sorted(objectives.keys() ^ weights.keys()))
             raise UserError(f"objective.weights: {odd} must be named in both objectives and weights")
         for name, weight in weights.items():
-            if weight < 0:
-                raise UserError(f"objective.weights.{name}: {weight} is negative; use 0 to leave the objective out")
+            if not 0 <= weight < math.inf:
+                raise UserError(f"objective.weights.{name}: {weight} is no weight; use 0 to leave the objective out")
         self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
         if not self.weights:
             raise UserError("objective.weights: every weight is 0, so there is nothing to train; make one positive")

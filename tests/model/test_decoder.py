@@ -128,7 +128,7 @@ def test_a_later_token_leaves_earlier_states_as_they_are(fusion, positions, pack
         changed[:, t] = (changed[:, t] + 1) % V
         after = padded(hidden_of(decoder, changed))
         torch.testing.assert_close(after[:, :t], before[:, :t], rtol=1e-12, atol=1e-12)
-        reads_it = LENGTHS > t
+        reads_it = torch.gt(LENGTHS, t)
         assert ((after - before)[reads_it, t:].abs().amax(dim=(1, 2)) > 1e-6).all()
         torch.testing.assert_close(after[~reads_it], before[~reads_it], rtol=1e-12, atol=1e-12)
 
@@ -284,9 +284,12 @@ def plain_decoder(decoder: TransformerDecoder, tokens: Tensor, memory: Tensor) -
         return reference(x, source, source, attn_mask=mask)[0]
 
     x = decoder.token_embedding.weight[tokens]
-    x = x + (decoder.position_embedding if decoder.position_embedding is not None else decoder.fixed_positions)[
-        : len(tokens)
-    ]
+    x = (
+        x
+        + (decoder.position_embedding if decoder.position_embedding is not None else decoder.fixed_positions)[
+            : len(tokens)
+        ]
+    )
     skip = 0
     for number, layer in enumerate([*decoder.unimodal_layers, *decoder.multimodal_layers]):
         if number == len(decoder.unimodal_layers) and decoder.fusion == "prefix":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, View
+from mmlm.model.blocks import Layout
 from mmlm.model.bridge import AttentionalPooler, MlpProjection
 from mmlm.model.decoder import TransformerDecoder
 from mmlm.model.encoder import TimmVit
@@ -26,6 +27,7 @@ def make_model(
     positions: str = "learned",
     packed: bool = True,
     tie_weights: bool = True,
+    multimodal_layers: int = 1,
 ) -> ImageTextModel:
     """Tiny, float64, evaluation mode; a cell of encoder x bridge x decoder. Every parameter away from 0."""
     torch.manual_seed(0)
@@ -42,6 +44,7 @@ def make_model(
         max_tokens=8,
         width=8,
         num_heads=2,
+        multimodal_layers=multimodal_layers,
         fusion=fusion,
         positions=positions,
         packed=packed,
@@ -130,6 +133,17 @@ def test_the_text_embedding_never_depends_on_images(make_batch, bridge, fusion):
     before.text_embedding.square().sum().backward()
     untouched = [*model.encoder.parameters(), *model.bridge.parameters(), *model.decoder.multimodal_layers.parameters()]
     assert all(p.grad is None for p in untouched)
+
+
+def test_embeddings_are_projections_of_the_end_token_s_state_and_the_pooled_vector(make_batch):
+    model, batch = make_model(), make_batch()
+    output = model(batch, {View.EMBED})
+    states = model.decoder.unimodal(batch.tokens, batch.lengths)
+    for c, length in enumerate(batch.lengths.tolist()):
+        end = model.text_projection.weight @ model.text_norm(states[c, length - 1])
+        torch.testing.assert_close(output.text_embedding[c], (end / end.norm()).float())
+    pooled = model.bridge(model.encoder(batch.images)).pooled @ model.image_projection.weight.T
+    torch.testing.assert_close(output.image_embedding, (pooled / pooled.norm(dim=-1, keepdim=True)).float())
 
 
 @pytest.mark.parametrize(("bridge", "fusion"), CELLS)
@@ -227,29 +241,31 @@ def test_decoding_with_a_cache_gives_the_logits_of_training(make_batch, bridge, 
 
 
 def explicit_maps(model: ImageTextModel, batch: Batch) -> Tensor:
-    """The last layer's attention over memory for every caption by itself, then through the bridge to patches."""
+    """The last of two layers' attention over memory for every caption by itself, then through the bridge to patches."""
     decoder, maps = model.decoder, torch.zeros(5, 7, 4)
     patches = model.encoder(batch.images)
     memory, to_patches = model.bridge(patches).memory, model.bridge.patch_attention(patches)
-    layer = decoder.multimodal_layers[-1]
+    prefix = decoder.fusion == "prefix"
+    first, last = decoder.multimodal_layers
     for c in range(5):
         image, length = int(batch.image_index[c]), int(batch.lengths[c]) - 1
         own, tokens = memory[image], batch.tokens[c : c + 1, :length]
         states = decoder.unimodal(tokens, torch.tensor([length]))[0]
-        if decoder.fusion == "prefix":
-            normed = layer.self_norm(torch.cat([decoder.prefix_projection(own), states]))
-            attention = layer.self_attention
-            queries, keys = attention.query(normed), attention.key_value(normed)[:, :8]
+        if prefix:
+            states = torch.cat([decoder.prefix_projection(own), states])
+            states = first(states, Layout(1, len(states), None))
+            attention, queries_of, keys_of = last.self_attention, last.self_norm(states), last.self_norm(states)
         else:
-            attention, normed = layer.self_attention, layer.self_norm(states)
-            heads = [attention.heads(part[None]) for part in (attention.query(normed), *attention.key_value(normed).chunk(2, -1))]
+            states = first(states, Layout(1, length, None), memory=first.cross_attention.keys_values(own[None]))
+            attention, x = last.self_attention, last.self_norm(states)
+            heads = [attention.heads(part[None]) for part in (attention.query(x), *attention.key_value(x).chunk(2, -1))]
             states = states + attention.output(attention.attend(*heads, causal=True))[0]
-            attention = layer.cross_attention
-            queries, keys = attention.query(layer.cross_norm(states)), attention.key_value(own)[:, :8]
+            attention, queries_of, keys_of = last.cross_attention, last.cross_norm(states), own
+        queries, keys = attention.query(queries_of), attention.key_value(keys_of)[:, :8]
         for head in range(2):
             part = slice(4 * head, 4 * head + 4)
             scores = queries[:, part] @ keys[:, part].T / 2
-            if decoder.fusion == "prefix":
+            if prefix:
                 scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
             weights = scores.softmax(-1)[-length:, : len(own)]
             maps[c, :length] += (weights @ to_patches[image].double()).detach().float() / 2
@@ -257,9 +273,11 @@ def explicit_maps(model: ImageTextModel, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize(("bridge", "fusion"), [("pooler", "cross_attention"), ("tokens", "cross_attention"), ("mlp", "prefix")])
+@pytest.mark.parametrize(
+    ("bridge", "fusion"), [("pooler", "cross_attention"), ("tokens", "cross_attention"), ("mlp", "prefix")]
+)
 def test_attention_maps_equal_an_explicit_computation(make_batch, bridge, fusion, packed):
-    model, batch = make_model(bridge, fusion, packed=packed), make_batch()
+    model, batch = make_model(bridge, fusion, packed=packed, multimodal_layers=2), make_batch()
     maps = model.attention_maps(batch)
     assert maps.shape == (5, 7, 2, 2)
     assert maps.dtype == torch.float32

@@ -1,0 +1,118 @@
+"""Weighted sums: values, gradients, names, what is left out and what is refused; and the step that holds it all."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.flow import Batch, Loss, ModelOutput, Term, View
+from mmlm.objectives.captioning import Captioning
+from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.objective import TrainStep, WeightedSum
+
+
+class Recorded(nn.Module):
+    """``factor * sum(image_embedding) / count``, and a note of each call."""
+
+    def __init__(self, factor: float, view: View, names: tuple[str, ...] = ("only",)) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.views, self.names, self.calls = frozenset({view}), names, 0
+
+    def forward(self, output: ModelOutput, batch: Batch) -> Loss:
+        self.calls += 1
+        total = self.factor * output.image_embedding.sum()
+        return Loss({name: Term(total, torch.tensor(4.0), 3.0) for name in self.names}, {"figure": total.detach()})
+
+
+def output_of(value: float = 2.0) -> ModelOutput:
+    return ModelOutput(image_embedding=torch.full((1, 1), value, requires_grad=True))
+
+
+def test_total_is_the_sum_of_weights_times_values(make_batch, make_output):
+    batch = make_batch((0, 1, 1, 2), 3)
+    output = make_output(batch)
+    parts = {"contrastive": InfoNCE(), "captioning": Captioning()}
+    loss = WeightedSum(parts, {"contrastive": 0.5, "captioning": 2.0})(output, batch)
+    alone = {name: part(output, batch).total for name, part in parts.items()}
+    expected = 0.5 * alone["contrastive"] + 2.0 * alone["captioning"]
+    torch.testing.assert_close(loss.total, expected, check_dtype=False, rtol=1e-6, atol=1e-6)
+    assert {name: term.weight for name, term in loss.terms.items()} == {"contrastive": 0.5, "captioning": 2.0}
+    for name, term in loss.terms.items():
+        torch.testing.assert_close(term.value, alone[name])
+    inputs = [
+        output.image_embedding,
+        output.text_embedding,
+        output.hidden,
+        output.head_weight,
+        *parts["contrastive"].parameters(),
+    ]
+    theirs = torch.autograd.grad(expected, inputs)
+    for one, other in zip(torch.autograd.grad(loss.total, inputs), theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    assert set(loss.figures) == {"contrastive/accuracy", "contrastive/temperature", "captioning/accuracy"}
+
+
+def test_weight_zero_is_neither_held_nor_run_nor_asked_a_view():
+    kept, left_out = Recorded(1.0, View.EMBED), Recorded(5.0, View.CAPTION)
+    both = WeightedSum({"a": kept, "b": left_out}, {"a": 1.0, "b": 0.0})
+    assert both.views == {View.EMBED}
+    assert [name for name, _ in both.named_parameters()] == ["objectives.a.factor"]
+    loss = both(output_of(), None)
+    assert list(loss.terms) == ["a"]
+    assert (kept.calls, left_out.calls) == (1, 0)
+
+
+def test_views_are_joined():
+    parts = {"a": Recorded(1.0, View.EMBED), "b": Recorded(1.0, View.CAPTION), "c": Recorded(1.0, View.EMBED)}
+    assert WeightedSum(parts, dict.fromkeys(parts, 1)).views == {View.EMBED, View.CAPTION}
+
+
+def test_terms_carry_their_objective_s_name_and_weights_multiply():
+    parts = {"one": Recorded(1.0, View.EMBED), "two": Recorded(2.0, View.EMBED, ("x", "y"))}
+    loss = WeightedSum(parts, {"one": 2.0, "two": 0.5})(output_of(), None)
+    assert {name: term.weight for name, term in loss.terms.items()} == {"one": 6.0, "two/x": 1.5, "two/y": 1.5}
+    assert loss.total.item() == pytest.approx(6 * 2 / 4 + 2 * 1.5 * 4 / 4)
+    assert {name: value.item() for name, value in loss.figures.items()} == {"one/figure": 2.0, "two/figure": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"a": 1.0}, r"^objective\.weights: b must be named in both objectives and weights$"),
+        ({"a": 1.0, "b": 1.0, "bb": 1.0}, r"^objective\.weights: bb must be named in both"),
+        ({"a": 1.0, "c": 1.0}, r"^objective\.weights: b, c must be named in both"),
+        ({"a": 1.0, "b": -0.5}, r"^objective\.weights\.b: -0\.5 .* use 0 to leave the objective out$"),
+        ({"a": 1.0, "b": float("nan")}, r"^objective\.weights\.b: nan .* use 0 to leave the objective out$"),
+        ({"a": 1.0, "b": float("inf")}, r"^objective\.weights\.b: inf .* use 0 to leave the objective out$"),
+        ({"a": 0.0, "b": 0}, r"^objective\.weights: every weight is 0, so there is nothing to train"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(weights, message):
+    parts = {"a": Recorded(1.0, View.EMBED), "b": Recorded(1.0, View.EMBED)}
+    with pytest.raises(UserError, match=message) as caught:
+        WeightedSum(parts, weights)
+    assert "\n" not in str(caught.value)
+
+
+class Linear(nn.Module):
+    """Stands in for the model: notes the views it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0))
+        self.asked: list[frozenset[View]] = []
+
+    def forward(self, batch: Tensor, views: frozenset[View]) -> ModelOutput:
+        self.asked.append(views)
+        return ModelOutput(image_embedding=(self.weight * batch)[None])
+
+
+def test_train_step_holds_model_and_objective_and_passes_the_views():
+    model, objective = Linear(), WeightedSum({"a": Recorded(1.0, View.EMBED)}, {"a": 2.0})
+    step = TrainStep(model, objective)
+    loss = step(torch.tensor([1.0, 2.0]))
+    assert model.asked == [objective.views]
+    loss.total.backward()
+    assert model.weight.grad.item() == pytest.approx(2 * 3 * 3 / 4)
+    assert {name for name, _ in step.named_parameters()} == {"model.weight", "objective.objectives.a.factor"}
