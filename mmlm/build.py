@@ -77,6 +77,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
             f"examples; use at most {len(source)}"
         )
     tokenizer = build_tokenizer(config, folder, source)
+    _check_language(config.data.language, tokenizer)
     transform = build_transform(config)
     loader = TrainLoader(
         source,
@@ -128,6 +129,14 @@ def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
     else:
         tokenizer.fit(source.captions())
     return tokenizer
+
+
+def _check_language(language: str | None, tokenizer: Tokenizer) -> None:
+    """Refuses a language that the tokenizer lacks now, and not when the first captions are generated."""
+    try:
+        tokenizer.start_id(language)
+    except UserError as error:
+        raise UserError(f"data.language: {error}") from None
 
 
 def build_transform(config: Config) -> Transform:
@@ -251,7 +260,7 @@ def initialise_from(train_step: TrainStep, config: Config) -> None:
         part = key.split(".")[0]
         if part in chosen:
             raise UserError(
-                f"init_from: '{key}' of {folder} has no place here; leave '{part}' out of init_from.parts or build it alike"
+                f"init_from: {folder} has '{key}' and this model does not; leave '{part}' out of init_from.parts"
             )
     for key, value in target.items():
         if key.split(".")[0] not in chosen:

@@ -13,6 +13,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import sys
 import textwrap
 import types
@@ -69,6 +70,7 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
     statuses: list[int] = []
     try:
         _check_flags(sys.argv[1:])
+        sys.argv[1:] = [hydra_override(token) for token in sys.argv[1:]]
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_task(main, statuses))()
     except _Bug as bug:
         raise bug.args[0] from bug.args[0].__cause__
@@ -79,6 +81,18 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         _fail(explain(error, config_dir, sys.argv[1:]), USER_ERROR)
     sys.exit(next(filter(None, statuses), 0))
+
+
+def hydra_override(token: str) -> str:
+    """``key=a=b`` as Hydra can read it, ``key="a=b"``; any other token as it stands.
+
+    Run folders have an equals sign in their name (``seed=0``), and Hydra's grammar has none in a plain value. Values
+    with quotes, brackets or interpolations are left to it.
+    """
+    key, _, value = token.partition("=")
+    if token.startswith("-") or "=" not in value or re.search(r"""["'(){}\[\]$\\]""", value):
+        return token
+    return f"{key}=" + ",".join(f'"{one}"' if "=" in one else one for one in value.split(","))
 
 
 def _say(message: str) -> None:

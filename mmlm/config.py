@@ -160,6 +160,8 @@ def _check_numbers(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and not value > 0:
             raise UserError(f"{key}: {value} must be above 0")
+    if config.name is not None and config.name != Path(config.name).name:
+        raise UserError(f"name: '{config.name}' must be the name of one folder, without a slash")
     both = config.data.validation.keys() & config.data.test.keys()
     if both:
         raise UserError(f"data.test.{min(both)}: a validation split has this name too; give every split its own")

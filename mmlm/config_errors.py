@@ -63,7 +63,7 @@ def no_such_setting(key: str, root: object, groups: Sequence[str] = ()) -> str:
     sibling = closest(name, siblings)
     everywhere = [k for k in keys_of(root) if not k.startswith("hydra.")]
     meant = [f"{parent}.{sibling}" if parent else sibling] if sibling else []
-    meant = meant or [k for k in everywhere if k.endswith(f".{name}")]
+    meant = meant or sorted((k for k in everywhere if f".{k}".endswith(f".{name}")), key=lambda k: k.count("."))
     if not meant and not (parent and siblings):
         meant = [k for k in [closest(key, [*everywhere, *groups])] if k is not None]
     add = f" (+{key}=VALUE adds an argument that its file does not list)" if "_target_" in siblings else ""
@@ -172,6 +172,8 @@ def _about_text(error: Exception, config_dir: Path | None, overrides: Sequence[s
                 return f"'{token}' is not a setting; write key=value"
             if config_dir is not None and group in groups:
                 options = sorted(file.stem for file in (config_dir / group).glob("*.yaml"))
+                if name in options:
+                    continue
                 among = f"; there are: {', '.join(options)}" if options else f"; its settings are {group}.KEY=VALUE"
                 return f"unknown {group} '{name}'{among}"
     if found := re.search(r"Ambiguous value for argument '(.*)'", text):

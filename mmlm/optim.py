@@ -19,6 +19,16 @@ class Schedule(Protocol):
         ...
 
 
+def _check(key: str, value: float, fits: bool, rule: str) -> None:
+    if not fits:
+        raise UserError(f"{key}: {value} must be {rule}")
+
+
+def _check_schedule(warmup_steps: int, final: float) -> None:
+    _check("schedule.warmup_steps", warmup_steps, warmup_steps >= 0, "at least 0; 0 starts at the peak")
+    _check("schedule.final", final, 0 <= final <= 1, "a share of the peak, between 0 and 1")
+
+
 def _warm_up(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
@@ -31,6 +41,10 @@ class Cosine:
     """Optimizer steps from 0 to the peak."""
     final: float = 0.0
     """Share of the peak that the decay would reach one step after the last."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside of its range."""
+        _check_schedule(self.warmup_steps, self.final)
 
     def __call__(self, step: int, num_steps: int) -> float:
         """The factor at ``step``."""
@@ -51,6 +65,11 @@ class WarmupStableDecay:
     final: float = 0.0
     """Share of the peak that the decay would reach one step after the last."""
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside of its range."""
+        _check_schedule(self.warmup_steps, self.final)
+        _check("schedule.decay_share", self.decay_share, 0 < self.decay_share <= 1, "above 0 and at most 1")
+
     def __call__(self, step: int, num_steps: int) -> float:
         """The factor at ``step``."""
         decay_steps = max(1, round(num_steps * self.decay_share))
@@ -64,6 +83,10 @@ class Constant:
 
     warmup_steps: int = 100
     """Optimizer steps from 0 to the peak."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside of its range."""
+        _check_schedule(self.warmup_steps, 1.0)
 
     def __call__(self, step: int, num_steps: int) -> float:
         """The factor at ``step``."""
@@ -136,6 +159,12 @@ def _as_torch(groups: Iterable[ParameterGroup], lr: float) -> list[dict[str, obj
     return [{"params": list(g.parameters), "weight_decay": g.weight_decay, "lr": lr, "peak_lr": lr} for g in groups]
 
 
+def _check_step(lr: float, weight_decay: float, eps: float) -> None:
+    _check("optim.lr", lr, 0 < lr < math.inf, "above 0")
+    _check("optim.weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
+    _check("optim.eps", eps, 0 < eps < math.inf, "above 0")
+
+
 @dataclass(frozen=True)
 class AdamW:
     """AdamW (arXiv:1711.05101), fused where the device has it."""
@@ -148,6 +177,10 @@ class AdamW:
     """Decay of the running mean and of the running square."""
     eps: float = 1e-8
     """Added to the root of the running square."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside of its range."""
+        _check_step(self.lr, self.weight_decay, self.eps)
 
     def __call__(self, module: nn.Module) -> Optimizer:
         """The optimizer for ``module``'s trainable parameters."""
@@ -220,6 +253,11 @@ class Muon:
     """AdamW's decay of the running mean and of the running square."""
     eps: float = 1e-8
     """AdamW's, added to the root of the running square."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value outside of its range."""
+        _check_step(self.lr, self.weight_decay, self.eps)
+        _check("optim.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
 
     def __call__(self, module: nn.Module) -> Optimizer:
         """The pair for ``module``'s trainable parameters."""

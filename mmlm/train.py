@@ -72,7 +72,10 @@ def _refuse_another_config(config: Config, folder: Path) -> None:
 
 def _record(config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]) -> None:
     """What the run is made of, into its folder, unless it is there: only of experiments that could be built."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"runs: {folder} cannot be made ({error.strerror}); give runs= another folder") from error
     if not (folder / CONFIG).exists():
         save_config(config, folder / CONFIG)
     if not (folder / TOKENIZER).is_dir():

@@ -1,19 +1,22 @@
 """Tiny things that many tests share: a drawn data set, a composed experiment that trains in a second, commands."""
 
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
 from mmlm import train
-from mmlm.cli import report_user_errors, run_hydra
+from mmlm.cli import hydra_override, report_user_errors, run_hydra
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.tokenizer import BytePair
@@ -32,18 +35,27 @@ MAX_TOKENS = 24
 
 TINY = (
     "experiment=caption_base",
+    "encoder=vit_small_images",
+    "bridge=patches",
+    "decoder=transformer",
+    "objective=coca",
+    "tokenizer=byte_pair",
+    "transform=augment",
+    "optim=adamw",
+    "schedule=cosine",
     "data=folder",
     f"data.image_size={IMAGE_SIZE}",
     f"data.max_tokens={MAX_TOKENS}",
     "encoder.width=32",
     "encoder.depth=1",
+    "encoder.patch_size=8",
     "encoder.num_heads=2",
     "bridge.width=32",
-    "bridge.num_heads=2",
     "decoder.width=32",
     "decoder.num_heads=2",
     "model.embedding_width=16",
     "tokenizer.vocab_size=280",
+    "optim.lr=0.002",
     "schedule.warmup_steps=2",
     "samples.examples=3",
     "samples.queries=2",
@@ -51,6 +63,7 @@ TINY = (
     "train.steps=3",
     "train.batch_size=4",
     "train.precision=fp32",
+    "train.clip_norm=1.0",
     "train.log_every=1",
     "train.eval_every=null",
     "train.save_every=null",
@@ -58,7 +71,7 @@ TINY = (
     "train.best_metric=null",
     "device=cpu",
 )
-"""Overrides that make ``caption_base`` tiny; the folders of data and runs are still to be given."""
+"""Overrides that make ``caption_base`` tiny, whatever it is tuned to; the folders of data and runs are to be added."""
 
 
 # Data
@@ -105,7 +118,7 @@ def compose() -> Callable[..., DictConfig]:
 
     def composed(*overrides: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return hydra.compose(CONFIG_NAME, list(overrides))
+            return hydra.compose(CONFIG_NAME, [hydra_override(token) for token in overrides])
 
     return composed
 
@@ -153,10 +166,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["mmlm", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exited:
-            if module is train:
-                run_hydra(train.main, CONFIG_DIR, CONFIG_NAME)
-            else:
-                report_user_errors(module.main)
+            run_hydra(train.main, CONFIG_DIR, CONFIG_NAME) if module is train else report_user_errors(module.main)
         captured = capsys.readouterr()
         return Outcome(exited.value.code or 0, captured.out, captured.err)
 
@@ -181,7 +191,87 @@ def trained(train_tiny: Callable[..., Outcome], tiny_config: Callable[..., Confi
     return run
 
 
+# Real processes
+
+
+@pytest.fixture
+def start_process() -> Callable[..., "subprocess.Popen[str]"]:
+    """``start_process(module, *arguments, cwd=None, start_new_session=False)``: a command in a process of its own."""
+
+    def start(module: str, *arguments: str, cwd: Path | None = None, start_new_session: bool = False):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            start_new_session=start_new_session,
+        )
+
+    return start
+
+
+@pytest.fixture
+def finish_process() -> Callable[["subprocess.Popen[str]"], Outcome]:
+    """``finish_process(process)``: waits for its end."""
+
+    def finish(process: "subprocess.Popen[str]") -> Outcome:
+        out, err = process.communicate(timeout=300)
+        return Outcome(process.returncode, out, err)
+
+    return finish
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files to caption."""
+
+    good: tuple[str, ...]
+    """Paths of images: the same red circle in many formats."""
+    bad: dict[str, str]
+    """Paths that are no images, and why."""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """A drawing as RGBA, palette and 16-bit PNG, JPEG and WebP, and files that are no images."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    size = 40
+    row, column = np.mgrid[:size, :size]
+    inside = (row - size / 2) ** 2 + (column - size / 2) ** 2 < (size / 3) ** 2
+    pixels = np.zeros((size, size, 4), dtype=np.uint8)
+    pixels[inside] = (*COLOURS["red"], 255)
+    rgba = Image.fromarray(pixels)
+    white = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    rgba.save(folder / "alpha.png")
+    rgba.quantize(16).save(folder / "palette.png")
+    rgba.save(folder / "alpha.webp", lossless=True)
+    Image.fromarray((inside * 40000).astype(np.uint16)).save(folder / "sixteen_bit.png")
+    white.save(folder / "photo.jpg", quality=95)
+    white.resize((90, 30)).save(folder / "a space=and equals.png")
+    good = tuple(str(path) for path in sorted(folder.iterdir()))
+    (folder / "half.png").write_bytes((folder / "alpha.png").read_bytes()[:90])
+    (folder / "notes.txt").write_text("this is no picture")
+    reasons = {"half.png": "is damaged", "missing.png": "there is no such file", "notes.txt": "is not an image"}
+    return Pictures(good, {str(folder / name): reason for name, reason in reasons.items()})
+
+
 # Models and splits
+
+MOST_TOKENS = 96
+"""Longest caption of the splits that ``make_split`` makes."""
+
+
+class ExampleList(list[Example]):
+    """Examples as a ``Source``."""
+
+    def captions(self) -> Iterator[Caption]:
+        """Every caption."""
+        for example in self:
+            yield from example.captions
 
 
 @pytest.fixture
@@ -200,17 +290,13 @@ def make_split() -> Callable[..., EncodedSplit]:
         tokenizer.fit([caption for example in examples for caption in example.captions])
         encoder = TimmVit(IMAGE_SIZE, width=32, depth=1, num_heads=2, patch_size=4)
         bridge = AttentionalPooler(encoder.width, 32, num_heads=2, num_queries=3)
-        decoder = TransformerDecoder(tokenizer.vocab_size, 32, width=32, num_heads=2, max_tokens=48, fusion=fusion)
+        decoder = TransformerDecoder(
+            tokenizer.vocab_size, 32, width=32, num_heads=2, max_tokens=MOST_TOKENS, fusion=fusion
+        )
         model = ImageTextModel(encoder, bridge, decoder, embedding_width=16).eval()
-        batches = EvaluationBatches(examples_source(examples), tokenizer, Transform(IMAGE_SIZE, None), batch_size, 48)
-        return encode_split("hand_made", model, tokenizer, batches, torch.device("cpu"), 48)
+        batches = EvaluationBatches(
+            ExampleList(examples), tokenizer, Transform(IMAGE_SIZE, None), batch_size, MOST_TOKENS
+        )
+        return encode_split("hand_made", model, tokenizer, batches, torch.device("cpu"), MOST_TOKENS)
 
     return make
-
-
-class examples_source(list[Example]):  # noqa: N801 - used as a function
-    """Examples as a ``Source``."""
-
-    def captions(self) -> list[Caption]:
-        """Every caption."""
-        return [caption for example in self for caption in example.captions]

@@ -85,6 +85,18 @@ def test_runs_main_with_the_composed_config_and_leaves_nothing_behind(hydra_comm
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_value_may_hold_an_equals_sign(hydra_command):
+    """As the name of every run folder does."""
+    path = "runs/a/b/seed=0"
+    shown = {"main": lambda cfg: print(cfg.encoder.width)}
+    assert hydra_command(f"encoder.width={path}", **shown) == (0, f"{path}\n", "")
+    assert hydra_command(f"encoder.width='{path}'", **shown) == (0, f"{path}\n", "")
+    assert hydra_command("-m", f"encoder.width={path},{path}1", **shown) == (0, f"{path}\n{path}1\n", "")
+    # An equals sign of Hydra's own grammar stays what it is.
+    reverse = "+encoder.layers=sort([1,2],reverse=true)"
+    assert hydra_command(reverse, main=lambda cfg: print(cfg.encoder.layers)) == (0, "[2, 1]\n", "")
+
+
 def test_exits_with_the_status_of_main(hydra_command):
     assert hydra_command(main=lambda cfg: 7)[0] == 7
 
@@ -113,6 +125,8 @@ def test_exits_with_the_status_of_main(hydra_command):
         ("experiment=foo", "unknown experiment 'foo'; there are: broken, headless, small, typo, words"),
         ("encoder=foo", "unknown encoder 'foo'; there are: conv, vit"),
         ("encoder=3", "unknown encoder '3'; there are: conv, vit"),
+        ("encoder=null", "unknown encoder 'null'; there are: conv, vit"),
+        ("optim.needed=1", "optim.needed: no such setting; did you mean needed?"),
         ("+experiment=small", "experiment: already chosen in the defaults; write experiment=NAME, without '+'"),
         ("experiment=typo", "optim.lrr: no such setting; did you mean optim.lr? (in experiment/typo.yaml)"),
         ("experiment=words", "optim.lr: 'fast' is not a float (in experiment/words.yaml)"),

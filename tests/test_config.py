@@ -79,12 +79,12 @@ def test_the_run_folder(tiny_config, tmp_path):
 
 
 def test_differences_name_key_and_both_values(tiny_config):
-    changed = tiny_config("optim.lr=0.5", "train.clip_norm=null", "bridge=mlp", "bridge.width=32", "seed=4")
+    changed = tiny_config("optim.lr=0.5", "train.clip_norm=null", "bridge=mlp", "seed=4")
     assert differences(tiny_config(), changed) == [
         "bridge._target_: mmlm.model.bridge.AttentionalPooler -> mmlm.model.bridge.MlpProjection",
         "bridge.feed_forward: False -> None",
         "bridge.mlp_ratio: None -> 2.0",
-        "bridge.num_heads: 2 -> None",
+        "bridge.num_heads: 4 -> None",
         "optim.lr: 0.002 -> 0.5",
         "train.clip_norm: 1.0 -> None",
     ]

@@ -34,6 +34,9 @@ class AugmentSettings:
     """Largest horizontal shear, degrees (below 90), uniform, either way."""
     flip: float = 0.0
     """Probability of a left-right mirror image."""
+    elastic: float = 0.0
+    """Largest shift of a smooth random warp along each axis, fraction of the view's side (elastic distortion, Simard
+    et al., ICDAR 2003; ours bends a 4x4 net of control points, uniform, either way)."""
     fill: int = 255
     """Grey level of what lies outside of the picture and of erased boxes, 0 (black) to 255 (white)."""
     brightness: float = 0.0
@@ -49,6 +52,9 @@ class AugmentSettings:
     sharpness: float = 0.0
     """Largest relative change of the distance to a 3x3 mean at the final size: factor uniform in [1 - x, 1 + x]
     (0 is the blurred image, 2 a sharpened one)."""
+    outline: float = 0.0
+    """Probability of darkened edges, as if drawn with a pen: the spread of grey in each 3x3 neighbourhood, times a
+    strength uniform in [0, 2], is taken off."""
     erase: float = 0.0
     """Probability of one erased box (random erasing, arXiv:1708.04896, with a constant fill)."""
     erase_area: tuple[float, float] = (0.02, 0.2)
@@ -62,7 +68,17 @@ class AugmentSettings:
         _check("fill", self.fill, 0 <= self.fill <= 255, "between 0 and 255")
         low, high = self.erase_area
         _check("erase_area", self.erase_area, 0 < low <= high < 1, "two fractions, the smaller first")
-        for name in ("flip", "grayscale", "erase", "brightness", "contrast", "saturation", "sharpness"):
+        for name in (
+            "flip",
+            "elastic",
+            "outline",
+            "grayscale",
+            "erase",
+            "brightness",
+            "contrast",
+            "saturation",
+            "sharpness",
+        ):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name, most in (("rotate", 180), ("translate", 1), ("hue", 0.5)):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= most, f"between 0 and {most}")
@@ -72,6 +88,9 @@ def _check(name: str, value: object, fits: bool, rule: str) -> None:
     if not fits:
         raise UserError(f"augment.{name}={value} must be {rule}")
 
+
+_NET = 4
+"""Control points of the elastic warp along each side."""
 
 _COLUMNS = (
     "scale",
@@ -92,6 +111,9 @@ _COLUMNS = (
     "erase_shape",
     "erase_x",
     "erase_y",
+    "outline",
+    "outline_strength",
+    *(f"elastic_{axis}_{point}" for axis in "xy" for point in range(_NET**2)),
 )
 """What each column of ``uniforms`` decides. New ones are appended, so that old runs keep their images."""
 
@@ -112,12 +134,19 @@ class Transform:
 
     num_uniforms = len(_COLUMNS)
 
-    def __init__(self, image_size: int, augment: AugmentSettings | None) -> None:
-        """``image_size`` is S, pixels. ``augment`` None never varies anything."""
+    def __init__(self, image_size: int, augment: AugmentSettings | None, trim: float | None = None) -> None:
+        """``image_size`` is S, pixels. ``augment`` None never varies anything.
+
+        ``trim`` first frames what is drawn on a plain ground (``fill``): the view becomes the smallest square around
+        it plus this margin, a fraction of the square's side. None keeps the frame the image came with, as photos need.
+        """
         if image_size < 1:
             raise UserError(f"image_size={image_size} must be at least 1 pixel")
+        if trim is not None and not 0 <= trim < 1:
+            raise UserError(f"trim={trim} must be at least 0 and below 1, a fraction of the side; null keeps the frame")
         self.image_size = image_size
         self.augment = augment
+        self.trim = trim
 
     def __call__(self, images: Sequence[Tensor], uniforms: Tensor | None) -> Tensor:
         """Transform uint8[3, H, W] images of any sizes to uint8[B, 3, S, S].
@@ -132,7 +161,10 @@ class Transform:
             expected = (len(images), self.num_uniforms)
             raise ValueError(f"uniforms must be float64[B, num_uniforms] = {expected}, not {tuple(uniforms.shape)}")
         draws: Draws = dict(zip(_COLUMNS, uniforms.to(torch.float64).numpy().T, strict=True))
-        pixels = self._sample(images, _inverse_affine(settings, draws), settings.fill)
+        bend = _elastic(settings, draws, self.image_size) if settings.elastic else None
+        pixels = self._sample(images, _inverse_affine(settings, draws), bend, settings.fill)
+        if settings.outline:
+            pixels = _outline(pixels, settings, draws)
         if settings.brightness or settings.contrast or settings.saturation or settings.hue or settings.grayscale:
             pixels = _vary_colour(pixels, settings, draws)
         if settings.sharpness:
@@ -141,27 +173,34 @@ class Transform:
             pixels = _erase(pixels, settings, draws)
         return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
-    def _sample(self, images: Sequence[Tensor], inverse: NDArray[np.float64], fill: int) -> Tensor:
-        """Sample every image through its float64[B, 2, 3] map from view to picture: float32[B, 3, S, S], 0..255."""
+    def _sample(self, images: Sequence[Tensor], inverse: NDArray[np.float64], bend: Tensor | None, fill: int) -> Tensor:
+        """Sample every image through its float64[B, 2, 3] map from view to picture: float32[B, 3, S, S], 0..255.
+
+        ``bend`` float32[B, S, S, 2] shifts the points of the view first.
+        """
         out = torch.empty(len(images), 3, self.image_size, self.image_size)
         for shape, rows in _rows_by_shape(images).items():
-            group = self._reduce(torch.stack([images[row] for row in rows]))
+            pictures = torch.stack([images[row] for row in rows])
+            to_picture = inverse[rows] if self.trim is None else _framed(inverse[rows], pictures, fill, self.trim)
+            group = self._reduce(pictures)
             # Both axes are measured in half shorter sides; grid_sample wants halves of each side.
             per_side = np.array([min(shape) / shape[1], min(shape) / shape[0]])
-            grid = self._grid(_float(inverse[rows] * per_side[None, :, None]))
+            grid = self._grid(_float(to_picture * per_side[None, :, None]), None if bend is None else bend[rows])
             # Outside of the picture grid_sample reads 0, so 0 has to mean `fill`.
             shifted = group.float().sub_(fill)
             sampled = F.grid_sample(shifted, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             out[rows] = sampled.add_(fill)
         return out
 
-    def _grid(self, theta: Tensor) -> Tensor:
-        """float32[G, S, S, 2]: where float32[G, 2, 3] maps send the pixel centres.
+    def _grid(self, theta: Tensor, bend: Tensor | None) -> Tensor:
+        """float32[G, S, S, 2]: where float32[G, 2, 3] maps send the pixel centres, shifted by ``bend`` before.
 
         As `F.affine_grid`, but without its matrix product, whose rounding may depend on the size of the batch.
         """
         centres = (torch.arange(self.image_size) * 2 + 1) / self.image_size - 1
         x, y = centres[None, None, :, None], centres[None, :, None, None]
+        if bend is not None:
+            x, y = x + bend[..., 0:1], y + bend[..., 1:2]
         return theta[:, None, None, :, 0] * x + theta[:, None, None, :, 1] * y + theta[:, None, None, :, 2]
 
     def _reduce(self, images: Tensor) -> Tensor:
@@ -172,6 +211,30 @@ class Transform:
             return images
         size = [max(limit, round(side * limit / shorter)) for side in (height, width)]
         return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+GROUND_TOLERANCE = 16
+"""Grey levels by which a pixel of the plain ground may differ from ``fill`` (compression)."""
+
+
+def _framed(inverse: NDArray[np.float64], pictures: Tensor, fill: int, margin: float) -> NDArray[np.float64]:
+    """float64[G, 2, 3]: the maps of view to picture, with the view's square laid around what is drawn.
+
+    ``pictures`` uint8[G, 3, H, W]. A picture with nothing on its ground keeps its frame.
+    """
+    drawn = ((pictures.to(torch.int16) - fill).abs() > GROUND_TOLERANCE).any(dim=1).numpy()
+    half_side = min(pictures.shape[-2:]) / 2
+    centres, halves = [], []
+    for line in (drawn.any(axis=1), drawn.any(axis=2)):  # columns give x, rows give y
+        size = line.shape[1]
+        first, last = line.argmax(axis=1), size - line[:, ::-1].argmax(axis=1)
+        centres.append(((first + last) / 2 - size / 2) / half_side)
+        halves.append((last - first) / 2 / half_side)
+    found = drawn.any(axis=(1, 2))
+    half = np.where(found, np.maximum(*halves) * (1 + margin), 1.0)
+    framed = inverse * half[:, None, None]
+    framed[:, :, 2] += np.where(found[:, None], np.stack(centres, axis=1), 0.0)
+    return framed
 
 
 def _rows_by_shape(images: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
@@ -191,6 +254,13 @@ def _either_way(draw: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _factor(draw: NDArray[np.float64], change: float) -> NDArray[np.float64]:
     return 1 + change * _either_way(draw)
+
+
+def _elastic(settings: AugmentSettings, draws: Draws, size: int) -> Tensor:
+    """float32[B, S, S, 2]: how far each point of the view is shifted, in half sides."""
+    axes = [np.stack([draws[f"elastic_{axis}_{point}"] for point in range(_NET**2)], axis=1) for axis in "xy"]
+    net = _float(2 * settings.elastic * _either_way(np.stack(axes, axis=1))).view(-1, 2, _NET, _NET)
+    return F.interpolate(net, size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _inverse_affine(settings: AugmentSettings, draws: Draws) -> NDArray[np.float64]:
@@ -252,6 +322,13 @@ def _mean_grey(pixels: Tensor) -> NDArray[np.float64]:
     """float64[B]. Sums whole numbers: the order of summation depends on threads and batch size, and must not show."""
     sums = pixels.round().to(torch.int32).sum(dim=(2, 3), dtype=torch.int64)
     return (sums.numpy() * _LUMA).sum(1) / (pixels.shape[2] * pixels.shape[3])
+
+
+def _outline(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
+    grey = pixels.mean(dim=1, keepdim=True)
+    spread = F.max_pool2d(grey, 3, stride=1, padding=1) + F.max_pool2d(-grey, 3, stride=1, padding=1)
+    strength = np.where(draws["outline"] < settings.outline, 2 * draws["outline_strength"], 0.0)
+    return (pixels - spread * _float(strength)[:, None, None, None]).clamp_(min=0)
 
 
 def _vary_sharpness(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:

@@ -102,10 +102,11 @@ class EncodedSplit:
 
     def image(self, row: int) -> Tensor:
         """uint8[3, S, S] of an image row, on the CPU."""
+        first = 0
         for item in self.batches:
-            if row < len(item.batch.images):
-                return item.batch.images[row].cpu()
-            row -= len(item.batch.images)
+            if row < first + len(item.batch.images):
+                return item.batch.images[row - first].cpu()
+            first += len(item.batch.images)
         raise IndexError(f"image row {row} is beyond the split's last")
 
     def image_ids(self) -> Iterator[str]:

@@ -132,7 +132,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, width: int, num_heads: int, memory_width: int | None = None) -> None:
         super().__init__()
-        if width % num_heads:
+        if width < 1 or num_heads < 1 or width % num_heads:
             raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
         self.num_heads = num_heads
         self.query = nn.Linear(width, width)

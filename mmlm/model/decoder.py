@@ -167,6 +167,8 @@ class TransformerDecoder(nn.Module):
                 f"decoder: unimodal_layers={unimodal_layers} and multimodal_layers={multimodal_layers} must both be at "
                 "least 1: the first give the text embedding, the others see the image"
             )
+        if not 0 <= dropout < 1:
+            raise UserError(f"decoder.dropout: {dropout} must lie in [0, 1); 0 turns it off")
         if positions == "rotary" and (width // num_heads) % 2:
             raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.vocab_size, self.max_tokens = width, vocab_size, max_tokens

@@ -125,7 +125,7 @@ class TimmVit(nn.Module):
             )
         except TypeError as error:
             raise UserError(f"encoder.name: timm's '{name}' is no plain ViT ({error})") from error
-        except AssertionError as error:
+        except (AssertionError, ZeroDivisionError) as error:
             given = f"width={width}, depth={depth}, num_heads={num_heads}"
             raise UserError(f"encoder: timm's '{name}' does not take {given} ({error})") from error
         if not isinstance(self.vit, VisionTransformer):

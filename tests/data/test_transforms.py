@@ -323,3 +323,74 @@ def test_settings_out_of_range(name, value):
 def test_image_size_out_of_range():
     with pytest.raises(UserError, match="image_size=0 must be at least 1 pixel"):
         Transform(0, None)
+
+
+# Frames, bends and outlines
+
+
+def drawing(top: int, left: int, height: int, width: int, ground: int = 255) -> torch.Tensor:
+    """A black box on a plain ground, uint8[3, 64, 64]."""
+    image = torch.full((3, 64, 64), ground, dtype=torch.uint8)
+    image[:, top : top + height, left : left + width] = 0
+    return image
+
+
+def test_trim_lays_the_view_around_the_drawing_wherever_it_is():
+    transform = Transform(32, None, trim=0.0)
+    framed = transform([drawing(0, 0, 16, 16), drawing(40, 30, 16, 16), drawing(0, 0, 64, 64)], None)
+    # The outermost row of pixels is interpolated with the ground.
+    assert (framed[:, :, 1:-1, 1:-1] == 0).all()
+    tall = transform([drawing(10, 20, 32, 8)], None)[0]
+    assert (tall[:, :, 14:18] == 0).all()
+    assert (tall[:, :, :11] == 255).all()
+    assert (tall[:, :, 21:] == 255).all()
+
+
+def test_trim_leaves_a_margin_and_a_blank_picture_alone():
+    framed = Transform(32, None, trim=0.5)([drawing(8, 8, 16, 16)], None)[0]
+    assert (framed[:, 6:26, 6:26] == 0).all()
+    assert (framed[:, :5] == 255).all()
+    assert (framed[:, 27:] == 255).all()
+    blank = torch.full((3, 20, 20), 255, dtype=torch.uint8)
+    assert (Transform(32, None, trim=0.1)([blank], None) == 255).all()
+
+
+def test_trim_takes_the_fill_as_the_ground():
+    settings = AugmentSettings(fill=0)
+    white_on_black = 255 - drawing(4, 40, 16, 16)
+    uniforms = torch.full((1, Transform.num_uniforms), 0.5, dtype=torch.float64)
+    assert (Transform(32, settings, trim=0.0)([white_on_black], uniforms)[:, :, 1:-1, 1:-1] == 255).all()
+
+
+def test_trim_out_of_range_is_refused():
+    with pytest.raises(UserError, match=r"trim=1\.5 must be at least 0 and below 1"):
+        Transform(32, None, trim=1.5)
+
+
+def test_elastic_moves_points_by_at_most_its_fraction_and_spares_flat_pictures():
+    settings = AugmentSettings(elastic=0.05)
+    uniforms = torch.rand(4, Transform.num_uniforms, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flat = torch.full((3, 64, 64), 255, dtype=torch.uint8)
+    assert (Transform(32, settings)([flat] * 4, uniforms) == 255).all()
+    bent = Transform(32, settings)([drawing(16, 16, 32, 32)] * 4, uniforms)
+    assert (bent[:, :, 11:21, 11:21] == 0).all()
+    assert (bent[:, :, :5] == 255).all()
+    assert not torch.equal(bent[0], bent[1])
+    still = torch.full((1, Transform.num_uniforms), 0.5, dtype=torch.float64)
+    assert torch.equal(
+        Transform(32, settings)([drawing(9, 9, 20, 20)], still), Transform(32, None)([drawing(9, 9, 20, 20)], None)
+    )
+
+
+def test_outline_darkens_edges_only():
+    image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    image[:, 8:24, 8:24] = 200
+    uniforms = torch.full((2, Transform.num_uniforms), 0.5, dtype=torch.float64)
+    uniforms[1, _COLUMNS.index("outline")] = 0.9
+    drawn, left_alone = Transform(32, AugmentSettings(outline=0.6))([image, image], uniforms)
+    assert torch.equal(left_alone, image)
+    assert (drawn[:, 10:22, 10:22] == 200).all()
+    assert (drawn[:, :7] == 255).all()
+    # strength 2 * 0.5 = 1: 255 - (255 - 200) outside of the edge, 200 - 55 inside of it
+    assert (drawn[:, 7, 10:22] == 200).all()
+    assert (drawn[:, 8, 10:22] == 145).all()

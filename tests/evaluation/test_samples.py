@@ -1,0 +1,145 @@
+"""What a report shows of a split: which rows, what is said about them, and which tokens make a word."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmlm.evaluation.evaluators import generate_captions
+from mmlm.evaluation.samples import SampleSettings, attention_of_words, collect_samples, data_uri, spaced
+from mmlm.flow import Caption, Example
+
+TEXTS = ("a red square", "a green circle", "un café très grand", "日本 の 旗")
+
+
+def examples(texts: Sequence[str] = TEXTS) -> list[Example]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Example(f"image{i}", torch.randint(0, 256, (3, 16, 16), generator=generator, dtype=torch.uint8), (Caption(t),))
+        for i, t in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "rows"),
+    [
+        (1, 5, [2]),
+        (2, 4, [1, 3]),
+        (4, 4, [0, 1, 2, 3]),
+        (9, 3, [0, 1, 2]),
+        (0, 3, []),
+        (3, 0, []),
+        (3, 30, [5, 15, 25]),
+    ],
+)
+def test_rows_are_spread_evenly(count, total, rows):
+    assert spaced(count, total) == rows
+
+
+def test_an_image_survives_its_data_address():
+    image = examples()[0].image
+    kind, _, text = data_uri(image).partition(",")
+    assert kind == "data:image/webp;base64"
+    decoded = np.array(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+    assert (torch.from_numpy(decoded).permute(2, 0, 1) == image).all()
+
+
+def test_what_is_collected_of_a_split(make_split):
+    split = make_split(examples(), batch_size=3)
+    samples = collect_samples(split, SampleSettings(examples=4, queries=2, attention=1), None)
+    assert json.loads(json.dumps(samples)) == samples
+    assert [example["id"] for example in samples["examples"]] == ["image0", "image1", "image2", "image3"]
+    generated = generate_captions(split, None)
+    similarity = split.gallery.image_embedding @ split.gallery.text_embedding.T
+    for row, example in enumerate(samples["examples"]):
+        assert example["captions"] == [TEXTS[row]]
+        assert example["generated"] == generated[row]
+        assert example["exact"] is (generated[row] == TEXTS[row])
+        assert example["image"] == data_uri(split.image(row))
+        best = similarity[row].argsort(descending=True).tolist()
+        assert [near["text"] for near in example["nearest_captions"]] == [split.gallery.texts[text] for text in best]
+        assert [near["match"] for near in example["nearest_captions"]] == [text == row for text in best]
+        assert (example["attention"] is None) == (row > 0 or not generated[row].split())
+    for place, query in zip(spaced(2, 4), samples["queries"], strict=True):
+        assert query["caption"] == TEXTS[place]
+        best = similarity[:, place].argsort(descending=True).tolist()
+        assert [found["image"] for found in query["images"]] == [data_uri(split.image(row)) for row in best]
+        assert [found["match"] for found in query["images"]] == [row == place for row in best]
+
+
+def test_an_exact_caption_and_the_language_of_the_truths(make_split, monkeypatch):
+    both = (Caption("a cat", "en"), Caption("eine Katze", "de"))
+    split = make_split([Example("a", examples()[0].image, both)], languages=("en", "de"))
+    monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language: ["eine Katze"])
+    for language, truths, exact in (("de", ["eine Katze"], True), ("en", ["a cat"], False)):
+        (example,) = collect_samples(split, SampleSettings(), language)["examples"]
+        assert (example["captions"], example["exact"]) == (truths, exact)
+
+
+@pytest.mark.parametrize("said", ["", " ", "\n \t"])
+def test_a_caption_of_nothing_has_no_attention(make_split, monkeypatch, said):
+    split = make_split(examples())
+    monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language: [said] * 4)
+    samples = collect_samples(split, SampleSettings(attention=4), None)
+    assert [example["attention"] for example in samples["examples"]] == [None] * 4
+
+
+# Words
+
+
+def word_maps(split, text):
+    return attention_of_words(split.model, split.tokenizer, split.image(0)[None], Caption(text), split.max_tokens)
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "prefix"])
+@pytest.mark.parametrize("vocab_size", [260, 300, 400])
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "x", "naïve façade — “déjà vu” 👩‍🚀!", "grün und weiß, наш дом", "हिन्दी में नाम"]
+)
+def test_tokens_are_grouped_into_the_words_of_the_text(make_split, fusion, vocab_size, text):
+    """From one token a byte (260) to one a word: the words are the text's own, and each map sums to 1."""
+    split = make_split(examples([*TEXTS, "x"]), vocab_size=vocab_size, fusion=fusion)
+    words, maps = word_maps(split, text)
+    assert words == text.split()
+    assert maps.shape == (len(words), 4, 4)
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), torch.ones(len(words)))
+
+
+def test_a_map_is_the_mean_over_the_word_s_tokens(make_split, monkeypatch):
+    """With one token a byte: a space belongs to the word it leads to, the bytes of a character stay together."""
+    split = make_split(examples(), vocab_size=260)
+    text = "un café 日"
+    ids = split.tokenizer.encode(text, None, 48)
+    pieces = [" un", " café", " 日"]
+    places = [len(piece.encode()) for piece in pieces]
+    assert len(ids) == 2 + sum(places)
+    given = torch.rand(1, len(ids) - 1, 2, 2)
+    monkeypatch.setattr(split.model, "attention_maps", lambda batch: given)
+    words, maps = word_maps(split, text)
+    assert words == ["un", "café", "日"]
+    for found, rows in zip(maps, given[0, : len(ids) - 2].split(places), strict=True):
+        mean = rows.mean(dim=0)
+        torch.testing.assert_close(found, mean / mean.sum())
+
+
+def test_the_map_of_a_token_is_where_the_decoder_looked_when_it_predicted_it(make_split, monkeypatch):
+    split = make_split(examples(), vocab_size=400)
+    ids = split.tokenizer.encode("a red square", None, 48)
+    assert len(ids) == 5, "one token a word"
+    given = torch.zeros(1, 4, 2, 2)
+    for place, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        given[0, place, row, column] = 1
+    monkeypatch.setattr(split.model, "attention_maps", lambda batch: given)
+    words, maps = word_maps(split, "a red square")
+    assert dict(zip(words, maps.flatten(1).argmax(dim=1).tolist(), strict=True)) == {"a": 0, "red": 1, "square": 2}
+
+
+def test_a_map_without_any_attention_stays_zero(make_split, monkeypatch):
+    split = make_split(examples())
+    monkeypatch.setattr(split.model, "attention_maps", lambda batch: torch.zeros(1, batch.tokens.shape[1] - 1, 2, 2))
+    assert not word_maps(split, "a red square")[1].any()

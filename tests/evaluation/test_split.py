@@ -1,0 +1,105 @@
+"""An encoded split: rows through the batches, references, and the gallery of distinct texts."""
+
+import pytest
+import torch
+
+from mmlm.errors import CorruptImage, UserError
+from mmlm.evaluation.split import encode_split
+from mmlm.flow import TEXT_ONLY, Caption, Example
+
+
+def picture(value: int) -> torch.Tensor:
+    """uint8[3, 16, 16] of one grey."""
+    return torch.full((3, 16, 16), value, dtype=torch.uint8)
+
+
+def example(name: str, *texts: str, value: int | None = 0, concept: str | None = None) -> Example:
+    image = None if value is None else picture(value)
+    return Example(name, image, tuple(Caption(text) for text in texts), concept)
+
+
+EXAMPLES = [
+    example("a", "a cat", "a small cat", value=10, concept="cat"),
+    example("b", "a dog", value=20, concept="dog"),
+    example("words", "nothing to see", value=None),
+    example("c", "a cat", value=30, concept="cat"),
+    example("d", "A bird", "a  bird", value=40),
+]
+"""With a batch size of 2 or 3, batches differ in images, captions and lengths."""
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_rows_count_through_the_batches(make_split, batch_size):
+    split = make_split(EXAMPLES, batch_size)
+    assert len(split.batches) == -(-5 // batch_size)
+    assert list(split.image_ids()) == ["a", "b", "c", "d"]
+    assert split.image_index.tolist() == [0, 0, 1, TEXT_ONLY, 2, 3, 3]
+    assert [caption.text for caption in split.captions] == [c.text for e in EXAMPLES for c in e.captions]
+    assert [[c.text for c in found] for found in split.references] == [
+        ["a cat", "a small cat"],
+        ["a dog"],
+        ["a cat"],
+        ["A bird", "a  bird"],
+    ]
+    assert [int(split.image(row)[0, 0, 0]) for row in range(4)] == [10, 20, 30, 40]
+    assert split.image_concept[0] == split.image_concept[2]
+    assert len(split.image_concept.unique()) == 3
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_batching_does_not_change_what_is_encoded(make_split, batch_size):
+    whole, parts = make_split(EXAMPLES, 5), make_split(EXAMPLES, batch_size)
+    torch.testing.assert_close(parts.features.embedding, whole.features.embedding)
+    torch.testing.assert_close(parts.features.memory, whole.features.memory)
+    torch.testing.assert_close(parts.gallery.text_embedding, whole.gallery.text_embedding)
+    assert parts.gallery.texts == whole.gallery.texts
+    assert torch.equal(parts.gallery.pairs, whole.gallery.pairs)
+
+
+def test_the_gallery_holds_each_text_once_with_all_that_belongs_together(make_split):
+    gallery = make_split(EXAMPLES, 2).gallery
+    # White space is no difference, case is one.
+    assert gallery.texts == ("a cat", "a small cat", "a dog", "nothing to see", "A bird", "a  bird")
+    cat, small, dog, upper, lower = 0, 1, 2, 4, 5
+    assert gallery.pairs.tolist() == [[0, cat], [0, small], [1, dog], [2, cat], [2, small], [3, upper], [3, lower]]
+    assert gallery.text_embedding.shape == (6, 16)
+    torch.testing.assert_close(gallery.text_embedding.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(gallery.image_embedding.norm(dim=1), torch.ones(4))
+
+
+def test_a_text_stands_for_its_own_embedding(make_split):
+    split = make_split(EXAMPLES, 2)
+    tokens = torch.tensor([split.tokenizer.encode("a dog", None, 48)])
+    with torch.no_grad():
+        alone = split.model.encode_text(tokens, torch.tensor([tokens.shape[1]]))[0]
+    torch.testing.assert_close(split.gallery.text_embedding[2], alone)
+
+
+def test_a_row_beyond_the_last_is_a_bug(make_split):
+    with pytest.raises(IndexError, match="row 4"):
+        make_split(EXAMPLES, 2).image(4)
+
+
+def test_nothing_is_kept_for_gradients(make_split):
+    split = make_split(EXAMPLES, 2)
+    assert not split.features.memory.requires_grad
+    assert not split.gallery.text_embedding.requires_grad
+
+
+def test_a_split_without_an_image_that_can_be_decoded_is_refused(make_split):
+    split = make_split(EXAMPLES)
+    with pytest.raises(UserError, match="evaluation split 'empty' has no image that can be decoded"):
+        encode_split("empty", split.model, split.tokenizer, [], torch.device("cpu"), 48)
+
+
+def test_corrupt_images_are_left_out(make_split, monkeypatch):
+    class Broken(Example):
+        pass
+
+    def read(source, index):
+        found = source[index]
+        return CorruptImage(found.id, "is damaged") if isinstance(found, Broken) else found
+
+    monkeypatch.setattr("mmlm.data.loader._read", read)
+    broken = Broken("broken", None, (Caption("a fish"),))
+    assert list(make_split([EXAMPLES[0], broken, EXAMPLES[1]], 2).image_ids()) == ["a", "b"]

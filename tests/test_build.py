@@ -1,0 +1,343 @@
+"""Config to live parts: what is built, with which weights, and what does not fit together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmlm.build import (
+    CHECKPOINTS,
+    TOKENIZER,
+    build_evaluators,
+    build_experiment,
+    build_splits,
+    choose_device,
+    exported_weights,
+    find_run,
+    load_run,
+    seed_everything,
+)
+from mmlm.checkpoint import load_checkpoint, mark_best
+from mmlm.config import load_config, run_folder, save_config
+from mmlm.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def build(tiny_config, tmp_path):
+    """``build(*overrides)``: a tiny experiment, in a folder without a run."""
+    return lambda *overrides: build_experiment(tiny_config(*overrides), tmp_path / "new")
+
+
+def weights_of(experiment) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
+
+
+def same(first, second, prefix: str = "") -> bool:
+    keys = [key for key in first if key.startswith(prefix)]
+    assert keys
+    return all(torch.equal(first[key], second[key]) for key in keys)
+
+
+NO_BPE = ("~tokenizer.languages", "~tokenizer.lowercase")
+
+# Parts
+
+
+def test_the_parts_fit_together(build):
+    experiment = build("train.ema_decay=0.9")
+    model, tokenizer = experiment.model, experiment.tokenizer
+    assert len(experiment.train_source) == experiment.state.loader.examples_per_epoch == 8
+    assert model.decoder.vocab_size == tokenizer.vocab_size == 280
+    assert model.decoder.max_tokens == 24
+    assert model.encoder.grid == (2, 2)
+    assert model.image_projection.out_features == 16
+    assert experiment.device == CPU
+    assert list(experiment.validation) == ["validation"]
+    assert list(experiment.evaluators) == ["loss", "retrieval", "captioning", "image_use_gap"]
+    trained = {id(p) for group in experiment.state.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in experiment.state.train_step.parameters()}
+    assert experiment.state.ema.tensors.keys() == experiment.state.train_step.state_dict().keys()
+    assert (experiment.state.step, experiment.state.loader.position) == (0, 0)
+
+
+def test_building_writes_nothing(build, tmp_path):
+    build()
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_seed_decides_the_start(build):
+    first, again, other = (weights_of(build(f"seed={seed}")) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_seeds_reach_every_generator():
+    def draws() -> tuple[float, float]:
+        return float(np.random.rand()), float(torch.rand(()))
+
+    seed_everything(5)
+    first = draws()
+    seed_everything(5)
+    assert draws() == first
+    seed_everything(-5)
+    assert draws() != first
+
+
+def test_evaluators_get_the_language_of_the_data(tiny_config):
+    assert build_evaluators(tiny_config("data.language=en"))["captioning"].language == "en"
+    assert build_evaluators(tiny_config())["captioning"].language is None
+
+
+def test_evaluation_images_are_not_augmented(tiny_config, build):
+    experiment = build("transform=augment")
+    splits = build_splits(tiny_config(), experiment.tokenizer, tiny_config().data.validation, "data.validation")
+    for augmented, plain in zip(experiment.validation["validation"], splits["validation"], strict=True):
+        assert torch.equal(augmented.images, plain.images)
+
+
+def test_a_batch_larger_than_the_data(build):
+    with pytest.raises(UserError) as refused:
+        build("train.batch_size=9")
+    assert str(refused.value) == (
+        "train.batch_size: 9 is larger than the data set, which has 8 examples; use at most 8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.image_size=18",), "encoder.patch_size: image size 18 is not a multiple of patch size 8"),
+        (("decoder.num_heads=5",), "num_heads: 5 does not divide the width 32"),
+        (("bridge.num_heads=5",), "num_heads: 5 does not divide the width 32"),
+        (("encoder.name=resnet18",), "encoder.name"),
+        (("tokenizer.vocab_size=20",), "tokenizer.vocab_size=20 must be at least"),
+        (("data.max_tokens=2",), "max_tokens=2 must be at least 3"),
+        (("objective.weights.contrastive=0", "objective.weights.captioning=0"), "every weight is 0"),
+        (("train.ema_decay=1.5",), "train.ema_decay: 1.5 must lie between 0 and 1"),
+        (("data.captions_per_image=0",), "captions_per_image=0 must be at least 1"),
+        (("optim.betas=[0.9]",), "optim.betas"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(build, overrides, message):
+    with pytest.raises(UserError) as refused:
+        build(*overrides)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_devices():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto") == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match="device: 'gpu' is not one of auto, cpu, cuda"):
+        choose_device("gpu")
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(UserError, match="torch finds no CUDA device; use device=cpu or device=auto"):
+        choose_device("cuda")
+
+
+# Finding and loading runs
+
+
+def make_run(folder: Path, config) -> Path:
+    folder.mkdir(parents=True)
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+def test_a_run_is_found_from_above_where_it_is_the_only_one(tiny_config, tmp_path):
+    one = make_run(tmp_path / "a/b/seed=0", tiny_config())
+    (one / "wandb/files").mkdir(parents=True)
+    (one / "wandb/files/config.yaml").write_text("not: ours\n")
+    assert find_run(str(one)) == find_run(str(tmp_path / "a")) == find_run(str(tmp_path / "a/b")) == one
+    make_run(tmp_path / "a/c/seed=0", tiny_config())
+    with pytest.raises(UserError, match=r"a holds 2 runs; name one, such as .*a/b/seed=0"):
+        find_run(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_a_run(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=rf"{name} is no run folder \(it has no config\.yaml\)"):
+        find_run(str(tmp_path / name))
+
+
+def test_a_run_without_a_checkpoint(tiny_config, build, tmp_path):
+    folder = make_run(tmp_path / "a/seed=0", tiny_config())
+    build().tokenizer.save(folder / TOKENIZER)
+    with pytest.raises(UserError, match="has no checkpoint yet; let it train until it saves one"):
+        load_run(str(folder), CPU)
+
+
+def test_a_run_comes_back_as_it_was_trained(trained):
+    folder = trained("train.eval_every=1", "train.save_every=1", "train.keep_last=9")
+    run = load_run(str(folder), CPU)
+    assert (run.folder, run.step, run.config.train.steps) == (folder, 3, 3)
+    assert not run.model.training
+    saved = load_checkpoint(folder / CHECKPOINTS / "step=000003").weights["model"]
+    assert same(run.model.state_dict(), {name.removeprefix("model."): value for name, value in saved.items()})
+    assert run.tokenizer.decode(run.tokenizer.encode("a red circle", None, 24)) == "a red circle"
+
+
+def test_loading_asks_for_no_pretrained_weights(trained, monkeypatch):
+    folder = trained()
+    text = (folder / "config.yaml").read_text().replace("pretrained: false", "pretrained: true")
+    (folder / "config.yaml").write_text(text)
+    asked = []
+    create = torch.hub.load_state_dict_from_url
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: asked.append(a) or create(*a, **k))
+    assert load_run(str(folder), CPU).step == 3
+    assert asked == []
+
+
+def test_the_average_is_exported(trained):
+    folder = trained("train.ema_decay=0.9")
+    checkpoint = load_checkpoint(folder / CHECKPOINTS / "step=000003").weights
+    assert not same(checkpoint["model"], checkpoint["ema"], "model.decoder")
+    run = load_run(str(folder), CPU)
+    assert same(run.model.state_dict(), {key.removeprefix("model."): value for key, value in checkpoint["ema"].items()})
+
+
+def test_the_best_checkpoint_is_exported_rather_than_the_last(trained):
+    folder = trained("train.save_every=1", "train.keep_last=9")
+    config = load_config(folder / "config.yaml")
+    assert exported_weights(folder, config)[0] == 3
+    mark_best(folder / CHECKPOINTS, folder / CHECKPOINTS / "step=000002", "validation/x", 0.5)
+    step, weights = exported_weights(folder, config)
+    saved = load_checkpoint(folder / CHECKPOINTS / "step=000002").weights["model"]
+    assert step == 2
+    assert same(weights, {key.removeprefix("model."): value for key, value in saved.items()})
+
+
+def test_the_tokenizer_of_the_run_is_kept_when_its_data_changes(tiny_config, trained, shapes, write_captions):
+    folder = trained()
+    first = load_run(str(folder), CPU).tokenizer
+    lines = [{"image": file.name, "caption": "zzzz qqqq zzzz qqqq"} for file in shapes.glob("*.png")]
+    write_captions(shapes, lines)
+    experiment = build_experiment(tiny_config(), folder)
+    assert experiment.tokenizer.encode("zzzz", None, 24) == first.encode("zzzz", None, 24)
+    fresh = build_experiment(tiny_config(), folder / "elsewhere").tokenizer
+    assert fresh.encode("zzzz", None, 24) != first.encode("zzzz", None, 24)
+
+
+# init_from
+
+
+def test_all_parts_are_taken_over(trained, build):
+    folder = trained()
+    source = load_run(str(folder), CPU).model.state_dict()
+    fresh, taken = build("seed=5"), build("seed=5", f"init_from.run={folder}")
+    assert not same(weights_of(fresh), source, "decoder")
+    assert same(weights_of(taken), source)
+    assert taken.state.step == taken.state.loader.position == 0
+
+
+def test_a_run_is_named_by_the_folder_above_it_too(trained, build, tmp_path):
+    folder = trained()
+    assert same(weights_of(build(f"init_from.run={tmp_path / 'runs'}")), load_run(str(folder), CPU).model.state_dict())
+
+
+def test_some_parts_are_taken_over(trained, build):
+    folder = trained()
+    source = load_run(str(folder), CPU).model.state_dict()
+    fresh = weights_of(build("seed=5"))
+    taken = weights_of(build("seed=5", f"init_from.run={folder}", "init_from.parts=[encoder,bridge]"))
+    assert same(taken, source, "encoder")
+    assert same(taken, source, "bridge")
+    assert same(taken, fresh, "decoder")
+    assert same(taken, fresh, "text_projection")
+
+
+def test_the_average_starts_from_what_was_taken_over(trained, build):
+    experiment = build(f"init_from.run={trained()}", "train.ema_decay=0.9")
+    assert same(experiment.state.ema.tensors, experiment.state.train_step.state_dict())
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_image_positions_are_resized(trained, build, class_token):
+    override = f"encoder.class_token={str(class_token).lower()}"
+    source = load_run(str(trained(override)), CPU).model.state_dict()
+    folder = build_run_folder(trained, override)
+    taken = weights_of(build(override, "data.image_size=32", f"init_from.run={folder}"))
+    old, new = source["encoder.vit.pos_embed"], taken["encoder.vit.pos_embed"]
+    first = int(class_token)
+    assert (old.shape[1], new.shape[1]) == (first + 4, first + 16)
+    torch.testing.assert_close(new[:, :first], old[:, :first])
+    # Bicubic resizing, antialiased, keeps the corners on their side and the mean.
+    torch.testing.assert_close(new[:, first:].mean(dim=1), old[:, first:].mean(dim=1), rtol=1e-3, atol=1e-4)
+    grid, coarse = new[0, first:].unflatten(0, (4, 4)), old[0, first:].unflatten(0, (2, 2))
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        distance = (coarse - grid[3 * row, 3 * column]).norm(dim=-1)
+        assert int(distance.flatten().argmin()) == 2 * row + column
+    assert same(taken, source, "encoder.vit.blocks")
+
+
+def build_run_folder(trained, override) -> Path:
+    """The folder of the run that has been trained already: the same command finds it."""
+    return trained(override)
+
+
+def test_the_decoder_brings_its_tokenizer(trained, build, tmp_path, write_captions, shapes):
+    folder = trained()
+    other = tmp_path / "other"
+    write_captions(other, [{"image": f"../shapes/{f.name}", "caption": "ein rotes Haus"} for f in shapes.glob("*.png")])
+    data = (f"data.train.folder={other}", f"data.validation.validation.folder={other}")
+    own = build(*data).tokenizer
+    brought = build(*data, f"init_from.run={folder}").tokenizer
+    also = build(*data, f"init_from.run={folder}", "init_from.parts=[decoder]").tokenizer
+    left = build(*data, f"init_from.run={folder}", "init_from.parts=[encoder]").tokenizer
+    ids = [t.encode("ein rotes Haus", None, 24) for t in (own, brought, also, left)]
+    assert ids[1] == ids[2] == load_run(str(folder), CPU).tokenizer.encode("ein rotes Haus", None, 24)
+    assert ids[0] == ids[3] != ids[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("init_from.parts=[encodr]",),
+            "init_from.parts: 'encodr' is no part of the model; there are: encoder, bridge,",
+        ),
+        (("encoder.width=64", "init_from.parts=[encoder]"), "'encoder.vit.pos_embed' is [1, 4, 32] in that run and"),
+        (("decoder.width=64",), "leave 'decoder' out of init_from.parts or build it alike"),
+        (("encoder.depth=2",), "has no 'encoder.vit.blocks.1."),
+        (("encoder.class_token=true",), "leave 'encoder' out of init_from.parts"),
+        (
+            ("decoder.positions=rotary",),
+            "has 'decoder.position_embedding' and this model does not; leave 'decoder' out",
+        ),
+        (("data.max_tokens=32",), "'decoder.position_embedding' is [24, 32] in that run and [32, 32] here"),
+        (
+            ("tokenizer._target_=mmlm.data.tokenizer.OpenClip", "~tokenizer.vocab_size", *NO_BPE),
+            "'decoder.token_embedding.weight' is [280, 32] in that run",
+        ),
+        (("tokenizer.languages=[en,de]",), "was saved with languages=['en'], but tokenizer.languages=['en', 'de']"),
+        (("model.embedding_width=8", "init_from.parts=[text_projection]"), "'text_projection.weight' is [16, 32]"),
+    ],
+)
+def test_what_does_not_fit_the_other_run_is_refused(trained, build, overrides, message):
+    folder = trained()
+    with pytest.raises(UserError) as refused:
+        build(f"init_from.run={folder}", *overrides)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_to_start_from_that_is_not_there(build, tmp_path):
+    with pytest.raises(UserError, match="missing is no run folder"):
+        build(f"init_from.run={tmp_path / 'missing'}")
+
+
+def test_a_missing_tokenizer_is_no_bug(trained, build, tiny_config):
+    folder = trained()
+    for file in (folder / TOKENIZER).iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="there is no saved BytePair tokenizer"):
+        build_experiment(tiny_config(), run_folder(tiny_config()))

@@ -1,0 +1,48 @@
+"""``python -m mmlm.caption``: reads what people have, and names what is no image."""
+
+import pytest
+
+from mmlm import caption
+
+
+def test_reads_what_people_have_and_names_what_is_no_image(trained, command, pictures):
+    folder = trained()
+    half, *others = pictures.bad
+    outcome = command(caption, f"run={folder}", half, *pictures.good, *others)
+    assert outcome.status == 2
+    printed = dict(line.split("\t") for line in outcome.out.splitlines())
+    assert tuple(printed) == pictures.good
+    lines = outcome.err.splitlines()
+    assert len(lines) == 3
+    for line, (path, reason) in zip(lines, pictures.bad.items(), strict=True):
+        assert line.startswith(f"mmlm: {path}: {reason}")
+    alone = command(caption, f"run={folder}", *pictures.good)
+    assert (alone.status, alone.err, alone.out) == (0, "", outcome.out)
+    # Transparency is white: the same drawing in three formats is captioned alike.
+    assert len({text for path, text in printed.items() if "alpha" in path or "palette" in path}) == 1
+
+
+def test_only_files_that_are_no_images(trained, command, pictures):
+    outcome = command(caption, f"run={trained()}", *pictures.bad)
+    assert (outcome.status, outcome.out, len(outcome.err.splitlines())) == (2, "", 3)
+
+
+def test_more_images_than_a_batch_are_captioned_in_order(trained, command, shapes, monkeypatch):
+    folder = trained()
+    monkeypatch.setattr(caption, "BATCH", 3)
+    paths = [str(path) for path in sorted(shapes.glob("*.png"))]
+    outcome = command(caption, f"run={folder}", *paths)
+    assert [line.split("\t")[0] for line in outcome.out.splitlines()] == paths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no image given; usage: python -m mmlm.caption run=DIR IMAGE..."),
+        (("language=xx", "a.png"), "a caption's language is 'xx'"),
+        (("run=nowhere", "a.png"), "nowhere is no run folder"),
+        (("rum=x", "a.png"), "rum: no such setting; did you mean run?"),
+    ],
+)
+def test_mistakes_of_caption(trained, command, arguments, message):
+    assert message in command(caption, f"run={trained()}", *arguments).mistake
