@@ -71,7 +71,9 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
     try:
         _check_flags(sys.argv[1:])
         sys.argv[1:] = [hydra_override(token) for token in sys.argv[1:]]
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(_task(main, statuses))()
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
+            _task(main, config_dir, statuses)
+        )()
     except _Bug as bug:
         raise bug.args[0] from bug.args[0].__cause__
     except UserError as error:
@@ -104,7 +106,9 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _task(main: Callable[[DictConfig], int | None], statuses: list[int]) -> Callable[[DictConfig], None]:
+def _task(
+    main: Callable[[DictConfig], int | None], config_dir: Path, statuses: list[int]
+) -> Callable[[DictConfig], None]:
     """``main`` for Hydra to call, once a job. Hydra drops what ``main`` returns: it is added to ``statuses``.
 
     A user's mistake is told at once and the next job of a sweep goes on; a bug ends the sweep. A launcher may run the
@@ -116,7 +120,7 @@ def _task(main: Callable[[DictConfig], int | None], statuses: list[int]) -> Call
     def task(cfg: DictConfig) -> None:
         here = os.getpid() == process
         try:
-            status = _checked(main, cfg)
+            status = _checked(main, cfg, config_dir)
         except UserError as error:
             if not here:
                 raise
@@ -131,7 +135,7 @@ def _task(main: Callable[[DictConfig], int | None], statuses: list[int]) -> Call
     return task
 
 
-def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig) -> int:
+def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig, config_dir: Path) -> int:
     """Refuses an incomplete config, then runs ``main``. Raises UserError for what OmegaConf refuses."""
     try:
         unknown = next(unknown_keys(cfg), None)
@@ -139,7 +143,7 @@ def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig) -> int:
             raise UserError(no_such_setting(unknown, _schema_only(cfg)))
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
-            raise UserError(not_set(missing))
+            raise UserError(not_set(missing, config_dir))
         OmegaConf.to_container(cfg, resolve=True)
         return main(cfg) or 0
     except ConfigAttributeError:

@@ -99,9 +99,12 @@ def unknown_keys(node: object, prefix: str = "") -> Iterator[str]:
             yield from unknown_keys(node[key], f"{prefix}{key}.")
 
 
-def not_set(keys: Sequence[str]) -> str:
-    """What to say of mandatory keys without a value."""
-    return f"{', '.join(keys)}: required, and not set; write {' '.join(f'{key}=VALUE' for key in keys)}"
+def not_set(keys: Sequence[str], config_dir: Path | None = None) -> str:
+    """What to say of mandatory keys without a value; a single one that is a config group gets its options listed."""
+    said = f"{', '.join(keys)}: required, and not set; write {' '.join(f'{key}=VALUE' for key in keys)}"
+    if config_dir is None or len(keys) > 1 or not (config_dir / keys[0]).is_dir():
+        return said
+    return f"{said}; there are: {', '.join(sorted(file.stem for file in (config_dir / keys[0]).glob('*.yaml')))}"
 
 
 def _groups(config_dir: Path | None) -> list[str]:

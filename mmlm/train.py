@@ -89,10 +89,11 @@ def _header(config: Config, experiment: Experiment, folder: Path, counts: Mappin
     total = sum(counts.values())
     parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items() if count >= 5e3)
     epochs = config.train.steps * config.train.batch_size / len(experiment.train_source)
-    splits = ", ".join(f"{name} in {len(batches)} batches" for name, batches in experiment.validation.items())
+    splits = ", ".join(f"{name} {batches.num_examples:,}" for name, batches in experiment.validation.items())
     return [
         ("experiment", f"{config.experiment} (seed {config.seed}) on {device}, {config.train.precision.name}"),
-        ("data", f"{len(experiment.train_source):,} training images, {tokenizer.vocab_size:,} tokens; {splits}"),
+        ("data", f"{len(experiment.train_source):,} images to train on, {splits} to validate on"),
+        ("tokenizer", f"{tokenizer.vocab_size:,} tokens"),
         ("model", f"{total / 1e6:.2f}M parameters: {parts}"),
         ("training", f"{config.train.steps:,} steps of {config.train.batch_size} examples, {epochs:.1f} epochs"),
         ("results", str(folder)),

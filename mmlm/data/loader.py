@@ -248,6 +248,11 @@ class EvaluationBatches:
         self._bucket = bucket
         self._encode = caption_encoder(tokenizer, max_tokens)
 
+    @property
+    def num_examples(self) -> int:
+        """Examples of the source, those that cannot be decoded included."""
+        return len(self._source)
+
     def __len__(self) -> int:
         """Number of batches, if no batch is corrupt from end to end."""
         return -(-len(self._source) // self._batch_size)
