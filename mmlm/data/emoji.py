@@ -18,6 +18,8 @@ from mmlm.data.images import decode_image
 from mmlm.errors import UserError
 from mmlm.flow import Caption, Example
 
+KEYWORDS = "-x-keywords"
+"""Appended to the language of a caption that lists keywords."""
 FOLDER = Path(__file__).parent / "emoji"
 LANGUAGES = ("en", "zh", "de", "fr", "es", "ja", "ru", "ar", "hi", "ko", "pt", "sw")
 """CLDR language codes of the captions and keywords, in the order of the Parquet columns."""
@@ -29,7 +31,9 @@ class Emoji:
     """One split of the emoji data: a map-style source of 64x64 images with their names.
 
     An image's captions are its CLDR short name in each of ``languages`` and, with ``keywords``, after the names one
-    caption for each language of its keywords joined by commas. Equal emoji of several hands share a ``concept``.
+    caption for each language of its keywords joined by commas. Those are tagged ``en-x-keywords`` and so on (private
+    use, BCP 47), so that a tokenizer that knows the tag starts them differently and a model can tell the two styles
+    apart. Equal emoji of several hands share a ``concept``.
 
     A decoded image is kept (12 kB each), so later epochs decode nothing; the tensor handed out is the kept one, which
     callers must not write to. A copy that is pickled for a loader worker leaves decoded images behind.
@@ -98,7 +102,11 @@ def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:
     table = _read_table(FOLDER / f"{NAMES}.parquet", ("concept", "keywords"))
     columns = [_field(table, "keywords", language) for language in languages]
     return {
-        concept: [Caption(", ".join(words), language) for words, language in zip(rows, languages, strict=True) if words]
+        concept: [
+            Caption(", ".join(words), language + KEYWORDS)
+            for words, language in zip(rows, languages, strict=True)
+            if words
+        ]
         for concept, *rows in zip(table["concept"].to_pylist(), *columns, strict=True)
     }
 
