@@ -8,7 +8,6 @@ from torch import nn
 
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Loss, ModelOutput, View
-from mmlm.model.model import ImageTextModel
 
 
 class Objective(Protocol):
@@ -62,7 +61,7 @@ class TrainStep(nn.Module):
     Nothing trainable is used outside its forward: temperature and output projection are inside.
     """
 
-    def __init__(self, model: ImageTextModel, objective: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 

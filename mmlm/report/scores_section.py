@@ -107,6 +107,10 @@ def newest_scores(run: RunFolder) -> Scores | None:
     return Scores(step, {name: SplitScores(values) for name, values in found.items() if values})
 
 
+NEGLIGIBLE = 1e-8
+"""Shown as 0: BLEU without a match is not 0 but about 1e-10, as the reference implementation has it."""
+
+
 def format_value(value: float | None, share: bool = False) -> str:
     """A score for a table: 52.3%, 0.381, 1,234; an en dash where there is none."""
     if value is None or not math.isfinite(value):
@@ -116,6 +120,8 @@ def format_value(value: float | None, share: bool = False) -> str:
     size = abs(value)
     if size >= 100 or size == 0:
         return f"{value:,.0f}"
+    if size < NEGLIGIBLE:
+        return "0"
     return f"{value:.2g}" if size < 0.001 else f"{value:.3f}" if size < 1 else f"{value:.2f}"
 
 
