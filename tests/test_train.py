@@ -65,7 +65,7 @@ def test_the_console_tells_what_is_trained_and_where_results_go(train_tiny, tiny
     outcome = train_tiny()
     words = " ".join(outcome.out.split())
     assert "caption_base (seed 0) on CPU" in words
-    assert "8 training images, 280 tokens" in words
+    assert "8 images to train on, validation 8 to validate on" in words
     assert "3 steps of 4 examples, 1.5 epochs" in words
     assert "step 3/3" in words
     assert "validation: image_to_text/R@1 " in words
