@@ -125,7 +125,7 @@ def test_the_average_is_what_is_reported(trained, command):
 
 def test_a_model_learns_eight_images_by_heart(trained, command, shapes):
     """Captions exactly right, both retrievals perfect, and captions that need their images."""
-    settings = ("train.steps=120", "train.batch_size=8", "optim.lr=0.005", "optim.weight_decay=0", "transform=plain")
+    settings = ("train.steps=240", "train.batch_size=8", "optim.lr=0.005", "optim.weight_decay=0", "transform=plain")
     folder = trained(*settings, "schedule.warmup_steps=5", "train.log_every=20", "tokenizer.vocab_size=320")
     values = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
     assert values["captioning/exact"] == 1.0
