@@ -1,7 +1,7 @@
 """Parameter groups, optimizers and learning-rate schedules."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -261,31 +261,23 @@ class Muon:
 
     def __call__(self, module: nn.Module) -> Optimizer:
         """The pair for ``module``'s trainable parameters."""
-        hidden = hidden_matrices(module)
-        matrices, others = [], []
-        for group in parameter_groups(module, self.weight_decay):
-            for name, parameter in zip(group.names, group.parameters, strict=True):
-                part = ParameterGroup((name,), (parameter,), group.weight_decay)
-                (matrices if name in hidden else others).append(part)
-        matrix_group = _joined(matrices, self.weight_decay)
-        other_groups = [
-            _joined([part for part in others if part.weight_decay == decay], decay)
-            for decay in sorted({part.weight_decay for part in others}, reverse=True)
-        ]
+        hidden, groups = hidden_matrices(module), parameter_groups(module, self.weight_decay)
+        matrices = [part for group in groups if (part := _pick(group, hidden, inside=True)).parameters]
+        others = [part for group in groups if (part := _pick(group, hidden, inside=False)).parameters]
         muon = torch.optim.Muon(
-            _as_torch([matrix_group], self.lr),
+            _as_torch(matrices, self.lr),
             lr=self.lr,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
             adjust_lr_fn="match_rms_adamw",
         )
-        adamw = AdamW(self.lr, self.weight_decay, self.betas, self.eps).over(other_groups)
-        return OptimizerPair(muon, adamw)
+        return OptimizerPair(muon, AdamW(self.lr, self.weight_decay, self.betas, self.eps).over(others))
 
 
-def _joined(parts: Sequence[ParameterGroup], weight_decay: float) -> ParameterGroup:
-    names = tuple(name for part in parts for name in part.names)
-    return ParameterGroup(names, tuple(p for part in parts for p in part.parameters), weight_decay)
+def _pick(group: ParameterGroup, names: Collection[str], inside: bool) -> ParameterGroup:
+    """The parameters of a group that are (or are not) among ``names``."""
+    kept = {n: p for n, p in zip(group.names, group.parameters, strict=True) if (n in names) is inside}
+    return ParameterGroup(tuple(kept), tuple(kept.values()), group.weight_decay)
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:

@@ -15,7 +15,9 @@ from mmlm.optim import (
     Constant,
     Cosine,
     ExponentialMovingAverage,
+    Muon,
     WarmupStableDecay,
+    hidden_matrices,
     parameter_groups,
     set_learning_rate,
 )
@@ -208,3 +210,59 @@ def test_moving_average_keeps_tied_tensors_equal_and_loads_back():
 def test_bad_moving_average_decay_is_refused(decay):
     with pytest.raises(UserError, match=r"^train\.ema_decay: [^\n]* must lie between 0 and 1"):
         ExponentialMovingAverage(nn.Linear(2, 2), decay)
+
+
+# Muon
+
+
+def test_hidden_matrices_leave_out_embeddings_heads_and_everything_that_is_no_matrix():
+    module = everything()
+    hidden = hidden_matrices(module)
+    assert {"bridge.attention.query.weight", "decoder.unimodal_layers.0.feed_forward.0.weight"} <= hidden
+    assert hidden.isdisjoint({"decoder.head.weight", "decoder.token_embedding.weight", "bridge.queries"})
+    parameters = dict(module.named_parameters())
+    assert all(parameters[name].ndim == 2 for name in hidden)
+
+
+def test_muon_steps_hidden_matrices_and_adamw_the_rest_each_once():
+    torch.manual_seed(0)
+    module, hidden = everything(), hidden_matrices(everything())
+    pair = Muon(lr=0.01, weight_decay=0.1)(module)
+    by_muon = {id(p) for group in pair.first.param_groups for p in group["params"]}
+    by_adamw = [id(p) for group in pair.second.param_groups for p in group["params"]]
+    names = {id(p): name for name, p in module.named_parameters()}
+    assert {names[key] for key in by_muon} == hidden
+    assert {names[key] for key in by_adamw} == set(names.values()) - hidden
+    assert len(by_adamw) == len(set(by_adamw))
+    assert [group["weight_decay"] for group in pair.param_groups] == [0.1, 0.1, 0.0]
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    set_learning_rate(pair, 0.5)
+    assert {group["lr"] for group in pair.param_groups} == {0.005}
+    pair.step()
+    assert all(not torch.equal(p, before[name]) for name, p in module.named_parameters())
+    pair.zero_grad()
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_an_optimizer_pair_resumes_where_it_was():
+    def trained(steps: int, state: dict | None = None, module: nn.ModuleDict | None = None):
+        module = module or everything()
+        pair = Muon(lr=0.01)(module)
+        if state is not None:
+            pair.load_state_dict(state)
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step if state is None else step + 2)
+            for parameter in module.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            pair.step()
+        return module, pair
+
+    torch.manual_seed(0)
+    straight, _ = trained(4)
+    torch.manual_seed(0)
+    stopped, pair = trained(2)
+    resumed, _ = trained(2, pair.state_dict(), stopped)
+    for (name, left), right in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right), name
