@@ -19,18 +19,19 @@ from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
+from mmlm.flow import View
 from mmlm.loop import TrainState
-from mmlm.model.bridge import Bridge
-from mmlm.model.decoder import TransformerDecoder
-from mmlm.model.encoder import Encoder
 from mmlm.model.model import ImageTextModel
-from mmlm.objectives.objective import TrainStep
+from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
+from mmlm.objectives.objective import Objective, TrainStep
 from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
 from mmlm.parts import build_part
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
 CONFIG = "config.yaml"
+_ASSUMED_VOCABULARY = 1000
+"""Tokens that ``check_cell`` assumes: the tokenizer is fitted only once there is data."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
         config.data.workers,
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer.vocab_size)
     train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
     if config.init_from.run is not None:
         initialise_from(train_step, config)
@@ -171,19 +172,54 @@ def build_evaluators(config: Config) -> dict[str, Evaluator]:
     }
 
 
-def build_model(config: Config, tokenizer: Tokenizer) -> ImageTextModel:
-    """Encoder, bridge and decoder, each told the widths of those before it."""
-    encoder = cast(
-        Encoder, build_part(config.encoder, "encoder", {"image_size": config.data.image_size}, config.plugins)
+def check_cell(config: Config) -> None:
+    """Puts the model together without memory or weights (on the meta device), and asks whether its parts fit.
+
+    Everything that a constructor or the model refuses is refused here, in one line, before the data is read or anything
+    real is built. Raises UserError.
+    """
+    objective = cast(Objective, build_part(config.objective, "objective", {}, config.plugins))
+    with torch.device("meta"):
+        model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
+    if View.CAPTION in objective.views and model.decoder is None:
+        raise UserError("objective: it trains captions and there is no decoder; choose one or leave captioning out")
+    if model.decoder is None:
+        for name, evaluator in build_evaluators(config).items():
+            if evaluator.needs_decoder:
+                raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
+
+
+def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> ImageTextModel:
+    """Encoder, bridge, text encoder and decoder, each told the widths of those before it.
+
+    ``load_weights`` false leaves out pretrained weights: the caller loads all of them. Raises UserError for parts that
+    do not fit together.
+    """
+
+    def build(slot: str, **runtime: object) -> object:
+        node = getattr(config, slot)
+        return None if node is None else build_part(node, slot, runtime, config.plugins)
+
+    encoder = cast(Encoder, build("encoder", image_size=config.data.image_size, load_weights=load_weights))
+    bridge = cast(
+        Bridge | None,
+        build(
+            "bridge",
+            patch_width=encoder.width,
+            grid=encoder.grid,
+            num_prefix_tokens=encoder.num_prefix_tokens,
+            pool=encoder.pooled_width is None,
+        ),
     )
-    bridge = cast(Bridge, build_part(config.bridge, "bridge", {"patch_width": encoder.width}, config.plugins))
-    runtime = {
-        "vocab_size": tokenizer.vocab_size,
-        "memory_width": bridge.memory_width,
-        "max_tokens": config.data.max_tokens,
-    }
-    decoder = cast(TransformerDecoder, build_part(config.decoder, "decoder", runtime, config.plugins))
-    return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width)
+    text = {"vocab_size": vocab_size, "max_tokens": config.data.max_tokens, "load_weights": load_weights}
+    text_encoder = cast(TextEncoder | None, build("text_encoder", **text))
+    decoder = None
+    if bridge is not None:
+        memory = {"memory_width": bridge.memory_width, "num_memory": bridge.num_memory}
+        decoder = cast(Decoder | None, build("decoder", **text, **memory))
+    elif config.decoder is not None:
+        raise UserError("bridge: the decoder needs one to see the image; choose one, such as bridge=attentional_pooler")
+    return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width, text_encoder)
 
 
 # Weights of a run
@@ -222,8 +258,7 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     config = load_config(folder / CONFIG)
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     tokenizer.restore(folder / TOKENIZER)
-    config.encoder.pop("pretrained", None)  # the run's own weights follow
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer.vocab_size, load_weights=False)
     step, weights = exported_weights(folder, config)
     model.load_state_dict(weights)
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)

@@ -25,16 +25,19 @@ CONFIG_NAME = "config"
 OUTSIDE_IDENTITY = ("name", "seed", "runs", "device", "metrics", "data.workers", "train.log_every", "train.keep_last")
 """Keys that do not decide what is computed: where things go, who watches, how many processes help."""
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
-    "encoder": ("image_size",),
-    "bridge": ("patch_width",),
-    "decoder": ("vocab_size", "memory_width", "max_tokens"),
+    "encoder": ("image_size", "load_weights"),
+    "bridge": ("patch_width", "grid", "num_prefix_tokens", "pool"),
+    "text_encoder": ("vocab_size", "max_tokens", "load_weights"),
+    "decoder": ("vocab_size", "memory_width", "num_memory", "max_tokens", "load_weights"),
     "objective": (),
     "tokenizer": (),
     "transform": ("image_size",),
     "optim": (),
     "schedule": (),
 }
-"""Each slot and the arguments that ``build`` supplies to its part."""
+"""Each slot and the arguments that ``build`` supplies to its part, if its constructor asks for them."""
+EMPTY_SLOTS = ("bridge", "text_encoder", "decoder")
+"""Slots that may be null: no part stands there."""
 EVALUATOR_ARGUMENTS = ("language",)
 
 
@@ -66,6 +69,8 @@ class DataSettings:
 class ModelSettings:
     """What belongs to the composed model rather than to one part."""
 
+    width: int = 192
+    """Width of the bridge's memory and of the decoder's states, where these do not set one of their own."""
     embedding_width: int = 256
     """Width that images and texts are projected to for contrastive learning, E."""
 
@@ -99,9 +104,11 @@ class Config:
     encoder: Any = MISSING
     """Part: image encoder."""
     bridge: Any = MISSING
-    """Part: encoder to decoder."""
+    """Part: encoder to decoder; null for two towers without a decoder."""
+    text_encoder: Any = MISSING
+    """Part: text tower of its own; null embeds texts by the decoder's image-free layers."""
     decoder: Any = MISSING
-    """Part: text decoder."""
+    """Part: text decoder; null for two towers."""
     objective: Any = MISSING
     """Part: what is minimised."""
     tokenizer: Any = MISSING
@@ -132,7 +139,8 @@ def check_config(cfg: DictConfig) -> Config:
     """
     config = OmegaConf.to_object(cfg)
     for slot, runtime in PART_SLOTS.items():
-        check_part(getattr(config, slot), slot, runtime, config.plugins)
+        if getattr(config, slot) is not None or slot not in EMPTY_SLOTS:
+            check_part(getattr(config, slot), slot, runtime, config.plugins)
     check_part(config.data.train, "data.train", (), config.plugins)
     for group in ("validation", "test"):
         for name, node in getattr(config.data, group).items():
@@ -155,6 +163,7 @@ def _check_numbers(config: Config) -> None:
         "train.clip_norm": config.train.clip_norm,
         "data.image_size": config.data.image_size,
         "data.evaluation_batch_size": config.data.evaluation_batch_size,
+        "model.width": config.model.width,
         "model.embedding_width": config.model.embedding_width,
     }
     for key, value in positive.items():

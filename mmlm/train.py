@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, Experiment, build_experiment, exported_weights
+from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, Experiment, build_experiment, check_cell, exported_weights
 from mmlm.checkpoint import latest_checkpoint, load_checkpoint, mark_best, prune, save_checkpoint
 from mmlm.cli import INTERRUPTED, run_hydra
 from mmlm.config import (
@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> int:
     console = Console()
     folder = run_folder(config)
     _refuse_another_config(config, folder)
+    check_cell(config)
     experiment = build_experiment(config, folder)
     counts = parameter_counts(experiment.model)
     _record(config, experiment, folder, counts)

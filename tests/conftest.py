@@ -23,9 +23,9 @@ from mmlm.data.tokenizer import BytePair
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.split import EncodedSplit, encode_split
 from mmlm.flow import Caption, Example
-from mmlm.model.bridge import AttentionalPooler
-from mmlm.model.decoder import TransformerDecoder
-from mmlm.model.encoder import TimmVit
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (240, 210, 20)}
@@ -289,7 +289,7 @@ def make_split() -> Callable[..., EncodedSplit]:
         tokenizer = BytePair(vocab_size, languages)
         tokenizer.fit([caption for example in examples for caption in example.captions])
         encoder = TimmVit(IMAGE_SIZE, width=32, depth=1, num_heads=2, patch_size=4)
-        bridge = AttentionalPooler(encoder.width, 32, num_heads=2, num_queries=3)
+        bridge = AttentionalPooler(encoder.width, encoder.grid, 32, num_heads=2, num_queries=3)
         decoder = TransformerDecoder(
             tokenizer.vocab_size, 32, width=32, num_heads=2, max_tokens=MOST_TOKENS, fusion=fusion
         )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from mmlm.build import (
@@ -11,6 +12,7 @@ from mmlm.build import (
     TOKENIZER,
     build_evaluators,
     build_experiment,
+    build_model,
     build_splits,
     choose_device,
     exported_weights,
@@ -186,15 +188,26 @@ def test_a_run_comes_back_as_it_was_trained(trained):
     assert run.tokenizer.decode(run.tokenizer.encode("a red circle", None, 24)) == "a red circle"
 
 
-def test_loading_asks_for_no_pretrained_weights(trained, monkeypatch):
-    folder = trained()
-    text = (folder / "config.yaml").read_text().replace("pretrained: false", "pretrained: true")
-    (folder / "config.yaml").write_text(text)
-    asked = []
-    create = torch.hub.load_state_dict_from_url
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: asked.append(a) or create(*a, **k))
+def test_a_run_is_loaded_without_asking_for_pretrained_weights(trained, monkeypatch):
+    folder, asked = trained(), []
+    monkeypatch.setattr("mmlm.build.build_model", lambda *a, **k: asked.append(k) or build_model(*a, **k))
     assert load_run(str(folder), CPU).step == 3
-    assert asked == []
+    assert asked == [{"load_weights": False}]
+
+
+@pytest.mark.parametrize("load_weights", [True, False])
+def test_pretrained_weights_are_asked_for_only_where_they_are_wanted(tiny_config, monkeypatch, load_weights):
+    pretrained, create = [], timm.create_model
+
+    def recorded(name: str, **settings: object) -> object:
+        pretrained.append(settings.pop("pretrained"))
+        return create(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", recorded)
+    named = ("encoder=vit", "encoder.pretrained=true", "encoder.width=null", "encoder.depth=null")
+    config = tiny_config(*named, "encoder.num_heads=null")
+    build_model(config, 300, load_weights)
+    assert pretrained == [load_weights]
 
 
 def test_the_average_is_exported(trained):

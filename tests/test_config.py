@@ -81,7 +81,8 @@ def test_the_run_folder(tiny_config, tmp_path):
 def test_differences_name_key_and_both_values(tiny_config):
     changed = tiny_config("optim.lr=0.5", "train.clip_norm=null", "bridge=mlp", "seed=4")
     assert differences(tiny_config(), changed) == [
-        "bridge._target_: mmlm.model.bridge.AttentionalPooler -> mmlm.model.bridge.MlpProjection",
+        "bridge._target_: mmlm.model.bridges.attentional_pooler.AttentionalPooler -> "
+        "mmlm.model.bridges.projection.MlpProjection",
         "bridge.feed_forward: False -> None",
         "bridge.mlp_ratio: None -> 2.0",
         "bridge.num_heads: 4 -> None",
@@ -174,6 +175,6 @@ def test_checking_builds_nothing(compose, monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("something was built")
 
-    monkeypatch.setattr("mmlm.model.encoder.TimmVit.__init__", refuse.__get__(object()))
+    monkeypatch.setattr("mmlm.model.encoders.timm_encoder.TimmVit.__init__", refuse.__get__(object()))
     monkeypatch.setattr("mmlm.data.emoji._read_table", refuse)
     assert check_config(compose("experiment=caption_base")).data.train["split"] == "train"

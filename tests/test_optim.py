@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mmlm.errors import UserError
-from mmlm.model.bridge import AttentionalPooler
-from mmlm.model.decoder import TransformerDecoder
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.optim import (
     AdamW,
@@ -25,7 +25,7 @@ from mmlm.optim import (
 
 def everything(tie_weights: bool = True) -> nn.ModuleDict:
     decoder = TransformerDecoder(11, 8, max_tokens=6, width=8, num_heads=2, tie_weights=tie_weights)
-    bridge = AttentionalPooler(patch_width=6, width=8, num_heads=2, num_queries=3)
+    bridge = AttentionalPooler(patch_width=6, grid=(2, 2), width=8, num_heads=2, num_queries=3)
     return nn.ModuleDict({"decoder": decoder, "bridge": bridge, "contrastive": InfoNCE()})
 
 

@@ -18,6 +18,9 @@ from mmlm.flow import TEXT_ONLY, Batch
 class Evaluator(Protocol):
     """What evaluation needs of an evaluator. Names are made unique by the caller (``split/evaluator/name``)."""
 
+    needs_decoder: bool
+    """Whether it makes or scores captions."""
+
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields named values of ``split``."""
         ...
@@ -25,6 +28,8 @@ class Evaluator(Protocol):
 
 class Retrieval:
     """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts."""
+
+    needs_decoder = False
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``image_to_text/R@1`` and so on, shares in [0, 1]."""
@@ -34,6 +39,8 @@ class Retrieval:
 
 class CaptionLoss:
     """Teacher-forced cross-entropy of the reference captions, nats a token, every token weighing the same."""
+
+    needs_decoder = True
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``captioning``."""
@@ -48,6 +55,8 @@ class CaptionQuality:
         language: the language to caption in and whose references count; None is the tokenizer's plain start, and all
             references.
     """
+
+    needs_decoder = True
 
     def __init__(self, language: str | None = None) -> None:
         self.language = language
@@ -72,6 +81,8 @@ class ImageUse:
     Args:
         seed: of the shuffle and the bootstrap.
     """
+
+    needs_decoder = True
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -189,6 +189,12 @@ def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
     return values[image_index.clamp(min=0)]
 
 
+def identity_attention(patches: Tensor) -> Tensor:
+    """float[B, N, D] -> float32[B, N, N]: the ``patch_attention`` of a bridge whose memory token n is patch n."""
+    batch, num_patches, _ = patches.shape
+    return torch.eye(num_patches, device=patches.device).expand(batch, -1, -1)
+
+
 class FeedForward(nn.Sequential):
     """Linear, GELU, linear: float[..., D] -> float[..., D] through ``mlp_ratio * D`` hidden units."""
 

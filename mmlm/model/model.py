@@ -1,17 +1,16 @@
-"""The model composed of its parts: encoder, bridge, decoder, and the two projections into the embedding space."""
+"""The model composed of its parts, and the two projections into the embedding space."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.errors import UserError
 from mmlm.flow import Batch, ModelOutput, View
 from mmlm.model.blocks import AttentionRecord, rows_of
-from mmlm.model.bridge import Bridge
-from mmlm.model.decoder import DecoderCache, TransformerDecoder
-from mmlm.model.encoder import Encoder
+from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder, TextStates
 
 
 @dataclass(frozen=True)
@@ -20,88 +19,139 @@ class ImageFeatures:
 
     embedding: Tensor
     """float32[B, E], unit length."""
-    memory: Tensor
-    """float[B, M, Dm]: what the decoder reads."""
+    memory: Tensor | None
+    """float[B, M, Dm]: what the decoder reads; None without a decoder."""
 
     def __getitem__(self, rows: Tensor | slice) -> "ImageFeatures":
-        return ImageFeatures(self.embedding[rows], self.memory[rows])
+        return ImageFeatures(self.embedding[rows], None if self.memory is None else self.memory[rows])
 
 
 class ImageTextModel(nn.Module):
-    """Image encoder, bridge and text decoder trained together (CoCa, arXiv:2205.01917).
+    """Image encoder, bridge and text decoder trained together (CoCa, arXiv:2205.01917), or fewer of them.
 
-    ``embedding_width`` is E, the width both modalities are projected to for contrastive learning.
+    Images are embedded by what the encoder pools or, if it does not, by what the bridge pools. Texts are embedded by
+    ``text_encoder`` or, without one, by the decoder's image-free layers. Without a decoder and a bridge the model is a
+    pair of towers (CLIP, arXiv:2103.00020).
+
+    Args:
+        encoder, bridge, text_encoder, decoder: the parts.
+        embedding_width: E, the width both modalities are projected to for contrastive learning.
+
+    Raises:
+        UserError: parts that do not fit together.
     """
 
     def __init__(
-        self, encoder: Encoder, bridge: Bridge, decoder: TransformerDecoder, embedding_width: int = 256
+        self,
+        encoder: Encoder,
+        bridge: Bridge | None,
+        decoder: Decoder | None,
+        embedding_width: int = 256,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.bridge, self.decoder = encoder, bridge, decoder
-        self.image_projection = nn.Linear(bridge.pooled_width, embedding_width, bias=False)
-        self.text_norm = nn.LayerNorm(decoder.width)
-        self.text_projection = nn.Linear(decoder.width, embedding_width, bias=False)
-        for projection in (self.image_projection, self.text_projection):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        _check_parts(encoder, bridge, decoder, text_encoder)
+        self.encoder, self.bridge, self.text_encoder, self.decoder = encoder, bridge, text_encoder, decoder
+        self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
+        # A tower of its own ends in its own norm.
+        self.text_norm = nn.LayerNorm(decoder.text_width) if text_encoder is None else nn.Identity()
+        text_width = decoder.text_width if text_encoder is None else text_encoder.width
+        self.text_projection = _projection(text_width, embedding_width)
 
     def forward(self, batch: Batch, views: Collection[View]) -> ModelOutput:
         """Runs each of ``views`` once, sharing what they have in common."""
-        bridged = self.bridge(self.encoder(batch.images))
-        states = self.decoder.unimodal(batch.tokens, batch.lengths)
-        image_embedding = text_embedding = hidden = None
+        image_embedding = text_embedding = hidden = text = None
+        image_vector, memory = self._see(batch.images)
         if View.EMBED in views:
-            image_embedding = self._embed_image(bridged.pooled)
-            text_embedding = self._embed_text(states, batch.lengths)
+            image_embedding = self._embed_image(image_vector)
+            text, text_vector = self._read(batch.tokens, batch.lengths)
+            text_embedding = self._embed_text(text_vector)
         if View.CAPTION in views:
-            # The end token's own state predicts nothing, so its position is left out.
-            hidden = self.decoder.multimodal(states[:, :-1], batch.lengths - 1, bridged.memory, batch.image_index)
-        return ModelOutput(image_embedding, text_embedding, hidden, self.decoder.head_weight)
+            hidden = self.decoder.hidden(batch.tokens, batch.lengths, memory, batch.image_index, text)
+        head_weight = None if self.decoder is None else self.decoder.head_weight
+        return ModelOutput(image_embedding, text_embedding, hidden, head_weight)
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8[B, 3, S, S] -> the vector float[B, Dp] that is embedded, and the memory."""
+        encoded = self.encoder(images)
+        if self.bridge is None:
+            return encoded.pooled, None
+        bridged = self.bridge(encoded.tokens)
+        return encoded.pooled if bridged.pooled is None else bridged.pooled, bridged.memory
+
+    def _read(self, tokens: Tensor, lengths: Tensor) -> tuple[TextStates | None, Tensor]:
+        """The decoder's text states, where they are what is embedded, and the vector float[C, Dt] that is."""
+        if self.text_encoder is not None:
+            return None, self.text_encoder(tokens, lengths)
+        text = self.decoder.text(tokens, lengths)
+        return text, text.pooled
 
     def _embed_image(self, pooled: Tensor) -> Tensor:
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
-    def _embed_text(self, states: Tensor, lengths: Tensor) -> Tensor:
-        last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return F.normalize(self.text_projection(self.text_norm(last)).float(), dim=-1)
+    def _embed_text(self, pooled: Tensor) -> Tensor:
+        return F.normalize(self.text_projection(self.text_norm(pooled)).float(), dim=-1)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """uint8[B, 3, S, S] -> embedding and memory."""
-        bridged = self.bridge(self.encoder(images))
-        return ImageFeatures(self._embed_image(bridged.pooled), bridged.memory)
+        pooled, memory = self._see(images)
+        return ImageFeatures(self._embed_image(pooled), memory)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float32[C, E], unit length."""
-        return self._embed_text(self.decoder.unimodal(tokens, lengths), lengths)
+        return self._embed_text(self._read(tokens, lengths)[1])
 
     def caption_hidden(self, features: ImageFeatures, batch: Batch) -> Tensor:
         """float[P, D] at ``batch.target_mask``, reading ``features`` in place of the batch's images."""
-        states = self.decoder.unimodal(batch.tokens, batch.lengths)
-        return self.decoder.multimodal(states[:, :-1], batch.lengths - 1, features.memory, batch.image_index)
+        return self.decoder.hidden(batch.tokens, batch.lengths, features.memory, batch.image_index)
 
-    def start_decoding(self, features: ImageFeatures) -> DecoderCache:
+    def start_decoding(self, features: ImageFeatures) -> Any:
         """A cache for ``decode``; caption i reads image i."""
         return self.decoder.start_decoding(features.memory)
 
-    def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+    def decode(self, tokens: Tensor, cache: Any) -> Tensor:
         """The next int64[B, t] tokens -> logits float32[B, t, V]; advances the cache."""
         return self.decoder.decode(tokens, cache).float()
 
     def attention_maps(self, batch: Batch) -> Tensor:
         """float32[C, T - 1, rows, columns]: where the decoder looked while predicting each target.
 
-        The last multimodal layer's attention over the memory, averaged over heads and, for queries that pooled
-        patches, followed through the bridge to the patches. Each map sums to at most 1 (in prefix mode the text takes
-        its share). Text-only captions get zeros.
+        The last layer that sees the memory, averaged over heads and, for queries that pooled patches, followed through
+        the bridge to the patches. Each map sums to at most 1 (in prefix mode the text takes its share, and so do
+        prefix tokens that the encoder keeps). Text-only captions get zeros. Only for a decoder that
+        ``records_attention``.
         """
-        patches = self.encoder(batch.images)
-        states = self.decoder.unimodal(batch.tokens, batch.lengths)[:, :-1]
+        patches = self.encoder(batch.images).tokens
         record = AttentionRecord()
         memory = self.bridge(patches).memory
-        self.decoder.multimodal(states, batch.lengths - 1, memory, batch.image_index, record)
+        self.decoder.hidden(batch.tokens, batch.lengths, memory, batch.image_index, record=record)
         over_memory = record.weights[-1].mean(dim=1)
         over_patches = over_memory @ rows_of(self.bridge.patch_attention(patches), batch.image_index).float()
         over_patches = over_patches * (batch.image_index >= 0)[:, None, None]
-        return over_patches.unflatten(-1, self.encoder.grid)
+        return over_patches[..., self.encoder.num_prefix_tokens :].unflatten(-1, self.encoder.grid)
+
+
+def _projection(width: int, embedding_width: int) -> nn.Linear:
+    projection = nn.Linear(width, embedding_width, bias=False)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    return projection
+
+
+def _image_width(encoder: Encoder, bridge: Bridge | None) -> int:
+    pooled = None if bridge is None else bridge.pooled_width
+    return encoder.pooled_width if pooled is None else pooled
+
+
+def _check_parts(
+    encoder: Encoder, bridge: Bridge | None, decoder: Decoder | None, text_encoder: TextEncoder | None
+) -> None:
+    """UserError for parts that are no model together."""
+    if decoder is None and bridge is not None:
+        raise UserError("bridge: there is no decoder to read its memory; use bridge=none and encoder.pool=mean")
+    if decoder is None and text_encoder is None:
+        raise UserError("text_encoder: without a decoder there is nothing to embed texts; use text_encoder=transformer")
+    if bridge is None and encoder.pooled_width is None:
+        raise UserError("encoder.pool: without a bridge the encoder has to pool; use encoder.pool=mean or cls")
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, View
 from mmlm.model.blocks import Layout
-from mmlm.model.bridge import AttentionalPooler, MlpProjection
-from mmlm.model.decoder import TransformerDecoder
-from mmlm.model.encoder import TimmVit
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.bridges.projection import MlpProjection
+from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 BRIDGES = ("pooler", "tokens", "mlp")
@@ -33,9 +34,9 @@ def make_model(
     torch.manual_seed(0)
     encoder = TimmVit(16, patch_size=8, width=12, depth=1, num_heads=2, class_token=False)
     bridges = {
-        "pooler": lambda: AttentionalPooler(12, 8, num_heads=2, num_queries=3),
-        "tokens": lambda: AttentionalPooler(12, 8, num_heads=2, num_queries=None),
-        "mlp": lambda: MlpProjection(12, 10),
+        "pooler": lambda: AttentionalPooler(12, (2, 2), 8, num_heads=2, num_queries=3),
+        "tokens": lambda: AttentionalPooler(12, (2, 2), 8, num_heads=2, num_queries=None),
+        "mlp": lambda: MlpProjection(12, (2, 2), 10),
     }
     part = bridges[bridge]()
     decoder = TransformerDecoder(
@@ -142,7 +143,7 @@ def test_embeddings_are_projections_of_the_end_token_s_state_and_the_pooled_vect
     for c, length in enumerate(batch.lengths.tolist()):
         end = model.text_projection.weight @ model.text_norm(states[c, length - 1])
         torch.testing.assert_close(output.text_embedding[c], (end / end.norm()).float())
-    pooled = model.bridge(model.encoder(batch.images)).pooled @ model.image_projection.weight.T
+    pooled = model.bridge(model.encoder(batch.images).tokens).pooled @ model.image_projection.weight.T
     torch.testing.assert_close(output.image_embedding, (pooled / pooled.norm(dim=-1, keepdim=True)).float())
 
 
@@ -243,7 +244,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_training(make_batch, bridge, 
 def explicit_maps(model: ImageTextModel, batch: Batch) -> Tensor:
     """The last of two layers' attention over memory for every caption by itself, then through the bridge to patches."""
     decoder, maps = model.decoder, torch.zeros(5, 7, 4)
-    patches = model.encoder(batch.images)
+    patches = model.encoder(batch.images).tokens
     memory, to_patches = model.bridge(patches).memory, model.bridge.patch_attention(patches)
     prefix = decoder.fusion == "prefix"
     first, last = decoder.multimodal_layers

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from mmlm.errors import UserError
-from mmlm.model.bridge import AttentionalPooler, MlpProjection
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.bridges.projection import MlpProjection
 
 B, N, PATCH_WIDTH, WIDTH, HEADS = 3, 6, 10, 8, 2
+GRID = (2, 3)
 
 
 def patches(seed: int = 0) -> torch.Tensor:
@@ -19,7 +21,7 @@ def patches(seed: int = 0) -> torch.Tensor:
 def pooler(num_queries: int | None = 4, feed_forward: bool = False) -> AttentionalPooler:
     """In float64 with every parameter random, so that nothing hides behind a zero or a one."""
     torch.manual_seed(0)
-    bridge = AttentionalPooler(PATCH_WIDTH, WIDTH, HEADS, num_queries, feed_forward).double()
+    bridge = AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, HEADS, num_queries, feed_forward).double()
     with torch.no_grad():
         for parameter in bridge.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -107,7 +109,7 @@ def test_patch_attention_is_a_distribution_over_patches():
 
 def test_mlp_projection_is_two_layers_on_each_patch_and_a_mean():
     torch.manual_seed(0)
-    bridge, x = MlpProjection(PATCH_WIDTH, WIDTH, mlp_ratio=1.5).double(), patches()
+    bridge, x = MlpProjection(PATCH_WIDTH, GRID, WIDTH, mlp_ratio=1.5).double(), patches()
     assert (bridge.memory_width, bridge.pooled_width) == (WIDTH, PATCH_WIDTH)
     out = bridge(x)
     first, _, second = bridge.projection
@@ -126,7 +128,7 @@ def test_mlp_projection_is_two_layers_on_each_patch_and_a_mean():
     [
         (pooler(), (0, 4, WIDTH)),
         (pooler(None), (0, N, WIDTH)),
-        (MlpProjection(PATCH_WIDTH, WIDTH).double(), (0, N, WIDTH)),
+        (MlpProjection(PATCH_WIDTH, GRID, WIDTH).double(), (0, N, WIDTH)),
     ],
 )
 def test_a_batch_without_images_gives_no_memory(bridge, memory_shape):
@@ -138,4 +140,4 @@ def test_a_batch_without_images_gives_no_memory(bridge, memory_shape):
 @pytest.mark.parametrize("num_queries", [0, -3])
 def test_no_queries_at_all_are_refused(num_queries):
     with pytest.raises(UserError, match=rf"^bridge\.num_queries: {num_queries} must be at least 1; null keeps"):
-        AttentionalPooler(PATCH_WIDTH, WIDTH, HEADS, num_queries)
+        AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, HEADS, num_queries)

@@ -20,8 +20,8 @@ from mmlm.model.blocks import (
     rows_of,
     sinusoidal_positions,
 )
+from mmlm.model.protocols import Fusion, TextStates
 
-Fusion = Literal["cross_attention", "prefix"]
 Positions = Literal["sinusoidal", "learned", "rotary"]
 
 
@@ -173,6 +173,7 @@ class TransformerDecoder(nn.Module):
             raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.vocab_size, self.max_tokens = width, vocab_size, max_tokens
         self.fusion, self.packed = fusion, packed
+        self.text_width, self.records_attention = width, True
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Parameter(torch.zeros(max_tokens, width)) if positions == "learned" else None
         fixed = sinusoidal_positions(max_tokens, width) * INIT_STD if positions == "sinusoidal" else None
@@ -203,6 +204,24 @@ class TransformerDecoder(nn.Module):
     def head_weight(self) -> Tensor:
         """float32[V, D]: the output projection."""
         return self.head.weight
+
+    def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
+        """See ``Decoder``; the pooled vector is the state at the end token."""
+        states = self.unimodal(tokens, lengths)
+        return TextStates(states, states[torch.arange(len(states), device=states.device), lengths - 1])
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        memory: Tensor,
+        image_index: Tensor,
+        text: TextStates | None = None,
+        record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """See ``Decoder``; goes on from the states of ``text``."""
+        states = self.unimodal(tokens, lengths) if text is None else text.states
+        return self.multimodal(states[:, :-1], lengths - 1, memory, image_index, record)
 
     def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
         """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""

@@ -1,7 +1,6 @@
 """Image encoders: uint8 images to patch tokens."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import timm
 import torch
@@ -10,18 +9,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
-
-
-class Encoder(Protocol):
-    """What the model needs of an image encoder."""
-
-    width: int
-    grid: tuple[int, int]
-    """Rows and columns of the patch tokens; N = rows * columns."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8[B, 3, H, W] -> float[B, N, D]."""
-        ...
+from mmlm.model.protocols import EncoderOutput
 
 
 class ConvolutionalStem(nn.Module):
@@ -94,6 +82,7 @@ class TimmVit(nn.Module):
         class_token: bool = True,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
+        load_weights: bool = True,
     ) -> None:
         super().__init__()
         if name not in timm.list_models(name, pretrained=False) and name not in timm.list_pretrained(name):
@@ -115,7 +104,7 @@ class TimmVit(nn.Module):
         try:
             self.vit = timm.create_model(
                 name,
-                pretrained=pretrained,
+                pretrained=pretrained and load_weights,
                 img_size=image_size,
                 num_classes=0,
                 drop_path_rate=drop_path,
@@ -135,15 +124,16 @@ class TimmVit(nn.Module):
         self.vit.reset_classifier(0, "")
         self.width = self.vit.embed_dim
         self.grid = tuple(self.vit.patch_embed.grid_size)
+        self.num_prefix_tokens, self.pooled_width = 0, None
         settings = self.vit.pretrained_cfg
         self.register_buffer("mean", 255 * torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8[B, 3, S, S] -> float[B, N, D]; normalises with the architecture's own mean and deviation."""
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
         tokens = self.vit.forward_features((images - self.mean) / self.std)
         # timm moves the last norm behind the pooling (fc_norm) where an architecture averages; else it is the identity.
-        return self.vit.fc_norm(tokens[:, self.vit.num_prefix_tokens :])
+        return EncoderOutput(self.vit.fc_norm(tokens[:, self.vit.num_prefix_tokens :]))
 
 
 def _check_patches(image_size: int, patch_size: int | None) -> None:

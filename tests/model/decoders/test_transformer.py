@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmlm.errors import UserError
 from mmlm.flow import TEXT_ONLY
 from mmlm.model.blocks import AttentionRecord, Layout, sinusoidal_positions
-from mmlm.model.decoder import TransformerDecoder
+from mmlm.model.decoders.transformer import TransformerDecoder
 
 FUSIONS = ("cross_attention", "prefix")
 POSITIONS = ("sinusoidal", "learned", "rotary")

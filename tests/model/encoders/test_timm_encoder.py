@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmlm.errors import UserError
-from mmlm.model.encoder import ConvolutionalStem, TimmVit
+from mmlm.model.encoders.timm_encoder import ConvolutionalStem, TimmVit
 
 SMALL = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
 
@@ -26,7 +26,7 @@ def pixels(count: int = 2, size: int = 16, seed: int = 0) -> torch.Tensor:
 def test_patch_tokens_come_out_without_class_token(class_token, stem):
     encoder = small(32, class_token=class_token, stem=stem)
     assert (encoder.width, encoder.grid) == (16, (4, 4))
-    tokens = encoder(pixels(3, 32))
+    tokens = encoder(pixels(3, 32)).tokens
     assert tokens.shape == (3, 16, 16)
     assert tokens.dtype == torch.float32
     whole = encoder.vit.forward_features((pixels(3, 32) - encoder.mean) / encoder.std)
@@ -39,7 +39,7 @@ def test_patch_tokens_stand_row_by_row():
     black = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     spot = black.clone()
     spot[:, :, 8:16, 24:32] = 255
-    changed = (encoder(spot) - encoder(black)).abs().sum(-1)[0] > 0
+    changed = (encoder(spot).tokens - encoder(black).tokens).abs().sum(-1)[0] > 0
     assert changed.nonzero().squeeze(1).tolist() == [1 * 4 + 3]
 
 
@@ -51,13 +51,13 @@ def test_bytes_are_normalised_as_timm_normalises_floats(name):
     mean, std = (torch.tensor(settings[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     images = pixels()
     expected = encoder.vit.forward_features((images.float() / 255 - mean) / std)[:, 1:]
-    torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encoder(images).tokens, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("class_token", [True, False])
 def test_tokens_are_those_after_the_last_norm_and_every_parameter_gets_a_gradient(class_token):
     encoder = small(class_token=class_token)
-    tokens = encoder(pixels())
+    tokens = encoder(pixels()).tokens
     torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 4), rtol=0, atol=1e-5)
     torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(2, 4), rtol=0, atol=1e-2)
     tokens.square().sum(dim=-1).mul(torch.rand(2, 4)).sum().backward()
@@ -67,19 +67,19 @@ def test_tokens_are_those_after_the_last_norm_and_every_parameter_gets_a_gradien
 def test_parts_that_only_serve_a_classifier_are_left_out():
     encoder = TimmVit(16, name="vit_base_patch16_siglip_224", **SMALL)
     assert not any("attn_pool" in name or "head" in name for name, _ in encoder.named_parameters())
-    encoder(pixels()).sum().backward()
+    encoder(pixels()).tokens.sum().backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
 
 
 def test_register_tokens_take_part_and_are_left_out():
     encoder = TimmVit(16, name="vit_small_patch14_reg4_dinov2", **SMALL).double().eval()
     images = pixels()
-    before = encoder(images)
+    before = encoder(images).tokens
     assert before.shape == (2, 4, 16)
     with torch.no_grad():
         encoder.vit.reg_token.add_(torch.randn(encoder.vit.reg_token.shape))
     # The architecture scales its first updates by 1e-5.
-    assert (encoder(images) - before).abs().max() > 1e-8
+    assert (encoder(images).tokens - before).abs().max() > 1e-8
 
 
 @pytest.mark.parametrize(("patch_size", "layers"), [(2, 1), (4, 2), (8, 3), (16, 4)])
@@ -96,9 +96,9 @@ def test_convolutional_stem_halves_the_image_log2_times(patch_size, layers):
 def test_an_image_s_tokens_do_not_depend_on_the_rest_of_the_batch(stem):
     encoder = small(stem=stem).double().train()
     images = pixels(4)
-    together = encoder(images)
+    together = encoder(images).tokens
     for row in range(4):
-        torch.testing.assert_close(encoder(images[row : row + 1])[0], together[row], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(encoder(images[row : row + 1]).tokens[0], together[row], rtol=1e-10, atol=1e-10)
 
 
 def test_the_stems_differ_in_kind_and_agree_in_shape():
@@ -106,7 +106,7 @@ def test_the_stems_differ_in_kind_and_agree_in_shape():
     assert isinstance(patch.vit.patch_embed.proj, nn.Conv2d)
     assert patch.vit.patch_embed.proj.kernel_size == (8, 8)
     assert isinstance(convolution.vit.patch_embed, ConvolutionalStem)
-    assert patch(pixels()).shape == convolution(pixels()).shape
+    assert patch(pixels()).tokens.shape == convolution(pixels()).tokens.shape
     assert not torch.allclose(patch(pixels()), convolution(pixels()))
 
 
@@ -121,7 +121,7 @@ def test_the_named_architecture_s_own_sizes_are_kept():
 
 def test_a_batch_without_images_gives_no_tokens():
     for stem in ("patch", "convolution"):
-        assert small(stem=stem)(pixels(0)).shape == (0, 4, 16)
+        assert small(stem=stem)(pixels(0)).tokens.shape == (0, 4, 16)
 
 
 @pytest.mark.parametrize(
