@@ -9,7 +9,7 @@ import mmlm
 
 ROOT = Path(mmlm.__file__).parent
 FLOORS = {
-    1: ("flow", "errors", "wording", "distributed", "keyed_random", "optim", "precision"),
+    1: ("flow", "errors", "wording", "local_files", "distributed", "keyed_random", "optim", "precision"),
     2: ("data", "model", "objectives", "checkpoint", "metrics", "environment"),
     3: ("loop", "evaluation", "report"),
     4: ("parts", "config_errors", "config"),
