@@ -8,21 +8,18 @@ import timm
 import torch
 
 from mmlm.build import (
-    CHECKPOINTS,
-    TOKENIZER,
     build_evaluators,
     build_experiment,
     build_model,
     build_splits,
     choose_device,
-    exported_weights,
-    find_run,
     load_run,
     seed_everything,
 )
 from mmlm.checkpoint import load_checkpoint, mark_best
 from mmlm.config import load_config, run_folder, save_config
 from mmlm.errors import UserError
+from mmlm.runs import CHECKPOINTS, TOKENIZER, exported_weights, find_run
 
 CPU = torch.device("cpu")
 
