@@ -24,7 +24,8 @@ from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import Objective, TrainStep
 from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
 from mmlm.parts import build_part
-from mmlm.runs import CONFIG, TOKENIZER, exported_weights, find_run, initialise_from
+from mmlm.runs import CONFIG, TOKENIZER, exported_weights, find_run, initialise_from, tokenizer_folder
+from mmlm.weights import copy_weights
 
 _ASSUMED_VOCABULARY = 1000
 """Tokens that ``check_cell`` assumes: the tokenizer is fitted only once there is data."""
@@ -89,7 +90,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     model = build_model(config, tokenizer.vocab_size)
     train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
-    if config.init_from.run is not None:
+    if config.init_from.run is not None or config.init_from.weights is not None:
         initialise_from(train_step, config)
     train_step.to(device)
     optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
@@ -114,15 +115,15 @@ def build_source(config: Config, node: object, slot: str) -> Source:
 
 
 def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
-    """The run's tokenizer: restored from ``folder`` or from the run whose decoder is taken over, else fitted."""
+    """The run's tokenizer: restored from ``folder`` or from where its decoder comes from, else fitted."""
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     saved = folder / TOKENIZER
     if saved.is_dir():
         tokenizer.restore(saved)
         return tokenizer
-    start = config.init_from
-    if start.run is not None and (start.parts is None or "decoder" in start.parts):
-        tokenizer.restore(find_run(start.run) / TOKENIZER)
+    brought = tokenizer_folder(config.init_from)
+    if brought is not None:
+        tokenizer.restore(brought)
     else:
         tokenizer.fit(source.captions())
     return tokenizer
@@ -239,5 +240,5 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     tokenizer.restore(folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
     step, weights = exported_weights(folder, config)
-    model.load_state_dict(weights)
+    copy_weights(model.state_dict(), weights, f"run: {folder}")
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)

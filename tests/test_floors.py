@@ -9,10 +9,10 @@ import mmlm
 
 ROOT = Path(mmlm.__file__).parent
 FLOORS = {
-    1: ("flow", "errors", "wording", "distributed", "keyed_random", "optim", "precision"),
+    1: ("flow", "errors", "wording", "distributed", "keyed_random", "optim", "precision", "weights"),
     2: ("data", "model", "objectives", "checkpoint", "metrics", "environment"),
     3: ("loop", "evaluation", "report"),
-    4: ("parts", "config_errors", "config"),
+    4: ("parts", "config_errors", "config", "hydra_config"),
     5: ("runs", "build"),
     6: ("cli", "train", "evaluate", "caption"),
 }
