@@ -8,10 +8,8 @@ from typing import cast
 
 import numpy as np
 import torch
-from timm.layers import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import nn
 
-from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
 from mmlm.config import Config, load_config
 from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import Source
@@ -26,10 +24,9 @@ from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import Objective, TrainStep
 from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
 from mmlm.parts import build_part
+from mmlm.runs import CONFIG, TOKENIZER, exported_weights, find_run, initialise_from, tokenizer_folder
+from mmlm.weights import copy_weights
 
-CHECKPOINTS = "checkpoints"
-TOKENIZER = "tokenizer"
-CONFIG = "config.yaml"
 _ASSUMED_VOCABULARY = 1000
 """Tokens that ``check_cell`` assumes: the tokenizer is fitted only once there is data."""
 
@@ -93,7 +90,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     model = build_model(config, tokenizer.vocab_size)
     train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
-    if config.init_from.run is not None:
+    if config.init_from.run is not None or config.init_from.weights is not None:
         initialise_from(train_step, config)
     train_step.to(device)
     optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
@@ -118,15 +115,15 @@ def build_source(config: Config, node: object, slot: str) -> Source:
 
 
 def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
-    """The run's tokenizer: restored from ``folder`` or from the run whose decoder is taken over, else fitted."""
+    """The run's tokenizer: restored from ``folder`` or from where its decoder comes from, else fitted."""
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     saved = folder / TOKENIZER
     if saved.is_dir():
         tokenizer.restore(saved)
         return tokenizer
-    start = config.init_from
-    if start.run is not None and (start.parts is None or "decoder" in start.parts):
-        tokenizer.restore(find_run(start.run) / TOKENIZER)
+    brought = tokenizer_folder(config.init_from)
+    if brought is not None:
+        tokenizer.restore(brought)
     else:
         tokenizer.fit(source.captions())
     return tokenizer
@@ -222,9 +219,6 @@ def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> I
     return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width, text_encoder)
 
 
-# Weights of a run
-
-
 @dataclass(frozen=True)
 class TrainedRun:
     """What a finished (or stopped) run left behind, ready to use."""
@@ -238,20 +232,6 @@ class TrainedRun:
     tokenizer: Tokenizer
 
 
-def find_run(path: str) -> Path:
-    """The run folder that ``path`` is, or the only one below it. Raises UserError."""
-    root = Path(path)
-    if (root / CONFIG).is_file():
-        return root
-    # Not any config.yaml: wandb writes one of its own below the run folder.
-    found = sorted(file.parent for file in root.glob(f"**/seed=*/{CONFIG}")) if root.is_dir() else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"run: {path} holds {len(found)} runs; name one, such as {found[0]}")
-    raise UserError(f"run: {path} is no run folder (it has no {CONFIG}); train one with python -m mmlm.train")
-
-
 def load_run(path: str, device: torch.device) -> TrainedRun:
     """The run at (or the only one below) ``path`` with the weights it exports, on ``device``. Raises UserError."""
     folder = find_run(path)
@@ -260,58 +240,5 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     tokenizer.restore(folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
     step, weights = exported_weights(folder, config)
-    model.load_state_dict(weights)
+    copy_weights(model.state_dict(), weights, f"run: {folder}")
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
-
-
-def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
-    """The step and the model's weights of a run's best checkpoint, or of its last where it keeps no best one.
-
-    The moving average of the weights is taken where the run has one. Raises UserError if there is no checkpoint.
-    """
-    best = best_checkpoint(folder / CHECKPOINTS)
-    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
-    if checkpoint is None:
-        raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
-    weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
-    step = int(checkpoint.name.split("=")[1].split(".")[0])
-    return step, {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
-
-
-def initialise_from(train_step: TrainStep, config: Config) -> None:
-    """Copies the named parts' weights from the run ``init_from.run``; image positions are resized to the new grid.
-
-    Raises UserError for a part that is not there or a tensor of another shape.
-    """
-    folder = find_run(cast(str, config.init_from.run))
-    _, source = exported_weights(folder, load_config(folder / CONFIG))
-    target = train_step.model.state_dict()
-    known = list(dict.fromkeys(key.split(".")[0] for key in target))
-    chosen = known if config.init_from.parts is None else config.init_from.parts
-    for part in chosen:
-        if part not in known:
-            raise UserError(f"init_from.parts: '{part}' is no part of the model; there are: {', '.join(known)}")
-    for key in sorted(source.keys() - target.keys()):
-        part = key.split(".")[0]
-        if part in chosen:
-            raise UserError(
-                f"init_from: {folder} has '{key}' and this model does not; leave '{part}' out of init_from.parts"
-            )
-    for key, value in target.items():
-        if key.split(".")[0] not in chosen:
-            continue
-        if key not in source:
-            raise UserError(f"init_from: {folder} has no '{key}'; leave '{key.split('.')[0]}' out of init_from.parts")
-        value.copy_(_fitted(key, source[key], value, train_step.model))
-
-
-def _fitted(key: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
-    if old.shape == new.shape:
-        return old
-    if key == "encoder.vit.pos_embed" and old.shape[-1] == new.shape[-1]:
-        prefix = model.encoder.vit.num_prefix_tokens
-        return resample_abs_pos_embed(old, list(model.encoder.grid), num_prefix_tokens=prefix)
-    raise UserError(
-        f"init_from: '{key}' is {list(old.shape)} in that run and {list(new.shape)} here; leave "
-        f"'{key.split('.')[0]}' out of init_from.parts or build it alike"
-    )

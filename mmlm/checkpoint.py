@@ -25,20 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.errors import UserError
+from mmlm.weights import Weights, read_weights, save_weights
 
 _MANIFEST = "manifest.json"
 _STATE = "state.pt"
 _BEST = "best.json"
 _FOLDER = re.compile(r"step=(\d+)(\.replaced)?")
 _TEMPORARY = (".saving-", ".deleting-")
-
-Weights = Mapping[str, Tensor]
-"""Tensors by name, as ``module.state_dict()`` gives them."""
 
 
 class CorruptCheckpointError(UserError):
@@ -90,8 +86,7 @@ def save_checkpoint(root: Path, step: int, weights: Mapping[str, Weights], state
     saving = root / f"{_TEMPORARY[0]}{folder.name}"
     saving.mkdir()
     for group, tensors in weights.items():
-        unique, aliases = _untie(tensors)
-        save_file(unique, saving / f"{group}.safetensors", metadata={"aliases": json.dumps(aliases)})
+        save_weights(tensors, saving / f"{group}.safetensors")
     torch.save(dict(state), saving / _STATE)
     files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(saving.iterdir())}
     _write_json(saving / _MANIFEST, {"step": step, "saved": time.time(), "files": files})
@@ -113,7 +108,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Verifies a checkpoint and reads all of it. Raises CorruptCheckpointError, or UserError if there is none."""
     manifest = _verify(folder)
     files = manifest["files"]
-    weights = {file.removesuffix(".safetensors"): _read(folder / file) for file in files if file != _STATE}
+    weights = {file.removesuffix(".safetensors"): read_weights(folder / file) for file in files if file != _STATE}
     return Checkpoint(manifest["step"], weights, torch.load(folder / _STATE, map_location="cpu", weights_only=True))
 
 
@@ -125,7 +120,7 @@ def load_weights(folder: Path, group: str = "model") -> dict[str, Tensor]:
         groups = ", ".join(name.removesuffix(".safetensors") for name in files if name != _STATE)
         raise UserError(f"checkpoint {folder} has no '{group}' weights; there are: {groups}")
     _verify(folder, only=file)
-    return _read(folder / file)
+    return read_weights(folder / file)
 
 
 def latest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
@@ -245,34 +240,6 @@ def _verify(folder: Path, only: str | None = None) -> dict[str, Any]:
         if _sha256(file) != entry["sha256"]:
             raise CorruptCheckpointError(folder, f"{name} does not have the checksum it was written with")
     return manifest
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    with safe_open(file, framework="pt", device="cpu") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
-        aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
-    return tensors | {alias: tensors[name] for alias, name in aliases.items()}
-
-
-def _untie(tensors: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors ready for safetensors, each memory once, and which names were left out for which others."""
-    unique: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[tuple[object, ...], str] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        memory = tensor.untyped_storage().data_ptr()
-        view = (memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        # Tensors without elements all have the address 0 and are not tied.
-        if tensor.numel() and view in seen:
-            aliases[name] = seen[view]
-            continue
-        copied = tensor.detach().cpu().contiguous()
-        # Other views of the same memory (a slice, a transpose) are independent tensors in the file.
-        unique[name] = copied.clone() if memory in storages else copied
-        seen[view] = name
-        storages.add(memory)
-    return unique, aliases
 
 
 def _check_state(value: Any, key: str) -> None:

@@ -31,6 +31,7 @@ from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from mmlm.config_errors import explain, no_such_setting, not_set, unknown_keys
 from mmlm.errors import UserError
+from mmlm.hydra_config import explain_composing
 
 PROGRAM = "mmlm"
 USER_ERROR = 2
@@ -81,7 +82,7 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        _fail(explain(error, config_dir, sys.argv[1:]), USER_ERROR)
+        _fail(explain_composing(error, config_dir, sys.argv[1:]), USER_ERROR)
     sys.exit(next(filter(None, statuses), 0))
 
 

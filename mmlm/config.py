@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -77,12 +76,20 @@ class ModelSettings:
 
 @dataclass
 class InitSettings:
-    """Start from the weights of another run (stage chaining): new data, resolution or parts."""
+    """Start from the weights of another run (stage chaining) or of a file: new data, resolution or parts."""
 
     run: str | None = None
-    """Run folder to take weights from; null starts from random (or the encoder's pretrained) weights."""
+    """Run folder to take weights from; null starts from random (or the parts' pretrained) weights."""
+    weights: str | None = None
+    """File to take weights from instead: safetensors, or what torch.save made of a mapping of names to tensors."""
     parts: list[str] | None = None
-    """Parts to take over, such as [encoder, bridge]; null takes all. With the decoder comes the run's tokenizer."""
+    """Parts to take over, such as [encoder, bridge]; null takes all. With the decoder or the text encoder comes the
+    tokenizer of the run or of the exported folder that the file lies in."""
+    missing: list[str] = field(default_factory=list)
+    """Patterns (* stands for anything) of this model's tensors that keep their own start: not there, or of another
+    shape. Any other such tensor is an error."""
+    unexpected: list[str] = field(default_factory=list)
+    """Patterns of tensors there that this model has no place for. Any other such tensor is an error."""
 
 
 @dataclass
@@ -127,9 +134,6 @@ class Config:
     init_from: InitSettings = field(default_factory=InitSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
-
-
-ConfigStore.instance().store(name="schema", node=Config)
 
 
 def check_config(cfg: DictConfig) -> Config:
@@ -177,8 +181,12 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_init_from(settings: InitSettings) -> None:
-    if settings.run is None and settings.parts is not None:
-        raise UserError("init_from.parts: has no effect without init_from.run; give the run to take the parts from")
+    if settings.run is not None and settings.weights is not None:
+        raise UserError("init_from.weights: init_from.run is set too; give one of them")
+    if settings.run is None and settings.weights is None:
+        for key in ("parts", "missing", "unexpected"):
+            if getattr(settings, key):
+                raise UserError(f"init_from.{key}: has no effect without init_from.run or weights; give one of them")
     if settings.parts == []:
         raise UserError("init_from.parts: names no part; null takes all, and without init_from.run none is taken")
 

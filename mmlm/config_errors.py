@@ -1,4 +1,7 @@
-"""Turns what Hydra, OmegaConf and YAML raise about a user's config into one line: the key, the value, the fix."""
+"""Turns what OmegaConf and YAML raise about a user's config into one line: the key, the value, the fix.
+
+Hydra's own exceptions are in ``hydra_config``, so that a config can be read without Hydra.
+"""
 
 import dataclasses
 import re
@@ -6,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
-from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -23,15 +25,11 @@ _TYPES = {"float": "a float", "int": "an int", "bool": "true or false", "Path": 
 
 
 def explain(error: Exception, config_dir: Path | None = None, overrides: Sequence[str] = ()) -> str:
-    """One line about an exception that Hydra, OmegaConf or YAML raised while composing or reading a config.
+    """One line about an exception that OmegaConf or YAML raised while a config was composed or read.
 
     ``config_dir`` and ``overrides`` (the command line) are what the config was composed of; they are only read, for
     names to suggest.
     """
-    if isinstance(error, MissingConfigException):
-        return _missing_config(error)
-    if isinstance(error, OverrideParseException):
-        return _unreadable_override(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{_shorter(error.problem_mark.name, config_dir)}, line {error.problem_mark.line + 1}: {error.problem}"
     source = re.match(r"In '([^']+)': ", str(error))
@@ -112,19 +110,6 @@ def _groups(config_dir: Path | None) -> list[str]:
     if config_dir is None:
         return []
     return [folder.relative_to(config_dir).as_posix() for folder in sorted(config_dir.rglob("*")) if folder.is_dir()]
-
-
-def _missing_config(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").strip("/").rpartition("/")
-    options = ", ".join(sorted(error.options or ()))
-    return f"unknown {group or 'config'} '{name}'" + (f"; there are: {options}" if options else "")
-
-
-def _unreadable_override(error: OverrideParseException) -> str:
-    if "=" not in error.override:
-        return f"'{error.override}' is not a setting; write key=value"
-    lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]
-    return f"cannot read '{error.override}': {' '.join(lines)}; a value with special characters needs '\"quotes\"'"
 
 
 def _about_key(error: OmegaConfBaseException, groups: Sequence[str]) -> str:

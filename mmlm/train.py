@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, Experiment, build_experiment, check_cell, exported_weights
+from mmlm.build import Experiment, build_experiment, check_cell
 from mmlm.checkpoint import latest_checkpoint, load_checkpoint, mark_best, prune, save_checkpoint
 from mmlm.cli import INTERRUPTED, run_hydra
 from mmlm.config import (
@@ -30,6 +30,7 @@ from mmlm.metrics import Console, MetricLog
 from mmlm.model.model import parameter_counts
 from mmlm.precision import computing
 from mmlm.report.page import write_report
+from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, exported_weights
 
 SHOWN = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
 """The values of each split that the console shows at the end."""

@@ -8,21 +8,18 @@ import timm
 import torch
 
 from mmlm.build import (
-    CHECKPOINTS,
-    TOKENIZER,
     build_evaluators,
     build_experiment,
     build_model,
     build_splits,
     choose_device,
-    exported_weights,
-    find_run,
     load_run,
     seed_everything,
 )
 from mmlm.checkpoint import load_checkpoint, mark_best
 from mmlm.config import load_config, run_folder, save_config
 from mmlm.errors import UserError
+from mmlm.runs import CHECKPOINTS, TOKENIZER, exported_weights, find_run
 
 CPU = torch.device("cpu")
 
@@ -318,21 +315,27 @@ def test_the_decoder_brings_its_tokenizer(trained, build, tmp_path, write_captio
             ("init_from.parts=[encodr]",),
             "init_from.parts: 'encodr' is no part of the model; there are: encoder, bridge,",
         ),
-        (("encoder.width=64", "init_from.parts=[encoder]"), "'encoder.vit.pos_embed' is [1, 4, 32] in that run and"),
-        (("decoder.width=64",), "leave 'decoder' out of init_from.parts or build it alike"),
-        (("encoder.depth=2",), "has no 'encoder.vit.blocks.1."),
-        (("encoder.class_token=true",), "leave 'encoder' out of init_from.parts"),
+        (
+            ("encoder.width=64", "init_from.parts=[encoder]"),
+            "'encoder.vit.pos_embed' is [1, 4, 32] there and [1, 4, 64] here",
+        ),
+        (("decoder.width=64",), "'decoder.position_embedding' is [24, 32] there and [24, 64] here"),
+        (("encoder.depth=2",), " missing there ('encoder.vit.blocks.1."),
+        (("encoder.class_token=true",), "missing there ('encoder.vit.cls_token'"),
         (
             ("decoder.positions=rotary",),
-            "has 'decoder.position_embedding' and this model does not; leave 'decoder' out",
+            "1 unexpected there ('decoder.position_embedding'); leave that part out of init_from.parts, or say",
         ),
-        (("data.max_tokens=32",), "'decoder.position_embedding' is [24, 32] in that run and [32, 32] here"),
+        (("data.max_tokens=32",), "'decoder.position_embedding' is [24, 32] there and [32, 32] here"),
         (
             ("tokenizer._target_=mmlm.data.tokenizer.OpenClip", "~tokenizer.vocab_size", *NO_BPE),
-            "'decoder.token_embedding.weight' is [280, 32] in that run",
+            "'decoder.token_embedding.weight' is [280, 32] there and [49409, 32] here",
         ),
         (("tokenizer.languages=[en,de]",), "was saved with languages=['en'], but tokenizer.languages=['en', 'de']"),
-        (("model.embedding_width=8", "init_from.parts=[text_projection]"), "'text_projection.weight' is [16, 32]"),
+        (
+            ("model.embedding_width=8", "init_from.parts=[text_projection]"),
+            "'text_projection.weight' is [16, 32] there and [8, 32] here",
+        ),
     ],
 )
 def test_what_does_not_fit_the_other_run_is_refused(trained, build, overrides, message):

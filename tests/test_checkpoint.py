@@ -179,7 +179,7 @@ class CrashError(Exception):
 
 
 @pytest.mark.parametrize("step", [20, 10], ids=["new", "same step"])
-@pytest.mark.parametrize("call", ["save_file", "_write_json", "_flush", "rename"])
+@pytest.mark.parametrize("call", ["save_weights", "_write_json", "_flush", "rename"])
 def test_a_crash_at_any_point_leaves_an_intact_checkpoint(tmp_path, monkeypatch, call, step):
     save(tmp_path, 10, value=1.0)
 

@@ -187,8 +187,8 @@ def test_a_nested_part_has_to_be_of_the_annotated_class():
         ("mmlm", "encoder: _target_ 'mmlm' is not allowed"),
         # Names that the package merely imports do not become its parts.
         (
-            "mmlm.checkpoint.save_file",
-            "encoder: _target_ 'mmlm.checkpoint.save_file': mmlm.checkpoint has no 'save_file'",
+            "mmlm.weights.save_file",
+            "encoder: _target_ 'mmlm.weights.save_file': mmlm.weights has no 'save_file'",
         ),
         ("mmlm.checkpoint.os.system", "encoder: _target_ 'mmlm.checkpoint.os.system': there is no module"),
         ("my_parts.os.system", "encoder: _target_ 'my_parts.os.system': there is no module 'my_parts.os'"),
