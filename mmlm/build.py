@@ -1,7 +1,7 @@
 """Config to live parts, once. Nothing below this floor sees a config; widths and sizes are supplied here."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -20,11 +20,13 @@ from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.flow import View
+from mmlm.freeze import FreezePlan, check_plan
 from mmlm.loop import TrainState
+from mmlm.lora import merge_adapters
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import Objective, TrainStep
-from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
+from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
 from mmlm.parts import build_part
 
 CHECKPOINTS = "checkpoints"
@@ -92,16 +94,25 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     model = build_model(config, tokenizer.vocab_size)
-    train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
     if config.init_from.run is not None:
-        initialise_from(train_step, config)
-    train_step.to(device)
-    optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
+        initialise_from(model, config)
+    plan = build_freeze(config)
+    plan.add_adapters(model)
+    check_plan(plan, model, config.train.steps)
+    objective = cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins))
+    train_step = TrainStep(model, objective, plan).to(device)
+    optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
     ema = None
     if config.train.ema_decay is not None:
         ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
     return Experiment(
-        state=TrainState(train_step, optimizer, loader, ema),
+        state=TrainState(
+            train_step,
+            optim(train_step, train_step.learning_rate_scales()),
+            loader,
+            ema,
+            optimizer_for=following(train_step, optim),
+        ),
         schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
         model=model,
         tokenizer=tokenizer,
@@ -110,6 +121,22 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
         train_source=source,
         device=device,
     )
+
+
+def build_freeze(config: Config) -> FreezePlan:
+    """What trains."""
+    return cast(FreezePlan, build_part(config.freeze, "freeze", {}, config.plugins))
+
+
+def following(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
+    """What ``TrainState.optimizer_for`` is: unfreezes when the plan says so; what trained before keeps its state."""
+
+    def optimizer_for(step: int, optimizer: Optimizer) -> Optimizer:
+        if not train_step.freeze_for(step):
+            return optimizer
+        return carry_state(optimizer, optim(train_step, train_step.learning_rate_scales()))
+
+    return optimizer_for
 
 
 def build_source(config: Config, node: object, slot: str) -> Source:
@@ -179,8 +206,11 @@ def check_cell(config: Config) -> None:
     real is built. Raises UserError.
     """
     objective = cast(Objective, build_part(config.objective, "objective", {}, config.plugins))
+    plan = build_freeze(config)
     with torch.device("meta"):
         model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
+        plan.add_adapters(model)
+    check_plan(plan, model, config.train.steps)
     if View.CAPTION in objective.views and model.decoder is None:
         raise UserError("objective: it trains captions and there is no decoder; choose one or leave captioning out")
     if model.decoder is None:
@@ -259,6 +289,7 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     tokenizer.restore(folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
+    build_freeze(config).add_adapters(model)
     step, weights = exported_weights(folder, config)
     model.load_state_dict(weights)
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
@@ -278,14 +309,15 @@ def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tenso
     return step, {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
 
 
-def initialise_from(train_step: TrainStep, config: Config) -> None:
+def initialise_from(model: ImageTextModel, config: Config) -> None:
     """Copies the named parts' weights from the run ``init_from.run``; image positions are resized to the new grid.
 
-    Raises UserError for a part that is not there or a tensor of another shape.
+    ``model`` has no adapters yet, and those of the run are merged into its weights. Raises UserError for a part that is
+    not there or a tensor of another shape.
     """
     folder = find_run(cast(str, config.init_from.run))
-    _, source = exported_weights(folder, load_config(folder / CONFIG))
-    target = train_step.model.state_dict()
+    source = plain_weights(folder)
+    target = model.state_dict()
     known = list(dict.fromkeys(key.split(".")[0] for key in target))
     chosen = known if config.init_from.parts is None else config.init_from.parts
     for part in chosen:
@@ -302,7 +334,17 @@ def initialise_from(train_step: TrainStep, config: Config) -> None:
             continue
         if key not in source:
             raise UserError(f"init_from: {folder} has no '{key}'; leave '{key.split('.')[0]}' out of init_from.parts")
-        value.copy_(_fitted(key, source[key], value, train_step.model))
+        value.copy_(_fitted(key, source[key], value, model))
+
+
+def plain_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that a run exports, adapters merged: named as in a model without any. Raises UserError."""
+    config = load_config(folder / CONFIG)
+    if build_freeze(config).lora is None:
+        return exported_weights(folder, config)[1]
+    model = load_run(str(folder), torch.device("cpu")).model
+    merge_adapters(model)
+    return model.state_dict()
 
 
 def _fitted(key: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:

@@ -9,7 +9,18 @@ import mmlm
 
 ROOT = Path(mmlm.__file__).parent
 FLOORS = {
-    1: ("flow", "errors", "wording", "distributed", "keyed_random", "optim", "precision"),
+    1: (
+        "flow",
+        "errors",
+        "wording",
+        "distributed",
+        "freeze",
+        "keyed_random",
+        "layer_decay",
+        "lora",
+        "optim",
+        "precision",
+    ),
     2: ("data", "model", "objectives", "checkpoint", "metrics", "environment"),
     3: ("loop", "evaluation", "report"),
     4: ("parts", "config_errors", "config"),
@@ -18,7 +29,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py")
-OPTIONAL = {"wandb", "open_clip", "resvg_py"}
+OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft"}
 """Heavy packages that a function may import when it is called for."""
 
 
