@@ -84,8 +84,11 @@ class FreezePlan:
         if is_adapter(name):
             return False
         name = plain_name(name)
-        due = [prefix for prefix, at in self.unfreeze.items() if step >= at]
-        return selects(frozen, name) and not selects((*self.trainable, *due), name)
+        return selects(frozen, name) and not selects((*self.trainable, *self.unfrozen(step)), name)
+
+    def unfrozen(self, step: int) -> frozenset[str]:
+        """Those entries of ``unfreeze`` that train at a step."""
+        return frozenset(name for name, first in self.unfreeze.items() if step >= first)
 
     def frozen_parameters(self, model: nn.Module, step: int) -> set[nn.Parameter]:
         """The parameters that are frozen at a step; a tensor with several names if one of them is."""
@@ -102,11 +105,8 @@ class FreezePlan:
         chosen = []
         for name, module in model.named_modules():
             parameters = list(module.parameters())
-            if (
-                all(parameter in frozen for parameter in parameters)
-                if parameters
-                else self._freezes(name, step, self.frozen)
-            ):
+            by_name = not parameters and self._freezes(name, step, self.frozen)
+            if by_name or (parameters and frozen.issuperset(parameters)):
                 chosen.append(module)
         return chosen
 

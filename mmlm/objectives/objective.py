@@ -69,6 +69,7 @@ class TrainStep(nn.Module):
         # What a part has made untrainable by itself (fixed positions) stays so.
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._in_eval: list[nn.Module] = []
+        self._unfrozen: frozenset[str] | None = None
         self.freeze_for(0)
 
     def freeze_for(self, step: int) -> bool:
@@ -78,6 +79,10 @@ class TrainStep(nn.Module):
         ``DistributedDataParallel`` reduces the gradients of those parameters that train when it is constructed, so it
         has to be constructed after this call, over the same module.
         """
+        unfrozen = self.plan.unfrozen(step)
+        if unfrozen == self._unfrozen:
+            return False
+        self._unfrozen = unfrozen
         frozen = self.plan.frozen_parameters(self.model, step)
         changed = False
         for parameter in self._trainable:
