@@ -1,16 +1,16 @@
 """Config to live parts, once. Nothing below this floor sees a config; widths and sizes are supplied here."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmlm.config import Config, load_config
+from mmlm.config import Config, InitSettings, load_config
 from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
@@ -18,14 +18,24 @@ from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.flow import View
+from mmlm.freeze import FreezePlan, check_plan
 from mmlm.loop import TrainState
+from mmlm.lora import merge_adapters
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import Objective, TrainStep
-from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
+from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
 from mmlm.parts import build_part
-from mmlm.runs import CONFIG, TOKENIZER, exported_weights, find_run, initialise_from, tokenizer_folder
-from mmlm.weights import copy_weights
+from mmlm.runs import (
+    CONFIG,
+    TOKENIZER,
+    exported_weights,
+    find_run,
+    initialise_from,
+    model_weights,
+    tokenizer_folder,
+)
+from mmlm.weights import copy_weights, read_weights
 
 _ASSUMED_VOCABULARY = 1000
 """Tokens that ``check_cell`` assumes: the tokenizer is fitted only once there is data."""
@@ -89,16 +99,25 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     model = build_model(config, tokenizer.vocab_size)
-    train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
     if config.init_from.run is not None or config.init_from.weights is not None:
-        initialise_from(train_step, config)
-    train_step.to(device)
-    optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
+        initialise_from(model, config.init_from, *start_weights(config.init_from))
+    plan = build_freeze(config)
+    plan.add_adapters(model)
+    check_plan(plan, model, config.train.steps)
+    objective = cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins))
+    train_step = TrainStep(model, objective, plan).to(device)
+    optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
     ema = None
     if config.train.ema_decay is not None:
         ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
     return Experiment(
-        state=TrainState(train_step, optimizer, loader, ema),
+        state=TrainState(
+            train_step,
+            optim(train_step, train_step.learning_rate_scales()),
+            loader,
+            ema,
+            optimizer_for=following(train_step, optim),
+        ),
         schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
         model=model,
         tokenizer=tokenizer,
@@ -107,6 +126,22 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
         train_source=source,
         device=device,
     )
+
+
+def build_freeze(config: Config) -> FreezePlan:
+    """What trains."""
+    return cast(FreezePlan, build_part(config.freeze, "freeze", {}, config.plugins))
+
+
+def following(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
+    """What ``TrainState.optimizer_for`` is: unfreezes when the plan says so; what trained before keeps its state."""
+
+    def optimizer_for(step: int, optimizer: Optimizer) -> Optimizer:
+        if not train_step.freeze_for(step):
+            return optimizer
+        return carry_state(optimizer, optim(train_step, train_step.learning_rate_scales()))
+
+    return optimizer_for
 
 
 def build_source(config: Config, node: object, slot: str) -> Source:
@@ -176,8 +211,11 @@ def check_cell(config: Config) -> None:
     real is built. Raises UserError.
     """
     objective = cast(Objective, build_part(config.objective, "objective", {}, config.plugins))
+    plan = build_freeze(config)
     with torch.device("meta"):
         model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
+        plan.add_adapters(model)
+    check_plan(plan, model, config.train.steps)
     if View.CAPTION in objective.views and model.decoder is None:
         raise UserError("objective: it trains captions and there is no decoder; choose one or leave captioning out")
     if model.decoder is None:
@@ -239,6 +277,20 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
     tokenizer.restore(folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
+    build_freeze(config).add_adapters(model)
     step, weights = exported_weights(folder, config)
     copy_weights(model.state_dict(), weights, f"run: {folder}")
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
+
+
+def start_weights(start: InitSettings) -> tuple[Path, dict[str, Tensor]]:
+    """Where ``init_from`` takes weights from, and the model's among them, adapters merged. Raises UserError."""
+    if start.weights is not None:
+        return Path(start.weights), model_weights(read_weights(Path(start.weights)))
+    folder = find_run(cast(str, start.run))
+    config = load_config(folder / CONFIG)
+    if build_freeze(config).lora is None:
+        return folder, exported_weights(folder, config)[1]
+    model = load_run(str(folder), torch.device("cpu")).model
+    merge_adapters(model)
+    return folder, model.state_dict()

@@ -28,6 +28,7 @@ PART_SLOTS: Mapping[str, tuple[str, ...]] = {
     "bridge": ("patch_width", "grid", "num_prefix_tokens", "pool"),
     "text_encoder": ("vocab_size", "max_tokens", "load_weights"),
     "decoder": ("vocab_size", "memory_width", "num_memory", "max_tokens", "load_weights"),
+    "freeze": (),
     "objective": (),
     "tokenizer": (),
     "transform": ("image_size",),
@@ -116,6 +117,8 @@ class Config:
     """Part: text tower of its own; null embeds texts by the decoder's image-free layers."""
     decoder: Any = MISSING
     """Part: text decoder; null for two towers."""
+    freeze: Any = MISSING
+    """Part: which parameters train."""
     objective: Any = MISSING
     """Part: what is minimised."""
     tokenizer: Any = MISSING

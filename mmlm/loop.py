@@ -73,6 +73,15 @@ class TrainState:
     """Wall-clock seconds of training so far, over all sessions, evaluation included."""
     best: float | None = None
     """Best value of ``FitSettings.best_metric`` so far."""
+    optimizer_for: Callable[[int, Optimizer], Optimizer] | None = None
+    """Makes trainable in ``train_step`` what trains at a step, and returns the optimizer over it (the given one, if
+    that is what it was over). None: the same parameters train from the first step to the last."""
+
+    def go_to(self, step: int) -> None:
+        """Makes ``step`` the next one: what trains, and the optimizer over it, are a function of it."""
+        self.step = step
+        if self.optimizer_for is not None:
+            self.optimizer = self.optimizer_for(step, self.optimizer)
 
     def weights(self) -> Mapping[str, Tensor]:
         """The weights to evaluate and export: the moving average if there is one."""
@@ -91,10 +100,11 @@ class TrainState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state_dict`` returned."""
+        self.go_to(state["step"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loader.position = state["position"]
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.seconds, self.best = state["seconds"], state["best"]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -182,7 +192,7 @@ def fit(
             state.optimizer.zero_grad(set_to_none=True)
             if state.ema is not None:
                 state.ema.update(state.train_step, state.step)
-            state.step += 1
+            state.go_to(state.step + 1)
             state.seconds = time.monotonic() - begun
             window.add(_values(loss, norm))
 
@@ -215,6 +225,8 @@ def _forward_backward(
     """Leaves gradients on the parameters; returns the loss and the gradients' norm before clipping."""
     with computing(device, settings.precision):
         loss = train_step(batch)
+        if not loss.total.requires_grad:
+            raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
         loss.total.backward()
     limit = math.inf if settings.clip_norm is None else settings.clip_norm
     return loss, nn.utils.clip_grad_norm_(train_step.parameters(), limit)

@@ -3,12 +3,17 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
+from mmlm.lora import is_adapter, plain_name
+
+NO_SCALES: Mapping[str, float] = MappingProxyType({})
+"""Every parameter has the whole learning rate."""
 
 
 class Schedule(Protocol):
@@ -111,17 +116,29 @@ class ParameterGroup:
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     weight_decay: float
+    scale: float = 1.0
+    """Share of the learning rate."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[ParameterGroup]:
-    """Trainable parameters in two groups, with and without ``weight_decay``. A shared tensor is listed once."""
+def parameter_groups(
+    module: nn.Module, weight_decay: float, scales: Mapping[str, float] = NO_SCALES
+) -> list[ParameterGroup]:
+    """Trainable parameters in groups, first those with and then those without ``weight_decay``, either by their share
+    of the learning rate in ``scales``, largest first. A shared tensor is listed once.
+
+    The order depends on names and shares only, since checkpoints count the groups and their parameters. Raises
+    UserError if nothing trains.
+    """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise UserError("freeze.frozen: no parameter is left to train; freeze less, or add freeze.lora")
     groups = []
     for decay in (True, False):
-        chosen = [(name, p) for name, p in named if decays(name, p) is decay]
-        if chosen:
-            names, parameters = zip(*chosen, strict=True)
-            groups.append(ParameterGroup(names, parameters, weight_decay if decay else 0.0))
+        for scale in sorted({scales.get(name, 1.0) for name, _ in named}, reverse=True):
+            chosen = [(n, p) for n, p in named if decays(n, p) is decay and scales.get(n, 1.0) == scale]
+            if chosen:
+                names, parameters = zip(*chosen, strict=True)
+                groups.append(ParameterGroup(names, parameters, weight_decay if decay else 0.0, scale))
     return groups
 
 
@@ -150,13 +167,21 @@ class Optimizer(Protocol):
 class OptimizerPart(Protocol):
     """Makes an optimizer for a module's trainable parameters. Every group has its peak rate under ``peak_lr``."""
 
-    def __call__(self, module: nn.Module) -> Optimizer:
-        """The optimizer."""
+    def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
+        """The optimizer; ``scales`` has a share of the learning rate by parameter name, where it is not 1."""
         ...
 
 
 def _as_torch(groups: Iterable[ParameterGroup], lr: float) -> list[dict[str, object]]:
-    return [{"params": list(g.parameters), "weight_decay": g.weight_decay, "lr": lr, "peak_lr": lr} for g in groups]
+    return [
+        {
+            "params": list(group.parameters),
+            "weight_decay": group.weight_decay,
+            "lr": lr * group.scale,
+            "peak_lr": lr * group.scale,
+        }
+        for group in groups
+    ]
 
 
 def _check_step(lr: float, weight_decay: float, eps: float) -> None:
@@ -182,9 +207,9 @@ class AdamW:
         """Raises UserError for a value outside of its range."""
         _check_step(self.lr, self.weight_decay, self.eps)
 
-    def __call__(self, module: nn.Module) -> Optimizer:
+    def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
         """The optimizer for ``module``'s trainable parameters."""
-        return self.over(parameter_groups(module, self.weight_decay))
+        return self.over(parameter_groups(module, self.weight_decay, scales))
 
     def over(self, groups: Iterable[ParameterGroup]) -> Optimizer:
         """The optimizer for some groups."""
@@ -228,11 +253,12 @@ class OptimizerPair:
 def hidden_matrices(module: nn.Module) -> set[str]:
     """Names of the linear layers' weights between a model's inputs and its outputs.
 
-    Left out: embeddings, kernels, and the last projections (vocabulary head and both embedding projections).
+    Left out: embeddings, kernels, the last projections (vocabulary head and both embedding projections), and the
+    factors of low-rank adapters (Muon would make all of their few singular values alike).
     """
     last = ("head", "image_projection", "text_projection")
     linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
-    return {f"{name}.weight" for name in linear if name.split(".")[-1] not in last}
+    return {f"{n}.weight" for n in linear if plain_name(f"{n}.").split(".")[-2] not in last and not is_adapter(n)}
 
 
 @dataclass(frozen=True)
@@ -259,11 +285,14 @@ class Muon:
         _check_step(self.lr, self.weight_decay, self.eps)
         _check("optim.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
 
-    def __call__(self, module: nn.Module) -> Optimizer:
-        """The pair for ``module``'s trainable parameters."""
-        hidden, groups = hidden_matrices(module), parameter_groups(module, self.weight_decay)
+    def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
+        """The pair for ``module``'s trainable parameters, or the one of them that has something to train."""
+        hidden, groups = hidden_matrices(module), parameter_groups(module, self.weight_decay, scales)
         matrices = [part for group in groups if (part := _pick(group, hidden, inside=True)).parameters]
         others = [part for group in groups if (part := _pick(group, hidden, inside=False)).parameters]
+        adamw = AdamW(self.lr, self.weight_decay, self.betas, self.eps)
+        if not matrices:
+            return adamw.over(others)
         muon = torch.optim.Muon(
             _as_torch(matrices, self.lr),
             lr=self.lr,
@@ -271,20 +300,33 @@ class Muon:
             momentum=self.momentum,
             adjust_lr_fn="match_rms_adamw",
         )
-        return OptimizerPair(muon, AdamW(self.lr, self.weight_decay, self.betas, self.eps).over(others))
+        return OptimizerPair(muon, adamw.over(others)) if others else muon
 
 
 def _pick(group: ParameterGroup, names: Collection[str], inside: bool) -> ParameterGroup:
     """The parameters of a group that are (or are not) among ``names``."""
     kept = {n: p for n, p in zip(group.names, group.parameters, strict=True) if (n in names) is inside}
-    return ParameterGroup(tuple(kept), tuple(kept.values()), group.weight_decay)
+    return ParameterGroup(tuple(kept), tuple(kept.values()), group.weight_decay, group.scale)
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Sets every group to ``factor`` of its peak; returns the first group's rate."""
+    """Sets every group to ``factor`` of its peak; returns the highest rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
+def carry_state(old: Optimizer, new: Optimizer) -> Optimizer:
+    """``new``, which goes on from the state of ``old`` where both have the same parameter; others start fresh."""
+    state = {parameter: kept for part in _members(old) for parameter, kept in part.state.items()}
+    for part in _members(new):
+        for group in part.param_groups:
+            part.state.update({parameter: state[parameter] for parameter in group["params"] if parameter in state})
+    return new
+
+
+def _members(optimizer: Optimizer) -> tuple[Any, ...]:
+    return (optimizer.first, optimizer.second) if isinstance(optimizer, OptimizerPair) else (optimizer,)
 
 
 class ExponentialMovingAverage:

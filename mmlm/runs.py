@@ -3,17 +3,15 @@
 import json
 import math
 from pathlib import Path
-from typing import cast
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
-from mmlm.config import Config, InitSettings, load_config
+from mmlm.config import Config, InitSettings
 from mmlm.errors import UserError
 from mmlm.model.model import ImageTextModel
-from mmlm.objectives.objective import TrainStep
-from mmlm.weights import Weights, match_weights, read_weights
+from mmlm.weights import Weights, match_weights
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
@@ -81,14 +79,13 @@ def is_exported(folder: Path) -> bool:
         return False
 
 
-def initialise_from(train_step: TrainStep, config: Config) -> None:
-    """Copies the named parts' weights from a run or a file; image positions are resized to the new grid.
+def initialise_from(model: ImageTextModel, start: InitSettings, source: Path, given: Weights) -> None:
+    """Copies the named parts' weights out of ``given``; image positions are resized to the new grid.
 
-    Raises UserError that lists every name without a counterpart and every tensor of another shape, but for those that
+    ``source`` is where they come from and heads messages; neither ``model`` nor ``given`` has adapters. Raises
+    UserError that lists every name without a counterpart and every tensor of another shape, but for those that
     ``init_from.missing`` and ``init_from.unexpected`` expect.
     """
-    start, model = config.init_from, train_step.model
-    source, given = _start_weights(start)
     target = model.state_dict()
     if start.parts is not None:
         known = list(dict.fromkeys(_part(name) for name in target))
@@ -108,14 +105,6 @@ _ADVICE = (
     "; leave that part out of init_from.parts, or say what you expect: init_from.missing=[PATTERN] keeps this model's "
     "own tensors, init_from.unexpected=[PATTERN] leaves theirs"
 )
-
-
-def _start_weights(start: InitSettings) -> tuple[Path, dict[str, Tensor]]:
-    """Where the weights come from, and the model's among them, by their names in the model."""
-    if start.weights is not None:
-        return Path(start.weights), model_weights(read_weights(Path(start.weights)))
-    folder = find_run(cast(str, start.run))
-    return folder, exported_weights(folder, load_config(folder / CONFIG))[1]
 
 
 def _part(name: str) -> str:

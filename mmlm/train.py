@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mmlm.build import Experiment, build_experiment, check_cell
+from mmlm.build import Experiment, build_experiment, build_freeze, check_cell
 from mmlm.checkpoint import latest_checkpoint, load_checkpoint, mark_best, prune, save_checkpoint
 from mmlm.cli import INTERRUPTED, run_hydra
 from mmlm.config import (
@@ -97,9 +97,17 @@ def _header(config: Config, experiment: Experiment, folder: Path, counts: Mappin
         ("data", f"{len(experiment.train_source):,} images to train on, {splits} to validate on"),
         ("tokenizer", f"{tokenizer.vocab_size:,} tokens"),
         ("model", f"{total / 1e6:.2f}M parameters: {parts}"),
+        ("trainable", _trainable(config, experiment, total)),
         ("training", f"{config.train.steps:,} steps of {config.train.batch_size} examples, {epochs:.1f} epochs"),
         ("results", str(folder)),
     ]
+
+
+def _trainable(config: Config, experiment: Experiment, total: int) -> str:
+    """``2.10M of 2.20M parameters; encoder from step 500 on``."""
+    trainable = sum(p.numel() for p in experiment.model.parameters() if p.requires_grad)
+    later = [f"; {name} from step {step:,} on" for name, step in build_freeze(config).unfreeze.items()]
+    return f"{trainable / 1e6:.2f}M of {total / 1e6:.2f}M parameters{''.join(later)}"
 
 
 def _resume(state: TrainState, folder: Path, console: Console) -> None:

@@ -9,7 +9,20 @@ import mmlm
 
 ROOT = Path(mmlm.__file__).parent
 FLOORS = {
-    1: ("flow", "errors", "wording", "local_files", "distributed", "keyed_random", "optim", "precision", "weights"),
+    1: (
+        "flow",
+        "errors",
+        "wording",
+        "distributed",
+        "freeze",
+        "keyed_random",
+        "layer_decay",
+        "local_files",
+        "lora",
+        "optim",
+        "precision",
+        "weights",
+    ),
     2: ("data", "model", "objectives", "checkpoint", "metrics", "environment"),
     3: ("loop", "evaluation", "report"),
     4: ("parts", "config_errors", "config", "hydra_config"),
@@ -18,7 +31,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py")
-OPTIONAL = {"wandb", "open_clip", "resvg_py"}
+OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft"}
 """Heavy packages that a function may import when it is called for."""
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Loss, ModelOutput, View
+from mmlm.freeze import FreezePlan
 
 
 class Objective(Protocol):
@@ -58,12 +59,49 @@ class WeightedSum(nn.Module):
 class TrainStep(nn.Module):
     """Model and objective in one module: what data parallelism wraps and what checkpoints hold.
 
-    Nothing trainable is used outside its forward: temperature and output projection are inside.
+    Nothing trainable is used outside its forward: temperature and output projection are inside. ``plan`` (its adapters
+    have been added to the model) says what of the model trains; from the start on, what trains at step 0.
     """
 
-    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: nn.Module, plan: FreezePlan | None = None) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective, self.plan = model, objective, plan or FreezePlan()
+        # What a part has made untrainable by itself (fixed positions) stays so.
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._in_eval: list[nn.Module] = []
+        self._unfrozen: frozenset[str] | None = None
+        self.freeze_for(0)
+
+    def freeze_for(self, step: int) -> bool:
+        """Freezes and unfreezes what the plan says for optimizer step ``step``; says whether that changed what trains.
+
+        Afterwards the optimizer has to be built anew over what now trains, and so has a wrapper that looks at it once:
+        ``DistributedDataParallel`` reduces the gradients of those parameters that train when it is constructed, so it
+        has to be constructed after this call, over the same module.
+        """
+        unfrozen = self.plan.unfrozen(step)
+        if unfrozen == self._unfrozen:
+            return False
+        self._unfrozen = unfrozen
+        frozen = self.plan.frozen_parameters(self.model, step)
+        changed = False
+        for parameter in self._trainable:
+            changed |= parameter.requires_grad is (parameter in frozen)
+            parameter.requires_grad_(parameter not in frozen)
+        self._in_eval = self.plan.modules_in_eval(self.model, step)
+        self.train(self.training)
+        return changed
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Share of the learning rate, by parameter name, of the parameters for which the plan has one."""
+        return {f"model.{name}": scale for name, scale in self.plan.learning_rate_scales(self.model).items()}
+
+    def train(self, mode: bool = True) -> "TrainStep":
+        """See ``nn.Module.train``; what is frozen stays in eval mode, so that it computes the same function."""
+        super().train(mode)
+        for module in self._in_eval:
+            module.training = False
+        return self
 
     def forward(self, batch: Batch) -> Loss:
         """The loss of one batch."""
