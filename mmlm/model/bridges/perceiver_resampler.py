@@ -77,6 +77,7 @@ class PerceiverResampler(nn.Module):
         self.layers = nn.ModuleList(ResamplerLayer(width, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         init_linears(self, num_residual_layers=2 * depth)
+        # Small, so that what is read in the image outweighs the latents themselves in the residual stream.
         nn.init.normal_(self.latent_queries, std=INIT_STD)
 
     def _start(self, patches: Tensor) -> tuple[Tensor, Tensor]:

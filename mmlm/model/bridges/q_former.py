@@ -84,6 +84,7 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(width)
         num_cross = sum(cross is not None for cross in cross_widths)
         init_linears(self, num_residual_layers=2 * depth + num_cross)
+        # Small, so that what is read in the image outweighs the queries themselves in the residual stream.
         nn.init.normal_(self.queries, std=INIT_STD)
 
     def forward(self, patches: Tensor) -> BridgeOutput:
