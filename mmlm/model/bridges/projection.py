@@ -1,16 +1,78 @@
-"""Projections: every token of the encoder becomes one memory token (LLaVA)."""
+"""Projections: every token of the encoder, or every square of patches, becomes one memory token (LLaVA)."""
 
 from torch import Tensor, nn
 
-from mmlm.model.blocks import FeedForward, identity_attention, init_linears
+from mmlm.errors import UserError
+from mmlm.model.blocks import init_linears
+from mmlm.model.bridges.pixel_shuffle import PixelShuffle
 from mmlm.model.protocols import BridgeOutput
 
 
-class MlpProjection(nn.Module):
-    """Projects each patch token by a two-layer MLP (LLaVA 1.5, arXiv:2310.03744) and pools by the mean.
+class _Projection(nn.Module):
+    """What the projections share: normalise the tokens, join squares of them, project; pool by the mean."""
 
-    Made to feed a prefix of the decoder; a cross-attending decoder takes the same memory. LLaVA has no image
-    embedding: here it is the mean of the normalised patch tokens.
+    def __init__(
+        self, patch_width: int, width: int, pixel_shuffle: PixelShuffle, projection: nn.Module, pool: bool
+    ) -> None:
+        super().__init__()
+        self.memory_width, self.num_memory = width, pixel_shuffle.num_tokens
+        self.pooled_width = patch_width if pool else None
+        self.pixel_shuffle = pixel_shuffle
+        self.patch_norm = nn.LayerNorm(patch_width)
+        self.projection = projection
+        init_linears(self)
+
+    def forward(self, patches: Tensor) -> BridgeOutput:
+        """float[B, N, Dp] -> memory float[B, N / r^2, D] and pooled float[B, Dp] or None.
+
+        Raises UserError if ``pixel_shuffle`` is above 1 and patches are missing.
+        """
+        patches = self.patch_norm(patches)
+        pooled = None if self.pooled_width is None else patches.mean(dim=1)
+        return BridgeOutput(memory=self.projection(self.pixel_shuffle(patches)), pooled=pooled)
+
+    def patch_attention(self, patches: Tensor) -> Tensor:
+        """float32[B, M, N]: the identity, or 1 / r^2 on each of the patches that a memory token is made of."""
+        return self.pixel_shuffle.attention(patches)
+
+
+class LinearProjection(_Projection):
+    """Projects each token of the encoder by one linear layer (LLaVA, arXiv:2304.08485) and pools by the mean.
+
+    With ``pixel_shuffle`` r > 1 each square of r x r patches is one input (Idefics3, arXiv:2408.12637), which makes
+    the memory r^2 times shorter. Made to feed a prefix of the decoder; a cross-attending decoder takes the same memory.
+
+    Differs from LLaVA: the tokens are normalised first, and their mean is the image embedding (LLaVA has none).
+
+    Raises:
+        UserError: a ``pixel_shuffle`` that does not fit the grid, or prefix tokens with one above 1.
+    """
+
+    def __init__(
+        self,
+        patch_width: int,
+        grid: tuple[int, int],
+        width: int,
+        pixel_shuffle: int = 1,
+        num_prefix_tokens: int = 0,
+        pool: bool = True,
+    ) -> None:
+        shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens)
+        projection = nn.Linear(pixel_shuffle**2 * patch_width, width)
+        super().__init__(patch_width, width, shuffle, projection, pool)
+
+
+class MlpProjection(_Projection):
+    """Projects each token of the encoder by a two-layer MLP (LLaVA 1.5, arXiv:2310.03744) and pools by the mean.
+
+    ``pixel_shuffle`` as in ``LinearProjection``. The MLP has ``mlp_ratio * patch_width`` hidden units whatever
+    ``pixel_shuffle`` is, so that joining patches widens its first layer only.
+
+    Differs from LLaVA 1.5: the tokens are normalised first, the hidden width is set by ``mlp_ratio`` (there it is the
+    decoder's width), and the tokens' mean is the image embedding (LLaVA has none).
+
+    Raises:
+        UserError: no hidden units, a ``pixel_shuffle`` that does not fit the grid, or prefix tokens with one above 1.
     """
 
     def __init__(
@@ -19,22 +81,14 @@ class MlpProjection(nn.Module):
         grid: tuple[int, int],
         width: int,
         mlp_ratio: float = 2.0,
+        pixel_shuffle: int = 1,
         num_prefix_tokens: int = 0,
         pool: bool = True,
     ) -> None:
-        super().__init__()
-        self.memory_width, self.num_memory = width, num_prefix_tokens + grid[0] * grid[1]
-        self.pooled_width = patch_width if pool else None
-        self.patch_norm = nn.LayerNorm(patch_width)
-        self.projection = FeedForward(patch_width, mlp_ratio, out_width=width)
-        init_linears(self)
-
-    def forward(self, patches: Tensor) -> BridgeOutput:
-        """float[B, N, Dp] -> memory float[B, N, D] and pooled float[B, Dp] or None."""
-        patches = self.patch_norm(patches)
-        pooled = None if self.pooled_width is None else patches.mean(dim=1)
-        return BridgeOutput(memory=self.projection(patches), pooled=pooled)
-
-    def patch_attention(self, patches: Tensor) -> Tensor:
-        """float32[B, N, N]: the identity, memory token n is patch n."""
-        return identity_attention(patches)
+        hidden = int(patch_width * mlp_ratio)
+        if hidden < 1:
+            raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 2.0")
+        shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens)
+        inputs = pixel_shuffle**2 * patch_width
+        projection = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, width))
+        super().__init__(patch_width, width, shuffle, projection, pool)

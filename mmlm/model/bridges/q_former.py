@@ -1,0 +1,112 @@
+"""Q-Former: learned queries attend to each other and, in some layers, to the encoder's tokens (BLIP-2)."""
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.model.blocks import INIT_STD, AttentionRecord, FeedForward, MultiHeadAttention, init_linears
+from mmlm.model.protocols import BridgeOutput
+
+
+class QFormerLayer(nn.Module):
+    """Self-attention among queries, cross-attention to patches (unless ``patch_width`` is None), feed-forward."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, patch_width: int | None) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = MultiHeadAttention(width, num_heads)
+        crosses = patch_width is not None
+        self.cross_norm = nn.LayerNorm(width) if crosses else None
+        self.cross_attention = MultiHeadAttention(width, num_heads, patch_width) if crosses else None
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, mlp_ratio)
+
+    def forward(self, x: Tensor, patches: Tensor, record: AttentionRecord | None = None) -> Tensor:
+        """Queries float[B or 1, Q, D], patches float[B, N, Dp] -> queries float[B, Q, D] (or [1, Q, D] without cross).
+
+        Until the first cross-attention queries are the same for every image, so they have one row there.
+        ``record`` collects the weights of the cross-attention, float32[B, H, Q, N].
+        """
+        attention, normed = self.self_attention, self.self_norm(x)
+        queries = attention.heads(attention.query(normed))
+        x = x + attention.output(attention.attend(queries, *attention.keys_values(normed)))
+        if self.cross_attention is not None:
+            attention = self.cross_attention
+            queries = attention.heads(attention.query(self.cross_norm(x))).expand(len(patches), -1, -1, -1)
+            read = attention.attend(queries, *attention.keys_values(patches), record=record)
+            x = x + attention.output(read)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class QFormer(nn.Module):
+    """Querying Transformer (BLIP-2, arXiv:2301.12597, section 3.1).
+
+    ``num_queries`` learned queries pass ``depth`` layers: self-attention among the queries, cross-attention to the
+    normalised patches in every ``cross_every``-th layer beginning with the first (BLIP-2: every 2nd of 12), then a
+    feed-forward layer; a norm ends the stack. One more query, the first, makes the pooled vector (as CoCa's
+    contrastive query does, arXiv:2205.01917) and is not in the memory; the other queries see it, since queries see
+    each other. Where the encoder pools (``pool`` false) it does not exist.
+
+    Differs from BLIP-2: starts from random weights (there from BERT); pre-norm with a last norm (there BERT's
+    post-norm); no text branch, and so no objectives of its own before the decoder is attached; the pooled vector comes
+    from one query (there the query most like the text is taken).
+
+    Raises:
+        UserError: a size below 1, ``cross_every`` above ``depth``, or ``num_heads`` that do not divide ``width``.
+    """
+
+    def __init__(
+        self,
+        patch_width: int,
+        grid: tuple[int, int],
+        width: int,
+        depth: int = 2,
+        num_heads: int = 4,
+        num_queries: int = 16,
+        cross_every: int = 2,
+        mlp_ratio: float = 4.0,
+        pool: bool = True,
+    ) -> None:
+        super().__init__()
+        for key, value in (("depth", depth), ("num_queries", num_queries), ("cross_every", cross_every)):
+            if value < 1:
+                raise UserError(f"bridge.{key}: {value} must be at least 1")
+        if cross_every > depth:
+            raise UserError(f"bridge.cross_every: {cross_every} must be at most bridge.depth, which is {depth}")
+        if int(width * mlp_ratio) < 1:
+            raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 4.0")
+        self.memory_width, self.num_memory = width, num_queries
+        self.pooled_width = width if pool else None
+        self.queries = nn.Parameter(torch.zeros(num_queries + pool, width))
+        self.patch_norm = nn.LayerNorm(patch_width)
+        cross_widths = [None if index % cross_every else patch_width for index in range(depth)]
+        self.layers = nn.ModuleList(QFormerLayer(width, num_heads, mlp_ratio, cross) for cross in cross_widths)
+        self.norm = nn.LayerNorm(width)
+        num_cross = sum(cross is not None for cross in cross_widths)
+        init_linears(self, num_residual_layers=2 * depth + num_cross)
+        # Small, so that what is read in the image outweighs the queries themselves in the residual stream.
+        nn.init.normal_(self.queries, std=INIT_STD)
+
+    def forward(self, patches: Tensor) -> BridgeOutput:
+        """float[B, N, Dp] -> memory float[B, M, D] and pooled float[B, D] or None; N is free."""
+        queries = self._queries(patches)
+        if self.pooled_width is None:
+            return BridgeOutput(memory=queries)
+        return BridgeOutput(memory=queries[:, 1:], pooled=queries[:, 0])
+
+    def _queries(self, patches: Tensor, record: AttentionRecord | None = None) -> Tensor:
+        """float[B, N, Dp] -> float[B, Q, D] after the last norm."""
+        x, patches = self.queries[None], self.patch_norm(patches)
+        for layer in self.layers:
+            x = layer(x, patches, record)
+        return self.norm(x)
+
+    def patch_attention(self, patches: Tensor) -> Tensor:
+        """float32[B, M, N]: attention of the last layer that sees the patches, averaged over heads.
+
+        What the queries took from the patches in earlier layers, or from each other, is not followed.
+        """
+        record = AttentionRecord()
+        self._queries(patches, record)
+        weights = record.weights[-1].mean(dim=1)
+        return weights[:, weights.shape[1] - self.num_memory :]

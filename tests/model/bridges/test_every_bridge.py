@@ -1,0 +1,163 @@
+"""What holds for every bridge: the protocol, and that its option file makes a model with either kind of decoder."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmlm.build import build_model, check_cell
+from mmlm.config import CONFIG_DIR, check_config
+from mmlm.flow import View
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
+from mmlm.model.bridges.projection import LinearProjection, MlpProjection
+from mmlm.model.bridges.q_former import QFormer
+from mmlm.model.protocols import Bridge
+from mmlm.optim import decays
+
+N, PATCH_WIDTH, WIDTH = 16, 10, 8
+GRID = (4, 4)
+BRIDGES: dict[str, Callable[[bool], Bridge]] = {
+    "linear": lambda pool: LinearProjection(PATCH_WIDTH, GRID, WIDTH, pool=pool),
+    "mlp": lambda pool: MlpProjection(PATCH_WIDTH, GRID, WIDTH, pool=pool),
+    "linear_shuffled": lambda pool: LinearProjection(PATCH_WIDTH, GRID, WIDTH, pixel_shuffle=2, pool=pool),
+    "mlp_shuffled": lambda pool: MlpProjection(PATCH_WIDTH, GRID, WIDTH, pixel_shuffle=4, pool=pool),
+    "pooler": lambda pool: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=3, pool=pool),
+    "perceiver": lambda pool: PerceiverResampler(PATCH_WIDTH, GRID, WIDTH, num_latents=3, pool=pool),
+    "q_former": lambda pool: QFormer(PATCH_WIDTH, GRID, WIDTH, depth=3, num_queries=3, pool=pool),
+}
+POOLING: dict[str, Callable[[bool], Bridge]] = {
+    "patches": lambda _: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=None),
+    "parallel": lambda _: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=3, contrastive="parallel"),
+    "cascaded": lambda _: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=3, contrastive="cascaded"),
+}
+"""Those that cannot be built with ``pool`` false."""
+CASES = [(name, pool) for name in BRIDGES for pool in (True, False)] + [(name, True) for name in POOLING]
+SHUFFLED = ("linear_shuffled", "mlp_shuffled")
+QUERYING = ("pooler", "perceiver", "q_former", "parallel", "cascaded")
+OPTIONS = sorted(file.stem for file in (CONFIG_DIR / "bridge").glob("*.yaml") if file.stem != "none")
+
+
+def build(name: str, pool: bool = True) -> Bridge:
+    torch.manual_seed(0)
+    return (BRIDGES | POOLING)[name](pool)
+
+
+@pytest.mark.parametrize(("name", "pool"), CASES)
+def test_the_outputs_have_the_sizes_that_it_tells(name, pool, make_patches):
+    bridge, x = build(name, pool), make_patches(N, PATCH_WIDTH).float()
+    for images in (x, x[:0]):  # and a batch without images
+        out = bridge(images)
+        assert out.memory.shape == (len(images), bridge.num_memory, bridge.memory_width)
+        assert (bridge.pooled_width is None) is (out.pooled is None) is not pool
+        if pool:
+            assert out.pooled.shape == (len(images), bridge.pooled_width)
+        assert bridge.patch_attention(images).shape == (len(images), bridge.num_memory, N)
+
+
+@pytest.mark.parametrize(("name", "pool"), CASES)
+def test_patch_attention_is_a_distribution_over_patches(name, pool, make_patches):
+    bridge = build(name, pool).double()
+    attention = bridge.patch_attention(make_patches(N, PATCH_WIDTH))
+    assert attention.dtype == torch.float32
+    assert attention.min() >= 0
+    torch.testing.assert_close(attention.sum(-1), torch.ones(3, bridge.num_memory))
+
+
+@pytest.mark.parametrize(("name", "pool"), CASES)
+def test_every_parameter_has_a_gradient(name, pool, make_patches):
+    bridge = build(name, pool).double()
+    out = bridge(make_patches(N, PATCH_WIDTH))
+    sum(t.sin().sum() for t in (out.memory, out.pooled) if t is not None).backward()
+    assert [n for n, p in bridge.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(("name", "pool"), [case for case in CASES if not case[1]])
+def test_without_pooling_there_is_nothing_more_to_train(name, pool, make_patches):
+    """Each parameter that is there moves the memory; the one query more is gone."""
+    bridge, pooling = build(name, pool).double(), build(name, True)
+    bridge(make_patches(N, PATCH_WIDTH)).memory.sin().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in bridge.parameters())
+    sizes = [sum(p.numel() for p in b.parameters()) for b in (bridge, pooling)]
+    assert sizes[1] - sizes[0] == (WIDTH if name in QUERYING else 0)
+
+
+@pytest.mark.parametrize(("name", "pool"), CASES)
+def test_an_image_does_not_depend_on_the_others(name, pool, make_patches):
+    bridge, x = build(name, pool).double(), make_patches(N, PATCH_WIDTH)
+    together, alone = bridge(x), bridge(x[1:2])
+    torch.testing.assert_close(together.memory[1:2], alone.memory, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(bridge.patch_attention(x)[1:2], bridge.patch_attention(x[1:2]))
+    if pool:
+        torch.testing.assert_close(together.pooled[1:2], alone.pooled, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", QUERYING)
+def test_queries_do_not_care_for_the_order_of_patches(name, make_patches):
+    bridge, x = build(name).double(), make_patches(N, PATCH_WIDTH)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(2))
+    one, other = bridge(x), bridge(x[:, order])
+    torch.testing.assert_close(one.memory, other.memory, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(one.pooled, other.pooled, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(bridge.patch_attention(x)[..., order], bridge.patch_attention(x[:, order]))
+
+
+@pytest.mark.parametrize("name", [name for name in (BRIDGES | POOLING) if name not in SHUFFLED])
+def test_patches_may_be_dropped(name, make_patches):
+    bridge, x = build(name), make_patches(N - 5, PATCH_WIDTH).float()
+    num_memory = bridge.num_memory if name in QUERYING else N - 5
+    assert bridge(x).memory.shape == (3, num_memory, WIDTH)
+    assert bridge.patch_attention(x).shape == (3, num_memory, N - 5)
+
+
+@pytest.mark.parametrize(("name", "pool"), CASES)
+def test_it_is_put_together_without_memory(name, pool):
+    with torch.device("meta"):
+        bridge = build(name, pool)
+        assert all(p.is_meta for p in bridge.parameters())
+        assert bridge(torch.empty(2, N, PATCH_WIDTH)).memory.shape == (2, bridge.num_memory, WIDTH)
+    assert {n: p.shape for n, p in bridge.named_parameters()} == {
+        n: p.shape for n, p in build(name, pool).named_parameters()
+    }
+
+
+@pytest.mark.parametrize(("name", "pool"), CASES)
+def test_it_runs_in_bfloat16(name, pool, make_patches):
+    bridge, x = build(name, pool), make_patches(N, PATCH_WIDTH).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = bridge(x).memory
+    torch.testing.assert_close(low.float(), bridge(x).memory, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["perceiver", "q_former", "cascaded"])
+def test_learned_queries_are_offsets_without_weight_decay(name):
+    plain = [n for n, p in build(name).named_parameters() if p.ndim == 2 and not decays(n, p)]
+    assert plain
+    assert all("queries" in n for n in plain)
+
+
+# Option files
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "prefix"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_caption_base_takes_every_bridge_with_either_fusion(option, decoder, compose):
+    config = check_config(compose("experiment=caption_base", f"bridge={option}", f"decoder={decoder}"))
+    check_cell(config)
+    with torch.device("meta"):
+        model = build_model(config, vocab_size=100, load_weights=False)
+    assert model.bridge.num_memory == (4 if option == "pixel_shuffle" else 16)
+    assert model.bridge.pooled_width == 144
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "prefix"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_parameter_of_the_model_has_a_gradient(option, decoder, tiny_config, make_batch):
+    model = build_model(tiny_config(f"bridge={option}", f"decoder={decoder}"), vocab_size=13)
+    output = model(make_batch(), {View.EMBED, View.CAPTION})
+    outputs = (output.image_embedding, output.text_embedding, output.hidden @ output.head_weight.T)
+    sum(x.sin().sum() for x in outputs).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    maps = model.attention_maps(make_batch())
+    assert maps.shape == (5, 7, 2, 2)
+    assert maps.sum((-1, -2)).max() <= 1 + 1e-4
