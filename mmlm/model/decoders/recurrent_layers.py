@@ -108,6 +108,13 @@ class Sight:
     has_image: Tensor | None = None
     """float[C, 1], 0 for text-only captions; None if there are none."""
 
+    def first(self, count: int) -> "Sight":
+        """Memory and keys of the first ``count`` captions. Narrowed step by step: so are then the gradients."""
+        if count == len(self.memory):
+            return self
+        has_image = None if self.has_image is None else self.has_image[:count]
+        return Sight(self.memory[:count], self.keys[:count], self.start, has_image)
+
 
 class SoftAttention(nn.Module):
     """One look at the memory: ``softmax`` over scores of its tokens against a state.
@@ -126,17 +133,16 @@ class SoftAttention(nn.Module):
         self.gate = nn.Linear(width, 1) if gated else None
 
     def forward(self, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
-        """float[n, D], the first n captions -> context float[n, Dm] and weights float[n, M], 0 without an image."""
-        count = len(hidden)
-        query, keys = self.query(hidden)[:, None], sight.keys[:count]
+        """float[n, D] of the n captions of ``sight`` -> context float[n, Dm], weights float[n, M] (0: no image)."""
+        query = self.query(hidden)[:, None]
         if self.score is not None:
-            scores = self.score(torch.tanh(keys + query)).squeeze(-1)
+            scores = self.score(torch.tanh(sight.keys + query)).squeeze(-1)
         else:
-            scores = (keys @ query.transpose(1, 2)).squeeze(-1) / math.sqrt(query.shape[-1])
+            scores = (sight.keys @ query.transpose(1, 2)).squeeze(-1) / math.sqrt(query.shape[-1])
         weights = scores.softmax(dim=-1)
         if sight.has_image is not None:
-            weights = weights * sight.has_image[:count]
-        context = (weights[:, None] @ sight.memory[:count]).squeeze(1)
+            weights = weights * sight.has_image
+        context = (weights[:, None] @ sight.memory).squeeze(1)
         return (context if self.gate is None else context * self.gate(hidden).sigmoid()), weights
 
 
@@ -175,6 +181,7 @@ class RecurrentLayer(nn.Module):
         for inputs in self.input(x).split(list(sizes)):
             state = tuple(part[: len(inputs)] for part in state)
             if sight is not None:
+                sight = sight.first(len(inputs))
                 context, weight = self.attention(state[0], sight)
                 inputs = inputs + self.context(context)
                 contexts.append(context)
