@@ -15,14 +15,14 @@ from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
 from mmlm.config import Config, load_config
 from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import Source
-from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.tokenizer import HuggingFace, OpenClip, Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.flow import View
 from mmlm.loop import TrainState
 from mmlm.model.model import ImageTextModel
-from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
+from mmlm.model.protocols import OPEN_CLIP, Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import Objective, TrainStep
 from mmlm.optim import ExponentialMovingAverage, OptimizerPart, Schedule
 from mmlm.parts import build_part
@@ -181,12 +181,32 @@ def check_cell(config: Config) -> None:
     objective = cast(Objective, build_part(config.objective, "objective", {}, config.plugins))
     with torch.device("meta"):
         model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
+    check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})
     if View.CAPTION in objective.views and model.decoder is None:
         raise UserError("objective: it trains captions and there is no decoder; choose one or leave captioning out")
     if model.decoder is None:
         for name, evaluator in build_evaluators(config).items():
             if evaluator.needs_decoder:
                 raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
+
+
+def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:
+    """UserError unless the tokenizer is the one that every pretrained text part was trained with.
+
+    ``tokenizer`` is its node in the config. Other tokens would be read as words that they are not.
+    """
+    kind = str(tokenizer["_target_"]).rpartition(".")[2]
+    given = {HuggingFace.__name__: tokenizer.get("name_or_path"), OpenClip.__name__: OPEN_CLIP}.get(kind, kind)
+    needed = {slot: part.vocabulary for slot, part in parts.items() if part is not None and part.vocabulary is not None}
+    if len(set(needed.values())) > 1:
+        both = " and ".join(f"{slot} reads the tokens of '{name}'" for slot, name in needed.items())
+        raise UserError(f"tokenizer: {both}, and there is one tokenizer; choose parts of one vocabulary")
+    for slot, name in needed.items():
+        if name != given:
+            fix = "open_clip" if name == OPEN_CLIP else f"hugging_face tokenizer.name_or_path={name}"
+            raise UserError(
+                f"tokenizer: {slot} reads the tokens of '{name}' and the tokenizer is '{given}'; use tokenizer={fix}"
+            )
 
 
 def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> ImageTextModel:
