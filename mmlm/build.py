@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmlm.config import Config, InitSettings, load_config
 from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import Source
-from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.tokenizer import HuggingFace, OpenClip, Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
@@ -22,7 +22,7 @@ from mmlm.freeze import FreezePlan, check_plan
 from mmlm.loop import TrainState
 from mmlm.lora import merge_adapters
 from mmlm.model.model import ImageTextModel
-from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
+from mmlm.model.protocols import OPEN_CLIP, Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import Objective, TrainStep
 from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
 from mmlm.parts import build_part
@@ -216,12 +216,32 @@ def check_cell(config: Config) -> None:
         model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
         plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
+    check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})
     if View.CAPTION in objective.views and model.decoder is None:
         raise UserError("objective: it trains captions and there is no decoder; choose one or leave captioning out")
     if model.decoder is None:
         for name, evaluator in build_evaluators(config).items():
             if evaluator.needs_decoder:
                 raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
+
+
+def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:
+    """UserError unless the tokenizer is the one that every pretrained text part was trained with.
+
+    ``tokenizer`` is its node in the config. Other tokens would be read as words that they are not.
+    """
+    kind = str(tokenizer["_target_"]).rpartition(".")[2]
+    given = {HuggingFace.__name__: tokenizer.get("name_or_path"), OpenClip.__name__: OPEN_CLIP}.get(kind, kind)
+    needed = {slot: part.vocabulary for slot, part in parts.items() if part is not None and part.vocabulary is not None}
+    if len(set(needed.values())) > 1:
+        both = " and ".join(f"{slot} reads the tokens of '{name}'" for slot, name in needed.items())
+        raise UserError(f"tokenizer: {both}, and there is one tokenizer; choose parts of one vocabulary")
+    for slot, name in needed.items():
+        if name != given:
+            fix = "open_clip" if name == OPEN_CLIP else f"hugging_face tokenizer.name_or_path={name}"
+            raise UserError(
+                f"tokenizer: {slot} reads the tokens of '{name}' and the tokenizer is '{given}'; use tokenizer={fix}"
+            )
 
 
 def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> ImageTextModel:

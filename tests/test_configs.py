@@ -23,6 +23,7 @@ OPTIONS = sorted(
 NEEDS = {
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
+    ("text_encoder", "hugging_face"): ("text_encoder.name_or_path=bert-base-uncased",),
 }
 """What the user of an option has to give."""
 EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own")}

@@ -15,6 +15,10 @@ Fusion = Literal["cross_attention", "prefix"]
 """How a decoder takes the bridge's memory: by cross-attention, or in front of its text."""
 
 
+OPEN_CLIP = "open_clip"
+"""``vocabulary`` of a part that reads CLIP's tokens: those of the tokenizer ``open_clip``."""
+
+
 @dataclass(frozen=True)
 class EncoderOutput:
     """What an encoder makes of images."""
@@ -81,6 +85,8 @@ class TextEncoder(Protocol):
     """
 
     width: int
+    vocabulary: str | None
+    """``name_or_path`` of the Hugging Face tokenizer that its weights go with, or ``OPEN_CLIP``; None takes any."""
 
     def __call__(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T] (start, tokens, end, padding), int64[C] -> float[C, D], after the tower's last norm."""
@@ -108,6 +114,8 @@ class Decoder(Protocol):
     """Width of ``text(...).pooled``."""
     records_attention: bool
     """Whether ``hidden`` can fill a record."""
+    vocabulary: str | None
+    """As that of a ``TextEncoder``."""
 
     @property
     def head_weight(self) -> Tensor:

@@ -1,0 +1,97 @@
+"""Our Transformer as a text tower of its own."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.model.blocks import INIT_STD, Layout, init_linears, sinusoidal_positions
+from mmlm.model.decoders.transformer import DecoderLayer, Positions
+from mmlm.model.text_encoders.pooling import pooled
+
+
+class TransformerTextEncoder(nn.Module):
+    """Pre-norm Transformer over a text: CLIP's text tower (arXiv:2103.00020), or one that looks both ways.
+
+    ``attention="causal"`` with ``pool="end"`` is CLIP's: the end token is the last, so it has seen the whole text.
+    Layers, positions and packing are those of ``TransformerDecoder``.
+
+    Differs from CLIP: no added projection (the model has one for every text), GELU for its quick approximation.
+
+    Args:
+        vocab_size: tokens, V.
+        max_tokens: longest text, start and end included.
+        width: D.
+        num_heads: attention heads, H.
+        num_layers: layers (>= 1).
+        mlp_ratio: hidden units of the feed-forward, in widths.
+        attention: ``causal`` (a token sees those before it) or ``bidirectional``.
+        pool: the state at the ``end`` token, or the ``mean`` over all real tokens.
+        positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys.
+        packed: run token-wise layers on real tokens only.
+        dropout: probability, on the output of every sub-layer.
+
+    Raises:
+        UserError: fewer than one layer, a dropout outside of [0, 1), or heads that do not divide the width.
+    """
+
+    vocabulary = None
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_tokens: int,
+        width: int = 192,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        mlp_ratio: float = 4.0,
+        attention: Literal["causal", "bidirectional"] = "causal",
+        pool: Literal["mean", "end"] = "end",
+        positions: Positions = "learned",
+        packed: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise UserError(f"text_encoder.num_layers: {num_layers} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise UserError(f"text_encoder.dropout: {dropout} must lie in [0, 1); 0 turns it off")
+        if positions == "rotary" and (width // num_heads) % 2:
+            raise UserError(f"text_encoder.positions: rotary needs an even head width, not {width} / {num_heads}")
+        self.width, self.max_tokens, self.packed = width, max_tokens, packed
+        self.causal, self.pool = attention == "causal", pool
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.zeros(max_tokens, width)) if positions == "learned" else None
+        fixed = sinusoidal_positions(max_tokens, width) * INIT_STD if positions == "sinusoidal" else None
+        self.register_buffer("fixed_positions", fixed, persistent=False)
+        rotary = positions == "rotary"
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, num_heads, mlp_ratio, rotary, dropout, memory_width=None) for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        init_linears(self, num_residual_layers=2 * num_layers)
+        if self.position_embedding is not None:
+            nn.init.normal_(self.position_embedding, std=INIT_STD)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """int64[C, T], int64[C] -> float[C, D], after the last norm."""
+        num_tokens = tokens.shape[1]
+        if num_tokens > self.max_tokens:
+            raise ValueError(f"{num_tokens} tokens are more than the text encoder's max_tokens {self.max_tokens}")
+        layout = Layout.of_lengths(lengths, num_tokens, self.packed)
+        # Causal attention never sees padding, which stands behind the text; otherwise it has to be told.
+        mask = None if self.causal else Layout.mask(lengths, num_tokens)[:, None, None]
+        x = self._embed(tokens, layout)
+        for layer in self.layers:
+            x = layer(x, layout, mask=mask)
+        return pooled(layout.pad(self.norm(x)), lengths, self.pool)
+
+    def _embed(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """int64[C, T] -> packed float[P, D]."""
+        x = self.token_embedding(layout.pack(tokens))
+        table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
+        if table is None:
+            return x
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return x + table[layout.pack(positions)]
