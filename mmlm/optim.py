@@ -230,7 +230,7 @@ def hidden_matrices(module: nn.Module) -> set[str]:
 
     Left out: embeddings, kernels, and the last projections (vocabulary head and both embedding projections).
     """
-    last = ("head", "image_projection", "text_projection")
+    last = ("head", "lm_head", "embed_out", "image_projection", "text_projection")
     linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
     return {f"{name}.weight" for name in linear if name.split(".")[-1] not in last}
 
