@@ -50,8 +50,8 @@ class HuggingFaceDecoder(nn.Module):
     mask either: its prefix stands behind its text, where nothing sees it and no position is shifted.
 
     Args:
-        vocab_size: ids of the run's tokenizer, V. Embedding and head of a pretrained LM with fewer get new rows, the mean
-            of the old; of a larger head only the first V rows are used.
+        vocab_size: ids of the run's tokenizer, V. Embedding and head of a pretrained LM with fewer get new rows, the
+            mean of the old; of a larger head only the first V rows are used.
         memory_width: width of the bridge's memory, Dm.
         num_memory: tokens of the memory, M.
         max_tokens: longest caption, start and end included.
@@ -212,6 +212,8 @@ class HuggingFaceDecoder(nn.Module):
 
     def _run_recording(self, embedded: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """States, and the self-attention weights float[C, H, T, T] of each layer, by the LM's explicit attention."""
+        if not self.records_attention:
+            raise ValueError(f"{type(self.lm).__name__} cannot return the weights of its attention")
         self.lm.set_attn_implementation("eager")
         try:
             output = backbone(self.lm)(inputs_embeds=embedded, use_cache=False, output_attentions=True)

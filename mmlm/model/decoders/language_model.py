@@ -37,8 +37,9 @@ def make_language_model(
 ) -> PreTrainedModel:
     """A causal LM in float32 with torch's own attention, by hub name or folder, or random by architecture.
 
-    A random one gets ``vocab_size`` ids. ``settings`` are values of its config that differ. Only safetensors files are read, and no code of a hub
-    repository is run. Without ``load_weights`` a named LM is built by its config alone. Raises UserError.
+    A random one gets ``vocab_size`` ids. ``settings`` are values of its config that differ. Only safetensors files are
+    read, and no code of a hub repository is run. Without ``load_weights`` a named LM is built by its config alone.
+    Raises UserError.
     """
     if (name_or_path is None) == (architecture is None):
         raise UserError(
@@ -139,9 +140,9 @@ def _first_line(error: BaseException) -> str:
 def fit_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
     """Appends rows to the token embedding and the head until they hold ``vocab_size`` ids.
 
-    A new row is the mean of the old ones: it is like every token and like none (and needs no random numbers, so a frozen
-    LM is the same in every run). A larger vocabulary is left alone: many LMs pad theirs. The row of the LM's own padding
-    id is trained like any other, since that id may be a real token of the run.
+    A new row is the mean of the old ones: it is like every token and like none (and takes no random numbers, so that a
+    frozen LM is the same in every run). A larger vocabulary is left alone: many LMs pad theirs. The row of the LM's own
+    padding id is trained like any other, since that id may be a real token of the run.
     """
     old = model.get_input_embeddings().weight.shape[0]
     if vocab_size > old:
