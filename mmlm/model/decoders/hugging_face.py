@@ -245,8 +245,11 @@ def _refuse(**settings: object) -> None:
 def _check_length(config: PreTrainedConfig, max_tokens: int, num_memory: int) -> None:
     """UserError if a caption (and its prefix) is longer than the LM; one without absolute positions has no limit."""
     longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and max_tokens + num_memory > longest:
+    if longest is None or max_tokens + num_memory <= longest:
+        return
+    if num_memory:
         raise UserError(
-            f"decoder: data.max_tokens={max_tokens} and a prefix of {num_memory} memory tokens are more than the LM's "
-            f"{longest} positions; shorten the captions or choose a bridge with fewer tokens"
+            f"decoder: data.max_tokens={max_tokens} and a prefix of {num_memory} are more than the LM's {longest} "
+            "positions; shorten the captions or choose a bridge with fewer memory tokens"
         )
+    raise UserError(f"decoder: data.max_tokens={max_tokens} is more than the LM's {longest} positions; lower it")
