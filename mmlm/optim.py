@@ -256,7 +256,7 @@ def hidden_matrices(module: nn.Module) -> set[str]:
     Left out: embeddings, kernels, the last projections (vocabulary head and both embedding projections), and the
     factors of low-rank adapters (Muon would make all of their few singular values alike).
     """
-    last = ("head", "image_projection", "text_projection")
+    last = ("head", "lm_head", "embed_out", "image_projection", "text_projection")
     linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
     return {f"{n}.weight" for n in linear if plain_name(f"{n}.").split(".")[-2] not in last and not is_adapter(n)}
 

@@ -24,6 +24,8 @@ NEEDS = {
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
     ("text_encoder", "hugging_face"): ("text_encoder.name_or_path=bert-base-uncased",),
+    ("decoder", "hugging_face"): ("decoder.name_or_path=gpt2",),
+    ("decoder", "hugging_face_gated"): ("decoder.name_or_path=gpt2",),
 }
 """What the user of an option has to give."""
 EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own")}

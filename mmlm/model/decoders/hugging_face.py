@@ -1,0 +1,255 @@
+"""Any causal language model of transformers as the decoder: reads the image as a prefix or by gated cross-attention."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig
+
+from mmlm.errors import UserError
+from mmlm.flow import TEXT_ONLY
+from mmlm.model.blocks import AttentionRecord, init_linears, rows_of
+from mmlm.model.decoders.language_model import (
+    backbone,
+    cache_argument,
+    check_language_model,
+    fit_vocabulary,
+    layers_of,
+    make_language_model,
+    makes_attention_explicit,
+)
+from mmlm.model.gated_cross_attention import GatedCrossAttention, Memory, reading
+from mmlm.model.protocols import Fusion, TextStates
+
+
+@dataclass
+class LanguageModelCache:
+    """What decoding keeps between steps."""
+
+    layers: DynamicCache
+    """The language model's own keys and values."""
+    memories: list[Memory] = field(default_factory=list)
+    """What each gated block reads, computed once; empty with a prefix."""
+    prefix: Tensor | None = None
+    """float[B, M, D] still to be read before the first token; None afterwards and without a prefix."""
+    num_tokens: int = 0
+    """Text tokens read so far."""
+
+
+class HuggingFaceDecoder(nn.Module):
+    """A causal language model of transformers, pretrained or of random weights, that reads the bridge's memory.
+
+    ``fusion`` is how: as a ``prefix`` of embeddings before those of the text (LLaVA, arXiv:2304.08485; projected if
+    the bridge's width is another), or by ``gated_cross_attention`` before its layers (Flamingo, arXiv:2204.14198).
+    Either way a text-only caption, and every caption in ``text``, is the language model's own pass without an image.
+
+    Captions are padded on the right and attention is causal, so padding needs no mask. A text-only caption has no
+    mask either: its prefix stands behind its text, where nothing sees it and no position is shifted.
+
+    Args:
+        vocab_size: ids of the run's tokenizer, V. Embedding and head of a pretrained LM with fewer get new rows, the
+            mean of the old; of a larger head only the first V rows are used.
+        memory_width: width of the bridge's memory, Dm.
+        num_memory: tokens of the memory, M.
+        max_tokens: longest caption, start and end included.
+        name_or_path: pretrained LM on the hub or in a folder (safetensors only); or
+        architecture: transformers' name (``model_type``) of an LM to start at random, such as ``llama``.
+        settings: values of the LM's config that differ from its own, such as sizes, or a dropout of 0.
+        fusion: how the memory enters.
+        cross_every: a gated block stands before every such layer (1: before each); null is 1.
+        cross_heads: attention heads of a gated block; null takes the LM's number.
+        cross_mlp_ratio: hidden units of its feed-forward, in widths; null is 4.
+        load_weights: false builds a pretrained LM by its config alone.
+
+    Raises:
+        UserError: an LM that cannot be loaded, is no causal LM with ``hidden @ head.T`` as logits, or is too short for
+            memory and caption; or a setting that does nothing.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        memory_width: int,
+        num_memory: int,
+        max_tokens: int,
+        name_or_path: str | None = None,
+        architecture: str | None = None,
+        settings: Mapping[str, object] | None = None,
+        fusion: Literal["prefix", "gated_cross_attention"] = "prefix",
+        cross_every: int | None = None,
+        cross_heads: int | None = None,
+        cross_mlp_ratio: float | None = None,
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        key = f"decoder.architecture={architecture}" if name_or_path is None else f"decoder.name_or_path={name_or_path}"
+        self.lm = make_language_model(name_or_path, architecture, settings or {}, vocab_size, load_weights)
+        check_language_model(self.lm, key)
+        fit_vocabulary(self.lm, vocab_size)
+        self.vocabulary, self.vocab_size, self.max_tokens = name_or_path, vocab_size, max_tokens
+        self.fusion: Fusion = "prefix" if fusion == "prefix" else "cross_attention"
+        self.width = self.text_width = self.lm.get_output_embeddings().weight.shape[1]
+        # Falcon, for one, has attention that cannot be made explicit later.
+        self.records_attention = fusion != "prefix" or makes_attention_explicit(self.lm)
+        self.prefix_projection, self.gated_blocks = None, nn.ModuleList()
+        if fusion == "prefix":
+            _refuse(cross_every=cross_every, cross_heads=cross_heads, cross_mlp_ratio=cross_mlp_ratio)
+            self._add_prefix(memory_width)
+        else:
+            self._add_gated_blocks(memory_width, cross_every, cross_heads, cross_mlp_ratio)
+        _check_length(self.lm.config, max_tokens, num_memory if fusion == "prefix" else 0)
+
+    def _add_prefix(self, memory_width: int) -> None:
+        width = self.lm.get_input_embeddings().weight.shape[1]
+        if memory_width != width:
+            self.prefix_projection = nn.Linear(memory_width, width)
+            init_linears(self.prefix_projection)
+
+    def _add_gated_blocks(
+        self, memory_width: int, every: int | None, heads: int | None, mlp_ratio: float | None
+    ) -> None:
+        config, layers = self.lm.config, layers_of(self.lm)
+        every = 1 if every is None else every
+        heads = config.num_attention_heads if heads is None else heads
+        mlp_ratio = 4.0 if mlp_ratio is None else mlp_ratio
+        if not 1 <= every <= len(layers):
+            raise UserError(f"decoder.cross_every: {every} must lie between 1 and the LM's {len(layers)} layers")
+        if heads < 1 or config.hidden_size % heads:
+            raise UserError(f"decoder.cross_heads: {heads} does not divide the LM's width {config.hidden_size}")
+        if not mlp_ratio > 0:
+            raise UserError(f"decoder.cross_mlp_ratio: {mlp_ratio} must be above 0, such as 4")
+        for layer in layers[every - 1 :: every]:
+            block = GatedCrossAttention(config.hidden_size, heads, memory_width, mlp_ratio)
+            block.insert_before(layer)
+            self.gated_blocks.append(block)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """float32[V, D]: the output projection, without the rows that pad the LM's own vocabulary."""
+        return self.lm.get_output_embeddings().weight[: self.vocab_size]
+
+    def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
+        """See ``Decoder``; a pass of the LM without any image, of which the state at the end token is pooled."""
+        self._check_length(tokens.shape[1])
+        states = self._run(self._embed(tokens))
+        return TextStates(states, states[torch.arange(len(states), device=states.device), lengths - 1])
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        memory: Tensor,
+        image_index: Tensor,
+        text: TextStates | None = None,
+        record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """See ``Decoder``; ``text`` is of no use, since the image changes every layer that follows it."""
+        inputs = tokens[:, :-1]
+        self._check_length(inputs.shape[1])
+        if self.fusion == "prefix":
+            return self._hidden_after_prefix(inputs, lengths - 1, memory, image_index, record)
+        with reading(self.gated_blocks, self._memories(memory, image_index, record)):
+            states = self._run(self._embed(inputs))
+        return states[_between(states, torch.zeros_like(lengths), lengths - 1)]
+
+    def _hidden_after_prefix(
+        self, inputs: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, record: AttentionRecord | None
+    ) -> Tensor:
+        embedded, num_memory = self._embed(inputs), memory.shape[1]
+        prefix = rows_of(self._prefix(memory), image_index).to(embedded.dtype)
+        together = torch.cat([prefix, embedded], dim=1)
+        # The text of a text-only caption goes first: what stands behind it is not seen, and shifts nothing.
+        start = num_memory * (image_index != TEXT_ONLY)
+        places = torch.arange(together.shape[1], device=inputs.device)
+        order = (places + num_memory - start[:, None]) % len(places)
+        together = together.gather(1, order[..., None].expand_as(together))
+        if record is None:
+            states = self._run(together)
+        else:
+            states, weights = self._run_recording(together)
+            with_image = (image_index != TEXT_ONLY)[:, None, None, None]
+            record.weights += [w[:, :, num_memory:, :num_memory].float() * with_image for w in weights]
+        return states[_between(states, start, start + lengths)]
+
+    def start_decoding(self, memory: Tensor) -> LanguageModelCache:
+        """Memory float[B, M, Dm] -> an empty cache; gated blocks compute the image's keys and values here, once."""
+        layers = DynamicCache(config=self.lm.config)
+        if self.fusion == "prefix":
+            return LanguageModelCache(layers, prefix=self._prefix(memory))
+        return LanguageModelCache(layers, self._memories(memory))
+
+    def decode(self, tokens: Tensor, cache: LanguageModelCache) -> Tensor:
+        """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds them too."""
+        self._check_length(cache.num_tokens + tokens.shape[1])
+        inputs = self._embed(tokens)
+        if cache.prefix is not None:
+            inputs, cache.prefix = torch.cat([cache.prefix.to(inputs.dtype), inputs], dim=1), None
+        with reading(self.gated_blocks, cache.memories):
+            states = self._run(inputs, cache.layers)
+        cache.num_tokens += tokens.shape[1]
+        return F.linear(states[:, -tokens.shape[1] :], self.head_weight)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.lm.get_input_embeddings()(tokens)
+
+    def _prefix(self, memory: Tensor) -> Tensor:
+        return memory if self.prefix_projection is None else self.prefix_projection(memory)
+
+    def _memories(
+        self, memory: Tensor, image_index: Tensor | None = None, record: AttentionRecord | None = None
+    ) -> list[Memory]:
+        """What each gated block reads."""
+        return [Memory(*block.keys_values(memory), image_index, record) for block in self.gated_blocks]
+
+    def _run(self, embedded: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """float[C, T, D] of embeddings -> states float[C, T, D] after the last norm."""
+        # What transformers calls its cache depends on its version.
+        cached = {} if cache is None else {cache_argument(self.lm): cache}
+        return backbone(self.lm)(inputs_embeds=embedded, use_cache=cache is not None, **cached).last_hidden_state
+
+    def _run_recording(self, embedded: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """States, and the self-attention weights float[C, H, T, T] of each layer, by the LM's explicit attention."""
+        if not self.records_attention:
+            raise ValueError(f"{type(self.lm).__name__} cannot return the weights of its attention")
+        self.lm.set_attn_implementation("eager")
+        try:
+            output = backbone(self.lm)(inputs_embeds=embedded, use_cache=False, output_attentions=True)
+        finally:
+            self.lm.set_attn_implementation("sdpa")
+        return output.last_hidden_state, output.attentions
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > self.max_tokens:
+            raise ValueError(f"{num_tokens} tokens are more than the decoder's max_tokens {self.max_tokens}")
+
+
+def _between(states: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """float[C, T, D], int64[C], int64[C] -> bool[C, T]: true from ``start`` to before ``end``."""
+    places = torch.arange(states.shape[1], device=states.device)
+    return (places >= start[:, None]) & (places < end[:, None])
+
+
+def _refuse(**settings: object) -> None:
+    """UserError for a setting of gated cross-attention beside a prefix."""
+    for name, value in settings.items():
+        if value is not None:
+            raise UserError(
+                f"decoder.{name}: {value} does nothing with fusion=prefix; set it to null or "
+                "decoder.fusion=gated_cross_attention"
+            )
+
+
+def _check_length(config: PreTrainedConfig, max_tokens: int, num_memory: int) -> None:
+    """UserError if a caption (and its prefix) is longer than the LM; one without absolute positions has no limit."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None or max_tokens + num_memory <= longest:
+        return
+    if num_memory:
+        raise UserError(
+            f"decoder: data.max_tokens={max_tokens} and a prefix of {num_memory} are more than the LM's {longest} "
+            "positions; shorten the captions or choose a bridge with fewer memory tokens"
+        )
+    raise UserError(f"decoder: data.max_tokens={max_tokens} is more than the LM's {longest} positions; lower it")
