@@ -56,8 +56,9 @@ def test_a_run_folder(trained):
         assert found[-1].get(f"validation/{name}", value) == pytest.approx(value)
     samples = json.loads((folder / "samples.json").read_text())["splits"]["validation"]
     assert (len(samples["examples"]), len(samples["queries"])) == (3, 2)
-    parameters = json.loads((folder / "environment.json").read_text())["model"]["parameters"]
-    assert parameters.keys() >= {"encoder", "bridge", "decoder"}
+    model = json.loads((folder / "environment.json").read_text())["model"]
+    assert model["parameters"].keys() == model["flops"].keys() >= {"encoder", "bridge", "decoder"}
+    assert all(model["flops"][part] > 0 for part in ("encoder", "bridge", "decoder", "image_projection"))
     assert "http-equiv" in (folder / "report.html").read_text() or "<html" in (folder / "report.html").read_text()
 
 
@@ -67,6 +68,9 @@ def test_the_console_tells_what_is_trained_and_where_results_go(train_tiny, tiny
     assert "caption_base (seed 0) on CPU" in words
     assert "8 images to train on, validation 8 to validate on" in words
     assert "3 steps of 4 examples, 1.5 epochs" in words
+    assert "MFLOPs forward for one image and 24 tokens (a multiply-add is 2)" in words
+    for part in ("encoder TimmVit", "bridge AttentionalPooler", "decoder TransformerDecoder"):
+        assert re.search(rf"{part} 0\.0\dM parameters, \d+\.\d MFLOPs", words), part
     assert "step 3/3" in words
     assert "validation: image_to_text/R@1 " in words
     assert f"report: {run_folder(tiny_config()) / 'report.html'}" in outcome.out
