@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
     device = choose_device(settings.device)
     run = load_run(settings.run, device)
     config, model, tokenizer = run.config, run.model, run.tokenizer
+    if model.decoder is None:
+        raise UserError(f"run: {run.folder} has no decoder to write captions; give a run that was trained with one")
     language = settings.language or config.data.language
     start_id = tokenizer.start_id(language)
     transform = build_transform(config)

@@ -43,11 +43,11 @@ class Environment:
     platform: str
     packages: Mapping[str, str]
     model: Mapping[str, Mapping[str, int]]
-    """``{"parameters": {part: count}}``."""
+    """``{"parameters": {part: count}, "flops": {part: count}}``; FLOPs as ``model.costs`` counts them."""
 
 
-def describe_environment(device: torch.device, parameters: Mapping[str, int]) -> Environment:
-    """Looks at the running process."""
+def describe_environment(device: torch.device, model: Mapping[str, Mapping[str, int]]) -> Environment:
+    """Looks at the running process; ``model`` is what the caller knows of the model."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return Environment(
         command=shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]]),
@@ -57,7 +57,7 @@ def describe_environment(device: torch.device, parameters: Mapping[str, int]) ->
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
-        model={"parameters": dict(parameters)},
+        model=model,
     )
 
 

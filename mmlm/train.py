@@ -1,5 +1,6 @@
 """``python -m mmlm.train experiment=NAME``: trains, evaluates, and writes the report of one run."""
 
+import dataclasses
 import functools
 import shlex
 import sys
@@ -27,7 +28,8 @@ from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.loop import Interrupted, TrainState, describe_corrupt, fit
 from mmlm.metrics import Console, MetricLog
-from mmlm.model.model import parameter_counts
+from mmlm.model.costs import SLOTS, ModelCosts, model_costs
+from mmlm.model.model import ImageTextModel
 from mmlm.precision import computing
 from mmlm.report.page import write_report
 from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, exported_weights
@@ -44,9 +46,9 @@ def main(cfg: DictConfig) -> int:
     _refuse_another_config(config, folder)
     check_cell(config)
     experiment = build_experiment(config, folder)
-    counts = parameter_counts(experiment.model)
-    _record(config, experiment, folder, counts)
-    console.header(_header(config, experiment, folder, counts))
+    costs = _costs(config, experiment)
+    _record(config, experiment, folder, costs)
+    console.header(_header(config, experiment, folder, costs))
     _resume(experiment.state, folder, console)
     evaluation = _evaluation(config, experiment)
     if experiment.state.step < config.train.steps:
@@ -72,7 +74,14 @@ def _refuse_another_config(config: Config, folder: Path) -> None:
         raise UserError(f"{folder} holds a run of another config ({shown}); give this one another name=")
 
 
-def _record(config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]) -> None:
+def _costs(config: Config, experiment: Experiment) -> ModelCosts:
+    """Parameters and FLOPs of what this run trains."""
+    views = experiment.state.train_step.objective.views
+    with computing(experiment.device, config.train.precision):
+        return model_costs(experiment.model, config.data.image_size, config.data.max_tokens, views)
+
+
+def _record(config: Config, experiment: Experiment, folder: Path, costs: ModelCosts) -> None:
     """What the run is made of, into its folder, unless it is there: only of experiments that could be built."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,21 +92,19 @@ def _record(config: Config, experiment: Experiment, folder: Path, counts: Mappin
     if not (folder / TOKENIZER).is_dir():
         experiment.tokenizer.save(folder / TOKENIZER)
     if not (folder / "environment.json").exists():
-        save_environment(describe_environment(experiment.device, counts), folder)
+        save_environment(describe_environment(experiment.device, dataclasses.asdict(costs)), folder)
 
 
-def _header(config: Config, experiment: Experiment, folder: Path, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+def _header(config: Config, experiment: Experiment, folder: Path, costs: ModelCosts) -> list[tuple[str, str]]:
     device, tokenizer = device_name(experiment.device), experiment.tokenizer
-    total = sum(counts.values())
-    parts = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items() if count >= 5e3)
     epochs = config.train.steps * config.train.batch_size / len(experiment.train_source)
     splits = ", ".join(f"{name} {batches.num_examples:,}" for name, batches in experiment.validation.items())
     return [
         ("experiment", f"{config.experiment} (seed {config.seed}) on {device}, {config.train.precision.name}"),
         ("data", f"{len(experiment.train_source):,} images to train on, {splits} to validate on"),
         ("tokenizer", f"{tokenizer.vocab_size:,} tokens"),
-        ("model", f"{total / 1e6:.2f}M parameters: {parts}"),
-        ("trainable", _trainable(config, experiment, total)),
+        *_model_rows(experiment.model, costs, config.data.max_tokens),
+        ("trainable", _trainable(config, experiment, sum(costs.parameters.values()))),
         ("training", f"{config.train.steps:,} steps of {config.train.batch_size} examples, {epochs:.1f} epochs"),
         ("results", str(folder)),
     ]
@@ -108,6 +115,20 @@ def _trainable(config: Config, experiment: Experiment, total: int) -> str:
     trainable = sum(p.numel() for p in experiment.model.parameters() if p.requires_grad)
     later = [f"; {name} from step {step:,} on" for name, step in build_freeze(config).unfreeze.items()]
     return f"{trainable / 1e6:.2f}M of {total / 1e6:.2f}M parameters{''.join(later)}"
+
+
+def _model_rows(model: ImageTextModel, costs: ModelCosts, max_tokens: int) -> list[tuple[str, str]]:
+    """The model, then each of its parts: class, parameters, FLOPs."""
+
+    def size(parameters: int, flops: int) -> str:
+        return f"{parameters / 1e6:.2f}M parameters, {flops / 1e6:,.1f} MFLOPs"
+
+    total = size(sum(costs.parameters.values()), sum(costs.flops.values()))
+    parts = {name: part for name, part in model.named_children() if name in SLOTS}
+    rows = [("model", f"{total} forward for one image and {max_tokens} tokens (a multiply-add is 2)")]
+    for name, part in parts.items():
+        rows.append((f"  {name}", f"{type(part).__name__} {size(costs.parameters[name], costs.flops[name])}"))
+    return rows
 
 
 def _resume(state: TrainState, folder: Path, console: Console) -> None:

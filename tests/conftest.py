@@ -50,9 +50,7 @@ TINY = (
     "encoder.depth=1",
     "encoder.patch_size=8",
     "encoder.num_heads=2",
-    "bridge.width=32",
-    "decoder.width=32",
-    "decoder.num_heads=2",
+    "model.width=32",
     "model.embedding_width=16",
     "tokenizer.vocab_size=280",
     "optim.lr=0.002",
@@ -134,6 +132,25 @@ def tiny(tmp_path: Path, shapes: Path) -> tuple[str, ...]:
 def tiny_config(tiny: tuple[str, ...], compose: Callable[..., DictConfig]) -> Callable[..., Config]:
     """``tiny_config(*overrides)``: the checked config of a tiny run."""
     return lambda *overrides: check_config(compose(*tiny, *overrides))
+
+
+# Parts of one's own
+
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+@pytest.fixture
+def own_parts(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Overrides that make the options of ``tests/plugin`` available."""
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    return ("plugins=[own_parts]", f"hydra.searchpath=[file://{PLUGIN / 'configs'}]")
+
+
+@pytest.fixture
+def two_towers(own_parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Overrides of ``TINY`` for a model without a bridge and a decoder."""
+    towers = ("encoder=own_pooled", "bridge=none", "text_encoder=own_tokens", "decoder=none")
+    return (*own_parts, *towers, "objective.weights.captioning=0", "evaluators=retrieval")
 
 
 # Commands

@@ -27,6 +27,12 @@ def test_only_files_that_are_no_images(trained, command, pictures):
     assert (outcome.status, outcome.out, len(outcome.err.splitlines())) == (2, "", 3)
 
 
+def test_a_run_without_a_decoder_writes_no_captions(trained, two_towers, command, pictures):
+    folder = trained(*two_towers)
+    mistake = command(caption, f"run={folder}", *pictures.good).mistake
+    assert mistake == f"run: {folder} has no decoder to write captions; give a run that was trained with one"
+
+
 def test_more_images_than_a_batch_are_captioned_in_order(trained, command, shapes, monkeypatch):
     folder = trained()
     monkeypatch.setattr(caption, "BATCH", 3)

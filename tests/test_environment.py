@@ -72,10 +72,11 @@ def test_devices_by_name():
 
 
 def test_the_file_holds_all_fields(argv, tmp_path):
-    described = describe_environment(CPU, {"encoder": 12, "decoder": 3})
+    model = {"parameters": {"encoder": 12, "decoder": 3}, "flops": {"encoder": 50, "decoder": 7}}
+    described = describe_environment(CPU, model)
     save_environment(described, tmp_path)
     written = json.loads((tmp_path / "environment.json").read_text(encoding="utf-8"))
-    assert written["model"] == {"parameters": {"encoder": 12, "decoder": 3}}
+    assert written["model"] == model
     assert written["device"] == device_name(CPU)
     assert list(written) == [
         "command",

@@ -10,7 +10,7 @@ import torch
 from mmlm import caption, evaluate
 from mmlm.build import load_run
 from mmlm.checkpoint import best_checkpoint, load_checkpoint
-from mmlm.config import run_folder
+from mmlm.config import CONFIG_DIR, run_folder
 from mmlm.metrics import read_metrics
 
 CPU = torch.device("cpu")
@@ -56,8 +56,9 @@ def test_a_run_folder(trained):
         assert found[-1].get(f"validation/{name}", value) == pytest.approx(value)
     samples = json.loads((folder / "samples.json").read_text())["splits"]["validation"]
     assert (len(samples["examples"]), len(samples["queries"])) == (3, 2)
-    parameters = json.loads((folder / "environment.json").read_text())["model"]["parameters"]
-    assert parameters.keys() >= {"encoder", "bridge", "decoder"}
+    model = json.loads((folder / "environment.json").read_text())["model"]
+    assert model["parameters"].keys() == model["flops"].keys() >= {"encoder", "bridge", "decoder"}
+    assert all(model["flops"][part] > 0 for part in ("encoder", "bridge", "decoder", "image_projection"))
     assert "http-equiv" in (folder / "report.html").read_text() or "<html" in (folder / "report.html").read_text()
 
 
@@ -67,6 +68,9 @@ def test_the_console_tells_what_is_trained_and_where_results_go(train_tiny, tiny
     assert "caption_base (seed 0) on CPU" in words
     assert "8 images to train on, validation 8 to validate on" in words
     assert "3 steps of 4 examples, 1.5 epochs" in words
+    assert "MFLOPs forward for one image and 24 tokens (a multiply-add is 2)" in words
+    for part in ("encoder TimmVit", "bridge AttentionalPooler", "decoder TransformerDecoder"):
+        assert re.search(rf"{part} 0\.0\dM parameters, \d+\.\d MFLOPs", words), part
     assert "step 3/3" in words
     assert "validation: image_to_text/R@1 " in words
     assert f"report: {run_folder(tiny_config()) / 'report.html'}" in outcome.out
@@ -88,6 +92,57 @@ def test_the_console_tells_what_is_trained_and_where_results_go(train_tiny, tiny
 def test_other_experiments_run(trained, overrides):
     folder = trained(*overrides, "train.steps=2")
     assert (folder / "report.html").is_file()
+
+
+# Models that have less
+
+
+def samples_of(folder: Path) -> list[dict[str, object]]:
+    return json.loads((folder / "samples.json").read_text())["splits"]["validation"]["examples"]
+
+
+def test_two_towers_from_training_to_the_page(trained, two_towers, command):
+    folder = trained(*two_towers, "train.eval_every=2")
+    scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
+    recalls = {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert scores.keys() == {"images", "captions"} | recalls
+    for example in samples_of(folder):
+        assert (example["generated"], example["exact"], example["attention"]) == (None, False, None)
+        assert len(example["captions"]) == 1
+        assert len(example["nearest_captions"]) == 5
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["model"]["flops"].keys() == environment["model"]["parameters"].keys()
+    assert "text_encoder" in environment["model"]["flops"]
+    page = (folder / "report.html").read_text()
+    assert "Images and their nearest caption" in page
+    assert "Generated captions" not in page
+    outcome = command(evaluate, f"run={folder}", "precision=bf16")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "image_to_text/R@1" in outcome.out
+    assert "captioning" not in outcome.out
+    assert samples_of(folder)[0]["generated"] is None
+
+
+REAL_TOWERS = ("bridge=none", "decoder=none", "encoder.pool=mean", "text_encoder=transformer", "evaluators=retrieval")
+
+
+@pytest.mark.skipif(
+    not (CONFIG_DIR / "text_encoder/transformer.yaml").exists(), reason="no option text_encoder=transformer"
+)
+def test_two_towers_of_the_options_that_ship(trained):
+    folder = trained(*REAL_TOWERS, "objective.weights.captioning=0")
+    assert samples_of(folder)[0]["generated"] is None
+
+
+def test_a_decoder_that_cannot_say_where_it_looks(trained, own_parts):
+    shown, hidden = trained(), trained(*own_parts, "decoder=own_shy")
+    assert samples_of(hidden)[0]["generated"] is not None
+    assert all(example["attention"] is None for example in samples_of(hidden))
+    scores = [json.loads((folder / "scores.json").read_text())["splits"]["validation"] for folder in (shown, hidden)]
+    assert scores[0].keys() == scores[1].keys()
+    page = (hidden / "report.html").read_text()
+    assert "Generated captions" in page
+    assert "Where the decoder looked" not in page
 
 
 # Which weights count

@@ -1,4 +1,4 @@
-"""What a report shows of a split: images with true and generated captions, neighbours, and where the decoder looked."""
+"""What a report shows of a split: images with their captions, neighbours, and what the decoder wrote and looked at."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ class SampleSettings:
     queries: int = 8
     """Captions with the images retrieved for them, evenly spaced over the split's texts."""
     attention: int = 8
-    """Of the examples, how many also show where the decoder looked."""
+    """Of the examples, how many also show where the decoder looked (of a decoder that can say so)."""
 
 
 def spaced(count: int, total: int) -> list[int]:
@@ -46,36 +46,44 @@ def data_uri(image: Tensor) -> str:
 
 
 def collect_samples(split: EncodedSplit, settings: SampleSettings, language: str | None) -> dict[str, Any]:
-    """The split's entry of ``samples.json``: ``examples`` and ``queries``."""
+    """The split's entry of ``samples.json``: ``examples`` and ``queries``.
+
+    Without a decoder nothing is ``generated`` (null) and so nothing is ``exact``; ``attention`` is null as well where
+    the decoder cannot record it.
+    """
     gallery = split.gallery
     similarity = gallery.image_embedding @ gallery.text_embedding.T
     matches = set(map(tuple, gallery.pairs.tolist()))
-    generated = generate_captions(split, language)
+    generated = None if split.model.decoder is None else generate_captions(split, language)
     ids = list(split.image_ids())
     examples = []
-    for place, row in enumerate(spaced(settings.examples, len(generated))):
-        best = similarity[row].topk(min(NEIGHBOURS, similarity.shape[1]))
-        nearest = [
-            {"text": gallery.texts[text], "similarity": value, "match": (row, text) in matches}
-            for value, text in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+    for place, row in enumerate(spaced(settings.examples, len(ids))):
         truths = [c.text for c in split.references[row] if language in (None, c.language)]
+        said = None if generated is None else generated[row]
         attention = None
-        if place < settings.attention:
-            attention = _attention(split, row, generated[row], language)
+        if said is not None and split.model.decoder.records_attention and place < settings.attention:
+            attention = _attention(split, row, said, language)
         examples.append(
             {
                 "id": ids[row],
                 "image": data_uri(split.image(row)),
                 "captions": truths,
-                "generated": generated[row],
-                "exact": generated[row] in truths,
-                "nearest_captions": nearest,
+                "generated": said,
+                "exact": said in truths,
+                "nearest_captions": _nearest(split, row, similarity, matches),
                 "attention": attention,
             }
         )
     queries = [_query(split, text, similarity, matches) for text in spaced(settings.queries, len(gallery.texts))]
     return {"examples": examples, "queries": queries}
+
+
+def _nearest(split: EncodedSplit, row: int, similarity: Tensor, matches: set[tuple[int, int]]) -> list[dict[str, Any]]:
+    best = similarity[row].topk(min(NEIGHBOURS, similarity.shape[1]))
+    return [
+        {"text": split.gallery.texts[text], "similarity": value, "match": (row, text) in matches}
+        for value, text in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def _query(split: EncodedSplit, text: int, similarity: Tensor, matches: set[tuple[int, int]]) -> dict[str, Any]:

@@ -50,10 +50,11 @@ class EncodedSplit:
 
     @cached_property
     def features(self) -> ImageFeatures:
-        """Embeddings float32[B, E] and memory float[B, M, Dm] of all images."""
+        """Embeddings float32[B, E] and, with a decoder, memory float[B, M, Dm] of all images."""
+        memories = [b.features.memory for b in self.batches if b.features.memory is not None]
         return ImageFeatures(
             torch.cat([b.features.embedding for b in self.batches]),
-            torch.cat([b.features.memory for b in self.batches]),
+            torch.cat(memories) if memories else None,
         )
 
     @cached_property

@@ -63,6 +63,14 @@ def format_count(count: int) -> str:
     return str(count)
 
 
+def format_flops(count: int) -> str:
+    """FLOPs: 950 FLOPs, 39.6 MFLOPs, 17.6 GFLOPs."""
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {letter}FLOPs"
+    return f"{count} FLOPs"
+
+
 def _header(run: RunFolder) -> str:
     scores = newest_scores(run)
     name = "" if run.name is None else f"run <code>{escape(run.name)}</code>, seed {run.seed}"
@@ -71,7 +79,7 @@ def _header(run: RunFolder) -> str:
     facts = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in _facts(run).items())
     return (
         f'<header><p class="eyebrow">{name}</p><h1>{escape(run.experiment)}</h1>'
-        f'{lead}<dl class="facts">{facts}</dl>{_parameters(run.parameters)}</header>'
+        f'{lead}<dl class="facts">{facts}</dl>{_parts(run)}</header>'
     )
 
 
@@ -84,6 +92,9 @@ def _facts(run: RunFolder) -> dict[str, str]:
     }
     if run.parameters:
         facts["Parameters"] = format_count(sum(run.parameters.values()))
+    if run.flops:
+        meaning = "forward, one image and one caption of the longest length; a multiply-add is 2"
+        facts["One example"] = f'<span title="{meaning}">{format_flops(sum(run.flops.values()))}</span>'
     if "device" in run.environment:
         facts["Device"] = escape(str(run.environment["device"]))
     commit = run.environment.get("git_commit")
@@ -93,8 +104,9 @@ def _facts(run: RunFolder) -> dict[str, str]:
     return facts
 
 
-def _parameters(parts: Mapping[str, int]) -> str:
-    """Parameters of each part: one bar, and its names."""
+def _parts(run: RunFolder) -> str:
+    """Parameters of each part: one bar, and its names with the parameters and FLOPs."""
+    parts = run.parameters
     if not parts:
         return ""
     shades = [1 - 0.68 * i / max(len(parts) - 1, 1) for i in range(len(parts))]
@@ -102,7 +114,8 @@ def _parameters(parts: Mapping[str, int]) -> str:
         f'<i style="flex:{count};opacity:{shade:.2f}"></i>' for count, shade in zip(parts.values(), shades, strict=True)
     )
     names = "".join(
-        f'<span><i style="opacity:{shade:.2f}"></i>{escape(part)} <b>{format_count(count)}</b></span>'
+        f'<span><i style="opacity:{shade:.2f}"></i>{escape(part)} <b>{format_count(count)}</b>'
+        f"{f', {format_flops(run.flops[part])}' if part in run.flops else ''}</span>"
         for (part, count), shade in zip(parts.items(), shades, strict=True)
     )
     return f'<div class="parts" aria-hidden="true">{bar}</div><div class="part-names">{names}</div>'
@@ -129,7 +142,9 @@ def _curves(run: RunFolder) -> str:
 def _samples(run: RunFolder) -> str:
     shown = {name: split for name, split in run.samples.items() if split.examples or split.queries}
     drawn = samples_section(shown) if shown else '<p class="note">No samples yet.</p>'
-    return f'<section id="samples"><h2>What it sees and says</h2>{drawn}</section>'
+    silent = shown and all(example.generated is None for split in shown.values() for example in split.examples)
+    title = "What it finds" if silent else "What it sees and says"
+    return f'<section id="samples"><h2>{title}</h2>{drawn}</section>'
 
 
 def _reproduce(run: RunFolder) -> str:

@@ -2,7 +2,8 @@
 
     runs/<experiment>/<name or hash>/seed=<n>/
         config.yaml        the resolved config, shown as it is
-        environment.json   {"command", "git_commit", "git_dirty", "device", "model": {"parameters": {part: count}}, ...}
+        environment.json   {"command", "git_commit", "git_dirty", "device", "model": {"parameters": {part: count},
+                           "flops": {part: count}}, ...}
         metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
         scores.json        {"step", "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
         samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}
@@ -124,8 +125,16 @@ class RunFolder:
     @property
     def parameters(self) -> Mapping[str, int]:
         """Parameters of each part of the model, largest part of the story first as written; empty if unknown."""
+        return self._counts_of_parts("parameters")
+
+    @property
+    def flops(self) -> Mapping[str, int]:
+        """FLOPs of each part of the model, forward, for one image and one caption; empty if unknown."""
+        return self._counts_of_parts("flops")
+
+    def _counts_of_parts(self, kind: str) -> Mapping[str, int]:
         model = self.environment.get("model")
-        counts = model.get("parameters") if isinstance(model, dict) else None
+        counts = model.get(kind) if isinstance(model, dict) else None
         if not isinstance(counts, dict):
             return {}
         return {part: count for part, count in counts.items() if isinstance(count, int) and count > 0}

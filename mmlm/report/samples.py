@@ -41,7 +41,8 @@ class SampleExample:
     """A ``data:image/...;base64,`` URI."""
     captions: tuple[str, ...]
     """The true ones."""
-    generated: str
+    generated: str | None
+    """What the decoder wrote; None without one."""
     exact: bool
     nearest_captions: tuple[NearestCaption, ...]
     """Nearest first."""
@@ -93,11 +94,12 @@ def _parse_split_samples(node: JsonNode) -> SplitSamples:
 def _parse_example(node: JsonNode) -> SampleExample:
     near = node.get("nearest_captions", list, []).items(dict)
     looked = node.value.get("attention")
+    silent = "generated" in node.value and node.value["generated"] is None
     return SampleExample(
         id=node.get("id", str).value,
         image=_parse_image(node.get("image", str)),
         captions=node.get("captions", list).values(str),
-        generated=node.get("generated", str).value,
+        generated=None if silent else node.get("generated", str).value,
         exact=node.get("exact", bool).value,
         nearest_captions=tuple(
             NearestCaption(n.get("text", str).value, n.get("similarity", float).value, n.get("match", bool).value)

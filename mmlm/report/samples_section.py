@@ -1,4 +1,7 @@
-"""What the model made of real images, split by split: captions, attention, nearest captions, nearest images."""
+"""What the model made of real images, split by split: captions, attention, nearest captions, nearest images.
+
+Without a decoder the first grid shows the nearest caption of each image in place of a generated one.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +52,7 @@ def _panel(split: SplitSamples) -> str:
     looked = [example for example in split.examples if example.attention and example.attention.words]
     near = [example for example in split.examples if example.nearest_captions]
     return "".join((
-        _captions(split.examples),
+        _captions(split.examples) if any(e.generated is not None for e in split.examples) else _found(split.examples),
         _block(
             "Where the decoder looked",
             "The image with a true caption, then each word as it was written: attention over the image's patches, "
@@ -90,35 +93,61 @@ def _block(title: str, note: str, kind: str, items: Sequence[Shown], draw: Calla
 
 
 def _captions(examples: Sequence[SampleExample]) -> str:
-    if not examples:
-        return ""
+    """Each image with the caption that the decoder wrote."""
     exact = sum(example.exact for example in examples)
-    buttons = "".join(
-        f'<button data-filter="{name}" aria-pressed="{"true" if name == "all" else "false"}">{name} {count}</button>'
-        for name, count in (("all", len(examples)), ("exact", exact), ("wrong", len(examples) - exact))
-    )
-    return (
-        '<div class="captions"><div class="titled"><h3>Generated captions</h3>'
-        f'<div class="filter">{buttons}</div></div><p class="note">'
+    note = (
         f'<span class="tick">✓</span> exactly right: {exact} of these {len(examples)}; otherwise words that a true '
         'caption has <span class="generated"><span class="hit">are green</span>, <span class="miss">others '
-        f"orange</span></span>, and the true caption stands below.</p>"
-        f'<div class="gallery">{"".join(map(_caption_card, examples))}</div></div>'
+        "orange</span></span>, and the true caption stands below."
+    )
+    cards = [_card(example, example.generated or "", example.exact) for example in examples]
+    return _gallery("Generated captions", note, cards, exact, ("exact", "wrong"))
+
+
+def _found(examples: Sequence[SampleExample]) -> str:
+    """Each image with the caption that stands nearest to it: what there is to show without a decoder."""
+    if not examples:
+        return ""
+    nearest = [example.nearest_captions[0] if example.nearest_captions else None for example in examples]
+    found = sum(near is not None and near.match for near in nearest)
+    note = (
+        f'The caption of the split that is nearest to each image; <span class="tick">✓</span> a true one: {found} of '
+        f'these {len(examples)}. Otherwise words that a true caption has <span class="generated"><span class="hit">are '
+        'green</span>, <span class="miss">others orange</span></span>, and the true caption stands below.'
+    )
+    cards = [
+        _card(example, near.text if near else "", near is not None and near.match)
+        for example, near in zip(examples, nearest, strict=True)
+    ]
+    return _gallery("Images and their nearest caption", note, cards, found, ("found", "missed"))
+
+
+def _gallery(title: str, note: str, cards: Sequence[str], right: int, names: tuple[str, str]) -> str:
+    """A grid of cards with buttons for all, the ``right`` ones and the others, which are called ``names``."""
+    counts = (("all", "all", len(cards)), ("exact", names[0], right), ("wrong", names[1], len(cards) - right))
+    buttons = "".join(
+        f'<button data-filter="{kind}" aria-pressed="{"true" if kind == "all" else "false"}">{name} {count}</button>'
+        for kind, name, count in counts
+    )
+    return (
+        f'<div class="captions"><div class="titled"><h3>{title}</h3><div class="filter">{buttons}</div></div>'
+        f'<p class="note">{note}</p><div class="gallery">{"".join(cards)}</div></div>'
     )
 
 
-def _caption_card(example: SampleExample) -> str:
-    if example.exact:
-        generated = f'<span class="tick" title="exact">✓</span> {escape(example.generated)}'
+def _card(example: SampleExample, said: str, right: bool) -> str:
+    """An image, what is ``said`` of it with a mark, and the true captions."""
+    if right:
+        marked = f'<span class="tick" title="right">✓</span> {escape(said)}'
     else:
-        generated = mark_words(example.generated, example.captions) or '<span class="miss">(nothing)</span>'
-    # An exact caption need not be said twice; the image's other captions still are.
-    others = [text for text in example.captions if not (example.exact and text == example.generated)]
+        marked = mark_words(said, example.captions) or '<span class="miss">(nothing)</span>'
+    # A right caption need not be said twice; the image's other captions still are.
+    others = [text for text in example.captions if not (right and text == said)]
     truth = "".join(f'<p class="truth" dir="auto">{escape(text)}</p>' for text in others[:3])
     return (
-        f'<figure class="{"exact" if example.exact else "wrong"}" title="{escape(example.id)}">'
+        f'<figure class="{"exact" if right else "wrong"}" title="{escape(example.id)}">'
         f'<img src="{example.image}" alt="{escape(", ".join(example.captions))}">'
-        f'<figcaption><p class="generated" dir="auto">{generated}</p>{truth}</figcaption></figure>'
+        f'<figcaption><p class="generated" dir="auto">{marked}</p>{truth}</figcaption></figure>'
     )
 
 

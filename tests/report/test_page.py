@@ -6,7 +6,7 @@ import pytest
 
 from mmlm.errors import UserError
 from mmlm.report.__main__ import main
-from mmlm.report.page import format_count, format_duration, write_report
+from mmlm.report.page import format_count, format_duration, format_flops, write_report
 from mmlm.report.samples_section import mark_words
 from mmlm.report.scores_section import format_value
 
@@ -155,6 +155,63 @@ def test_a_run_that_has_only_a_config(tmp_path):
     assert "Nothing logged yet" in text_of(written(tmp_path))
 
 
+def silence(content):
+    """Takes the decoder's part out of samples.json."""
+    for split in content["splits"].values():
+        for number, example in enumerate(split["examples"]):
+            example |= {"generated": None, "exact": False, "attention": None}
+            if number == 0:
+                example["nearest_captions"].reverse()
+
+
+def test_without_a_decoder_images_stand_with_their_nearest_captions(make_run, change_json):
+    folder = make_run()
+    change_json(folder / "samples.json", silence)
+    for name in ("captioning/exact", "captioning/CIDEr-D"):
+        change_json(folder / "scores.json", lambda c, name=name: [s.pop(name) for s in c["splits"].values()])
+    page = written(folder)
+    assert Outline(page).open == []
+    text = text_of(page)
+    for said in ("What it finds", "Images and their nearest caption", "a true one: 1 of these 3", "Nearest captions"):
+        assert said in text, said
+    for unsaid in ("sees and says", "Generated captions", "Where the decoder looked", "exactly the right", "None"):
+        assert unsaid not in text, unsaid
+    cards = re.findall(r'<figure class="(exact|wrong)".*?<p class="generated" dir="auto">(.*?)</p>', page)
+    right = ("exact", '<span class="tick" title="right">✓</span> a blue cat')
+    wrong = ("wrong", '<span class="hit">a</span> <span class="miss">dog</span>')
+    assert cards == [right, wrong, wrong] * 2
+    assert re.findall(r'data-filter="(\w+)"[^>]*>([^<]*)<', page)[:3] == [
+        ("all", "all 3"),
+        ("exact", "found 1"),
+        ("wrong", "missed 2"),
+    ]
+
+
+def test_an_image_without_any_caption_near_it(make_run, change_json):
+    folder = make_run()
+
+    def lonely(content):
+        silence(content)
+        for split in content["splits"].values():
+            for example in split["examples"]:
+                example["nearest_captions"] = []
+
+    change_json(folder / "samples.json", lonely)
+    text = text_of(written(folder))
+    assert "a true one: 0 of these 3" in text
+    assert "Nearest captions" not in text
+
+
+def test_flops_of_the_parts_are_shown_where_they_are_known(make_run, change_json):
+    folder = make_run()
+    assert "FLOPs" not in text_of(written(folder))
+    flops = {"encoder": 39_600_000, "decoder": 40_700_000, "image_projection": 0}
+    change_json(folder / "environment.json", lambda c: c["model"].update(flops=flops))
+    text = text_of(written(folder))
+    assert "One example 80.3 MFLOPs" in text
+    assert "encoder 1.20 M , 39.6 MFLOPs" in text
+
+
 def test_a_torn_last_line_does_not_hinder(make_run):
     folder = make_run(steps=5)
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -234,6 +291,12 @@ def test_marked_words():
 )
 def test_format_value(value, share, text):
     assert format_value(value, share) == text
+
+
+def test_format_flops():
+    counts = (950, 1_500, 39_640_000, 17_580_000_000, 2.5e12)
+    said = ["950 FLOPs", "1.5 kFLOPs", "39.6 MFLOPs", "17.6 GFLOPs", "2.5 TFLOPs"]
+    assert [format_flops(count) for count in counts] == said
 
 
 def test_format_duration_and_count():

@@ -107,7 +107,7 @@ def test_refuses_a_broken_file_by_name(make_run, text, said):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("generated", None, r"examples\[0\]: generated: should be a str, is None"),
+        ("generated", 3, r"examples\[0\]: generated: should be a str, is 3"),
         ("captions", ["a", 3], r"captions\[1\]: should be a str, is 3"),
         ("image", "https://example.org/a.png", "image: should be a data:image/...;base64 URI"),
         ("image", 'data:image/png;base64,AA") no-repeat', "image: should be a data:image"),

@@ -1,0 +1,98 @@
+"""What a model costs: parameters and FLOPs of each of its parts."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmlm.flow import View
+from mmlm.model.model import ImageTextModel, parameter_counts
+
+Result = TypeVar("Result")
+
+SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+"""The parts of a model that stand in slots; its projections do not."""
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """Parameters and FLOPs of each direct part of a model, by name."""
+
+    parameters: Mapping[str, int]
+    """A shared tensor counts once, in the first part that has it."""
+    flops: Mapping[str, int]
+    """Of one forward pass over one image and one caption; a multiply-add is 2."""
+
+
+def model_costs(
+    model: ImageTextModel, image_size: int, num_tokens: int, views: Collection[View] = tuple(View)
+) -> ModelCosts:
+    """Runs the model once, over one image and one caption of ``num_tokens`` tokens, and changes nothing.
+
+    FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for, forward
+    only (backward is about twice as much), in eval mode: nothing is dropped. Causal attention counts in full, as in
+    the usual estimates. The decoder's are with its output head. Compute in the precision of the run (weights of
+    different types do not multiply without autocast); it does not change the count.
+    """
+    device = next(model.parameters()).device
+    images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
+    tokens = torch.zeros(1, num_tokens, dtype=torch.int64, device=device)
+    lengths = torch.full((1,), num_tokens, device=device)
+    flops = dict.fromkeys(dict(model.named_children()), 0)
+
+    # A decoder's methods are no module calls, so each part gets a counter of its own rather than the model one.
+    def count(name: str, run: Callable[[], Result]) -> Result:
+        with FlopCounterMode(display=False) as counter:
+            result = run()
+        flops[name] += counter.get_total_flops()
+        return result
+
+    with _countable(model, device):
+        encoded = count("encoder", lambda: model.encoder(images))
+        pooled, memory, text = encoded.pooled, None, None
+        if model.bridge is not None:
+            bridged = count("bridge", lambda: model.bridge(encoded.tokens))
+            pooled, memory = pooled if bridged.pooled is None else bridged.pooled, bridged.memory
+        if View.EMBED in views:
+            if model.text_encoder is not None:
+                vector = count("text_encoder", lambda: model.text_encoder(tokens, lengths))
+            else:
+                text = count("decoder", lambda: model.decoder.text(tokens, lengths))
+                vector = text.pooled
+            count("image_projection", lambda: model.image_projection(pooled))
+            count("text_projection", lambda: model.text_projection(model.text_norm(vector)))
+        if View.CAPTION in views and model.decoder is not None:
+            index = torch.zeros(1, dtype=torch.int64, device=device)
+            hidden = count("decoder", lambda: model.decoder.hidden(tokens, lengths, memory, index, text))
+            count("decoder", lambda: nn.functional.linear(hidden, model.decoder.head_weight))
+    return ModelCosts(parameter_counts(model), flops)
+
+
+@contextmanager
+def _countable(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Eval mode without gradients, every product visible to the counter; everything is as before afterwards.
+
+    On CPU the counter (torch 2.14) knows neither the fused attention nor the fast path of ``nn.MultiheadAttention``:
+    both would count as nothing.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        # One by one: a frozen part may be in eval mode within a model that trains.
+        for module, was_training in training:
+            module.training = was_training
