@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, ImageProcessingMixin, PretrainedConfig, PreTrainedModel
 from transformers.image_utils import (
@@ -149,9 +151,14 @@ def _new_config(architecture: str, settings: Mapping[str, Any]) -> PretrainedCon
         if name not in known:
             raise UserError(f"encoder.settings.{name}: '{architecture}' has none{did_you_mean(name, known)}")
     try:
-        return AutoConfig.for_model(architecture, **settings)
-    except (TypeError, ValueError) as error:
+        config = AutoConfig.for_model(architecture, **settings)
+    except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"encoder.settings: '{architecture}' does not take these ({one_line(error)})") from error
+    values = config.to_dict()
+    width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width % heads:  # some architectures would round down
+        raise UserError(f"encoder.settings.num_attention_heads: {heads} does not divide hidden_size {width}")
+    return config
 
 
 def _check_patches(config: PretrainedConfig, image_size: int, key: str) -> int:
@@ -188,7 +195,7 @@ def _load(tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tupl
         source, report = type(tower).from_pretrained(
             name_or_path, config=config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
     # A pooler that was not saved with a tower is left out anyway.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(("pooler.", "head.")))
