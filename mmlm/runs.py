@@ -1,10 +1,8 @@
 """What a run leaves in its folder: finding it, the weights it exports, and starting another run from them."""
 
 import json
-import math
 from pathlib import Path
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
@@ -112,10 +110,9 @@ def _part(name: str) -> str:
 
 
 def _fitted(name: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
-    """Image positions, resized to the model's grid if they stand on a square; other tensors as they are."""
-    if name != "encoder.vit.pos_embed" or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
+    """Image positions, resized to the model's grid by the encoder that they belong to; other tensors as they are."""
+    part, _, inner = name.partition(".")
+    if part != "encoder" or old.shape == new.shape:
         return old
-    prefix = model.encoder.vit.num_prefix_tokens
-    if math.isqrt(old.shape[1] - prefix) ** 2 != old.shape[1] - prefix:
-        return old
-    return resample_abs_pos_embed(old, list(model.encoder.grid), num_prefix_tokens=prefix)
+    resized = model.encoder.resized(inner, old)
+    return old if resized is None else resized

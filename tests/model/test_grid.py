@@ -1,4 +1,4 @@
-"""Each cell of encoder x bridge x text encoder x decoder x freeze plan is built or refused; a set that covers it learns.
+"""Each cell of encoder x bridge x text encoder x decoder x freeze plan is built or refused; a covering set learns.
 
 The whole grid is put together on the meta device. Cells that together hold every pair of options take three real steps:
 every tensor that trains has had a finite gradient that is not 0, every frozen one none, and its bytes are the same.

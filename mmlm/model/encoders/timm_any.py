@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -11,7 +10,8 @@ from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
-from mmlm.model.encoders.readout import Normalize, Pool, Readout
+from mmlm.model.encoders.positions import resized_positions
+from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
 from mmlm.model.encoders.timm_backbone import (
     check_name,
     check_rates,
@@ -21,9 +21,8 @@ from mmlm.model.encoders.timm_backbone import (
     head_keys,
     keep_patch_order,
     load_file,
-    one_line,
-    resized_positions,
 )
+from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
 from mmlm.model.protocols import EncoderOutput
 
 _OURS = {
@@ -38,15 +37,6 @@ _OURS = {
 """Arguments of timm's constructors that have a key of their own."""
 _LAST_NORMS = ("norm", "fc_norm", "head.norm")
 """Where timm's architectures keep their last norm: before the pooling, or (the other two) behind it."""
-
-
-@dataclass(frozen=True)
-class _Features:
-    """What a trial run without memory or numbers shows of a backbone."""
-
-    shape: tuple[int, ...]
-    unused: tuple[str, ...]
-    """Parameters that the features do not depend on."""
 
 
 class TimmEncoder(nn.Module):
@@ -114,20 +104,20 @@ class TimmEncoder(nn.Module):
             raise UserError(f"encoder.final_norm: timm's '{name}' has no last norm to leave out; use true")
         self._late_norms = tuple(path for path in norms if path != "norm") if final_norm else ()
         if not final_norm:
-            _leave_out(trial, norms)
-        features = self._try(trial, name, image_size)
+            leave_out(trial, norms)
+        shape, unused = self._try(trial, name, image_size)
 
         create = create_pretrained if pretrained and load_weights else timm.create_model
         self.backbone = create(name, num_classes=0, **arguments)
         full = self.backbone.state_dict().keys()
-        _leave_out(self.backbone, _unused_modules(self.backbone, features.unused, name))
+        leave_out_unused(self.backbone, unused)
         if weights is not None and load_weights:
             load_file(self.backbone, weights, head_keys(self.backbone, full))
         if not final_norm:
-            _leave_out(self.backbone, norms)
+            leave_out(self.backbone, norms)
         keep_patch_order(self.backbone, patch_dropout)
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
-        self.grid, self.width = _grid(features.shape, prefix, image_size, self.backbone, name)
+        self.grid, self.width = _grid(shape, prefix, image_size, self.backbone, name)
         has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None
         self.readout = Readout(prefix, has_class_token, pool, keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
@@ -142,7 +132,7 @@ class TimmEncoder(nn.Module):
         """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
         if name != "backbone.pos_embed":
             return None
-        return resized_positions(old, self.backbone.pos_embed, self.readout.num_prefix_tokens, self.grid)
+        return resized_positions(old, self.backbone.pos_embed, self.grid)
 
     def _tokens(self, backbone: nn.Module, images: Tensor) -> Tensor:
         """float[B, 3, S, S] -> float[B, prefix + N, D]."""
@@ -153,23 +143,20 @@ class TimmEncoder(nn.Module):
             return features
         return features.flatten(1, 2) if _channels_last(backbone) else features.flatten(2).transpose(1, 2)
 
-    def _try(self, trial: nn.Module, name: str, image_size: int) -> _Features:
-        """Runs ``trial``, which lies on the meta device, forward and backward."""
+    def _try(self, trial: nn.Module, name: str, image_size: int) -> tuple[tuple[int, ...], list[str]]:
+        """Runs ``trial`` on the meta device: the shape of its features, and parameters its tokens do not depend on."""
         trial.eval()
         images = torch.zeros(1, 3, image_size, image_size, device="meta")
-        parameters = {key: p for key, p in trial.named_parameters() if p.requires_grad}
         with torch.enable_grad():
             try:
-                shape = trial.forward_features(images).shape
+                shape = tuple(trial.forward_features(images).shape)
                 tokens = self._tokens(trial, images)
             except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise UserError(
                     f"encoder.name: timm's '{name}' gives no features of {image_size}-pixel images "
                     f"({one_line(error)}); choose another data.image_size or architecture"
                 ) from error
-            gradients = torch.autograd.grad(tokens.sum(), list(parameters.values()), allow_unused=True)
-        unused = [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-        return _Features(tuple(shape), tuple(unused))
+            return shape, unused_parameters(trial, tokens)
 
 
 def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: int | None) -> None:
@@ -221,28 +208,6 @@ def _has_norm(backbone: nn.Module, path: str) -> bool:
         return False
     scale = next(modules[path].parameters(), None)
     return scale is None or len(scale) == backbone.num_features
-
-
-def _leave_out(backbone: nn.Module, paths: list[str]) -> None:
-    """Puts an identity in the place of each module."""
-    for path in paths:
-        parent, _, last = path.rpartition(".")
-        setattr(backbone.get_submodule(parent), last, nn.Identity())
-
-
-def _unused_modules(backbone: nn.Module, unused: tuple[str, ...], name: str) -> list[str]:
-    """The largest modules of which every parameter is among ``unused``. UserError for a parameter in none."""
-    used = [key for key, _ in backbone.named_parameters() if key not in unused]
-    modules: list[str] = []
-    for key in unused:
-        parents = key.split(".")[:-1]
-        paths = (".".join(parents[: i + 1]) for i in range(len(parents)))
-        whole = next((path for path in paths if not any(other.startswith(f"{path}.") for other in used)), None)
-        if whole is None:
-            raise UserError(f"encoder.name: timm's '{name}' has a parameter that its features do not use, '{key}'")
-        if whole not in modules:
-            modules.append(whole)
-    return modules
 
 
 def _channels_last(backbone: nn.Module) -> bool:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import timm
 from safetensors import SafetensorError
-from timm.layers import resample_abs_pos_embed
 from timm.models import Eva, VisionTransformer, load_state_dict
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
+from mmlm.model.encoders.readout import one_line
 
 _SHOWN = 6
 """Names that a message lists before it says how many more there are."""
@@ -107,24 +107,6 @@ def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head:
     told = [f"{fault} {_listed(keys)}" for fault, keys in faults.items() if keys]
     if told:
         raise UserError(f"{what} {'; '.join(told)}; build the encoder as it was when the file was saved")
-
-
-def resized_positions(old: Tensor, new: Tensor, num_prefix_tokens: int, grid: tuple[int, int]) -> Tensor | None:
-    """A table of positions float[1, L, D] (square grid) at the length of ``new``; None if these are no such tables.
-
-    Prefix tokens keep their rows; those of the patches are resampled bicubically to ``grid``.
-    """
-    if old.ndim != 3 or old.shape[::2] != new.shape[::2]:
-        return None
-    prefix = new.shape[1] - grid[0] * grid[1]
-    if prefix not in (0, num_prefix_tokens):
-        return None
-    return resample_abs_pos_embed(old, list(grid), num_prefix_tokens=prefix)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception of a library says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:

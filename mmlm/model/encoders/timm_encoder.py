@@ -9,6 +9,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
+from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.timm_backbone import (
     check_name,
@@ -19,7 +20,6 @@ from mmlm.model.encoders.timm_backbone import (
     head_keys,
     keep_patch_order,
     load_file,
-    resized_positions,
 )
 from mmlm.model.protocols import EncoderOutput
 
@@ -170,7 +170,7 @@ class TimmVit(nn.Module):
         """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
         if name != "vit.pos_embed" or self.vit.pos_embed is None:
             return None
-        return resized_positions(old, self.vit.pos_embed, self.vit.num_prefix_tokens, self.grid)
+        return resized_positions(old, self.vit.pos_embed, self.grid)
 
 
 def _create_vit(
