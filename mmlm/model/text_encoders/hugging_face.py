@@ -94,16 +94,15 @@ def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: in
         hint = f"did you mean '{meant}'?" if meant else "there are for example bert, roberta, clip_text_model"
         raise UserError(f"text_encoder.architecture: transformers has no encoder '{architecture}'; {hint}")
     kind = CONFIG_MAPPING[architecture]
+    _check_kind(kind(), f"text_encoder.architecture: '{architecture}'")
     _check_settings(settings, kind())
     # CLIP's own pooling, which we do not use, wants an id to look for.
     ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     try:
-        config = kind(**settings, vocab_size=vocab_size, **ids)
+        return kind(**settings, vocab_size=vocab_size, **ids)
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = _first_line(error)
         raise UserError(f"text_encoder.settings: {architecture} does not take them: {reason}") from error
-    _check_kind(config, f"text_encoder.architecture: '{architecture}'")
-    return config
 
 
 def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
@@ -123,7 +122,8 @@ def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
 
 
 def _check_kind(config: PreTrainedConfig, key: str) -> None:
-    if config.is_encoder_decoder or type(config) not in MODEL_MAPPING or not hasattr(config, "hidden_size"):
+    reads_text = hasattr(config, "vocab_size") and hasattr(config, "hidden_size")
+    if config.is_encoder_decoder or type(config) not in MODEL_MAPPING or not reads_text:
         raise UserError(f"{key} is a {config.model_type}, which is no text encoder; choose one such as bert or roberta")
 
 
