@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -74,6 +75,8 @@ def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: in
 
 def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
     """The config of a pretrained LM, with the user's changes."""
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise UserError(f"decoder.name_or_path: there is no folder '{name}'; give one, or a name on the hub")
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

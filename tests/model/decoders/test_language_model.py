@@ -101,6 +101,14 @@ def test_a_larger_vocabulary_gets_rows_that_are_the_mean_of_the_old(checkpoint, 
     assert torch.equal(bare.head_weight, new.head_weight)
 
 
+def test_the_row_of_the_lm_s_padding_id_trains(tmp_path):
+    """To the run it may be a token: many LMs pad with their end."""
+    LlamaForCausalLM(LlamaConfig(**LLAMA, vocab_size=V, pad_token_id=2)).save_pretrained(tmp_path)
+    decoder = load(tmp_path, vocab_size=V)
+    decoder.text(torch.tensor([[1, 2]]), torch.tensor([2])).pooled.sum().backward()
+    assert decoder.lm.get_input_embeddings().weight.grad[2].abs().max() > 0
+
+
 def test_a_padded_head_never_makes_an_id_without_a_token(checkpoint):
     tokenizer = HuggingFace(str(checkpoint))
     assert tokenizer.vocab_size < 300
@@ -132,8 +140,10 @@ def test_a_checkpoint_without_all_weights_is_refused(checkpoint, tmp_path):
 
 
 def test_a_name_that_leads_nowhere_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"decoder.name_or_path: '.*' cannot be loaded"):
+    with pytest.raises(UserError, match=r"decoder.name_or_path: there is no folder '.*nothing'; give one"):
         load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"decoder.name_or_path: '.*' cannot be loaded"):
+        load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UserError, match="is a vit, which is no causal language model"):
         load(tmp_path)
