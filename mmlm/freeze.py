@@ -5,7 +5,7 @@ backward pass where nothing that trains lies upstream, and the same bytes after 
 """
 
 import fnmatch
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -16,12 +16,13 @@ from mmlm.layer_decay import layer_scales
 from mmlm.lora import Lora, add_adapters, is_adapter, linear_layers, plain_name
 from mmlm.wording import did_you_mean
 
-SLOTS = {
+REMEDIES = {
     "bridge": "bridge=attentional_pooler",
     "text_encoder": "text_encoder=transformer",
     "decoder": "decoder=transformer",
+    "decoder.lm": "decoder=hugging_face",
 }
-"""Parts that a model may lack, and how to give it one."""
+"""What a model may lack, and how to give it one."""
 
 
 @dataclass(frozen=True)
@@ -190,20 +191,15 @@ def _check_names(key: str, entries: Collection[str], model: nn.Module, patterns:
 
 
 def _unknown(entry: str, names: Sequence[str]) -> str:
-    parts = list(dict.fromkeys(name.split(".")[0] for name in names))
-    if entry in SLOTS:
-        return (
-            f"this model has no {entry} with weights; it has: {', '.join(parts)}; name one of these, or use another "
-            f"{entry}, such as {SLOTS[entry]}"
-        )
-    # Suggests what stands where the name leaves the model.
-    above = next(prefix for prefix in _prefixes(entry) if any(name.startswith(prefix) for name in names))
-    siblings = {above + name.removeprefix(above).split(".")[0] for name in names if name.startswith(above)}
-    return f"'{entry}' is the name of nothing that could train{did_you_mean(entry, siblings)}"
-
-
-def _prefixes(entry: str) -> Iterator[str]:
-    """What stands above a dotted name, with its dot, longest first, down to nothing: ``a.b.``, ``a.``, ````."""
+    """What is wrong with a name: where it leaves the model, and what there is instead."""
+    if _is_pattern(entry):
+        parts = dict.fromkeys(name.split(".")[0] for name in names)
+        return f"'{entry}' matches nothing with weights; the parts are: {', '.join(parts)}"
     path = entry.split(".")
-    for depth in range(len(path) - 1, -1, -1):
-        yield "".join(f"{name}." for name in path[:depth])
+    depth = max(d for d in range(len(path)) if not d or any(selects([".".join(path[:d])], name) for name in names))
+    above = "".join(f"{name}." for name in path[:depth])
+    children = {name.removeprefix(above).split(".")[0] for name in names if name.startswith(above)}
+    missing = f"{above[:-1] or 'the model'} has no '{path[depth]}' with weights"
+    if entry in REMEDIES:
+        return f"{missing}; there are: {', '.join(sorted(children))}; use for example {REMEDIES[entry]}"
+    return missing + did_you_mean(path[depth], children)

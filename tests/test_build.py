@@ -22,6 +22,7 @@ from mmlm.build import (
 from mmlm.checkpoint import load_checkpoint, mark_best
 from mmlm.config import load_config, run_folder, save_config
 from mmlm.errors import UserError
+from mmlm.lora import is_adapter, plain_name
 from mmlm.model.protocols import OPEN_CLIP
 from mmlm.runs import CHECKPOINTS, TOKENIZER, exported_weights, find_run
 
@@ -267,6 +268,27 @@ def test_some_parts_are_taken_over(trained, build):
     assert same(taken, source, "bridge")
     assert same(taken, fresh, "decoder")
     assert same(taken, fresh, "text_projection")
+
+
+def test_a_run_without_adapters_starts_one_with_them(trained, build):
+    folder = trained()
+    source = load_run(str(folder), CPU).model.state_dict()
+    taken = {plain_name(k): v for k, v in weights_of(build(f"init_from.run={folder}", "freeze=lora")).items()}
+    assert taken.keys() > source.keys()
+    assert same(source, taken)
+
+
+def test_the_adapters_of_a_run_are_merged_where_another_starts_from_it(trained, build):
+    """Two stages of adapters: the second's frozen weights are what the first computed with."""
+    folder = trained("freeze=lora", "optim.lr=0.05")
+    run = load_run(str(folder), CPU)
+    taken = build("seed=5", f"init_from.run={folder}")
+    images = next(iter(taken.validation["validation"])).images
+    expected = run.model.encode_image(images).embedding
+    assert not any(is_adapter(name) for name in weights_of(taken))
+    torch.testing.assert_close(taken.model.eval().encode_image(images).embedding, expected, rtol=1e-4, atol=1e-5)
+    again = build("seed=5", f"init_from.run={folder}", "freeze=lora").model.eval()
+    torch.testing.assert_close(again.encode_image(images).embedding, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_average_starts_from_what_was_taken_over(trained, build):

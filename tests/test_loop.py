@@ -193,6 +193,28 @@ def test_a_run_that_is_done_trains_no_further():
     assert run.recorder.events == run.recorder.rows == run.toy.training_modes == []
 
 
+def test_a_loss_that_nothing_trains_is_refused():
+    run = make_run()
+    run.toy.weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"freeze\.frozen: nothing that trains has a part in the loss"):
+        run.go()
+
+
+def test_the_optimizer_follows_the_step_before_it_is_made_and_before_it_is_saved():
+    run, asked = make_run(), []
+    other = torch.optim.SGD([{"params": [run.toy.weight], "peak_lr": 0.0}], lr=0.0)
+
+    def optimizer_for(step, optimizer):
+        asked.append(step)
+        return other if step >= 2 else optimizer
+
+    run.state.optimizer_for = optimizer_for
+    run.go(steps=4, save_every=2)
+    assert asked == [1, 2, 3, 4]
+    assert run.toy.weight.item() == pytest.approx(expected_weights(2)[-1], rel=1e-5)
+    assert run.recorder.states[2]["optimizer"]["param_groups"][0]["momentum"] == 0, "that of the other"
+
+
 def test_the_learning_rate_follows_the_schedule():
     schedule = Cosine(warmup_steps=2)
     rows = make_run(lr=0.01).go(schedule).recorder.training_rows()

@@ -160,6 +160,36 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(trained, train
     assert_same_runs(straight, folder)
 
 
+UNFREEZING = (*RANDOM, "optim=muon", "encoder.drop_path=0.2", "freeze=lit", "+freeze.unfreeze={encoder: 3}")
+
+
+def test_stopped_before_at_or_after_the_step_that_unfreezes(trained, train_tiny, monkeypatch):
+    settings = (*UNFREEZING, "train.save_every=1", "train.keep_last=9")
+    straight = trained(*settings, "name=straight")
+    weights = [last_checkpoint(straight, step).weights["model"] for step in (2, 3, 4)]
+    names = [name for name in weights[0] if name.startswith("model.encoder.")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in names)
+    assert sum(not torch.equal(weights[1][name], weights[2][name]) for name in names) > 10
+    for stop in (2, 3, 4):
+        with monkeypatch.context() as context:
+            interrupt_at(context, stop)
+            assert train_tiny(*settings, f"name={stop}").status == 130
+        torch.manual_seed(123)
+        assert f"resumed at step {stop}" in train_tiny(*settings, f"name={stop}").out
+        assert_same_runs(straight, straight.parent.parent / f"{stop}" / "seed=0")
+
+
+def test_a_run_with_adapters_resumes_exactly(trained, train_tiny, monkeypatch):
+    adapted = (*RANDOM, "freeze=lora", "freeze.lora.dropout=0.1")
+    straight = trained(*adapted, "name=straight")
+    with monkeypatch.context() as context:
+        interrupt_at(context, 3)
+        assert train_tiny(*adapted, "name=stopped").status == 130
+    torch.manual_seed(123)
+    assert "resumed at step 3" in train_tiny(*adapted, "name=stopped").out
+    assert_same_runs(straight, straight.parent.parent / "stopped" / "seed=0")
+
+
 @pytest.mark.slow
 def test_the_number_of_workers_does_not_change_the_maths(trained):
     settings = ("transform=augment", "data.captions_per_image=1")
