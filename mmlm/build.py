@@ -91,7 +91,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     model = build_model(config, tokenizer.vocab_size)
     train_step = TrainStep(model, cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins)))
     if config.init_from.run is not None or config.init_from.weights is not None:
-        initialise_from(train_step, config)
+        initialise_from(model, config)
     train_step.to(device)
     optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
     ema = None

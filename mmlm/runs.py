@@ -12,7 +12,6 @@ from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
 from mmlm.config import Config, InitSettings, load_config
 from mmlm.errors import UserError
 from mmlm.model.model import ImageTextModel
-from mmlm.objectives.objective import TrainStep
 from mmlm.weights import Weights, match_weights, read_weights
 
 CHECKPOINTS = "checkpoints"
@@ -81,13 +80,13 @@ def is_exported(folder: Path) -> bool:
         return False
 
 
-def initialise_from(train_step: TrainStep, config: Config) -> None:
+def initialise_from(model: ImageTextModel, config: Config) -> None:
     """Copies the named parts' weights from a run or a file; image positions are resized to the new grid.
 
     Raises UserError that lists every name without a counterpart and every tensor of another shape, but for those that
     ``init_from.missing`` and ``init_from.unexpected`` expect.
     """
-    start, model = config.init_from, train_step.model
+    start = config.init_from
     source, given = _start_weights(start)
     target = model.state_dict()
     if start.parts is not None:

@@ -23,10 +23,14 @@ _SHOWN = 8
 def save_weights(tensors: Weights, file: Path) -> None:
     """Writes a safetensors file: two names of one tensor (tied weights) are stored once with the second on record.
 
-    Other shared memory is copied. The file's metadata are ``format`` and ``aliases`` (JSON, second name to first).
+    Other shared memory is copied. The file's metadata are ``format`` and, if there are any, ``aliases`` (JSON,
+    second name to first).
     """
     unique, aliases = _untie(tensors)
-    save_file(unique, file, metadata={"format": "pt", "aliases": json.dumps(aliases)})
+    metadata = {"format": "pt"}
+    if aliases:  # only then: safetensors writes several entries in any order, and equal weights should be equal files
+        metadata["aliases"] = json.dumps(aliases)
+    save_file(unique, file, metadata=metadata)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
