@@ -52,6 +52,7 @@ from mmlm.pretrained_config import (
     check_preprocessor,
     check_targets,
     download,
+    is_portable,
     located,
     portable,
     preprocessor,
@@ -161,7 +162,7 @@ class MmlmModel(nn.Module):
             self.config.save_pretrained(folder)
             for slot in MODEL_SLOTS:
                 inner = _pretrained_part(self.model, slot)
-                if inner is not None:
+                if inner is not None and is_portable(self.config, slot):
                     inner.config.save_pretrained(folder / slot)
             save_weights(self.state_dict(), folder / WEIGHTS)
             self.tokenizer.save(folder)
@@ -263,9 +264,7 @@ class MmlmModel(nn.Module):
         return tokens.to(self.device), torch.tensor([len(row) for row in ids], device=self.device)
 
 
-def from_pretrained(folder_or_name: str | Path, plugins: Collection[str] = ()) -> MmlmModel:
-    """``MmlmModel.from_pretrained``: the model of a folder or of a name on the hub."""
-    return MmlmModel.from_pretrained(folder_or_name, plugins=plugins)
+from_pretrained = MmlmModel.from_pretrained
 
 
 AutoConfig.register(MmlmConfig.model_type, MmlmConfig)

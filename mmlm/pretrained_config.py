@@ -93,6 +93,12 @@ def portable(config: MmlmConfig, slot: str) -> None:
         node["name_or_path"] = _HERE + ("" if slot == "tokenizer" else slot)
 
 
+def is_portable(config: MmlmConfig, slot: str) -> bool:
+    """Whether the config of a part is to be found in a folder below that of the model."""
+    node = config.parts[slot]
+    return node is not None and node.get("name_or_path") == _HERE + slot
+
+
 def located(config: MmlmConfig, folder: Path) -> MmlmConfig:
     """A copy in which the folders of ``portable`` are found below ``folder``."""
     found = copy.deepcopy(config)

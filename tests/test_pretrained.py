@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import mmlm
-from mmlm.build import build_experiment, build_model, build_transform, load_run
+from mmlm.build import TrainedRun, build_experiment, build_model, build_transform, load_run
 from mmlm.data.images import read_image
-from mmlm.data.tokenizer import BytePair
+from mmlm.data.tokenizer import BytePair, HuggingFace
 from mmlm.errors import UserError
 from mmlm.flow import Caption, View
 from mmlm.model.model import ImageTextModel
@@ -362,6 +362,53 @@ def test_the_preprocessor_config_says_what_is_done_to_an_image(make, tmp_path):
     assert described["crop_size"] == {"height": 16, "width": 16}
     assert described["trim"] is not None
     assert described["do_normalize"] is False
+
+
+PLUGIN = """
+from torch import nn
+from transformers import BertConfig, BertModel
+
+class Bert(nn.Module):
+    def __init__(self, vocab_size: int, name_or_path: str, load_weights: bool = True) -> None:
+        super().__init__()
+        config = BertConfig.from_pretrained(name_or_path)
+        self.bert = BertModel.from_pretrained(name_or_path) if load_weights else BertModel(config)
+        self.width = config.hidden_size
+
+    def forward(self, tokens, lengths):
+        mask = (lengths.new_tensor(range(tokens.shape[1])) < lengths[:, None]).long()
+        return self.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]
+"""
+
+
+def test_pretrained_parts_and_tokenizers_are_loaded_without_where_they_came_from(
+    tiny_config, tmp_path, monkeypatch, pictures
+):
+    (tmp_path / "own_text_parts.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    hub = tmp_path / "hub"
+    size = dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 1) | {"hidden_size": 8, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=300, **size)).save_pretrained(hub)
+    bpe = BytePair(280)
+    bpe.fit([Caption(text, None) for text in TEXTS])
+    PreTrainedTokenizerFast(tokenizer_object=bpe._model, eos_token="!", bos_token="#").save_pretrained(hub)
+    config = tiny_config("plugins=[own_text_parts]")
+    config.text_encoder = {"_target_": "own_text_parts.Bert", "name_or_path": str(hub)}
+    config.tokenizer = {"_target_": "mmlm.data.tokenizer.HuggingFace", "name_or_path": str(hub)}
+    tokenizer = HuggingFace(str(hub))
+    run = TrainedRun(hub, config, 1, build_model(config, tokenizer.vocab_size), tokenizer)
+    before = MmlmModel.from_run(run)
+    before.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(hub)
+    with pytest.raises(UserError, match=r"plugins=\['own_text_parts'\]"):
+        from_pretrained(tmp_path / "saved")
+    after = from_pretrained(tmp_path / "saved", plugins=["own_text_parts"])
+    assert same(before, after, pictures)
+    assert same(before, AutoModel.from_pretrained(tmp_path / "saved", plugins=["own_text_parts"]), pictures)
+    for file in tmp_path.joinpath("saved").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text(), file
+    after.save_pretrained(tmp_path / "again")
+    assert same(before, from_pretrained(tmp_path / "again", plugins=["own_text_parts"]), pictures)
 
 
 def test_a_file_of_the_one_who_trained_is_not_named(tiny_config):
