@@ -23,10 +23,11 @@ _SHOWN = 8
 def save_weights(tensors: Weights, file: Path) -> None:
     """Writes a safetensors file: two names of one tensor (tied weights) are stored once with the second on record.
 
-    Other shared memory is copied. The file's metadata are ``format`` and ``aliases`` (JSON, second name to first).
+    Other shared memory is copied. The record is the file's only metadata: ``aliases``, JSON, second name to first.
     """
     unique, aliases = _untie(tensors)
-    save_file(unique, file, metadata={"format": "pt", "aliases": json.dumps(aliases)})
+    # One entry: safetensors writes several in any order, and equal weights should be equal files.
+    save_file(unique, file, metadata={"aliases": json.dumps(aliases)})
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

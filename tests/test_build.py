@@ -24,7 +24,9 @@ from mmlm.config import load_config, run_folder, save_config
 from mmlm.errors import UserError
 from mmlm.lora import is_adapter, plain_name
 from mmlm.model.protocols import OPEN_CLIP
+from mmlm.pretrained import MmlmModel
 from mmlm.runs import CHECKPOINTS, TOKENIZER, exported_weights, find_run
+from mmlm.weights import save_weights
 
 CPU = torch.device("cpu")
 
@@ -289,6 +291,68 @@ def test_the_adapters_of_a_run_are_merged_where_another_starts_from_it(trained, 
     torch.testing.assert_close(taken.model.eval().encode_image(images).embedding, expected, rtol=1e-4, atol=1e-5)
     again = build("seed=5", f"init_from.run={folder}", "freeze=lora").model.eval()
     torch.testing.assert_close(again.encode_image(images).embedding, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_expected_not_to_fit_keeps_its_own_start(trained, build):
+    folder = trained()
+    source = load_run(str(folder), CPU).model.state_dict()
+    missing = "init_from.missing=[encoder.vit.blocks.1.*]"
+    unexpected = "init_from.unexpected=[decoder.position_embedding]"
+    cell = ("encoder.depth=2", "decoder.positions=rotary", "seed=5")
+    taken = weights_of(build(*cell, f"init_from.run={folder}", missing, unexpected))
+    fresh = weights_of(build(*cell))
+    assert same(taken, source, "encoder.vit.blocks.0")
+    assert same(taken, fresh, "encoder.vit.blocks.1")
+    assert same(taken, source, "decoder.token_embedding")
+    with pytest.raises(UserError, match=r"1 unexpected there \('decoder.position_embedding'\); leave that part out"):
+        build(*cell, f"init_from.run={folder}", missing)
+    with pytest.raises(UserError, match=r"init_from\.missing: 'bridge\.\*' matches no name that is missing; remove it"):
+        build(f"init_from.run={folder}", "init_from.missing=[bridge.*]")
+
+
+def test_a_tensor_of_another_shape_may_be_expected_too(trained, build):
+    folder, longer = trained(), ("data.max_tokens=32", "seed=5")
+    taken = weights_of(build(*longer, f"init_from.run={folder}", "init_from.missing=[decoder.position_embedding]"))
+    assert same(taken, weights_of(build(*longer)), "decoder.position_embedding")
+    assert same(taken, load_run(str(folder), CPU).model.state_dict(), "decoder.token_embedding")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "exported", "plain", "torch"])
+def test_weights_are_taken_from_a_file(trained, build, tmp_path, kind):
+    folder = trained()
+    run = load_run(str(folder), CPU)
+    file = tmp_path / "weights.pt"
+    if kind == "checkpoint":
+        file = folder / CHECKPOINTS / "step=000003" / "model.safetensors"
+    elif kind == "exported":
+        MmlmModel.from_run(run).save_pretrained(tmp_path / "saved")
+        file = tmp_path / "saved" / "model.safetensors"
+    elif kind == "plain":
+        file = tmp_path / "weights.safetensors"
+        save_weights(run.model.state_dict(), file)
+    else:
+        torch.save(run.model.state_dict(), file)
+    assert same(weights_of(build("seed=5", f"init_from.weights={file}")), run.model.state_dict())
+
+
+def test_the_file_of_an_exported_model_brings_its_tokenizer(trained, build, tmp_path, write_captions, shapes):
+    run = load_run(str(trained()), CPU)
+    MmlmModel.from_run(run).save_pretrained(tmp_path / "saved")
+    other = tmp_path / "other"
+    write_captions(other, [{"image": f"../shapes/{f.name}", "caption": "ein rotes Haus"} for f in shapes.glob("*.png")])
+    data = (f"data.train.folder={other}", f"data.validation.validation.folder={other}")
+    weights = f"init_from.weights={tmp_path / 'saved' / 'model.safetensors'}"
+    brought, own = build(*data, weights).tokenizer, build(*data, weights, "init_from.parts=[encoder]").tokenizer
+    ids = [tokenizer.encode("ein rotes Haus", None, 24) for tokenizer in (brought, run.tokenizer, own)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_run_whose_weights_do_not_fit_its_config_is_one_line(trained):
+    folder = trained()
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("  depth: 1\n", "  depth: 2\n", 1))
+    with pytest.raises(UserError, match=r"does not fit this model: 12 missing there \('encoder\.vit\.blocks\.1\."):
+        load_run(str(folder), CPU)
 
 
 def test_the_average_starts_from_what_was_taken_over(trained, build):

@@ -136,11 +136,18 @@ def test_a_missing_file_of_a_run(tmp_path):
         ("train.keep_last=0", "train.keep_last: 0 must be above 0"),
         ("data.evaluation_batch_size=0", "data.evaluation_batch_size: 0 must be above 0"),
         ("init_from.parts=[encoder]", "init_from.parts: has no effect without init_from.run"),
+        ("init_from.missing=[a.*]", "init_from.missing: has no effect without init_from.run or weights"),
+        ("init_from.unexpected=[a.*]", "init_from.unexpected: has no effect without init_from.run or weights"),
     ],
 )
 def test_numbers_and_settings_without_effect_are_refused(tiny_config, override, message):
     with pytest.raises(UserError, match=message):
         tiny_config(override)
+
+
+def test_two_places_to_start_from_are_refused(tiny_config):
+    with pytest.raises(UserError, match=r"init_from\.weights: init_from\.run is set too; give one of them"):
+        tiny_config("init_from.run=x", "init_from.weights=y.safetensors")
 
 
 def test_no_part_to_take_over_is_refused(tiny_config):

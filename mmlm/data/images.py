@@ -49,8 +49,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _refuse_bomb(image, name)
-                return _to_tensor(_to_rgb(ImageOps.exif_transpose(image), name))
+                return image_pixels(image, name)
         except CorruptImage:
             raise
         except Image.UnidentifiedImageError:
@@ -61,6 +60,15 @@ def decode_image(data: bytes, name: str) -> Tensor:
             raise CorruptImage(name, reason) from None
         except _DECODER_ERRORS as error:
             raise CorruptImage(name, f"is damaged ({str(error) or type(error).__name__})") from error
+
+
+def image_pixels(image: Image.Image, name: str) -> Tensor:
+    """A Pillow image to uint8[3, H, W] RGB, as :func:`decode_image` does. Raises :class:`CorruptImage`."""
+    _refuse_bomb(image, name)
+    try:
+        return _to_tensor(_to_rgb(ImageOps.exif_transpose(image), name))
+    except _DECODER_ERRORS as error:  # Pillow reads a file's pixels only when they are asked for
+        raise CorruptImage(name, f"is damaged ({str(error) or type(error).__name__})") from error
 
 
 def read_image(path: Path) -> Tensor:
@@ -79,6 +87,8 @@ def read_image(path: Path) -> Tensor:
 
 def _refuse_bomb(image: Image.Image, name: str) -> None:
     width, height = image.size
+    if width * height == 0:
+        raise CorruptImage(name, f"has {width} x {height} pixels")
     if width * height > MAX_MEGAPIXELS * 2**20:
         reason = f"has {width} x {height} pixels, more than {MAX_MEGAPIXELS} megapixels; make it smaller first"
         raise CorruptImage(name, reason)

@@ -1,0 +1,57 @@
+"""``python -m mmlm.export run=DIR to=FOLDER``: a trained run as a folder in Hugging Face layout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+
+from mmlm.build import load_run
+from mmlm.cli import parse_key_values, report_user_errors
+from mmlm.errors import UserError
+from mmlm.lora import merge_adapters
+from mmlm.model_card import model_card
+from mmlm.pretrained import MmlmModel
+from mmlm.report.run_folder import read_run_folder
+
+
+@dataclass
+class ExportSettings:
+    """Export the model of a run: load it with mmlm.pretrained.from_pretrained, anywhere and without Hydra."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+    to: str = "???"
+    """Folder to write; it must be new, or empty."""
+    license: str | None = None
+    """Licence of the weights for the model card, an identifier of the hub such as mit; null leaves it unstated."""
+
+
+def main(argv: list[str]) -> int:
+    """Writes the folder whole or not at all; returns the exit status."""
+    settings, _ = parse_key_values(argv, ExportSettings)
+    to = Path(settings.to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"to: {to} is there already and not an empty folder; give a new one")
+    run = load_run(settings.run, torch.device("cpu"))
+    merge_adapters(run.model)  # what loads the folder knows no adapters
+    card = model_card(read_run_folder(run.folder), run.config, run.step, settings.license)
+    model = MmlmModel.from_run(run, card)
+    saving = to.with_name(f".saving-{to.name}")
+    try:
+        model.save_pretrained(saving)
+        if to.exists():
+            to.rmdir()
+        saving.rename(to)
+    except OSError as error:
+        raise UserError(f"to: {to} cannot be written ({error.strerror}); give another folder") from error
+    finally:
+        rmtree(saving, ignore_errors=True)
+    size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
+    print(f"{run.folder} at step {run.step} -> {to} ({size / 1e6:.1f} MB)")
+    print(f"load it: from mmlm.pretrained import from_pretrained; model = from_pretrained({str(to)!r})")
+    return 0
+
+
+if __name__ == "__main__":
+    report_user_errors(main)
