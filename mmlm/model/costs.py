@@ -36,8 +36,10 @@ def model_costs(
 
     FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for, forward
     only (backward is about twice as much), in eval mode: nothing is dropped. Causal attention counts in full, as in
-    the usual estimates. The decoder's are with its output head. Compute in the precision of the run (weights of
-    different types do not multiply without autocast); it does not change the count.
+    the usual estimates. The decoder's are with its output head. Other fused kernels (``nn.LSTM``) count as nothing.
+
+    Compute in the precision of the run: weights of different types do not multiply without autocast. It does not
+    change the count.
     """
     device = next(model.parameters()).device
     images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
@@ -78,11 +80,12 @@ def _countable(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode without gradients, every product visible to the counter; everything is as before afterwards.
 
     On CPU the counter (torch 2.14) knows neither the fused attention nor the fast path of ``nn.MultiheadAttention``:
-    both would count as nothing.
+    both would count as nothing. And it fails on a view of a trainable parameter that was made without gradients.
     """
     training = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fast = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    model.eval().requires_grad_(False)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
@@ -93,6 +96,8 @@ def _countable(model: nn.Module, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for parameter in trainable:
+            parameter.requires_grad = True
         # One by one: a frozen part may be in eval mode within a model that trains.
         for module, was_training in training:
             module.training = was_training

@@ -10,7 +10,7 @@ from mmlm.model.costs import model_costs
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
-from mmlm.model.protocols import EncoderOutput
+from mmlm.model.protocols import BridgeOutput, EncoderOutput
 
 IMAGE, PATCH, WIDTH, VOCABULARY, TOKENS, QUERIES, EMBEDDING = 16, 8, 12, 13, 8, 3, 6
 PATCHES = (IMAGE // PATCH) ** 2
@@ -115,6 +115,21 @@ def test_two_towers_count_though_torch_would_fuse_them():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+class ViewsOfQueries(AttentionalPooler):
+    """Hands a view of its own parameter to a module, as resamplers do."""
+
+    def forward(self, patches: Tensor) -> BridgeOutput:
+        self.query_norm(self.queries[None].expand(len(patches), -1, -1))
+        return super().forward(patches)
+
+
+def test_learned_queries_may_go_through_a_module():
+    model = make_model()
+    plain = model_costs(model, IMAGE, TOKENS)
+    model.bridge = ViewsOfQueries(WIDTH, (2, 2), WIDTH, num_heads=2, num_queries=QUERIES)
+    assert model_costs(model, IMAGE, TOKENS).flops["bridge"] == plain.flops["bridge"]
+
+
 def test_precision_does_not_change_the_count():
     with torch.autocast("cpu", torch.bfloat16):
         halves = model_costs(make_model(), IMAGE, TOKENS)
@@ -125,9 +140,10 @@ def test_precision_does_not_change_the_count():
 def test_counting_leaves_no_trace(monkeypatch, fails):
     """Not in the weights, the random numbers, what trains and what does not."""
     model = make_model(dropout=0.5).train()
-    model.encoder.eval()
+    model.encoder.eval().requires_grad_(False)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     training = [module.training for module in model.modules()]
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
     random = torch.get_rng_state()
     if fails:
         monkeypatch.setattr(model.bridge, "forward", lambda patches: 1 / 0)
@@ -136,6 +152,7 @@ def test_counting_leaves_no_trace(monkeypatch, fails):
     else:
         model_costs(model, IMAGE, TOKENS)
     assert [module.training for module in model.modules()] == training
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

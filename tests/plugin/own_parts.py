@@ -24,7 +24,9 @@ class PooledVit(nn.Module):
 
 
 class BagOfTokens(nn.Module):
-    """Embeds a caption by the mean of its tokens."""
+    """Embeds a caption by the mean of its tokens, whatever they are."""
+
+    vocabulary = None
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()

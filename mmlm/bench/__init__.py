@@ -1,0 +1,1 @@
+"""What parts cost: generated tables."""

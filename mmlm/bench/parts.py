@@ -1,0 +1,230 @@
+"""``python -m mmlm.bench parts``: parameters, FLOPs, memory and step time of every part, as a Markdown table.
+
+The whole model is held fixed and one slot varies. Timings of a busy machine are worth little by themselves, so every
+cell is timed in turn with the reference, and the table says how many times the reference it takes.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mmlm.bench.cells import SLOTS, chosen_options, compose_cell, options_of
+from mmlm.bench.measure import Trainer, build_trainer, take_turns
+from mmlm.build import choose_device
+from mmlm.cli import hydra_override, parse_key_values
+from mmlm.environment import device_name
+from mmlm.errors import UserError
+from mmlm.wording import did_you_mean
+
+WARM_UP = 2
+"""Steps before anything is measured."""
+
+
+@dataclass
+class PartsSettings:
+    """Measure every option of every slot in turn with the experiment's own choice, and print a Markdown table."""
+
+    experiment: str = "caption_base"
+    """The model that is held fixed, and the sizes of its data."""
+    slots: list[str] = field(default_factory=lambda: list(SLOTS))
+    """Slots to vary, one at a time."""
+    options: list[str] | None = None
+    """Only these options of the slots; null takes all that have a file in configs/."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of the experiment to change for all cells, such as [model.width=96,optim=adamw]; one with brackets of
+    its own stands in double quotes."""
+    batch_size: int | None = None
+    """Images a step, with one caption each; null takes the experiment's."""
+    vocab_size: int = 2000
+    """Tokens of the vocabulary: no tokenizer is fitted here."""
+    steps: int = 8
+    """Timed steps of each cell."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: str | None = None
+    """File to write the table to as well."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one cell."""
+
+    option: str
+    is_reference: bool
+    part: str
+    """Class of the part; empty where none stands in the slot."""
+    parameters: int
+    """Of the part."""
+    flops: int
+    """Of the part, forward, one image and one caption."""
+    model_flops: int
+    """Of the whole model."""
+    memory: int
+    """Bytes of a training step."""
+    memory_ratio: float
+    seconds: float
+    """Of a training step."""
+    seconds_ratio: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A cell that was not measured."""
+
+    option: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that every cell is compared with."""
+
+    overrides: Sequence[str]
+    """Its command line."""
+    options: Mapping[str, str]
+    """Its option in each slot."""
+    trainer: Trainer
+    memory: int
+    """Bytes of a training step, taken while no other model was there."""
+
+
+def main(argv: list[str]) -> int:
+    """Measures and prints the table; returns the exit status."""
+    settings, _ = parse_key_values(argv, PartsSettings)
+    _check(settings)
+    device = choose_device(settings.device)
+    base = [f"experiment={settings.experiment}", *map(hydra_override, settings.overrides)]
+    options, trainer = chosen_options(base), _build(base, settings, device)
+    reference = Reference(base, options, trainer, trainer.memory())
+    cells = [(slot, option) for slot in settings.slots for option in _options(slot, settings)]
+    tables: dict[str, list[Row | LeftOut]] = {slot: [] for slot in settings.slots}
+    for number, (slot, option) in enumerate(cells, start=1):
+        print(f"{number} of {len(cells)}: {slot}={option}", file=sys.stderr, flush=True)
+        tables[slot].append(_measure(slot, option, reference, settings))
+    text = "\n".join(_document(tables, reference, settings, argv))
+    print(text)
+    if settings.out is not None:
+        Path(settings.out).write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _check(settings: PartsSettings) -> None:
+    for slot in settings.slots:
+        if slot not in SLOTS:
+            raise UserError(f"slots: '{slot}' is no slot{did_you_mean(slot, SLOTS)}")
+    known = [option for slot in settings.slots for option in options_of(slot)]
+    for option in settings.options or ():
+        if option not in known:
+            raise UserError(
+                f"options: '{option}' is no option of {', '.join(settings.slots)}{did_you_mean(option, known)}"
+            )
+    for key in ("batch_size", "steps"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key}: {value} must be at least 1")
+    if settings.vocab_size < 10:
+        raise UserError(f"vocab_size: {settings.vocab_size} must be at least 10")
+    if settings.out is not None and (Path(settings.out).is_dir() or not Path(settings.out).parent.is_dir()):
+        raise UserError(f"out: {settings.out} must be a file in a folder that is there")
+
+
+def _options(slot: str, settings: PartsSettings) -> list[str]:
+    return [option for option in options_of(slot) if settings.options is None or option in settings.options]
+
+
+def _build(overrides: Sequence[str], settings: PartsSettings, device: torch.device) -> Trainer:
+    """A model of a command line, warmed up."""
+    config = compose_cell(overrides)
+    trainer = build_trainer(config, settings.batch_size or config.train.batch_size, settings.vocab_size, device)
+    for _ in range(WARM_UP):
+        trainer.step()
+    return trainer
+
+
+def _measure(slot: str, option: str, reference: Reference, settings: PartsSettings) -> Row | LeftOut:
+    """One cell, in turn with the reference. One that is refused, too large or to be downloaded is left out."""
+    try:
+        cell = _build([*reference.overrides, f"{slot}={option}"], settings, reference.trainer.device)
+        times = take_turns(reference.trainer, cell, settings.steps)
+        memory, costs = cell.memory(), cell.costs()
+    except UserError as error:
+        return LeftOut(option, str(error))
+    except torch.OutOfMemoryError:
+        return LeftOut(option, "does not fit the device's memory")
+    except OSError as error:  # what transformers and huggingface_hub raise for a file that is not here
+        return LeftOut(option, f"needs a file that is not here ({' '.join(str(error).split())})")
+    part = getattr(cell.model, slot)
+    return Row(
+        option=option,
+        is_reference=option == reference.options[slot],
+        part="" if part is None else type(part).__name__,
+        parameters=costs.parameters.get(slot, 0),
+        flops=costs.flops.get(slot, 0),
+        model_flops=sum(costs.flops.values()),
+        memory=memory,
+        memory_ratio=memory / reference.memory,
+        seconds=times.seconds,
+        seconds_ratio=times.ratio,
+    )
+
+
+def _document(
+    tables: Mapping[str, Sequence[Row | LeftOut]], reference: Reference, settings: PartsSettings, argv: Sequence[str]
+) -> Iterator[str]:
+    """The lines of the whole text."""
+    trainer = reference.trainer
+    data, train = trainer.config.data, trainer.config.train
+    yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'parts', *argv])}`"
+    yield ""
+    yield (
+        f"{device_name(trainer.device)}, PyTorch {torch.__version__}, {train.precision.name}. A batch of "
+        f"{len(trainer.batch.images)} random images of {data.image_size} pixels, each with a random caption of "
+        f"3 to {data.max_tokens} tokens out of {settings.vocab_size:,}."
+    )
+    yield f"Reference: {', '.join(f'{slot}={option}' for slot, option in reference.options.items())}; one slot varies."
+    yield (
+        "FLOPs: forward, one image and one caption of the longest length, a multiply-add is 2. Step: forward, backward "
+        f"and optimizer, median of {settings.steps}; ×: times the reference, timed in turn. The reference's own row is "
+        f"a second copy of it: how far its × is from 1 is the noise. Memory: {_memory_meaning(trainer.device)}."
+    )
+    for slot, rows in tables.items():
+        yield from _table(slot, rows)
+
+
+def _memory_meaning(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "peak of what PyTorch had allocated in a step"
+    return "parameters, gradients, optimizer state and what is saved for backward (no temporary values)"
+
+
+def _table(slot: str, rows: Sequence[Row | LeftOut]) -> Iterator[str]:
+    measured = [row for row in rows if isinstance(row, Row)]
+    left_out = [row for row in rows if isinstance(row, LeftOut)]
+    yield from ("", f"### {slot}")
+    if measured:
+        yield ""
+        yield f"| {slot} | class | parameters | MFLOPs | model MFLOPs | memory, MB | × | step, ms | × |"
+        yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
+        yield from map(_line, measured)
+    if left_out:
+        yield from ("", "Left out:", "")
+        yield from (f"- {row.option}: {row.reason}" for row in left_out)
+
+
+def _line(row: Row) -> str:
+    cells = (
+        f"**{row.option}** (reference)" if row.is_reference else row.option,
+        row.part or "none",
+        f"{row.parameters:,}",
+        f"{row.flops / 1e6:,.2f}",
+        f"{row.model_flops / 1e6:,.1f}",
+        f"{row.memory / 1e6:,.1f}",
+        f"{row.memory_ratio:.2f}",
+        f"{1000 * row.seconds:,.1f}",
+        f"{row.seconds_ratio:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
