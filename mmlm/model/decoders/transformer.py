@@ -10,16 +10,17 @@ from mmlm.errors import UserError
 from mmlm.flow import TEXT_ONLY
 from mmlm.model.blocks import (
     INIT_STD,
+    NORMS,
     AttentionRecord,
-    FeedForward,
+    FeedForwardKind,
     KeyValueCache,
     Layout,
-    MultiHeadAttention,
+    Norm,
     init_linears,
-    rotate,
     rows_of,
     sinusoidal_positions,
 )
+from mmlm.model.decoders.layers import DecoderLayer, LayerSettings
 from mmlm.model.protocols import Fusion, TextStates
 
 Positions = Literal["sinusoidal", "learned", "rotary"]
@@ -32,7 +33,7 @@ class DecoderCache:
     unimodal: list[KeyValueCache]
     multimodal: list[KeyValueCache]
     memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Cross-attention keys and values of each multimodal layer, float[B, H, M, D/H]; empty with a prefix."""
+    """Cross-attention keys and values of each multimodal layer, float[B, K, M, d]; empty with a prefix."""
     prefix: Tensor | None = None
     """float[B, M, D] still to be read before the first token; None afterwards and without a prefix."""
 
@@ -40,82 +41,6 @@ class DecoderCache:
     def num_tokens(self) -> int:
         """Text tokens read so far."""
         return self.unimodal[0].length
-
-
-class DecoderLayer(nn.Module):
-    """Pre-norm causal self-attention, then (with ``memory_width``) cross-attention, then feed-forward."""
-
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, rotary: bool, dropout: float, memory_width: int | None
-    ) -> None:
-        super().__init__()
-        self.rotary = rotary
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = MultiHeadAttention(width, num_heads)
-        self.cross_norm = nn.LayerNorm(width) if memory_width else None
-        self.cross_attention = MultiHeadAttention(width, num_heads, memory_width) if memory_width else None
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, mlp_ratio)
-        self.dropout = nn.Dropout(dropout)
-
-    def _self_attention(
-        self,
-        x: Tensor,
-        layout: Layout,
-        mask: Tensor | None,
-        cache: KeyValueCache | None,
-        record: AttentionRecord | None,
-    ) -> Tensor:
-        attention = self.self_attention
-        projected = torch.cat([attention.query(x), attention.key_value(x)], dim=-1)
-        queries, keys, values = (attention.heads(part) for part in layout.pad(projected).chunk(3, dim=-1))
-        offset = cache.length if cache else 0
-        if self.rotary:
-            queries, keys = rotate(queries, offset), rotate(keys, offset)
-        if cache is not None:
-            keys, values = cache.extend(keys, values)
-        out = attention.attend(queries, keys, values, mask=mask, causal=mask is None, record=record)
-        return attention.output(layout.pack(out))
-
-    def _cross_attention(
-        self,
-        x: Tensor,
-        layout: Layout,
-        memory: tuple[Tensor, Tensor],
-        image_index: Tensor | None,
-        record: AttentionRecord | None,
-    ) -> Tensor:
-        attention = self.cross_attention
-        keys, values = memory
-        queries = attention.heads(layout.pad(attention.query(self.cross_norm(x))))
-        if image_index is not None:
-            keys, values = rows_of(keys, image_index), rows_of(values, image_index)
-        out = attention.output(layout.pack(attention.attend(queries, keys, values, record=record)))
-        if image_index is not None:
-            has_image = (image_index != TEXT_ONLY).to(out.dtype)
-            out = out * layout.pack(has_image[:, None, None].expand(-1, layout.num_tokens, 1))
-        return out
-
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        memory: tuple[Tensor, Tensor] | None = None,
-        image_index: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        self_record: AttentionRecord | None = None,
-        cross_record: AttentionRecord | None = None,
-    ) -> Tensor:
-        """Packed states float[P, D] -> float[P, D].
-
-        ``memory`` holds this layer's cross-attention keys and values, float[B, H, M, D/H]; ``image_index`` int64[C]
-        says which row each caption reads (None: caption i reads row i); a text-only caption gets nothing from it.
-        """
-        x = x + self.dropout(self._self_attention(self.self_norm(x), layout, mask, cache, self_record))
-        if self.cross_attention is not None:
-            x = x + self.dropout(self._cross_attention(x, layout, memory, image_index, cross_record))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class TransformerDecoder(nn.Module):
@@ -133,9 +58,13 @@ class TransformerDecoder(nn.Module):
         memory_width: width of the bridge's memory, Dm.
         width: D.
         num_heads: attention heads, H.
+        num_key_value_heads: heads of keys and values, K; each serves H / K query heads in self- and cross-attention
+            (grouped-query attention, arXiv:2305.13245). None is H.
         unimodal_layers: layers before the image (>= 1).
         multimodal_layers: layers with the image (>= 1).
-        mlp_ratio: hidden units of the feed-forward, in widths.
+        feed_forward: ``gelu``, or gated ``swiglu`` (arXiv:2002.05202) of as many weights.
+        mlp_ratio: hidden units of the ``gelu`` feed-forward, in widths.
+        norm: ``layer_norm``, or ``rms_norm`` (arXiv:1910.07467) without mean and bias.
         fusion: how the memory enters.
         positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys,
             in prefix mode counting the prefix.
@@ -152,9 +81,12 @@ class TransformerDecoder(nn.Module):
         max_tokens: int,
         width: int = 192,
         num_heads: int = 4,
+        num_key_value_heads: int | None = None,
         unimodal_layers: int = 1,
         multimodal_layers: int = 1,
+        feed_forward: FeedForwardKind = "gelu",
         mlp_ratio: float = 4.0,
+        norm: Norm = "layer_norm",
         fusion: Fusion = "cross_attention",
         positions: Positions = "learned",
         tie_weights: bool = True,
@@ -183,15 +115,11 @@ class TransformerDecoder(nn.Module):
         if fusion == "prefix" and memory_width != width:
             self.prefix_projection = nn.Linear(memory_width, width)
 
-        def layers(count: int, memory: int | None) -> nn.ModuleList:
-            rotary = positions == "rotary"
-            return nn.ModuleList(
-                DecoderLayer(width, num_heads, mlp_ratio, rotary, dropout, memory) for _ in range(count)
-            )
-
-        self.unimodal_layers = layers(unimodal_layers, None)
-        self.multimodal_layers = layers(multimodal_layers, cross_width)
-        self.norm = nn.LayerNorm(width)
+        rotary = positions == "rotary"
+        layer = LayerSettings(width, num_heads, num_key_value_heads, feed_forward, mlp_ratio, norm, rotary, dropout)
+        self.unimodal_layers = nn.ModuleList(DecoderLayer(layer) for _ in range(unimodal_layers))
+        self.multimodal_layers = nn.ModuleList(DecoderLayer(layer, cross_width) for _ in range(multimodal_layers))
+        self.norm = NORMS[norm](width)
         self.head = nn.Linear(width, vocab_size, bias=False)
         init_linears(self, num_residual_layers=2 * unimodal_layers + (3 if cross_width else 2) * multimodal_layers)
         if self.position_embedding is not None:
@@ -263,7 +191,7 @@ class TransformerDecoder(nn.Module):
         layout = Layout.of_lengths(lengths, states.shape[1], self.packed)
         x = layout.pack(states)
         for layer in self.multimodal_layers:
-            keys_values = layer.cross_attention.keys_values(memory)
+            keys_values = layer.memory_keys_values(memory)
             x = layer(x, layout, memory=keys_values, image_index=image_index, cross_record=record)
         return self._real_positions(self.norm(x), layout, lengths)
 
@@ -317,7 +245,7 @@ class TransformerDecoder(nn.Module):
         if self.fusion == "prefix":
             cache.prefix = self._prefix(memory)
         else:
-            cache.memory = [layer.cross_attention.keys_values(memory) for layer in self.multimodal_layers]
+            cache.memory = [layer.memory_keys_values(memory) for layer in self.multimodal_layers]
         return cache
 
     def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:

@@ -15,6 +15,14 @@ from mmlm.model.decoders.transformer import TransformerDecoder
 FUSIONS = ("cross_attention", "prefix")
 POSITIONS = ("sinusoidal", "learned", "rotary")
 KINDS = list(itertools.product(FUSIONS, POSITIONS))
+VARIANTS = {
+    "swiglu": {"feed_forward": "swiglu"},
+    "rms_norm": {"norm": "rms_norm"},
+    "one key-value head": {"num_key_value_heads": 1},
+    "all": {"feed_forward": "swiglu", "norm": "rms_norm", "num_key_value_heads": 1, "positions": "rotary"},
+}
+"""Options that change the layers, by name."""
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 
 V, T, M, MEMORY_WIDTH, WIDTH = 13, 8, 3, 6, 8
 # 13 captions of 8 places, of which 50 are real: packing fills these up to 64 of 104 places.
@@ -272,24 +280,26 @@ def plain_decoder(decoder: TransformerDecoder, tokens: Tensor, memory: Tensor) -
     """One caption int64[t] with one image's memory float[M, Dm], by PyTorch's own attention -> logits float[t, V]."""
 
     def attend(attention: nn.Module, x: Tensor, source: Tensor, causal: bool) -> Tensor:
-        keys, values = attention.key_value.weight.chunk(2)
+        def every_head(parameters: Tensor) -> Tensor:
+            """Key or value rows as if each query head had its own."""
+            heads = parameters.unflatten(0, (-1, WIDTH // 2))
+            return nn.Parameter(heads.repeat_interleave(2 // len(heads), dim=0).flatten(0, 1))
+
+        keys, values = (every_head(rows) for rows in attention.key_value.weight.chunk(2))
+        biases = [every_head(rows) for rows in attention.key_value.bias.chunk(2)]
         reference = nn.MultiheadAttention(WIDTH, 2, kdim=source.shape[1], vdim=source.shape[1]).double()
         reference.in_proj_weight = None
         reference._qkv_same_embed_dim = False
-        reference.q_proj_weight, reference.k_proj_weight = attention.query.weight, nn.Parameter(keys)
-        reference.v_proj_weight = nn.Parameter(values)
-        reference.in_proj_bias = nn.Parameter(torch.cat([attention.query.bias, attention.key_value.bias]))
+        reference.q_proj_weight, reference.k_proj_weight = attention.query.weight, keys
+        reference.v_proj_weight = values
+        reference.in_proj_bias = nn.Parameter(torch.cat([attention.query.bias, *biases]))
         reference.out_proj.weight, reference.out_proj.bias = attention.output.weight, attention.output.bias
         mask = ~torch.ones(len(x), len(x), dtype=torch.bool).tril() if causal else None
         return reference(x, source, source, attn_mask=mask)[0]
 
     x = decoder.token_embedding.weight[tokens]
-    x = (
-        x
-        + (decoder.position_embedding if decoder.position_embedding is not None else decoder.fixed_positions)[
-            : len(tokens)
-        ]
-    )
+    table = decoder.position_embedding if decoder.position_embedding is not None else decoder.fixed_positions
+    x = x + table[: len(tokens)]
     skip = 0
     for number, layer in enumerate([*decoder.unimodal_layers, *decoder.multimodal_layers]):
         if number == len(decoder.unimodal_layers) and decoder.fusion == "prefix":
@@ -310,6 +320,44 @@ def test_the_decoder_is_the_architecture_it_says(fusion, positions):
     for c, length in enumerate(LENGTHS.tolist()):
         expected = plain_decoder(decoder, tokens[c, :length], memory[IMAGE_INDEX[c]])
         torch.testing.assert_close(logits[c, :length], expected, rtol=1e-10, atol=1e-10)
+
+
+@variants
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_variant_of_the_layers_is_the_architecture_it_says(fusion, variant):
+    decoder = make_decoder(fusion, **variant | {"positions": "learned"})
+    tokens, memory = make_tokens(), make_memory()
+    logits = padded(hidden_of(decoder, tokens, memory=memory)) @ decoder.head_weight.T
+    for c, length in enumerate(LENGTHS.tolist()):
+        expected = plain_decoder(decoder, tokens[c, :length], memory[IMAGE_INDEX[c]])
+        torch.testing.assert_close(logits[c, :length], expected, rtol=1e-10, atol=1e-10)
+
+
+@variants
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_variant_trains_all_parameters_packed_or_not(fusion, variant):
+    packed, plain = (run(make_decoder(fusion, packed=choice, **variant)) for choice in (True, False))
+    torch.testing.assert_close(packed.values, plain.values, rtol=1e-10, atol=1e-10)
+    assert all(gradient.abs().max() > 0 for gradient in packed.parameters.values())
+    torch.testing.assert_close(packed.parameters, plain.parameters, rtol=1e-10, atol=1e-10)
+
+
+@variants
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_variant_decodes_with_a_cache_as_without(fusion, variant):
+    decoder, memory, tokens = make_decoder(fusion, **variant), make_memory(), make_tokens()[:3]
+    expected = hidden_of(decoder, tokens, torch.full((3,), T), memory, torch.arange(3)) @ decoder.head_weight.T
+    cache = decoder.start_decoding(memory)
+    pieces = [decoder.decode(piece, cache) for piece in tokens.split([1, 2, T - 3], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1).flatten(0, 1), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_cache_holds_key_value_heads_only():
+    decoder, memory = make_decoder(num_key_value_heads=1), make_memory()
+    cache = decoder.start_decoding(memory)
+    decoder.decode(make_tokens()[:3, :2], cache)
+    held = [cache.unimodal[0].keys, cache.multimodal[1].values, cache.memory[0][0], cache.memory[1][1]]
+    assert [tensor.shape for tensor in held] == [(3, 1, n, WIDTH // 2) for n in (2, 2, M, M)]
 
 
 def test_tied_head_is_the_token_embedding():
@@ -372,6 +420,7 @@ def test_dropout_acts_in_training_only():
         ({"multimodal_layers": 0}, r"^decoder: unimodal_layers=2 and multimodal_layers=0 must both be at least 1"),
         ({"width": 6, "positions": "rotary"}, r"^decoder\.positions: rotary needs an even head width, not 6 / 2$"),
         ({"num_heads": 3}, r"^num_heads: 3 does not divide the width 8"),
+        ({"num_key_value_heads": 3}, r"^num_key_value_heads: 3 does not divide the 2 query heads"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(changes, message):
