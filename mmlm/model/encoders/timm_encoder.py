@@ -9,6 +9,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
+from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.protocols import EncoderOutput
 
 
@@ -82,6 +83,9 @@ class TimmVit(nn.Module):
         class_token: bool = True,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
+        pool: Pool | None = None,
+        keep_prefix_tokens: bool = False,
+        final_norm: bool = True,
         load_weights: bool = True,
     ) -> None:
         super().__init__()
@@ -122,18 +126,20 @@ class TimmVit(nn.Module):
         _check_patches(image_size, self.vit.patch_embed.patch_size[0])
         # Only patch tokens are used: an attention pool would be parameters that never see a gradient.
         self.vit.reset_classifier(0, "")
+        if not final_norm:
+            self.vit.norm, self.vit.fc_norm = nn.Identity(), nn.Identity()
         self.width = self.vit.embed_dim
         self.grid = tuple(self.vit.patch_embed.grid_size)
-        self.num_prefix_tokens, self.pooled_width = 0, None
-        settings = self.vit.pretrained_cfg
-        self.register_buffer("mean", 255 * torch.tensor(settings["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(settings["std"]).view(1, 3, 1, 1), persistent=False)
+        self.readout = Readout(self.vit.num_prefix_tokens, self.vit.has_class_token, pool, keep_prefix_tokens)
+        self.num_prefix_tokens = self.readout.num_kept
+        self.pooled_width = self.readout.pooled_width(self.width)
+        self.normalize = Normalize(self.vit.pretrained_cfg["mean"], self.vit.pretrained_cfg["std"])
 
     def forward(self, images: Tensor) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
-        tokens = self.vit.forward_features((images - self.mean) / self.std)
+        tokens = self.vit.forward_features(self.normalize(images))
         # timm moves the last norm behind the pooling (fc_norm) where an architecture averages; else it is the identity.
-        return EncoderOutput(self.vit.fc_norm(tokens[:, self.vit.num_prefix_tokens :]))
+        return self.readout(self.vit.fc_norm(tokens))
 
 
 def _check_patches(image_size: int, patch_size: int | None) -> None:

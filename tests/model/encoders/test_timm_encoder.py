@@ -29,7 +29,7 @@ def test_patch_tokens_come_out_without_class_token(class_token, stem):
     tokens = encoder(pixels(3, 32)).tokens
     assert tokens.shape == (3, 16, 16)
     assert tokens.dtype == torch.float32
-    whole = encoder.vit.forward_features((pixels(3, 32) - encoder.mean) / encoder.std)
+    whole = encoder.vit.forward_features(encoder.normalize(pixels(3, 32)))
     assert whole.shape[1] == 16 + class_token
 
 
@@ -80,6 +80,41 @@ def test_register_tokens_take_part_and_are_left_out():
         encoder.vit.reg_token.add_(torch.randn(encoder.vit.reg_token.shape))
     # The architecture scales its first updates by 1e-5.
     assert (encoder(images).tokens - before).abs().max() > 1e-8
+
+
+def test_tokens_before_the_last_norm_with_the_class_token_in_front():
+    """What CLIP's vision tower hands to CoCa's pooler."""
+    torch.manual_seed(0)
+    encoder = TimmVit(16, name="vit_base_patch32_clip_224", **SMALL, keep_prefix_tokens=True, final_norm=False).double()
+    vit, images = encoder.vit, pixels()
+    x = vit.patch_embed(encoder.normalize(images).double())
+    x = torch.cat([vit.cls_token.expand(2, -1, -1), x], dim=1) + vit.pos_embed
+    x = vit.norm_pre(x)
+    for block in vit.blocks:
+        x = x + block.attn(block.norm1(x))
+        x = x + block.mlp(block.norm2(x))
+    assert encoder.num_prefix_tokens == 1
+    out = encoder.double()(images)
+    torch.testing.assert_close(out.tokens, x, rtol=1e-10, atol=1e-10)
+    out.tokens.square().sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_the_mean_is_that_of_the_normalised_patches(class_token):
+    encoder = small(class_token=class_token, pool="mean")
+    out = encoder(pixels())
+    assert encoder.pooled_width == 16
+    torch.testing.assert_close(out.pooled, out.tokens.mean(1))
+    torch.testing.assert_close(out.tokens.mean(-1), torch.zeros(2, 4), rtol=0, atol=1e-5)
+
+
+def test_the_class_token_is_pooled_after_the_last_norm_as_timm_pools_it():
+    encoder = small(pool="cls")
+    expected = encoder.vit.pool(encoder.vit.forward_features(encoder.normalize(pixels())), "token")
+    torch.testing.assert_close(encoder(pixels()).pooled, expected)
+    with pytest.raises(UserError, match=r"^encoder\.pool: 'cls' needs a class token"):
+        small(pool="cls", class_token=False)
 
 
 @pytest.mark.parametrize(("patch_size", "layers"), [(2, 1), (4, 2), (8, 3), (16, 4)])

@@ -1,0 +1,73 @@
+"""What every image encoder shares: bytes to normalised floats, and a backbone's tokens to an encoder's output."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.model.protocols import EncoderOutput
+
+Pool = Literal["cls", "mean"]
+"""How an encoder pools: its class token, or the mean of its patch tokens."""
+
+
+class Normalize(nn.Module):
+    """uint8[B, 3, S, S] -> float32[B, 3, S, S]: ``(x / 255 - mean) / std``, each colour with its own."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Readout:
+    """From the tokens of a backbone to an encoder's output.
+
+    Args:
+        num_prefix_tokens: class and register tokens that the backbone puts in front of its patches.
+        has_class_token: whether the first of them is a class token.
+        pool: ``cls`` pools the class token, ``mean`` averages the patch tokens, None leaves pooling to the bridge.
+        keep_prefix_tokens: whether the prefix tokens stay in the output.
+
+    Raises:
+        UserError: ``cls`` without a class token; nothing to keep.
+    """
+
+    num_prefix_tokens: int
+    has_class_token: bool
+    pool: Pool | None
+    keep_prefix_tokens: bool
+
+    def __post_init__(self) -> None:
+        if self.pool == "cls" and not self.has_class_token:
+            raise UserError("encoder.pool: 'cls' needs a class token and this architecture has none; use mean or null")
+        if self.pool not in (None, "cls", "mean"):
+            raise UserError(f"encoder.pool: '{self.pool}' is not one of cls, mean, null")
+        if self.keep_prefix_tokens and self.num_prefix_tokens == 0:
+            raise UserError(
+                "encoder.keep_prefix_tokens: this architecture has no class or register tokens to keep; use false"
+            )
+
+    @property
+    def num_kept(self) -> int:
+        """Prefix tokens of the output."""
+        return self.num_prefix_tokens if self.keep_prefix_tokens else 0
+
+    def pooled_width(self, width: int) -> int | None:
+        """Width of the pooled vector of tokens that are ``width`` wide; None without pooling."""
+        return None if self.pool is None else width
+
+    def __call__(self, tokens: Tensor) -> EncoderOutput:
+        """float[B, prefix + N, D] -> tokens float[B, N or prefix + N, D] and pooled float[B, D] or None."""
+        patches = tokens[:, self.num_prefix_tokens :]
+        pooled = None
+        if self.pool is not None:
+            pooled = tokens[:, 0] if self.pool == "cls" else patches.mean(dim=1)
+        return EncoderOutput(tokens if self.keep_prefix_tokens else patches, pooled)
