@@ -14,7 +14,7 @@ FLOORS = {
     3: ("loop", "evaluation", "report"),
     4: ("parts", "config_errors", "config"),
     5: ("build",),
-    6: ("cli", "train", "evaluate", "caption"),
+    6: ("cli", "train", "evaluate", "caption", "convert"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py")

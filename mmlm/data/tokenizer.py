@@ -180,9 +180,9 @@ class BytePair:
 class OpenClip:
     """open_clip's CLIP tokenizer (49,408 ids, lower-cased, cleaned by ftfy), for its weights and for parity with it.
 
-    open_clip pads with 0, which is also the token ``!``. With ``own_padding`` padding is an id of its own, 49,408.
-    Without, it is 0 as there, so that the vocabulary has the 49,408 rows of open_clip's weights; what is padding is
-    known by a caption's length, so that a ``!`` is read, predicted and written all the same.
+    open_clip pads with 0, which is also a token (a ``!`` that a word goes on after). With ``own_padding`` padding is an
+    id of its own, 49,408. Without, it is 0 as there, so that the vocabulary has the 49,408 rows of open_clip's weights;
+    what is padding is known by a caption's length, so that token 0 is read, predicted and written all the same.
     Needs the optional package open_clip_torch, whose wheel holds the vocabulary. Languages share one start.
     """
 

@@ -9,7 +9,6 @@ from open_clip.coca_model import CoCa
 from open_clip.loss import CoCaLoss
 from torch import Tensor
 
-from mmlm.data.loader import EvaluationBatches
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Caption, View
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
@@ -175,3 +174,68 @@ def test_the_same_weights_give_the_same_losses_and_gradients(config, lengths):
     for name, (value, own) in gradients(theirs, ours).items():
         assert value.abs().max() > 0, name
         torch.testing.assert_close(own, value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("config", [TINY, SAME_WIDTH], ids=["tiny", "same width"])
+def test_there_and_back_is_exact(config):
+    theirs = theirs_of(config, torch.float32).state_dict()
+    ours = coca_from_open_clip(theirs, ours_of(config, torch.float32).model.state_dict())
+    back = coca_to_open_clip(ours, theirs[SCALE])
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[name], tensor) and back[name].is_contiguous() for name, tensor in theirs.items())
+
+
+def test_what_is_missing_or_unexpected_is_listed():
+    weights = theirs_of(TINY, torch.float32).state_dict()
+    ours = ours_of(TINY, torch.float32).model.state_dict()
+    for name in ("text.cls_emb", "visual.proj"):
+        del weights[name]
+    weights |= {f"extra.{i}": torch.zeros(1) for i in range(7)}
+    with pytest.raises(UserError) as refused:
+        coca_from_open_clip(weights, ours)
+    assert str(refused.value) == (
+        "the open_clip weights cannot be converted: it has no text.cls_emb, visual.proj and an unexpected extra.0, "
+        "extra.1, extra.2, extra.3, extra.4 and 2 more"
+    )
+    del ours["decoder.norm.weight"]
+    with pytest.raises(UserError, match=r"^the run cannot be converted: it has no decoder\.norm\.weight$"):
+        coca_to_open_clip(ours, torch.zeros(()))
+
+
+def test_weights_of_another_size_are_refused():
+    weights = theirs_of(TINY, torch.float32).state_dict()
+    weights["visual.positional_embedding"] = torch.zeros(10, 24)
+    with pytest.raises(UserError, match=r"'encoder\.vit\.pos_embed' are \[1, 10, 24\] and the model's \[1, 5, 24\]"):
+        coca_from_open_clip(weights, ours_of(TINY, torch.float32).model.state_dict())
+
+
+def test_the_padding_token_of_open_clip_trains_through_the_shifted_mask():
+    """Id 0 stands in no caption here: its embedding is read by the class token alone, in both models."""
+    theirs, ours = same_weights(TINY, torch.float64)
+    batch = batch_of(TINY, [5, 9])
+    run_theirs(theirs, ours.model.encoder.normalize(batch.images), batch.tokens)
+    run_ours(ours, batch)
+    own = ours.model.decoder.token_embedding.weight.grad[0]
+    assert own.abs().max() > 1e-6
+    torch.testing.assert_close(own, theirs.text.token_embedding.weight.grad[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_coca_vit_b_32_agrees_in_float32():
+    config = get_model_config("coca_ViT-B-32")
+    theirs, ours = same_weights(config, torch.float32)
+    batch = batch_of(config, [9, 14, 76, 5])
+    expected = run_theirs(theirs, ours.model.encoder.normalize(batch.images), batch.tokens)
+    found = run_ours(ours, batch)
+    for name in ("contrastive", "captioning"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5, msg=name)
+    for name in ("image", "text", "logits"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4, msg=name)
+    pairs = gradients(theirs, ours)
+    whole = torch.stack([value.norm() for value, _ in pairs.values()]).norm()
+    assert torch.stack([(own - value).norm() for value, own in pairs.values()]).norm() < 1e-4 * whole
+    for name, (value, own) in pairs.items():
+        assert value.norm() > 0, name
+        # With random weights attention is all but even, and the gradients of its queries (1e-7 of the whole) are the
+        # differences of equal numbers: float32 has no four digits of them.
+        assert (own - value).norm() < 1e-4 * torch.maximum(value.norm(), 1e-4 * whole), name

@@ -28,7 +28,7 @@ Positions = Literal["sinusoidal", "learned", "rotary"]
 TextPooling = Literal["end", "cls", "cls_shifted_mask"]
 
 OPEN_CLIP_PAD = 0
-"""open_clip's padding id, which it shares with the token ``!``."""
+"""open_clip's padding id, which is also a token (a ``!`` that a word goes on after)."""
 
 
 @dataclass
