@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights
@@ -308,9 +307,10 @@ def initialise_from(train_step: TrainStep, config: Config) -> None:
 def _fitted(key: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
     if old.shape == new.shape:
         return old
-    if key == "encoder.vit.pos_embed" and old.shape[-1] == new.shape[-1]:
-        prefix = model.encoder.vit.num_prefix_tokens
-        return resample_abs_pos_embed(old, list(model.encoder.grid), num_prefix_tokens=prefix)
+    part, _, name = key.partition(".")
+    resized = model.encoder.resized(name, old) if part == "encoder" else None
+    if resized is not None:
+        return resized
     raise UserError(
         f"init_from: '{key}' is {list(old.shape)} in that run and {list(new.shape)} here; leave "
         f"'{key.split('.')[0]}' out of init_from.parts or build it alike"

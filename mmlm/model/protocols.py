@@ -41,6 +41,10 @@ class Encoder(Protocol):
         """uint8[B, 3, S, S] -> tokens and, if ``pooled_width`` is set, the pooled vector."""
         ...
 
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """The parameter ``name`` of an encoder of another grid, ``old``, at this one's; None if it is no positions."""
+        ...
+
 
 @dataclass(frozen=True)
 class BridgeOutput:

@@ -9,7 +9,18 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
+from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
+from mmlm.model.encoders.timm_backbone import (
+    check_name,
+    check_rates,
+    check_registers,
+    check_sources,
+    create_pretrained,
+    head_keys,
+    keep_patch_order,
+    load_file,
+)
 from mmlm.model.protocols import EncoderOutput
 
 
@@ -63,11 +74,30 @@ class ConvolutionalStem(nn.Module):
 class TimmVit(nn.Module):
     """Any timm Vision Transformer (arXiv:2010.11929) by name, without its head: patch tokens after the last norm.
 
-    ``width``, ``depth`` and ``num_heads`` override the named architecture (not with ``pretrained``); ``stem`` is the
-    usual ``patch`` projection or ``convolution`` (``ConvolutionalStem``). Class and register tokens, where the
-    architecture has them, take part in attention and are left out of the result. Without pretrained weights the linear
-    layers start Xavier-uniform, as in the reference implementation (timm's ``weight_init="jax"``; timm's own default,
-    normal(0, 0.02), shrinks signals in narrow models).
+    Class and register tokens, where the architecture has them, take part in attention. Without pretrained weights the
+    linear layers start Xavier-uniform, as in the reference implementation (timm's ``weight_init="jax"``; timm's own
+    default, normal(0, 0.02), shrinks signals in narrow models).
+
+    Args:
+        image_size: pixels a side, S.
+        name: timm's name of the architecture, with or without the tag of its weights.
+        pretrained: load the weights that timm publishes under that name.
+        weights: file of weights to load: safetensors, or .pth or .bin. Positions are resized to the grid, here and with
+            ``pretrained``.
+        patch_size, width, depth, num_heads: override the architecture (all but the first not with ``pretrained``).
+        stem: the usual ``patch`` projection or ``convolution`` (``ConvolutionalStem``).
+        class_token: false builds the architecture without one.
+        registers: register tokens (arXiv:2309.16588); None keeps the architecture's own number.
+        drop_path: stochastic depth (arXiv:1603.09382): probability of leaving out the last block, less before it.
+        patch_dropout: share of patches left out while training (FLIP, arXiv:2212.00794). N is then smaller in training;
+            the patches that stay keep their order. Not for a bridge that lays patches out on the grid.
+        pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
+        keep_prefix_tokens: leave class and register tokens in front of the patches.
+        final_norm: false gives (and pools) tokens before the last norm, as CoCa's pooler reads them.
+        load_weights: false builds the architecture without its weights.
+
+    Raises:
+        UserError: what the architecture or its weights do not take.
     """
 
     def __init__(
@@ -75,12 +105,14 @@ class TimmVit(nn.Module):
         image_size: int,
         name: str = "vit_tiny_patch16_224",
         pretrained: bool = False,
+        weights: str | None = None,
         patch_size: int | None = None,
         width: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
         stem: str = "patch",
         class_token: bool = True,
+        registers: int | None = None,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
         pool: Pool | None = None,
@@ -89,45 +121,38 @@ class TimmVit(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        if name not in timm.list_models(name, pretrained=False) and name not in timm.list_pretrained(name):
-            near = timm.list_models(f"{name.split('_')[0]}*")[:6]
-            some = ", ".join(near) or "vit_tiny_patch16_224"
-            raise UserError(f"encoder.name: timm has no model '{name}'; it has for example {some}")
-        changes = {"embed_dim": width, "depth": depth, "num_heads": num_heads, "patch_size": patch_size}
-        changes = {key: value for key, value in changes.items() if value is not None}
+        check_name(name)
+        check_sources(pretrained, weights)
+        check_rates(drop_path, patch_dropout)
+        sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads}
+        sizes = {key: value for key, value in sizes.items() if value is not None}
         if stem not in ("patch", "convolution"):
             raise UserError(f"encoder.stem: '{stem}' is not one of patch, convolution")
-        if pretrained and (changes.keys() - {"patch_size"} or stem != "patch" or not class_token):
-            fixed = "width, depth, num_heads, stem and class_token"
+        if pretrained and (sizes or stem != "patch" or not class_token or registers is not None):
+            fixed = "width, depth, num_heads, stem, class_token and registers"
             raise UserError(f"encoder.pretrained: pretrained weights fix {fixed}; leave them at their defaults")
+        _check_patches(image_size, patch_size)
+        changes: dict[str, object] = {**sizes}
+        if patch_size is not None:
+            changes["patch_size"] = patch_size
+        if registers is not None:
+            changes["reg_tokens"] = registers
         if stem == "convolution":
             changes["embed_layer"] = ConvolutionalStem
         if not class_token:
             changes |= {"class_token": False, "global_pool": "avg"}
-        _check_patches(image_size, patch_size)
-        try:
-            self.vit = timm.create_model(
-                name,
-                pretrained=pretrained and load_weights,
-                img_size=image_size,
-                num_classes=0,
-                drop_path_rate=drop_path,
-                patch_drop_rate=patch_dropout,
-                weight_init="" if pretrained else "jax",
-                **changes,
-            )
-        except TypeError as error:
-            raise UserError(f"encoder.name: timm's '{name}' is no plain ViT ({error})") from error
-        except (AssertionError, ZeroDivisionError) as error:
-            given = f"width={width}, depth={depth}, num_heads={num_heads}"
-            raise UserError(f"encoder: timm's '{name}' does not take {given} ({error})") from error
-        if not isinstance(self.vit, VisionTransformer):
-            raise UserError(f"encoder.name: '{name}' is a {type(self.vit).__name__}; this encoder takes timm ViTs")
+        changes |= {"drop_path_rate": drop_path, "patch_drop_rate": patch_dropout}
+        self.vit = _create_vit(name, pretrained and load_weights, "" if pretrained else "jax", image_size, changes)
         _check_patches(image_size, self.vit.patch_embed.patch_size[0])
-        # Only patch tokens are used: an attention pool would be parameters that never see a gradient.
+        check_registers(self.vit, registers)
+        full = self.vit.state_dict().keys()
+        # Only tokens are used: an attention pool would be parameters that never see a gradient.
         self.vit.reset_classifier(0, "")
+        if weights is not None and load_weights:
+            load_file(self.vit, weights, head_keys(self.vit, full))
         if not final_norm:
             self.vit.norm, self.vit.fc_norm = nn.Identity(), nn.Identity()
+        keep_patch_order(self.vit, patch_dropout)
         self.width = self.vit.embed_dim
         self.grid = tuple(self.vit.patch_embed.grid_size)
         self.readout = Readout(self.vit.num_prefix_tokens, self.vit.has_class_token, pool, keep_prefix_tokens)
@@ -140,6 +165,33 @@ class TimmVit(nn.Module):
         tokens = self.vit.forward_features(self.normalize(images))
         # timm moves the last norm behind the pooling (fc_norm) where an architecture averages; else it is the identity.
         return self.readout(self.vit.fc_norm(tokens))
+
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
+        if name != "vit.pos_embed" or self.vit.pos_embed is None:
+            return None
+        return resized_positions(old, self.vit.pos_embed, self.grid)
+
+
+def _create_vit(
+    name: str, pretrained: bool, weight_init: str, image_size: int, changes: dict[str, object]
+) -> VisionTransformer:
+    """timm's ViT; UserError for another kind of model and for sizes that do not go together."""
+    create = create_pretrained if pretrained else timm.create_model
+    try:
+        vit = create(name, img_size=image_size, num_classes=0, weight_init=weight_init, **changes)
+    except TypeError as error:
+        raise UserError(
+            f"encoder.name: timm's '{name}' is no plain ViT ({error}); encoder=timm takes any timm model"
+        ) from error
+    except (AssertionError, ZeroDivisionError) as error:
+        sizes = {"width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
+        given = ", ".join(f"{ours}={changes.get(theirs)}" for ours, theirs in sizes.items())
+        raise UserError(f"encoder: timm's '{name}' does not take {given} ({error})") from error
+    if not isinstance(vit, VisionTransformer):
+        kind = type(vit).__name__
+        raise UserError(f"encoder.name: '{name}' is a {kind} and this encoder takes timm ViTs; use encoder=timm")
+    return vit
 
 
 def _check_patches(image_size: int, patch_size: int | None) -> None:

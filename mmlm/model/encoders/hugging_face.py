@@ -1,0 +1,230 @@
+"""Vision towers of the Hugging Face transformers library."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, ImageProcessingMixin, PretrainedConfig, PreTrainedModel
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+
+from mmlm.errors import UserError
+from mmlm.model.encoders.positions import resized_positions
+from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
+from mmlm.model.encoders.unused import leave_out_unused, unused_parameters
+from mmlm.model.protocols import EncoderOutput
+from mmlm.wording import did_you_mean
+
+_CLIP = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+_HALF = (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
+_COLOURS: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {
+    "clip_vision_model": _CLIP,
+    "chinese_clip_vision_model": _CLIP,
+    "siglip_vision_model": _HALF,
+    "vit": _HALF,
+    "beit": _HALF,
+    "ijepa": _HALF,
+}
+"""Mean and deviation of a family's images, by model type; ImageNet's for any other (DINOv2, DINOv3, DeiT)."""
+_CLIP_NORM = "post_layernorm"
+"""The last norm of CLIP's tower, which transformers applies to the class token only."""
+
+
+class HuggingFaceVision(nn.Module):
+    """A Hugging Face vision Transformer with one token a patch: CLIP, SigLIP, ViT, DeiT, DINOv2, DINOv3, BEiT, I-JEPA.
+
+    Tokens are those after the last norm. Poolers, mask tokens and other parameters that the tokens do not depend on are
+    left out. Of a CLIP or SigLIP checkpoint (its config has a ``vision_config``) the vision tower alone is taken.
+    Positions are resized to ``image_size`` bicubically, as transformers' own ``interpolate_pos_encoding`` does, but
+    once and not in every pass.
+
+    Args:
+        image_size: pixels a side, S.
+        name_or_path: hub id or folder of a pretrained model. With ``load_weights`` false only its config is read.
+        architecture: transformers' model type, such as ``clip_vision_model``, ``dinov2`` or ``vit``, to start from
+            random weights (as transformers starts them); in place of ``name_or_path``.
+        settings: of the architecture's config, such as ``{hidden_size: 64, num_hidden_layers: 2}``.
+        pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
+        keep_prefix_tokens: leave class and register tokens in front of the patches.
+        load_weights: false builds the architecture without its weights.
+
+    Raises:
+        UserError: a model that cannot be had, is no vision Transformer, or does not take ``settings`` or the image.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        name_or_path: str | None = None,
+        architecture: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        pool: Pool | None = None,
+        keep_prefix_tokens: bool = False,
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        if (name_or_path is None) == (architecture is None):
+            raise UserError("encoder.name_or_path: give either a pretrained model or encoder.architecture, not both")
+        if name_or_path is not None and settings:
+            raise UserError("encoder.settings: a pretrained model has its own; leave it at null")
+        if name_or_path is not None:
+            config = _pretrained_config(name_or_path)
+        else:
+            config = _new_config(str(architecture), settings or {})
+        key = "name_or_path" if architecture is None else "architecture"
+        side = _check_patches(config, image_size, key)
+        own_size = config.image_size
+        config.image_size = image_size
+        self.grid, self.width = (side, side), config.hidden_size
+        with torch.device("meta"):
+            trial = _build(config, key).eval()
+        prefix, unused = self._try(trial, image_size, key)
+        norm = next((name for name in unused if name.endswith(f"{_CLIP_NORM}.weight")), None)
+        self._late_norm = None if norm is None else norm.removesuffix(".weight")
+        self.tower = _build(config, key)
+        if name_or_path is not None and load_weights:
+            _load(self.tower, name_or_path, own_size, self.grid)
+        leave_out_unused(self.tower, [name for name in unused if _CLIP_NORM not in name])
+        self.readout = Readout(prefix, prefix > 0, pool, keep_prefix_tokens)
+        self.num_prefix_tokens = self.readout.num_kept
+        self.pooled_width = self.readout.pooled_width(self.width)
+        self.normalize = Normalize(*_colours(config, name_or_path))
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the model's own mean and deviation."""
+        tokens = self.tower(pixel_values=self.normalize(images)).last_hidden_state
+        if self._late_norm is not None:
+            tokens = self.tower.get_submodule(self._late_norm)(tokens)
+        return self.readout(tokens)
+
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
+        if "position" not in name:
+            return None
+        return resized_positions(old, self.get_parameter(name), self.grid, antialias=False)
+
+    def _try(self, trial: PreTrainedModel, image_size: int, key: str) -> tuple[int, list[str]]:
+        """Runs ``trial`` on the meta device: its prefix tokens, and the parameters its tokens do not depend on."""
+        with torch.enable_grad():
+            try:
+                images = torch.zeros(1, 3, image_size, image_size, device="meta")
+                tokens = trial(pixel_values=images).last_hidden_state
+            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+                raise _no_tower(trial, key, one_line(error)) from error
+            prefix = tokens.shape[1] - self.grid[0] * self.grid[1] if tokens.ndim == 3 else -1
+            if prefix < 0:
+                shape = list(tokens.shape[1:])
+                raise _no_tower(trial, key, f"tokens of shape {shape}, with {self.grid[0]} x {self.grid[1]} patches")
+            return prefix, unused_parameters(trial, tokens)
+
+
+def _pretrained_config(name_or_path: str) -> PretrainedConfig:
+    """The config of a checkpoint, or of the vision tower in it."""
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
+    return getattr(config, "vision_config", config)
+
+
+def _new_config(architecture: str, settings: Mapping[str, Any]) -> PretrainedConfig:
+    """A config of ``architecture`` with ``settings``; transformers itself would take any key in silence."""
+    try:
+        known = AutoConfig.for_model(architecture).to_dict()
+    except ValueError as error:
+        raise UserError(
+            f"encoder.architecture: transformers has no model type '{architecture}'; it has for example "
+            "clip_vision_model, siglip_vision_model, vit, dinov2"
+        ) from error
+    for name in settings:
+        if name == "image_size":
+            raise UserError("encoder.settings.image_size: has a key of its own; set data.image_size")
+        if name not in known:
+            raise UserError(f"encoder.settings.{name}: '{architecture}' has none{did_you_mean(name, known)}")
+    try:
+        config = AutoConfig.for_model(architecture, **settings)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"encoder.settings: '{architecture}' does not take these ({one_line(error)})") from error
+    values = config.to_dict()
+    width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width % heads:  # some architectures would round down
+        raise UserError(f"encoder.settings.num_attention_heads: {heads} does not divide hidden_size {width}")
+    return config
+
+
+def _check_patches(config: PretrainedConfig, image_size: int, key: str) -> int:
+    """Patches a side; UserError unless it is a vision Transformer whose patches tile the image."""
+    sizes = {"patch_size", "image_size", "hidden_size"}
+    values = config.to_dict()
+    if not all(isinstance(values.get(size), int) for size in sizes):
+        raise UserError(
+            f"encoder.{key}: '{config.model_type}' is no vision Transformer with square patches; choose one that is, "
+            "or encoder=timm for other architectures"
+        )
+    if image_size % config.patch_size:
+        raise UserError(
+            f"data.image_size: {image_size} is not a multiple of {config.patch_size}, the patch size of this "
+            f"'{config.model_type}'; use one that is"
+        )
+    return image_size // config.patch_size
+
+
+def _build(config: PretrainedConfig, key: str) -> PreTrainedModel:
+    """The model of a config in float32, with random weights, in training mode."""
+    try:
+        return AutoModel.from_config(config, dtype=torch.float32).train()
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"encoder.{key}: transformers builds no '{config.model_type}' of these settings ({one_line(error)})"
+        ) from error
+
+
+def _load(tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tuple[int, int]) -> None:
+    """Copies the weights of a checkpoint, saved for ``image_size``, into ``tower``, with positions at ``grid``."""
+    config = type(tower.config).from_dict(tower.config.to_dict() | {"image_size": image_size})
+    try:
+        source, report = type(tower).from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
+    # A pooler that was not saved with a tower is left out anyway.
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith(("pooler.", "head.")))
+    if missing:
+        raise UserError(f"encoder.name_or_path: '{name_or_path}' has no weights for {', '.join(missing[:6])}")
+    state, target = source.state_dict(), tower.state_dict()
+    for name, value in target.items():
+        if state[name].shape != value.shape:
+            resized = resized_positions(state[name], value, grid, antialias=False)
+            if resized is None:
+                raise UserError(
+                    f"data.image_size: '{name}' of '{name_or_path}' cannot be resized; use {image_size}, its own size"
+                )
+            state[name] = resized
+    tower.load_state_dict(state)
+
+
+def _colours(config: PretrainedConfig, name_or_path: str | None) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the images: those a checkpoint was saved with, else its family's."""
+    own = _COLOURS.get(config.model_type, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    if name_or_path is None:
+        return own
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+    except OSError:  # it was saved without
+        return own
+    return settings.get("image_mean") or own[0], settings.get("image_std") or own[1]
+
+
+def _no_tower(model: PreTrainedModel, key: str, reason: str) -> UserError:
+    kind = type(model).__name__
+    return UserError(f"encoder.{key}: a {kind} gives no tokens of image patches ({reason}); choose a vision tower")

@@ -1,0 +1,235 @@
+"""Any timm model as an image encoder: its last features, read row by row."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models import Eva, VisionTransformer
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.model.encoders.positions import resized_positions
+from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
+from mmlm.model.encoders.timm_backbone import (
+    check_name,
+    check_rates,
+    check_registers,
+    check_sources,
+    create_pretrained,
+    head_keys,
+    keep_patch_order,
+    load_file,
+)
+from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
+from mmlm.model.protocols import EncoderOutput
+
+_OURS = {
+    "img_size": "data.image_size",
+    "drop_path_rate": "encoder.drop_path",
+    "patch_drop_rate": "encoder.patch_dropout",
+    "reg_tokens": "encoder.registers",
+    "num_reg_tokens": "encoder.registers",
+    "final_norm": "encoder.final_norm",
+    "pretrained": "encoder.pretrained",
+}
+"""Arguments of timm's constructors that have a key of their own."""
+_LAST_NORMS = ("norm", "fc_norm", "head.norm")
+"""Where timm's architectures keep their last norm: before the pooling, or (the other two) behind it."""
+
+
+class TimmEncoder(nn.Module):
+    """The last features of any timm model by name, without its head: ViT, DeiT, SigLIP, DINOv2, DINOv3, EVA-02, Swin,
+    ConvNeXt, ResNet, EfficientNet and more.
+
+    A feature map [B, D, R, C] (or [B, R, C, D]) becomes R * C patch tokens, row by row. Random weights start as timm
+    starts them. Modules that only serve the architecture's own head are left out; where the last norm stands behind its
+    pooling (ConvNeXt, EVA-02), it is applied to each token.
+
+    Args:
+        image_size: pixels a side, S; a multiple of the pixels that a token spans.
+        name: timm's name of the architecture, with or without the tag of its weights.
+        settings: arguments of the architecture's own constructor, such as ``{depths: [2, 2], dims: [32, 64]}``; not
+            with ``pretrained``.
+        pretrained: load the weights that timm publishes under that name.
+        weights: file of weights to load: safetensors, or .pth or .bin. Positions are resized to the grid, here and with
+            ``pretrained``.
+        registers: register tokens (arXiv:2309.16588) of a ViT or EVA; None keeps the architecture's own number.
+        drop_path: stochastic depth (arXiv:1603.09382): probability of leaving out the last block, less before it.
+        patch_dropout: share of patches that a ViT or EVA leaves out while training (FLIP, arXiv:2212.00794). N is then
+            smaller in training; the patches that stay keep their order. Not for a bridge that lays patches out on the
+            grid.
+        pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
+        keep_prefix_tokens: leave class, distillation and register tokens in front of the patches.
+        final_norm: false gives (and pools) tokens before the last norm.
+        load_weights: false builds the architecture without its weights.
+
+    Raises:
+        UserError: what the architecture or its weights do not take; features that are no grid of tokens.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        name: str = "vit_tiny_patch16_224",
+        settings: Mapping[str, Any] | None = None,
+        pretrained: bool = False,
+        weights: str | None = None,
+        registers: int | None = None,
+        drop_path: float = 0.0,
+        patch_dropout: float = 0.0,
+        pool: Pool | None = None,
+        keep_prefix_tokens: bool = False,
+        final_norm: bool = True,
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        check_name(name)
+        check_sources(pretrained, weights)
+        check_rates(drop_path, patch_dropout)
+        _check_settings(settings or {}, pretrained, registers)
+        arguments = dict(settings or {})
+        if timm.get_pretrained_cfg(name).fixed_input_size:
+            arguments["img_size"] = image_size
+        with torch.device("meta"):
+            trial = _create(name, arguments)
+            check_registers(trial, registers)
+            options = _options(trial, name, registers, drop_path, patch_dropout)
+            if options:
+                arguments |= options
+                trial = _create(name, arguments)
+        norms = [path for path in _LAST_NORMS if _has_norm(trial, path)]
+        if not final_norm and not norms:
+            raise UserError(f"encoder.final_norm: timm's '{name}' has no last norm to leave out; use true")
+        self._late_norms = tuple(path for path in norms if path != "norm") if final_norm else ()
+        if not final_norm:
+            leave_out(trial, norms)
+        shape, unused = self._try(trial, name, image_size)
+
+        create = create_pretrained if pretrained and load_weights else timm.create_model
+        self.backbone = create(name, num_classes=0, **arguments)
+        full = self.backbone.state_dict().keys()
+        leave_out_unused(self.backbone, unused)
+        if weights is not None and load_weights:
+            load_file(self.backbone, weights, head_keys(self.backbone, full))
+        if not final_norm:
+            leave_out(self.backbone, norms)
+        keep_patch_order(self.backbone, patch_dropout)
+        prefix = getattr(self.backbone, "num_prefix_tokens", 0)
+        self.grid, self.width = _grid(shape, prefix, image_size, self.backbone, name)
+        has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None
+        self.readout = Readout(prefix, has_class_token, pool, keep_prefix_tokens)
+        self.num_prefix_tokens = self.readout.num_kept
+        self.pooled_width = self.readout.pooled_width(self.width)
+        self.normalize = Normalize(self.backbone.pretrained_cfg["mean"], self.backbone.pretrained_cfg["std"])
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
+        return self.readout(self._tokens(self.backbone, self.normalize(images)))
+
+    def resized(self, name: str, old: Tensor) -> Tensor | None:
+        """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
+        if name != "backbone.pos_embed":
+            return None
+        return resized_positions(old, self.backbone.pos_embed, self.grid)
+
+    def _tokens(self, backbone: nn.Module, images: Tensor) -> Tensor:
+        """float[B, 3, S, S] -> float[B, prefix + N, D]."""
+        features = backbone.forward_features(images)
+        for path in self._late_norms:
+            features = backbone.get_submodule(path)(features)
+        if features.ndim == 3:
+            return features
+        return features.flatten(1, 2) if _channels_last(backbone) else features.flatten(2).transpose(1, 2)
+
+    def _try(self, trial: nn.Module, name: str, image_size: int) -> tuple[tuple[int, ...], list[str]]:
+        """Runs ``trial`` on the meta device: the shape of its features, and parameters its tokens do not depend on."""
+        trial.eval()
+        images = torch.zeros(1, 3, image_size, image_size, device="meta")
+        with torch.enable_grad():
+            try:
+                shape = tuple(trial.forward_features(images).shape)
+                tokens = self._tokens(trial, images)
+            except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                raise UserError(
+                    f"encoder.name: timm's '{name}' gives no features of {image_size}-pixel images "
+                    f"({one_line(error)}); choose another data.image_size or architecture"
+                ) from error
+            return shape, unused_parameters(trial, tokens)
+
+
+def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: int | None) -> None:
+    if pretrained and (settings or registers is not None):
+        raise UserError("encoder.pretrained: pretrained weights fix settings and registers; leave them at null")
+    for key in settings:
+        if key in _OURS:
+            raise UserError(f"encoder.settings.{key}: has a key of its own; set {_OURS[key]}")
+        if key in ("num_classes", "in_chans", "global_pool"):
+            raise UserError(f"encoder.settings.{key}: is not free: the encoder reads colour images and has no head")
+
+
+def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """timm's architecture with random weights; UserError for arguments that it does not take."""
+    try:
+        return timm.create_model(name, num_classes=0, **arguments)
+    except (TypeError, AssertionError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "its own sizes"
+        raise UserError(f"encoder.settings: timm's '{name}' does not take {given} ({one_line(error)})") from error
+
+
+def _options(
+    plain: nn.Module, name: str, registers: int | None, drop_path: float, patch_dropout: float
+) -> dict[str, Any]:
+    """Our options by the names that timm's constructor has for them; UserError for one that it cannot honour."""
+    known = inspect.signature(type(plain)).parameters
+    is_vit = isinstance(plain, VisionTransformer | Eva)
+    register_argument = "num_reg_tokens" if isinstance(plain, Eva) else "reg_tokens"
+    wanted = {
+        "registers": (registers, register_argument, is_vit),
+        "drop_path": (drop_path or None, "drop_path_rate", "drop_path_rate" in known),
+        "patch_dropout": (patch_dropout or None, "patch_drop_rate", is_vit),
+    }
+    arguments = {}
+    for option, (value, argument, is_known) in wanted.items():
+        if value is None:
+            continue
+        if not is_known:
+            kind, default = type(plain).__name__, "null" if option == "registers" else "0.0"
+            raise UserError(f"encoder.{option}: timm's '{name}' is a {kind}, which has none; use {default}")
+        arguments[argument] = value
+    return arguments
+
+
+def _has_norm(backbone: nn.Module, path: str) -> bool:
+    """Whether a norm of the features is there, and neither a stand-in nor one of something wider in the head."""
+    modules = dict(backbone.named_modules())
+    if path not in modules or isinstance(modules[path], nn.Identity):
+        return False
+    scale = next(modules[path].parameters(), None)
+    return scale is None or len(scale) == backbone.num_features
+
+
+def _channels_last(backbone: nn.Module) -> bool:
+    return str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
+
+
+def _grid(
+    shape: tuple[int, ...], prefix: int, image_size: int, backbone: nn.Module, name: str
+) -> tuple[tuple[int, int], int]:
+    """Rows and columns, and the width, of features of ``shape``; UserError unless they tile the image."""
+    pixels = backbone.feature_info[-1]["reduction"]
+    if image_size % pixels:
+        spans = f"the pixels that a token of timm's '{name}' spans"
+        raise UserError(f"data.image_size: {image_size} is not a multiple of {pixels}, {spans}; use one that is")
+    side = image_size // pixels
+    if len(shape) == 3 and shape[1] == prefix + side * side:
+        return (side, side), shape[2]
+    if len(shape) == 4:
+        rows, columns, width = shape[1:] if _channels_last(backbone) else (shape[2], shape[3], shape[1])
+        if (rows, columns) == (side, side):
+            return (side, side), width
+    raise UserError(
+        f"encoder.name: timm's '{name}' gives features of shape {list(shape[1:])}, which are not {prefix} tokens and a "
+        f"{side} x {side} grid; choose another architecture"
+    )

@@ -1,0 +1,121 @@
+"""timm models by name, from the hub or from a file of the user's own; what is wrong is said in one line."""
+
+import inspect
+import pickle
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import timm
+from safetensors import SafetensorError
+from timm.models import Eva, VisionTransformer, load_state_dict
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+
+from mmlm.errors import UserError
+from mmlm.model.encoders.readout import one_line
+
+_SHOWN = 6
+"""Names that a message lists before it says how many more there are."""
+
+
+def check_name(name: str) -> None:
+    """UserError unless timm has an architecture (with or without a tag of pretrained weights) of this name."""
+    if name in timm.list_models(name, pretrained=False) or name in timm.list_pretrained(name):
+        return
+    near = timm.list_models(f"{name.split('_')[0]}*")[:6]
+    some = ", ".join(near) or "vit_tiny_patch16_224"
+    raise UserError(f"encoder.name: timm has no model '{name}'; it has for example {some}")
+
+
+def check_sources(pretrained: bool, weights: str | None) -> None:
+    """UserError if weights would come from two places."""
+    if pretrained and weights is not None:
+        raise UserError(f"encoder.weights: '{weights}' and encoder.pretrained=true both load weights; choose one")
+
+
+def check_rates(drop_path: float, patch_dropout: float) -> None:
+    """UserError unless both are shares that leave something."""
+    for key, rate in {"drop_path": drop_path, "patch_dropout": patch_dropout}.items():
+        if not 0 <= rate < 1:
+            raise UserError(f"encoder.{key}: {rate} must be at least 0 and below 1")
+
+
+def check_registers(backbone: nn.Module, registers: int | None) -> None:
+    """UserError unless ``registers`` register tokens were asked for and stand in front of the patches."""
+    if registers is not None and (registers < 0 or isinstance(backbone, VisionTransformerDistilled)):
+        reason = "must be at least 0" if registers < 0 else "do not go with a distillation token; use null"
+        raise UserError(f"encoder.registers: {registers} {reason}")
+
+
+def keep_patch_order(backbone: VisionTransformer | Eva, patch_dropout: float) -> None:
+    """Has the patches that patch dropout leaves stand row by row: timm shuffles them, which a prefix would see."""
+    if patch_dropout > 0:
+        backbone.patch_drop.ordered = True
+
+
+def create_pretrained(name: str, **arguments: object) -> nn.Module:
+    """timm's architecture with the weights it publishes (a download, or the cache); positions are resized.
+
+    Raises UserError if they cannot be had or do not fit; TypeError for an argument that the architecture does not take.
+    """
+    try:
+        return timm.create_model(name, pretrained=True, **arguments)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"encoder.pretrained: the weights of timm's '{name}' cannot be loaded ({one_line(error)}); use "
+            "encoder.weights=FILE for a file of your own"
+        ) from error
+
+
+def head_keys(backbone: nn.Module, full: Collection[str]) -> set[str]:
+    """Keys of a checkpoint that only a classifier needs: names of ``full``, the state with the head, that are gone."""
+    names = backbone.pretrained_cfg.get("classifier") or ()
+    classifiers = (names,) if isinstance(names, str) else names
+    gone = set(full) - backbone.state_dict().keys()
+    return gone | {f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias")}
+
+
+def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
+    """Copies the weights in ``file`` (safetensors; or .pth, .bin, read without running code) into ``backbone``.
+
+    The file may be in any layout that timm converts for this architecture; tables of positions are resized to the grid.
+    Keys in ``head`` are left out. Raises UserError for a file that is none, and for missing, unexpected or misshapen
+    tensors.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"encoder.weights: there is no file '{file}'; give a .safetensors, .pth or .bin file")
+    try:
+        read = load_state_dict(file, weights_only=True)
+        state = _converter(backbone)(read, backbone)
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"encoder.weights: '{file}' cannot be read as plain tensors ({one_line(error)})") from error
+    except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+        kind = type(backbone).__name__
+        raise UserError(f"encoder.weights: '{file}' holds no weights of a {kind} ({one_line(error)})") from error
+    check_state(state, backbone.state_dict(), head, f"encoder.weights: '{file}'")
+    backbone.load_state_dict({key: value for key, value in state.items() if key not in head})
+
+
+def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: Collection[str], what: str) -> None:
+    """UserError, headed by ``what``, unless ``found`` has the names and shapes of ``wanted`` (``head`` is free)."""
+    both = found.keys() & wanted.keys()
+    faults = {
+        "lacks": wanted.keys() - found.keys(),
+        "has unexpected": found.keys() - wanted.keys() - set(head),
+        "has another shape of": {key for key in both if found[key].shape != wanted[key].shape},
+    }
+    told = [f"{fault} {_listed(keys)}" for fault, keys in faults.items() if keys]
+    if told:
+        raise UserError(f"{what} {'; '.join(told)}; build the encoder as it was when the file was saved")
+
+
+def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
+    """timm's own conversion of a checkpoint, which stands next to the architecture's class; else none."""
+    module = inspect.getmodule(type(backbone))
+    return getattr(module, "checkpoint_filter_fn", lambda state, backbone: state)
+
+
+def _listed(keys: Collection[str]) -> str:
+    names = sorted(keys)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
