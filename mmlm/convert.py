@@ -47,6 +47,7 @@ _SETTINGS: Mapping[str, str] = {
 """Settings that follow from the sizes of a CoCa, and which (fields of ``CocaSizes``)."""
 _TRAINING_ONLY = (
     "encoder.pretrained",
+    "encoder.weights",
     "encoder.drop_path",
     "encoder.patch_dropout",
     "decoder.dropout",

@@ -26,12 +26,12 @@ class LayerSettings:
 
     width: int
     num_heads: int
-    num_key_value_heads: int | None
-    feed_forward: FeedForwardKind
     mlp_ratio: float
-    norm: Norm
     rotary: bool
     dropout: float
+    feed_forward: FeedForwardKind = "gelu"
+    norm: Norm = "layer_norm"
+    num_key_value_heads: int | None = None
 
 
 class DecoderLayer(nn.Module):

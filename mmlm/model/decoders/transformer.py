@@ -139,7 +139,7 @@ class TransformerDecoder(nn.Module):
             self.prefix_projection = nn.Linear(memory_width, width)
 
         rotary = positions == "rotary"
-        layer = LayerSettings(width, num_heads, num_key_value_heads, feed_forward, mlp_ratio, norm, rotary, dropout)
+        layer = LayerSettings(width, num_heads, mlp_ratio, rotary, dropout, feed_forward, norm, num_key_value_heads)
         self.unimodal_layers = nn.ModuleList(DecoderLayer(layer) for _ in range(unimodal_layers))
         self.multimodal_layers = nn.ModuleList(
             DecoderLayer(layer, cross_width, alternating, memory_norm) for _ in range(multimodal_layers)
