@@ -27,7 +27,18 @@ FLOORS = {
     3: ("loop", "evaluation", "report"),
     4: ("parts", "config_errors", "config", "hydra_config"),
     5: ("runs", "build"),
-    6: ("cli", "train", "evaluate", "caption", "pretrained_config", "pretrained", "model_card", "export", "bench"),
+    6: (
+        "cli",
+        "train",
+        "evaluate",
+        "caption",
+        "pretrained_config",
+        "pretrained",
+        "model_card",
+        "export",
+        "bench",
+        "convert",
+    ),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py")

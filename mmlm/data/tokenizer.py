@@ -1,7 +1,7 @@
 """Text to token ids and back: our byte-level BPE, and pretrained tokenizers behind the same small protocol.
 
 Whatever the tokenizer, padding, start and end are three ids of their own, and nothing that is written in a caption can
-become one of them.
+become one of them (but for ``OpenClip``'s padding, where it is asked to share an id as open_clip does).
 """
 
 import json
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """The id of padding; it is no token of any text."""
+        """The id of padding. What is padding is known by a caption's length, not by this id."""
         ...
 
     @property
@@ -180,11 +180,13 @@ class BytePair:
 class OpenClip:
     """open_clip's CLIP tokenizer (49,408 ids, lower-cased, cleaned by ftfy), for its weights and for parity with it.
 
-    Differs in padding: open_clip pads with 0, which is also the token ``!``; here padding is an id of its own, 49,408.
+    open_clip pads with 0, which is also a token (a ``!`` that a word goes on after). With ``own_padding`` padding is an
+    id of its own, 49,408. Without, it is 0 as there, so that the vocabulary has the 49,408 rows of open_clip's weights;
+    what is padding is known by a caption's length, so that token 0 is read, predicted and written all the same.
     Needs the optional package open_clip_torch, whose wheel holds the vocabulary. Languages share one start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_padding: bool = True) -> None:
         """UserError if open_clip_torch is not installed."""
         try:
             from open_clip.tokenizer import SimpleTokenizer
@@ -192,9 +194,11 @@ class OpenClip:
             raise UserError("the OpenClip tokenizer needs a package: pip install open_clip_torch") from None
         self._model = SimpleTokenizer()
         self._special = set(self._model.all_special_ids)
-        self.pad_id = self._model.vocab_size
+        self.pad_id, self.vocab_size = 0, self._model.vocab_size
+        if own_padding:
+            self.pad_id, self.vocab_size = self.vocab_size, self.vocab_size + 1
+            self._special.add(self.pad_id)
         self.end_id = self._model.eot_token_id
-        self.vocab_size = self._model.vocab_size + 1
 
     def fit(self, captions: Iterable[Caption]) -> None:
         """Nothing: the vocabulary is given."""
@@ -210,7 +214,7 @@ class OpenClip:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See :class:`Tokenizer`. The original's case and spacing are gone."""
-        kept = [i for i in _until_end(ids, self.end_id) if i != self.pad_id and i not in self._special]
+        kept = [i for i in _until_end(ids, self.end_id) if i not in self._special]
         return self._model.decode(kept).strip()
 
     def save(self, folder: Path) -> None:

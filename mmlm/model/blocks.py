@@ -1,7 +1,9 @@
-"""Transformer parts that the bridges and the decoder share: packing, attention, feed-forward, positions."""
+"""Transformer parts that bridges and decoders share: packing, attention, feed-forward, norms, positions."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +73,7 @@ class Layout:
 
 @dataclass
 class KeyValueCache:
-    """Keys and values that one attention layer has seen, float[C, H, T, D/H]; grows along T."""
+    """Keys and values that one attention layer has seen, float[C, K, T, d] for K key-value heads; grows along T."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -82,7 +84,7 @@ class KeyValueCache:
         return 0 if self.keys is None else self.keys.shape[2]
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends float[C, H, t, D/H] keys and values and returns all that are held."""
+        """Appends float[C, K, t, d] keys and values and returns all that are held."""
         self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
         self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
         return self.keys, self.values
@@ -126,25 +128,38 @@ class MultiHeadAttention(nn.Module):
     The caller projects, so that keys and values of a memory can be computed once and kept:
     ``query``/``keys_values`` first, then ``attend``, then ``output``.
 
+    With ``num_key_value_heads`` K below the number of heads H, each key and value head serves H / K query heads
+    (grouped-query attention, arXiv:2305.13245; K = 1 is multi-query attention, arXiv:1911.02150), so that keys and
+    values, and any cache of them, are H / K times smaller. None is as many as there are query heads.
+
     Raises:
-        UserError: ``num_heads`` does not divide ``width``.
+        UserError: ``num_heads`` does not divide ``width``, or ``num_key_value_heads`` does not divide ``num_heads``.
     """
 
-    def __init__(self, width: int, num_heads: int, memory_width: int | None = None) -> None:
+    def __init__(
+        self, width: int, num_heads: int, memory_width: int | None = None, num_key_value_heads: int | None = None
+    ) -> None:
         super().__init__()
         if width < 1 or num_heads < 1 or width % num_heads:
             raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
-        self.num_heads = num_heads
+        key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        if key_value_heads < 1 or num_heads % key_value_heads:
+            raise UserError(
+                f"num_key_value_heads: {key_value_heads} does not divide the {num_heads} query heads; choose one that "
+                "does, or null for as many"
+            )
+        self.head_width = width // num_heads
+        self.key_width = key_value_heads * self.head_width
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(memory_width or width, 2 * width)
+        self.key_value = nn.Linear(memory_width or width, 2 * self.key_width)
         self.output = nn.Linear(width, width)
 
     def heads(self, x: Tensor) -> Tensor:
-        """[C, T, D] -> [C, H, T, D/H]."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        """[C, T, H * d] -> [C, H, T, d]: queries, or keys or values with fewer heads."""
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, M, Dm] -> keys and values, float[B, H, M, D/H] each."""
+        """float[B, M, Dm] -> keys and values, float[B, K, M, d] each."""
         keys, values = self.key_value(memory).chunk(2, dim=-1)
         return self.heads(keys), self.heads(values)
 
@@ -157,7 +172,7 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         record: AttentionRecord | None = None,
     ) -> Tensor:
-        """float[C, H, Tq, d] over float[C, H, Tk, d] -> float[C, Tq, D], before the output projection.
+        """float[C, H, Tq, d] over float[C, K, Tk, d] -> float[C, Tq, D], before the output projection.
 
         ``mask`` is bool[C or 1, 1, Tq, Tk], true where a query may look. ``causal`` aligns the last query with the
         last key, so that it also holds with a cache.
@@ -168,12 +183,19 @@ class MultiHeadAttention(nn.Module):
             causal = False
         if record is not None:
             record.weights.append(attention_weights(queries, keys, mask, causal))
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        grouped = keys.shape[1] != queries.shape[1]
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        )
         return out.transpose(1, 2).flatten(2)
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` keeps to itself."""
+    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` keeps to itself.
+
+    Keys float[C, K, Tk, d] may have fewer heads than queries float[C, H, Tq, d]; head k serves H / K queries in a row.
+    """
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -202,6 +224,50 @@ class FeedForward(nn.Sequential):
         hidden = int(width * mlp_ratio)
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, out_width or width))
 
+    @property
+    def output(self) -> nn.Linear:
+        """The layer that writes into the residual stream."""
+        return self[-1]
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward (SwiGLU, arXiv:2002.05202): ``output(silu(gate(x)) * up(x))``, float[..., D] -> same.
+
+    As in the paper without biases, and with two thirds of ``mlp_ratio * D`` hidden units, since there are three
+    matrices where ``FeedForward`` has two: the number of weights is the same.
+    """
+
+    def __init__(self, width: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = round(width * mlp_ratio * 2 / 3)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.output = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., D] -> float[..., D]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.output(F.silu(gate) * up)
+
+
+class RmsNorm(nn.RMSNorm):
+    """``x / rms(x) * weight`` (arXiv:1910.07467), in the dtype of ``x``; PyTorch's epsilon depends on that dtype.
+
+    Under autocast ``x`` is bfloat16 and the weight float32, for which PyTorch's own has no fused kernel and warns.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[..., D] -> float[..., D]."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+FeedForwardKind = Literal["gelu", "swiglu"]
+FEED_FORWARDS: Mapping[FeedForwardKind, type[FeedForward | SwiGlu]] = {"gelu": FeedForward, "swiglu": SwiGlu}
+Norm = Literal["layer_norm", "rms_norm"]
+NORMS: Mapping[Norm, type[nn.LayerNorm | RmsNorm]] = {"layer_norm": nn.LayerNorm, "rms_norm": RmsNorm}
+
 
 def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> None:
     """Initialises every linear layer and embedding inside.
@@ -222,7 +288,5 @@ def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> N
         return
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, MultiHeadAttention):
+            if isinstance(part, MultiHeadAttention | FeedForward | SwiGlu):
                 part.output.weight /= math.sqrt(num_residual_layers)
-            if isinstance(part, FeedForward):
-                part[-1].weight /= math.sqrt(num_residual_layers)

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -87,10 +88,10 @@ class ImageTextModel(nn.Module):
         return text, text.pooled
 
     def _embed_image(self, pooled: Tensor) -> Tensor:
-        return F.normalize(self.image_projection(pooled).float(), dim=-1)
+        return _unit(self.image_projection(pooled))
 
     def _embed_text(self, pooled: Tensor) -> Tensor:
-        return F.normalize(self.text_projection(self.text_norm(pooled)).float(), dim=-1)
+        return _unit(self.text_projection(self.text_norm(pooled)))
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """uint8[B, 3, S, S] -> embedding and memory."""
@@ -135,6 +136,11 @@ def _projection(width: int, embedding_width: int) -> nn.Linear:
     projection = nn.Linear(width, embedding_width, bias=False)
     nn.init.normal_(projection.weight, std=width**-0.5)
     return projection
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    """Each row brought to unit length, in at least float32."""
+    return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
 
 
 def _image_width(encoder: Encoder, bridge: Bridge | None) -> int:

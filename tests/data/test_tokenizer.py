@@ -179,6 +179,16 @@ def test_open_clip_padding_is_no_token():
     assert tokenizer.decode([tokenizer.start_id("de"), tokenizer.pad_id, *tokenizer.encode("!", None, 9)[1:]]) == "!"
 
 
+def test_open_clip_may_share_padding_with_a_token_as_its_weights_do():
+    """What is padding is known by a caption's length: the exclamation mark (inside a word) comes back all the same."""
+    tokenizer, own = OpenClip(own_padding=False), OpenClip()
+    assert (tokenizer.pad_id, tokenizer.vocab_size) == (0, 49_408)
+    ids = tokenizer.encode("stop !§ now", None, 9)
+    assert ids == own.encode("stop !§ now", None, 9) == SimpleTokenizer()(["stop !§ now"])[0, : len(ids)].tolist()
+    assert 0 in ids
+    assert tokenizer.decode([*ids, 0, 0]) == own.decode([*ids, own.pad_id]) == "stop !§ now"
+
+
 @pytest.mark.parametrize("text", ["a <end_of_text> b", "<START_OF_TEXT>", "&lt;end_of_text&gt; b"])
 def test_open_clip_special_strings_stay_text(text):
     tokenizer = OpenClip()

@@ -15,6 +15,8 @@ from mmlm.model.blocks import (
     KeyValueCache,
     Layout,
     MultiHeadAttention,
+    RmsNorm,
+    SwiGlu,
     attention_weights,
     init_linears,
     rotate,
@@ -206,6 +208,57 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         MultiHeadAttention(8, 3)
 
 
+@pytest.mark.parametrize("key_value_heads", [1, 2, 4])
+def test_grouped_queries_equal_full_attention_with_repeated_key_value_heads(key_value_heads):
+    """Head k of keys and values serves query heads k * H / K to (k + 1) * H / K - 1 (arXiv:2305.13245, figure 2)."""
+    grouped = MultiHeadAttention(8, 4, memory_width=5, num_key_value_heads=key_value_heads).double()
+    full = MultiHeadAttention(8, 4, memory_width=5).double()
+    full.query.load_state_dict(grouped.query.state_dict())
+    full.output.load_state_dict(grouped.output.state_dict())
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            own = getattr(grouped.key_value, name).unflatten(0, (2, key_value_heads, 2))
+            getattr(full.key_value, name).copy_(own.repeat_interleave(4 // key_value_heads, dim=1).flatten(0, 2))
+    x, memory = noise(2, 6, 8), noise(2, 6, 5, seed=1)
+    records = [AttentionRecord(), AttentionRecord()]
+    outs = []
+    for attention, record in zip((grouped, full), records, strict=True):
+        keys, values = attention.keys_values(memory)
+        queries = attention.heads(attention.query(x))
+        outs.append(attention.output(attention.attend(queries, keys, values, causal=True, record=record)))
+    assert grouped.keys_values(memory)[0].shape == (2, key_value_heads, 6, 2)
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(records[0].weights, records[1].weights)
+
+
+@pytest.mark.parametrize("key_value_heads", [0, 3, 8])
+def test_key_value_heads_that_do_not_divide_the_heads_are_refused(key_value_heads):
+    with pytest.raises(UserError, match=rf"^num_key_value_heads: {key_value_heads} does not divide the 4 query heads"):
+        MultiHeadAttention(8, 4, num_key_value_heads=key_value_heads)
+
+
+def test_swiglu_is_the_paper_s_formula_with_as_many_weights():
+    layer = SwiGlu(12, mlp_ratio=4.0).double()
+    x = noise(3, 12)
+    gate, up = layer.gate_up.weight.chunk(2)
+    gated = x @ gate.T
+    expected = (gated * torch.sigmoid(gated) * (x @ up.T)) @ layer.output.weight.T
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    weights = sum(p.numel() for p in FeedForward(12, 4.0).parameters() if p.ndim == 2)
+    assert sum(p.numel() for p in layer.parameters()) == weights
+
+
+def test_rms_norm_divides_by_the_root_mean_square_in_the_dtype_of_its_input():
+    norm = RmsNorm(6).double()
+    with torch.no_grad():
+        norm.weight.copy_(noise(6))
+    x = noise(3, 6, seed=1)
+    expected = x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
+    half = RmsNorm(6)(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+
+
 def test_feed_forward_is_linear_gelu_linear():
     layer = FeedForward(6, mlp_ratio=2.5, out_width=4).double()
     x = noise(3, 6)
@@ -218,15 +271,21 @@ def test_feed_forward_is_linear_gelu_linear():
 def test_init_keeps_the_size_of_signals_and_scales_residual_writers_by_depth():
     torch.manual_seed(0)
     part = nn.ModuleDict(
-        {"attention": MultiHeadAttention(96, 4), "mlp": FeedForward(96), "embedding": nn.Embedding(200, 96)}
+        {
+            "attention": MultiHeadAttention(96, 4),
+            "mlp": FeedForward(96),
+            "gated": SwiGlu(96),
+            "embedding": nn.Embedding(200, 96),
+        }
     )
+    gated = part["gated"]
     attention, mlp = part["attention"], part["mlp"]
     for depth, writers_share in ((16, 0.25), (None, 1.0)):
         init_linears(part, num_residual_layers=depth)
-        for layer in (attention.query, attention.key_value, mlp[0]):
+        for layer in (attention.query, attention.key_value, mlp[0], gated.gate_up):
             assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.05)
             assert abs(layer.weight.mean().item()) < 0.005
-        for layer in (attention.output, mlp[2]):
+        for layer in (attention.output, mlp[2], gated.output):
             assert layer.weight.std().item() == pytest.approx(writers_share * layer.in_features**-0.5, rel=0.05)
         for layer in (attention.query, attention.key_value, attention.output, mlp[0], mlp[2]):
             assert layer.bias.count_nonzero() == 0

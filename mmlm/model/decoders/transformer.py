@@ -4,25 +4,31 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
 from mmlm.flow import TEXT_ONLY
 from mmlm.model.blocks import (
     INIT_STD,
+    NORMS,
     AttentionRecord,
-    FeedForward,
+    FeedForwardKind,
     KeyValueCache,
     Layout,
-    MultiHeadAttention,
+    Norm,
     init_linears,
-    rotate,
     rows_of,
     sinusoidal_positions,
 )
+from mmlm.model.decoders.layers import DecoderLayer, LayerSettings
 from mmlm.model.protocols import Fusion, TextStates
 
 Positions = Literal["sinusoidal", "learned", "rotary"]
+TextPooling = Literal["end", "cls", "cls_shifted_mask"]
+
+OPEN_CLIP_PAD = 0
+"""open_clip's padding id, which is also a token (a ``!`` that a word goes on after)."""
 
 
 @dataclass
@@ -32,7 +38,7 @@ class DecoderCache:
     unimodal: list[KeyValueCache]
     multimodal: list[KeyValueCache]
     memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Cross-attention keys and values of each multimodal layer, float[B, H, M, D/H]; empty with a prefix."""
+    """Cross-attention keys and values of each multimodal layer, float[B, K, M, d]; empty with a prefix."""
     prefix: Tensor | None = None
     """float[B, M, D] still to be read before the first token; None afterwards and without a prefix."""
 
@@ -42,101 +48,37 @@ class DecoderCache:
         return self.unimodal[0].length
 
 
-class DecoderLayer(nn.Module):
-    """Pre-norm causal self-attention, then (with ``memory_width``) cross-attention, then feed-forward."""
-
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, rotary: bool, dropout: float, memory_width: int | None
-    ) -> None:
-        super().__init__()
-        self.rotary = rotary
-        self.self_norm = nn.LayerNorm(width)
-        self.self_attention = MultiHeadAttention(width, num_heads)
-        self.cross_norm = nn.LayerNorm(width) if memory_width else None
-        self.cross_attention = MultiHeadAttention(width, num_heads, memory_width) if memory_width else None
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, mlp_ratio)
-        self.dropout = nn.Dropout(dropout)
-
-    def _self_attention(
-        self,
-        x: Tensor,
-        layout: Layout,
-        mask: Tensor | None,
-        cache: KeyValueCache | None,
-        record: AttentionRecord | None,
-    ) -> Tensor:
-        attention = self.self_attention
-        projected = torch.cat([attention.query(x), attention.key_value(x)], dim=-1)
-        queries, keys, values = (attention.heads(part) for part in layout.pad(projected).chunk(3, dim=-1))
-        offset = cache.length if cache else 0
-        if self.rotary:
-            queries, keys = rotate(queries, offset), rotate(keys, offset)
-        if cache is not None:
-            keys, values = cache.extend(keys, values)
-        out = attention.attend(queries, keys, values, mask=mask, causal=mask is None, record=record)
-        return attention.output(layout.pack(out))
-
-    def _cross_attention(
-        self,
-        x: Tensor,
-        layout: Layout,
-        memory: tuple[Tensor, Tensor],
-        image_index: Tensor | None,
-        record: AttentionRecord | None,
-    ) -> Tensor:
-        attention = self.cross_attention
-        keys, values = memory
-        queries = attention.heads(layout.pad(attention.query(self.cross_norm(x))))
-        if image_index is not None:
-            keys, values = rows_of(keys, image_index), rows_of(values, image_index)
-        out = attention.output(layout.pack(attention.attend(queries, keys, values, record=record)))
-        if image_index is not None:
-            has_image = (image_index != TEXT_ONLY).to(out.dtype)
-            out = out * layout.pack(has_image[:, None, None].expand(-1, layout.num_tokens, 1))
-        return out
-
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        memory: tuple[Tensor, Tensor] | None = None,
-        image_index: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        self_record: AttentionRecord | None = None,
-        cross_record: AttentionRecord | None = None,
-    ) -> Tensor:
-        """Packed states float[P, D] -> float[P, D].
-
-        ``memory`` holds this layer's cross-attention keys and values, float[B, H, M, D/H]; ``image_index`` int64[C]
-        says which row each caption reads (None: caption i reads row i); a text-only caption gets nothing from it.
-        """
-        x = x + self.dropout(self._self_attention(self.self_norm(x), layout, mask, cache, self_record))
-        if self.cross_attention is not None:
-            x = x + self.dropout(self._cross_attention(x, layout, memory, image_index, cross_record))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-
-
 class TransformerDecoder(nn.Module):
     """Causal Transformer decoder (CoCa, arXiv:2205.01917): text alone first, then text with the image.
 
-    The unimodal layers never see the image; the state at the end token is the text embedding's source (the end token
-    is the last a causal layer sees, so it plays the part of CoCa's appended CLS). The multimodal layers get the
-    bridge's memory by ``cross_attention`` or as a causal ``prefix`` in front of the text (LLaVA, arXiv:2304.08485).
+    The unimodal layers never see the image; the text embedding is made of the state at the end token, or at a learned
+    class token after it. The multimodal layers get the bridge's memory by ``cross_attention`` or as a causal ``prefix``
+    in front of the text (LLaVA, arXiv:2304.08485).
 
-    Differs from CoCa: one self-attention, cross-attention and feed-forward a multimodal layer, pre-norm; an end token
-    for the CLS token.
+    Differs from CoCa by default: the end token, the last that a causal layer sees, plays the part of CoCa's class token
+    (``text_pooling``); a multimodal layer is one self-attention, cross-attention and feed-forward, pre-norm
+    (``alternating``).
 
     Args:
         vocab_size: tokens, V.
         memory_width: width of the bridge's memory, Dm.
         width: D.
         num_heads: attention heads, H.
+        num_key_value_heads: heads of keys and values, K; each serves H / K query heads in self- and cross-attention
+            (grouped-query attention, arXiv:2305.13245). None is H.
         unimodal_layers: layers before the image (>= 1).
         multimodal_layers: layers with the image (>= 1).
-        mlp_ratio: hidden units of the feed-forward, in widths.
+        feed_forward: ``gelu``, or gated ``swiglu`` (arXiv:2002.05202) of as many weights.
+        mlp_ratio: hidden units of the ``gelu`` feed-forward, in widths.
+        norm: ``layer_norm``, or ``rms_norm`` (arXiv:1910.07467) without mean and bias.
         fusion: how the memory enters.
+        alternating: a multimodal layer is self-attention with a feed-forward, then cross-attention with another
+            (open_clip's CoCa), instead of one feed-forward after both.
+        memory_norm: each multimodal layer normalises the memory before its keys and values (open_clip's CoCa).
+        text_pooling: what the text embedding is made of. ``end``: the state at the end token. ``cls``: the state at a
+            learned class token after it, which no other token sees, at a position of its own. ``cls_shifted_mask``:
+            the class token of open_clip's released CoCa weights, whose mask is off by one: it sees one padding token
+            and not itself, unless the caption fills ``max_tokens``.
         positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys,
             in prefix mode counting the prefix.
         max_tokens: longest caption, start and end included.
@@ -154,10 +96,16 @@ class TransformerDecoder(nn.Module):
         max_tokens: int,
         width: int = 192,
         num_heads: int = 4,
+        num_key_value_heads: int | None = None,
         unimodal_layers: int = 1,
         multimodal_layers: int = 1,
+        feed_forward: FeedForwardKind = "gelu",
         mlp_ratio: float = 4.0,
+        norm: Norm = "layer_norm",
         fusion: Fusion = "cross_attention",
+        alternating: bool = False,
+        memory_norm: bool = False,
+        text_pooling: TextPooling = "end",
         positions: Positions = "learned",
         tie_weights: bool = True,
         packed: bool = True,
@@ -171,31 +119,37 @@ class TransformerDecoder(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise UserError(f"decoder.dropout: {dropout} must lie in [0, 1); 0 turns it off")
+        if fusion == "prefix" and (alternating or memory_norm):
+            raise UserError(
+                "decoder.fusion: a prefix has no cross-attention, so alternating and memory_norm would do nothing; "
+                "set both to false"
+            )
         if positions == "rotary" and (width // num_heads) % 2:
             raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.vocab_size, self.max_tokens = width, vocab_size, max_tokens
-        self.fusion, self.packed = fusion, packed
+        self.fusion, self.text_pooling, self.packed = fusion, text_pooling, packed
         self.text_width, self.records_attention = width, True
         self.token_embedding = nn.Embedding(vocab_size, width)
-        self.position_embedding = nn.Parameter(torch.zeros(max_tokens, width)) if positions == "learned" else None
-        fixed = sinusoidal_positions(max_tokens, width) * INIT_STD if positions == "sinusoidal" else None
+        self.cls_embedding = None if text_pooling == "end" else nn.Parameter(INIT_STD * torch.randn(width))
+        num_positions = max_tokens + (text_pooling != "end")
+        self.position_embedding = nn.Parameter(torch.zeros(num_positions, width)) if positions == "learned" else None
+        fixed = sinusoidal_positions(num_positions, width) * INIT_STD if positions == "sinusoidal" else None
         self.register_buffer("fixed_positions", fixed, persistent=False)
         cross_width = memory_width if fusion == "cross_attention" else None
         self.prefix_projection = None
         if fusion == "prefix" and memory_width != width:
             self.prefix_projection = nn.Linear(memory_width, width)
 
-        def layers(count: int, memory: int | None) -> nn.ModuleList:
-            rotary = positions == "rotary"
-            return nn.ModuleList(
-                DecoderLayer(width, num_heads, mlp_ratio, rotary, dropout, memory) for _ in range(count)
-            )
-
-        self.unimodal_layers = layers(unimodal_layers, None)
-        self.multimodal_layers = layers(multimodal_layers, cross_width)
-        self.norm = nn.LayerNorm(width)
+        rotary = positions == "rotary"
+        layer = LayerSettings(width, num_heads, mlp_ratio, rotary, dropout, feed_forward, norm, num_key_value_heads)
+        self.unimodal_layers = nn.ModuleList(DecoderLayer(layer) for _ in range(unimodal_layers))
+        self.multimodal_layers = nn.ModuleList(
+            DecoderLayer(layer, cross_width, alternating, memory_norm) for _ in range(multimodal_layers)
+        )
+        self.norm = NORMS[norm](width)
         self.head = nn.Linear(width, vocab_size, bias=False)
-        init_linears(self, num_residual_layers=2 * unimodal_layers + (3 if cross_width else 2) * multimodal_layers)
+        writers = 2 + (cross_width is not None) + alternating
+        init_linears(self, num_residual_layers=2 * unimodal_layers + writers * multimodal_layers)
         if self.position_embedding is not None:
             nn.init.normal_(self.position_embedding, std=INIT_STD)
         nn.init.normal_(self.head.weight, std=INIT_STD)
@@ -208,9 +162,13 @@ class TransformerDecoder(nn.Module):
         return self.head.weight
 
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
-        """See ``Decoder``; the pooled vector is the state at the end token."""
-        states = self.unimodal(tokens, lengths)
-        return TextStates(states, states[torch.arange(len(states), device=states.device), lengths - 1])
+        """See ``Decoder``; the pooled vector is the state at the end token or at the class token."""
+        if self.cls_embedding is None:
+            states, place = self.unimodal(tokens, lengths), lengths - 1
+        else:
+            states, place = self._unimodal_with_cls(tokens, lengths)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return TextStates(states[:, : tokens.shape[1]], states[rows, place])
 
     def hidden(
         self,
@@ -227,12 +185,13 @@ class TransformerDecoder(nn.Module):
 
     def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
         """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""
-        x = self.token_embedding(layout.pack(tokens))
-        table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
-        if table is None:
-            return x
         positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return x + table[layout.pack(positions)]
+        return self._placed(self.token_embedding(layout.pack(tokens)), positions, layout)
+
+    def _placed(self, x: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Packed float[P, D] with the position embedding of ``positions`` int64[C, T] added, if there is one."""
+        table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
+        return x if table is None else x + table[layout.pack(positions)]
 
     def unimodal(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float[C, T, D]: text-only states; what stands at padding means nothing."""
@@ -242,6 +201,34 @@ class TransformerDecoder(nn.Module):
         for layer in self.unimodal_layers:
             x = layer(x, layout)
         return layout.pad(x)
+
+    def _unimodal_with_cls(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """int64[C, T], int64[C] -> states float[C, T + 1 or 2, D] and the column int64[C] of each class token.
+
+        It stands right behind its caption, where a causal layer hides it from all other tokens and no padding is in
+        front of it; with the shifted mask one padding token stands between. Its position is ``max_tokens``, whatever
+        the caption's length.
+        """
+        self._check_length(tokens.shape[1])
+        shifted = self.text_pooling == "cls_shifted_mask"
+        after_pad = shifted & (lengths < self.max_tokens)
+        place, num_tokens = lengths + after_pad, tokens.shape[1] + 1 + shifted
+        columns = torch.arange(num_tokens, device=tokens.device)[None, :]
+        is_cls = columns == place[:, None]
+        tokens = F.pad(tokens, (0, num_tokens - tokens.shape[1])).masked_fill(
+            columns >= lengths[:, None], OPEN_CLIP_PAD
+        )
+        layout = Layout.of_lengths(place + 1, num_tokens, self.packed)
+        x = torch.where(layout.pack(is_cls)[:, None], self.cls_embedding, self.token_embedding(layout.pack(tokens)))
+        positions = columns.clamp(max=self.max_tokens - 1).masked_fill(is_cls, self.max_tokens)
+        x = self._placed(x, positions, layout)
+        mask = None
+        if shifted:
+            itself = is_cls[:, :, None] & is_cls[:, None, :] & after_pad[:, None, None]
+            mask = ((columns <= columns.T) & ~itself)[:, None]
+        for layer in self.unimodal_layers:
+            x = layer(x, layout, mask=mask)
+        return layout.pad(x), place
 
     def multimodal(
         self,
@@ -265,7 +252,7 @@ class TransformerDecoder(nn.Module):
         layout = Layout.of_lengths(lengths, states.shape[1], self.packed)
         x = layout.pack(states)
         for layer in self.multimodal_layers:
-            keys_values = layer.cross_attention.keys_values(memory)
+            keys_values = layer.memory_keys_values(memory)
             x = layer(x, layout, memory=keys_values, image_index=image_index, cross_record=record)
         return self._real_positions(self.norm(x), layout, lengths)
 
@@ -319,7 +306,7 @@ class TransformerDecoder(nn.Module):
         if self.fusion == "prefix":
             cache.prefix = self._prefix(memory)
         else:
-            cache.memory = [layer.cross_attention.keys_values(memory) for layer in self.multimodal_layers]
+            cache.memory = [layer.memory_keys_values(memory) for layer in self.multimodal_layers]
         return cache
 
     def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmlm.errors import UserError
 from mmlm.model.blocks import INIT_STD, Layout, init_linears, sinusoidal_positions
-from mmlm.model.decoders.transformer import DecoderLayer, Positions
+from mmlm.model.decoders.layers import DecoderLayer, LayerSettings
+from mmlm.model.decoders.transformer import Positions
 from mmlm.model.text_encoders.pooling import pooled
 
 
@@ -65,10 +66,17 @@ class TransformerTextEncoder(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(max_tokens, width)) if positions == "learned" else None
         fixed = sinusoidal_positions(max_tokens, width) * INIT_STD if positions == "sinusoidal" else None
         self.register_buffer("fixed_positions", fixed, persistent=False)
-        rotary = positions == "rotary"
-        self.layers = nn.ModuleList(
-            DecoderLayer(width, num_heads, mlp_ratio, rotary, dropout, memory_width=None) for _ in range(num_layers)
+        layer = LayerSettings(
+            width=width,
+            num_heads=num_heads,
+            num_key_value_heads=None,
+            feed_forward="gelu",
+            mlp_ratio=mlp_ratio,
+            norm="layer_norm",
+            rotary=positions == "rotary",
+            dropout=dropout,
         )
+        self.layers = nn.ModuleList(DecoderLayer(layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         init_linears(self, num_residual_layers=2 * num_layers)
         if self.position_embedding is not None:

@@ -15,6 +15,20 @@ from mmlm.model.decoders.transformer import TransformerDecoder
 FUSIONS = ("cross_attention", "prefix")
 POSITIONS = ("sinusoidal", "learned", "rotary")
 KINDS = list(itertools.product(FUSIONS, POSITIONS))
+VARIANTS = {
+    "swiglu": {"feed_forward": "swiglu"},
+    "rms_norm": {"norm": "rms_norm"},
+    "one key-value head": {"num_key_value_heads": 1},
+    "all": {"feed_forward": "swiglu", "norm": "rms_norm", "num_key_value_heads": 1, "positions": "rotary"},
+}
+"""Options that change the layers, by name."""
+CROSS_VARIANTS = {"alternating": {"alternating": True}, "memory_norm": {"memory_norm": True}}
+"""Options of cross-attention."""
+VARIANT_KINDS = [
+    *itertools.product(FUSIONS, VARIANTS.values()),
+    *itertools.product(["cross_attention"], CROSS_VARIANTS.values()),
+]
+variants = pytest.mark.parametrize(("fusion", "variant"), VARIANT_KINDS)
 
 V, T, M, MEMORY_WIDTH, WIDTH = 13, 8, 3, 6, 8
 # 13 captions of 8 places, of which 50 are real: packing fills these up to 64 of 104 places.
@@ -272,32 +286,37 @@ def plain_decoder(decoder: TransformerDecoder, tokens: Tensor, memory: Tensor) -
     """One caption int64[t] with one image's memory float[M, Dm], by PyTorch's own attention -> logits float[t, V]."""
 
     def attend(attention: nn.Module, x: Tensor, source: Tensor, causal: bool) -> Tensor:
-        keys, values = attention.key_value.weight.chunk(2)
+        def every_head(parameters: Tensor) -> Tensor:
+            """Key or value rows as if each query head had its own."""
+            heads = parameters.unflatten(0, (-1, WIDTH // 2))
+            return nn.Parameter(heads.repeat_interleave(2 // len(heads), dim=0).flatten(0, 1))
+
+        keys, values = (every_head(rows) for rows in attention.key_value.weight.chunk(2))
+        biases = [every_head(rows) for rows in attention.key_value.bias.chunk(2)]
         reference = nn.MultiheadAttention(WIDTH, 2, kdim=source.shape[1], vdim=source.shape[1]).double()
         reference.in_proj_weight = None
         reference._qkv_same_embed_dim = False
-        reference.q_proj_weight, reference.k_proj_weight = attention.query.weight, nn.Parameter(keys)
-        reference.v_proj_weight = nn.Parameter(values)
-        reference.in_proj_bias = nn.Parameter(torch.cat([attention.query.bias, attention.key_value.bias]))
+        reference.q_proj_weight, reference.k_proj_weight = attention.query.weight, keys
+        reference.v_proj_weight = values
+        reference.in_proj_bias = nn.Parameter(torch.cat([attention.query.bias, *biases]))
         reference.out_proj.weight, reference.out_proj.bias = attention.output.weight, attention.output.bias
         mask = ~torch.ones(len(x), len(x), dtype=torch.bool).tril() if causal else None
         return reference(x, source, source, attn_mask=mask)[0]
 
     x = decoder.token_embedding.weight[tokens]
-    x = (
-        x
-        + (decoder.position_embedding if decoder.position_embedding is not None else decoder.fixed_positions)[
-            : len(tokens)
-        ]
-    )
+    table = decoder.position_embedding if decoder.position_embedding is not None else decoder.fixed_positions
+    x = x + table[: len(tokens)]
     skip = 0
     for number, layer in enumerate([*decoder.unimodal_layers, *decoder.multimodal_layers]):
         if number == len(decoder.unimodal_layers) and decoder.fusion == "prefix":
             x, skip = torch.cat([decoder.prefix_projection(memory), x]), len(memory)
         normed = layer.self_norm(x)
         x = x + attend(layer.self_attention, normed, normed, causal=True)
+        if layer.self_feed_forward is not None:
+            x = x + layer.self_feed_forward(layer.self_feed_forward_norm(x))
         if layer.cross_attention is not None:
-            x = x + attend(layer.cross_attention, layer.cross_norm(x), memory, causal=False)
+            source = memory if layer.memory_norm is None else layer.memory_norm(memory)
+            x = x + attend(layer.cross_attention, layer.cross_norm(x), source, causal=False)
         x = x + layer.feed_forward(layer.feed_forward_norm(x))
     return decoder.norm(x[skip:]) @ decoder.head.weight.T
 
@@ -310,6 +329,109 @@ def test_the_decoder_is_the_architecture_it_says(fusion, positions):
     for c, length in enumerate(LENGTHS.tolist()):
         expected = plain_decoder(decoder, tokens[c, :length], memory[IMAGE_INDEX[c]])
         torch.testing.assert_close(logits[c, :length], expected, rtol=1e-10, atol=1e-10)
+
+
+@variants
+def test_every_variant_of_the_layers_is_the_architecture_it_says(fusion, variant):
+    decoder = make_decoder(fusion, **variant | {"positions": "learned"})
+    tokens, memory = make_tokens(), make_memory()
+    logits = padded(hidden_of(decoder, tokens, memory=memory)) @ decoder.head_weight.T
+    for c, length in enumerate(LENGTHS.tolist()):
+        expected = plain_decoder(decoder, tokens[c, :length], memory[IMAGE_INDEX[c]])
+        torch.testing.assert_close(logits[c, :length], expected, rtol=1e-10, atol=1e-10)
+
+
+@variants
+def test_every_variant_trains_all_parameters_packed_or_not(fusion, variant):
+    packed, plain = (run(make_decoder(fusion, packed=choice, **variant)) for choice in (True, False))
+    torch.testing.assert_close(packed.values, plain.values, rtol=1e-10, atol=1e-10)
+    assert all(gradient.abs().max() > 0 for gradient in packed.parameters.values())
+    torch.testing.assert_close(packed.parameters, plain.parameters, rtol=1e-10, atol=1e-10)
+
+
+@variants
+def test_every_variant_decodes_with_a_cache_as_without(fusion, variant):
+    decoder, memory, tokens = make_decoder(fusion, **variant), make_memory(), make_tokens()[:3]
+    expected = hidden_of(decoder, tokens, torch.full((3,), T), memory, torch.arange(3)) @ decoder.head_weight.T
+    cache = decoder.start_decoding(memory)
+    pieces = [decoder.decode(piece, cache) for piece in tokens.split([1, 2, T - 3], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1).flatten(0, 1), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_cache_holds_key_value_heads_only():
+    decoder, memory = make_decoder(num_key_value_heads=1), make_memory()
+    cache = decoder.start_decoding(memory)
+    decoder.decode(make_tokens()[:3, :2], cache)
+    held = [cache.unimodal[0].keys, cache.multimodal[1].values, cache.memory[0][0], cache.memory[1][1]]
+    assert [tensor.shape for tensor in held] == [(3, 1, n, WIDTH // 2) for n in (2, 2, M, M)]
+
+
+CLS_POOLINGS = ("cls", "cls_shifted_mask")
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_class_token_reads_its_caption_and_itself(positions):
+    """As one more token behind the caption, whose embedding and position (but for rotary's) are its own."""
+    decoder, tokens = make_decoder(positions=positions, text_pooling="cls"), make_tokens()
+    pooled = decoder.text(tokens, LENGTHS).pooled
+    for c, length in enumerate(LENGTHS.tolist()):
+        x = torch.cat([decoder.token_embedding.weight[tokens[c, :length]], decoder.cls_embedding[None]])
+        table = decoder.position_embedding if positions == "learned" else decoder.fixed_positions
+        if table is not None:
+            assert len(table) == T + 1
+            x = x + table[[*range(length), T]]
+        layout = Layout(1, length + 1, None)
+        for layer in decoder.unimodal_layers:
+            x = layer(x, layout)
+        torch.testing.assert_close(pooled[c], x[-1], rtol=1e-10, atol=1e-10)
+
+
+def test_the_shifted_class_token_reads_a_padding_token_in_place_of_itself():
+    """As open_clip computes it: padded to the full length, class token last, its key hidden, one padding key seen."""
+    decoder, tokens = make_decoder(text_pooling="cls_shifted_mask"), make_tokens()
+    pooled = decoder.text(tokens, LENGTHS).pooled
+    for c, length in enumerate(LENGTHS.tolist()):
+        padded = tokens[c].masked_fill(torch.arange(T) >= length, 0)
+        x = torch.cat([decoder.token_embedding.weight[padded], decoder.cls_embedding[None]])
+        x = x + decoder.position_embedding
+        seen = torch.ones(T + 1, T + 1, dtype=torch.bool).tril() & (torch.arange(T + 1) <= length)
+        for layer in decoder.unimodal_layers:
+            x = layer(x, Layout(1, T + 1, None), mask=seen[None, None])
+        torch.testing.assert_close(pooled[c], x[-1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("text_pooling", CLS_POOLINGS)
+def test_the_class_token_changes_no_other_state_and_no_padding_changes_it(text_pooling, positions, packed):
+    decoder = make_decoder(positions=positions, text_pooling=text_pooling, packed=packed)
+    lengths, tokens = LENGTHS.clamp(max=5), make_tokens()
+    text, mask = decoder.text(tokens, lengths), Layout.mask(lengths, T)
+    torch.testing.assert_close(text.states[mask], decoder.unimodal(tokens, lengths)[mask], rtol=1e-10, atol=1e-10)
+    trimmed = decoder.text(tokens[:, :5], lengths)
+    assert trimmed.states.shape == (C, 5, WIDTH)
+    torch.testing.assert_close(trimmed.pooled, text.pooled, rtol=1e-10, atol=1e-10)
+    other = decoder.text(torch.where(mask, tokens, make_tokens(seed=9)), lengths)
+    assert torch.equal(other.pooled, text.pooled)
+    alone = torch.cat([decoder.text(tokens[c : c + 1], lengths[c : c + 1]).pooled for c in range(C)])
+    torch.testing.assert_close(alone, text.pooled, rtol=1e-10, atol=1e-10)
+    text.pooled.square().sum().backward()
+    unused = ("multimodal_layers", "norm", "head")
+    trained = {n: p for n, p in decoder.named_parameters() if not n.startswith(unused)}
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trained.values())
+
+
+@pytest.mark.parametrize("text_pooling", CLS_POOLINGS)
+def test_captions_do_not_depend_on_the_class_token(text_pooling):
+    decoder, plain = make_decoder(text_pooling=text_pooling), make_decoder()
+    weights = {k: v for k, v in decoder.state_dict().items() if k != "cls_embedding"}
+    plain.load_state_dict(weights | {"position_embedding": weights["position_embedding"][:T]})
+    tokens, memory = make_tokens(), make_memory()
+    text = decoder.text(tokens, LENGTHS)
+    hidden = [d.hidden(tokens, LENGTHS, memory, IMAGE_INDEX, t) for d, t in ((decoder, text), (plain, None))]
+    torch.testing.assert_close(hidden[0], hidden[1], rtol=1e-10, atol=1e-10)
+    cache, cached = decoder.start_decoding(memory), plain.start_decoding(memory)
+    assert torch.equal(decoder.decode(tokens[:3], cache), plain.decode(tokens[:3], cached))
 
 
 def test_tied_head_is_the_token_embedding():
@@ -372,6 +494,15 @@ def test_dropout_acts_in_training_only():
         ({"multimodal_layers": 0}, r"^decoder: unimodal_layers=2 and multimodal_layers=0 must both be at least 1"),
         ({"width": 6, "positions": "rotary"}, r"^decoder\.positions: rotary needs an even head width, not 6 / 2$"),
         ({"num_heads": 3}, r"^num_heads: 3 does not divide the width 8"),
+        (
+            {"fusion": "prefix", "alternating": True},
+            r"^decoder\.fusion: a prefix has no cross-attention, so alternating",
+        ),
+        (
+            {"fusion": "prefix", "memory_norm": True},
+            r"^decoder\.fusion: a prefix has no cross-attention, so alternating",
+        ),
+        ({"num_key_value_heads": 3}, r"^num_key_value_heads: 3 does not divide the 2 query heads"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(changes, message):

@@ -1,0 +1,227 @@
+"""``python -m mmlm.convert``: open_clip's CoCa weights to a run folder of ours, and a run to open_clip's weights."""
+
+import dataclasses
+import importlib.util
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, build_model, find_run
+from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights, save_checkpoint
+from mmlm.cli import parse_key_values, report_user_errors
+from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, config_values, load_config, save_config
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.errors import UserError
+from mmlm.model.open_clip import SCALE, coca_from_open_clip, coca_to_open_clip
+from mmlm.model.open_clip_config import coca_sizes, read_config
+from mmlm.parts import build_part
+
+EXPERIMENT = "coca_vit_b_32"
+"""The experiment whose model is open_clip's CoCa; other CoCas differ from it in ``_SETTINGS``."""
+SCALE_KEY = "objective.objectives.contrastive.logit_scale"
+TEMPERATURE_KEY = "objective.objectives.contrastive.temperature"
+_SETTINGS: Mapping[str, str] = {
+    "data.image_size": "image_size",
+    "data.max_tokens": "max_tokens",
+    "encoder.patch_size": "patch_size",
+    "encoder.width": "vision_width",
+    "encoder.depth": "vision_layers",
+    "encoder.num_heads": "vision_heads",
+    "bridge.num_heads": "pooler_heads",
+    "bridge.num_queries": "num_queries",
+    "model.width": "width",
+    "model.embedding_width": "width",
+    "decoder.num_heads": "heads",
+    "decoder.unimodal_layers": "text_layers",
+    "decoder.multimodal_layers": "multimodal_layers",
+}
+"""Settings that follow from the sizes of a CoCa, and which (fields of ``CocaSizes``)."""
+_TRAINING_ONLY = (
+    "encoder.pretrained",
+    "encoder.weights",
+    "encoder.drop_path",
+    "encoder.patch_dropout",
+    "decoder.dropout",
+    "decoder.packed",
+)
+"""Settings of the parts that weights do not depend on."""
+
+
+@dataclass
+class ConvertSettings:
+    """Convert CoCa weights of open_clip to a run folder, or a run of that architecture to open_clip's weights.
+
+    from_open_clip=FILE model=coca_ViT-B-32 to=DIR makes a run folder, for run=DIR (caption, evaluate) and
+    init_from.run=DIR (train). run=DIR to_open_clip=FILE goes the other way. Both are exact.
+    """
+
+    from_open_clip: str | None = None
+    """open_clip weights to read: .safetensors, or a checkpoint of PyTorch (read without unpickling)."""
+    model: str | None = None
+    """What they are weights of: an open_clip model name such as coca_ViT-B-32, or the model's configuration as JSON."""
+    to: str | None = None
+    """Run folder to write."""
+    run: str | None = None
+    """Run folder to read, or a folder with a single run below it."""
+    to_open_clip: str | None = None
+    """File to write open_clip weights to: .safetensors, or any other name for a PyTorch state dict."""
+
+
+def main(argv: list[str]) -> int:
+    """Converts one way or the other."""
+    settings, _ = parse_key_values(argv, ConvertSettings)
+    there = (settings.from_open_clip, settings.model, settings.to)
+    back = (settings.run, settings.to_open_clip)
+    if None not in there and back == (None, None):
+        import_coca(Path(there[0]), there[1], Path(there[2]))
+    elif None not in back and there == (None, None, None):
+        export_coca(back[0], Path(back[1]))
+    else:
+        raise UserError("give from_open_clip=, model= and to=, or run= and to_open_clip=; see --help")
+    return 0
+
+
+def import_coca(file: Path, model: str, folder: Path) -> None:
+    """Writes a run folder with the open_clip weights in ``file``. Raises UserError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"to: {folder} is there already; give a folder that is not")
+    settings = settings_of(model)
+    weights = read_open_clip(file)
+    if SCALE not in weights:
+        raise UserError(f"from_open_clip: {file} has no '{SCALE}', so these are not the weights of a CoCa")
+    scale = weights[SCALE].reshape(())
+    # As the objective clamps it; exp(-ln 100) may come out a little below 0.01.
+    temperature = max(math.exp(-min(max(scale.item(), 0.0), math.log(100))), 0.01)
+    config = _composed(settings | {TEMPERATURE_KEY: f"{temperature:.8g}"})
+    converted = coca_from_open_clip(weights, _shapes(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"model.{name}": tensor for name, tensor in converted.items()} | {SCALE_KEY: scale}
+    save_checkpoint(folder / CHECKPOINTS, 0, {"model": state}, {})
+    (folder / TOKENIZER).mkdir()
+    _tokenizer(config).save(folder / TOKENIZER)
+    save_config(config, folder / CONFIG)  # last: without it the folder is no run
+    print(f"{folder}: a run of {sum(tensor.numel() for tensor in converted.values()):,} parameters")
+    print(f"to train on from it add: init_from.run={folder} {TEMPERATURE_KEY}={temperature:.4g}")
+
+
+def export_coca(run: str, file: Path) -> None:
+    """Writes the weights of a run as open_clip's. Raises UserError if its model is none of open_clip's CoCas."""
+    if file.exists():
+        raise UserError(f"to_open_clip: {file} is there already; give a name that is not")
+    folder = find_run(run)
+    config = load_config(folder / CONFIG)
+    _check_architecture(config)
+    weights = _trained_weights(folder, config)
+    if SCALE_KEY not in weights:
+        raise UserError(
+            f"run: {folder} was trained without the contrastive objective and has no temperature to convert"
+        )
+    own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    converted = coca_to_open_clip(own, weights[SCALE_KEY])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".safetensors":
+        save_file(converted, file, metadata={"format": "pt"})
+    else:
+        torch.save(converted, file)
+    print(f"{file}: {len(converted)} tensors; open_clip.load_checkpoint(model, '{file}') reads them")
+
+
+def read_open_clip(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file of open_clip: weights alone, or a checkpoint of its training. Never unpickles.
+
+    Raises UserError for a file that cannot be read or holds something else.
+    """
+    try:
+        loaded = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"from_open_clip: there is no file {file}") from None
+    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"from_open_clip: {file} cannot be read as tensors alone ({reason})") from None
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise UserError(f"from_open_clip: {file} holds no state dict")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _model_config(model: str) -> Mapping[str, object]:
+    """open_clip's configuration of a model, by name or from a file."""
+    if model.endswith(".json"):
+        return read_config(Path(model))
+    if importlib.util.find_spec("open_clip") is None:
+        raise UserError("model: names of open_clip need a package: pip install open_clip_torch; or give the JSON file")
+    from open_clip import get_model_config, list_models
+
+    config = get_model_config(model)
+    if config is None:
+        known = ", ".join(name for name in list_models() if name.startswith("coca"))
+        raise UserError(f"model: open_clip has no '{model}'; its CoCas are {known}")
+    return config
+
+
+def settings_of(model: str) -> dict[str, int]:
+    """The settings of ``EXPERIMENT`` that make it an open_clip model, given by name or by its JSON file."""
+    sizes = dataclasses.asdict(coca_sizes(_model_config(model)))
+    return {key: sizes[name] for key, name in _SETTINGS.items()}
+
+
+def _composed(settings: Mapping[str, object]) -> Config:
+    overrides = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return check_config(hydra.compose(CONFIG_NAME, [f"experiment={EXPERIMENT}", *overrides]))
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    return cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+
+
+def _shapes(config: Config) -> dict[str, Tensor]:
+    """The state dict of the config's model, without memory."""
+    vocab_size = _tokenizer(config).vocab_size
+    with torch.device("meta"):
+        return build_model(config, vocab_size, load_weights=False).state_dict()
+
+
+def _check_architecture(config: Config) -> None:
+    """UserError unless the config's model is open_clip's CoCa at some size."""
+    own = _flat(config_values(config))
+    theirs = _flat(config_values(_composed({key: own.get(key) for key in _SETTINGS})))
+    slots = ("encoder.", "bridge.", "text_encoder", "decoder.", "tokenizer.")
+    keys = [key for key in theirs.keys() | own.keys() if key.startswith(slots) and key not in _TRAINING_ONLY]
+    for key in sorted(keys):
+        if own.get(key) != theirs.get(key):
+            raise UserError(
+                f"run: its {key} is {own.get(key)} and open_clip's CoCa needs {theirs.get(key)}; only runs of the "
+                f"architecture of experiment={EXPERIMENT} can be converted"
+            )
+    if config.model.width != config.model.embedding_width:
+        raise UserError("run: its model.embedding_width is not model.width, as in open_clip's CoCa")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _trained_weights(folder: Path, config: Config) -> dict[str, Tensor]:
+    """Everything trained, of the checkpoint that the run exports."""
+    best = best_checkpoint(folder / CHECKPOINTS)
+    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
+    if checkpoint is None:
+        raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
+    return load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
+
+
+if __name__ == "__main__":
+    report_user_errors(main)
