@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, build_model, find_run
+from mmlm.build import build_model
 from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights, save_checkpoint
 from mmlm.cli import parse_key_values, report_user_errors
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, config_values, load_config, save_config
@@ -24,6 +24,7 @@ from mmlm.errors import UserError
 from mmlm.model.open_clip import SCALE, coca_from_open_clip, coca_to_open_clip
 from mmlm.model.open_clip_config import coca_sizes, read_config
 from mmlm.parts import build_part
+from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, find_run
 
 EXPERIMENT = "coca_vit_b_32"
 """The experiment whose model is open_clip's CoCa; other CoCas differ from it in ``_SETTINGS``."""
