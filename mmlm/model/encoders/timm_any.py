@@ -14,7 +14,7 @@ from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
 from mmlm.model.encoders.timm_backbone import (
     check_name,
-    check_rates,
+    check_options,
     check_registers,
     check_sources,
     create_pretrained,
@@ -87,7 +87,7 @@ class TimmEncoder(nn.Module):
         super().__init__()
         check_name(name)
         check_sources(pretrained, weights)
-        check_rates(drop_path, patch_dropout)
+        check_options(registers, drop_path, patch_dropout)
         _check_settings(settings or {}, pretrained, registers)
         arguments = dict(settings or {})
         if timm.get_pretrained_cfg(name).fixed_input_size:

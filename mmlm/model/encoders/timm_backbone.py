@@ -33,18 +33,19 @@ def check_sources(pretrained: bool, weights: str | None) -> None:
         raise UserError(f"encoder.weights: '{weights}' and encoder.pretrained=true both load weights; choose one")
 
 
-def check_rates(drop_path: float, patch_dropout: float) -> None:
-    """UserError unless both are shares that leave something."""
+def check_options(registers: int | None, drop_path: float, patch_dropout: float) -> None:
+    """UserError unless there is no negative number of registers and both rates leave something."""
+    if registers is not None and registers < 0:
+        raise UserError(f"encoder.registers: {registers} must be at least 0; null keeps the architecture's own")
     for key, rate in {"drop_path": drop_path, "patch_dropout": patch_dropout}.items():
         if not 0 <= rate < 1:
             raise UserError(f"encoder.{key}: {rate} must be at least 0 and below 1")
 
 
 def check_registers(backbone: nn.Module, registers: int | None) -> None:
-    """UserError unless ``registers`` register tokens were asked for and stand in front of the patches."""
-    if registers is not None and (registers < 0 or isinstance(backbone, VisionTransformerDistilled)):
-        reason = "must be at least 0" if registers < 0 else "do not go with a distillation token; use null"
-        raise UserError(f"encoder.registers: {registers} {reason}")
+    """UserError if ``registers`` are asked of an architecture that would not put them in front of its patches."""
+    if registers is not None and isinstance(backbone, VisionTransformerDistilled):
+        raise UserError(f"encoder.registers: {registers} do not go with a distillation token; use null")
 
 
 def keep_patch_order(backbone: VisionTransformer | Eva, patch_dropout: float) -> None:

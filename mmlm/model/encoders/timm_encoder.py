@@ -13,7 +13,7 @@ from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.timm_backbone import (
     check_name,
-    check_rates,
+    check_options,
     check_registers,
     check_sources,
     create_pretrained,
@@ -123,7 +123,7 @@ class TimmVit(nn.Module):
         super().__init__()
         check_name(name)
         check_sources(pretrained, weights)
-        check_rates(drop_path, patch_dropout)
+        check_options(registers, drop_path, patch_dropout)
         sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads}
         sizes = {key: value for key, value in sizes.items() if value is not None}
         if stem not in ("patch", "convolution"):

@@ -117,6 +117,28 @@ def test_the_class_token_is_pooled_after_the_last_norm_as_timm_pools_it():
         small(pool="cls", class_token=False)
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_added_registers_take_part_and_stay_if_asked(class_token):
+    encoder = small(class_token=class_token, registers=3, keep_prefix_tokens=True)
+    assert encoder.num_prefix_tokens == 3 + class_token
+    out = encoder(pixels()).tokens
+    assert out.shape == (2, 7 + class_token, 16)
+    out.square().sum().backward()
+    assert encoder.vit.reg_token.grad.abs().sum() > 0
+
+
+def test_patch_dropout_keeps_the_order_of_the_patches_that_stay():
+    """Without attention (depth 0) each token is its patch: those that stay are some of all, in their order."""
+    encoder = small(32, depth=0, class_token=False, patch_dropout=0.5)
+    whole = encoder(pixels(3, 32)).tokens
+    left = encoder.train()(pixels(3, 32)).tokens
+    assert left.shape == (3, 8, 16)
+    for one, every in zip(left, whole, strict=True):
+        places = [int((every - token).norm(dim=-1).argmin()) for token in one]
+        assert places == sorted(set(places))
+        torch.testing.assert_close(every[places], one)
+
+
 @pytest.mark.parametrize(("patch_size", "layers"), [(2, 1), (4, 2), (8, 3), (16, 4)])
 def test_convolutional_stem_halves_the_image_log2_times(patch_size, layers):
     stem = ConvolutionalStem(32, patch_size, embed_dim=48)
@@ -174,6 +196,8 @@ def test_a_batch_without_images_gives_no_tokens():
         ({"stem": "conv"}, r"encoder\.stem: 'conv' is not one of patch, convolution"),
         ({"num_heads": 3}, r"encoder: .* does not take width=16, depth=2, num_heads=3"),
         ({"pretrained": True}, r"encoder\.pretrained: pretrained weights fix width"),
+        ({"registers": -2}, r"encoder\.registers: -2 must be at least 0"),
+        ({"patch_dropout": 1.0}, r"encoder\.patch_dropout: 1\.0 must be at least 0 and below 1"),
         (
             {"pretrained": True, "width": None, "depth": None, "num_heads": None, "class_token": False},
             r"encoder\.pretrained: pretrained weights fix width",
