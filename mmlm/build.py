@@ -116,7 +116,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
             optim(train_step, train_step.learning_rate_scales()),
             loader,
             ema,
-            optimizer_for=following(train_step, optim),
+            optimizer_for=optimizer_by_step(train_step, optim),
         ),
         schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
         model=model,
@@ -133,7 +133,7 @@ def build_freeze(config: Config) -> FreezePlan:
     return cast(FreezePlan, build_part(config.freeze, "freeze", {}, config.plugins))
 
 
-def following(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
+def optimizer_by_step(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
     """What ``TrainState.optimizer_for`` is: unfreezes when the plan says so; what trained before keeps its state."""
 
     def optimizer_for(step: int, optimizer: Optimizer) -> Optimizer:

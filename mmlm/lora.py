@@ -5,9 +5,9 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mmlm.errors import UserError
@@ -46,6 +46,15 @@ class Lora:
             raise UserError(f"freeze.lora.dropout: {self.dropout} must lie in [0, 1); 0 turns it off")
 
 
+@runtime_checkable
+class _LanguageModel(Protocol):
+    """What tells a model of transformers' by (importing its base class takes seconds)."""
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head."""
+        ...
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter's or module's dotted name is one of an adapter."""
     return ".lora_" in name
@@ -61,16 +70,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Left out: output heads, and layers whose owner reads their weight (PyTorch's own attention module does).
     """
-    heads = {
-        id(part.get_output_embeddings())
-        for part in model.modules()
-        if isinstance(part, PreTrainedModel) and part.get_output_embeddings() is not None
-    }
+    heads = [part.get_output_embeddings() for part in model.modules() if isinstance(part, _LanguageModel)]
     return {
         name: part
         for name, part in model.named_modules()
         # The exact type: a subclass may have a forward of its own, or an owner that reads its weight.
-        if type(part) in (nn.Linear, Conv1D) and name.split(".")[-1] not in HEADS and id(part) not in heads
+        if type(part) in (nn.Linear, Conv1D)
+        and name.split(".")[-1] not in HEADS
+        and all(part is not head for head in heads)
     }
 
 
@@ -82,17 +89,10 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("freeze.lora: needs the package peft; pip install 'mmlm[lora]'") from None
+    except ImportError as error:
+        raise UserError(f"freeze.lora: needs the package peft ({error}); pip install 'mmlm[lora]'") from None
 
-    for pattern in lora.target:
-        if not fnmatch.filter(names, pattern):
-            known = ", ".join(sorted({name.split(".")[-1] for name in names}))
-            raise UserError(
-                f"freeze.lora.target: '{pattern}' is the name of no linear layer in {', '.join(lora.parts)}; their "
-                f"last names are: {known or '(there is none)'}; write such as '*.{known.split(', ')[0] or 'qkv'}'"
-            )
-    chosen = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in lora.target)]
+    chosen = _chosen(lora, names)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # GPT-2's layers keep their weight transposed, and peft wants to be told.
     for kind, transposed in ((nn.Linear, False), (Conv1D, True)):
@@ -107,9 +107,22 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
             fan_in_fan_out=transposed,
         )
         inject_adapter_in_model(settings, model)
-        del model.peft_config  # peft's note on the model; a second kind of layer would be warned about
+        # peft's note on the model; without it, a second kind of layer is not warned about.
+        vars(model).pop("peft_config", None)
     for parameter, trains in before.items():
         parameter.requires_grad_(trains)
+
+
+def _chosen(lora: Lora, names: Collection[str]) -> list[str]:
+    """Those of ``names`` that ``lora.target`` takes. Raises UserError for a pattern that takes none."""
+    for pattern in lora.target:
+        if not fnmatch.filter(names, pattern):
+            last = sorted({name.split(".")[-1] for name in names})
+            raise UserError(
+                f"freeze.lora.target: '{pattern}' is the name of no linear layer in {', '.join(lora.parts)}; their "
+                f"last names are: {', '.join(last)}; write for example '*.{last[0]}'"
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in lora.target)]
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
-from mmlm.lora import is_adapter, plain_name
+from mmlm.lora import is_adapter
 
 NO_SCALES: Mapping[str, float] = MappingProxyType({})
 """Every parameter has the whole learning rate."""
@@ -258,7 +258,11 @@ def hidden_matrices(module: nn.Module) -> set[str]:
     """
     last = ("head", "lm_head", "embed_out", "image_projection", "text_projection")
     linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
-    return {f"{n}.weight" for n in linear if plain_name(f"{n}.").split(".")[-2] not in last and not is_adapter(n)}
+    return {
+        f"{name}.weight"
+        for name in linear
+        if not is_adapter(name) and name.removesuffix(".base_layer").split(".")[-1] not in last
+    }
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,20 @@ def test_a_group_without_parameters_is_left_out():
     assert [g.weight_decay for g in parameter_groups(nn.Linear(3, 3, bias=False), 0.1)] == [0.1]
 
 
+def test_groups_come_in_an_order_of_decay_and_then_of_learning_rate():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    scales = {"0.weight": 0.25, "0.bias": 0.25, "1.weight": 0.5, "1.bias": 0.5}
+    groups = parameter_groups(module, 0.1, scales)
+    assert [(g.names, g.weight_decay, g.scale) for g in groups] == [
+        (("2.weight",), 0.1, 1.0),
+        (("1.weight",), 0.1, 0.5),
+        (("0.weight",), 0.1, 0.25),
+        (("2.bias",), 0.0, 1.0),
+        (("1.bias",), 0.0, 0.5),
+        (("0.bias",), 0.0, 0.25),
+    ]
+
+
 def test_cosine_follows_its_formula():
     schedule = Cosine(warmup_steps=4, final=0.1)
     assert [schedule(step, 24) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
