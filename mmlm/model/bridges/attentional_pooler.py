@@ -37,7 +37,9 @@ class AttentionalPooler(nn.Module):
                 f"bridge.num_queries: {num_queries} must be at least 1; null keeps the encoder's own tokens"
             )
         if num_queries is None and not pool:
-            raise UserError("bridge.num_queries: null leaves nothing to pool where the encoder pools; use bridge=mlp")
+            raise UserError(
+                "bridge.num_queries: null leaves nothing to pool where the encoder pools; use bridge=mlp"
+            )
         self.memory_width, self.pooled_width = width, width if pool else None
         self.num_memory = num_queries or num_prefix_tokens + grid[0] * grid[1]
         self.queries = nn.Parameter(torch.randn((num_queries or 0) + pool, width))
