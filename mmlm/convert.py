@@ -1,4 +1,4 @@
-"""``python -m mmlm.convert``: open_clip's CoCa weights to a run folder of ours, and a run to open_clip's weights."""
+"""``python -m mmlm.convert``: open_clip's CoCa or CLIP weights to a run folder, and a run of its CoCa back."""
 
 import dataclasses
 import importlib.util
@@ -15,37 +15,44 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+<<<<<<< HEAD
 from mmlm.build import build_model
+=======
+from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, build_model, find_run, seed_everything
+>>>>>>> h_transformer
 from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights, save_checkpoint
 from mmlm.cli import parse_key_values, report_user_errors
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, config_values, load_config, save_config
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.errors import UserError
-from mmlm.model.open_clip import SCALE, coca_from_open_clip, coca_to_open_clip
-from mmlm.model.open_clip_config import coca_sizes, read_config
+from mmlm.model.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
+from mmlm.model.open_clip_config import CocaSizes, open_clip_sizes, read_config
 from mmlm.parts import build_part
 from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, find_run
 
-EXPERIMENT = "coca_vit_b_32"
-"""The experiment whose model is open_clip's CoCa; other CoCas differ from it in ``_SETTINGS``."""
+COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
+"""Experiments whose models are open_clip's CoCa, and open_clip's CLIP with a captioning decoder behind it."""
 SCALE_KEY = "objective.objectives.contrastive.logit_scale"
 TEMPERATURE_KEY = "objective.objectives.contrastive.temperature"
-_SETTINGS: Mapping[str, str] = {
+_CLIP_SETTINGS: Mapping[str, str] = {
     "data.image_size": "image_size",
     "data.max_tokens": "max_tokens",
     "encoder.patch_size": "patch_size",
     "encoder.width": "vision_width",
     "encoder.depth": "vision_layers",
     "encoder.num_heads": "vision_heads",
-    "bridge.num_heads": "pooler_heads",
-    "bridge.num_queries": "num_queries",
     "model.width": "width",
-    "model.embedding_width": "width",
+    "model.embedding_width": "embedding_width",
     "decoder.num_heads": "heads",
     "decoder.unimodal_layers": "text_layers",
+}
+"""Settings that follow from the sizes of a CLIP, and which (fields of ``ClipSizes``)."""
+_COCA_SETTINGS: Mapping[str, str] = {
+    **_CLIP_SETTINGS,
+    "bridge.num_heads": "pooler_heads",
+    "bridge.num_queries": "num_queries",
     "decoder.multimodal_layers": "multimodal_layers",
 }
-"""Settings that follow from the sizes of a CoCa, and which (fields of ``CocaSizes``)."""
 _TRAINING_ONLY = (
     "encoder.pretrained",
     "encoder.weights",
@@ -59,16 +66,17 @@ _TRAINING_ONLY = (
 
 @dataclass
 class ConvertSettings:
-    """Convert CoCa weights of open_clip to a run folder, or a run of that architecture to open_clip's weights.
+    """Convert open_clip's weights to a run folder, or a run of its CoCa's architecture to open_clip's weights.
 
     from_open_clip=FILE model=coca_ViT-B-32 to=DIR makes a run folder, for run=DIR (caption, evaluate) and
-    init_from.run=DIR (train). run=DIR to_open_clip=FILE goes the other way. Both are exact.
+    init_from.run=DIR (train). A CLIP (model=ViT-B-32) becomes encoder and text layers of a model whose captioning
+    decoder is still to be trained. run=DIR to_open_clip=FILE takes a CoCa back. All are exact.
     """
 
     from_open_clip: str | None = None
     """open_clip weights to read: .safetensors, or a checkpoint of PyTorch (read without unpickling)."""
     model: str | None = None
-    """What they are weights of: an open_clip model name such as coca_ViT-B-32, or the model's configuration as JSON."""
+    """What they are weights of: an open_clip model's name (coca_ViT-B-32, ViT-B-16) or its configuration as JSON."""
     to: str | None = None
     """Run folder to write."""
     run: str | None = None
@@ -83,7 +91,7 @@ def main(argv: list[str]) -> int:
     there = (settings.from_open_clip, settings.model, settings.to)
     back = (settings.run, settings.to_open_clip)
     if None not in there and back == (None, None):
-        import_coca(Path(there[0]), there[1], Path(there[2]))
+        import_weights(Path(there[0]), there[1], Path(there[2]))
     elif None not in back and there == (None, None, None):
         export_coca(back[0], Path(back[1]))
     else:
@@ -91,26 +99,28 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def import_coca(file: Path, model: str, folder: Path) -> None:
+def import_weights(file: Path, model: str, folder: Path) -> None:
     """Writes a run folder with the open_clip weights in ``file``. Raises UserError."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"to: {folder} is there already; give a folder that is not")
-    settings = settings_of(model)
+    experiment, settings = architecture_of(model)
     weights = read_open_clip(file)
     if SCALE not in weights:
-        raise UserError(f"from_open_clip: {file} has no '{SCALE}', so these are not the weights of a CoCa")
+        raise UserError(f"from_open_clip: {file} has no '{SCALE}', so these are not the weights of a CoCa or CLIP")
     scale = weights[SCALE].reshape(())
     # As the objective clamps it; exp(-ln 100) may come out a little below 0.01.
     temperature = max(math.exp(-min(max(scale.item(), 0.0), math.log(100))), 0.01)
-    config = _composed(settings | {TEMPERATURE_KEY: f"{temperature:.8g}"})
-    converted = coca_from_open_clip(weights, _shapes(config))
+    config = _composed(experiment, settings | {TEMPERATURE_KEY: f"{temperature:.8g}"})
+    own = _with_clip(config, weights) if experiment == CLIP else coca_from_open_clip(weights, _shapes(config))
     folder.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{name}": tensor for name, tensor in converted.items()} | {SCALE_KEY: scale}
+    state = {f"model.{name}": tensor for name, tensor in own.items()} | {SCALE_KEY: scale}
     save_checkpoint(folder / CHECKPOINTS, 0, {"model": state}, {})
     (folder / TOKENIZER).mkdir()
     _tokenizer(config).save(folder / TOKENIZER)
     save_config(config, folder / CONFIG)  # last: without it the folder is no run
-    print(f"{folder}: a run of {sum(tensor.numel() for tensor in converted.values()):,} parameters")
+    print(f"{folder}: experiment={experiment} with {len(weights)} tensors of {file}")
+    if experiment == CLIP:
+        print("its bridge and multimodal layers are random: it embeds as CLIP does, and has to be trained to caption")
     print(f"to train on from it add: init_from.run={folder} {TEMPERATURE_KEY}={temperature:.4g}")
 
 
@@ -169,16 +179,28 @@ def _model_config(model: str) -> Mapping[str, object]:
     return config
 
 
-def settings_of(model: str) -> dict[str, int]:
-    """The settings of ``EXPERIMENT`` that make it an open_clip model, given by name or by its JSON file."""
-    sizes = dataclasses.asdict(coca_sizes(_model_config(model)))
-    return {key: sizes[name] for key, name in _SETTINGS.items()}
+def architecture_of(model: str) -> tuple[str, dict[str, int]]:
+    """The experiment, and its settings, that are an open_clip model, given by name or by its JSON file."""
+    sizes = open_clip_sizes(_model_config(model))
+    is_coca = isinstance(sizes, CocaSizes)
+    values = dataclasses.asdict(sizes)
+    settings = {key: values[name] for key, name in (_COCA_SETTINGS if is_coca else _CLIP_SETTINGS).items()}
+    return (COCA if is_coca else CLIP), settings
 
 
-def _composed(settings: Mapping[str, object]) -> Config:
+def _composed(experiment: str, settings: Mapping[str, object]) -> Config:
     overrides = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return check_config(hydra.compose(CONFIG_NAME, [f"experiment={EXPERIMENT}", *overrides]))
+        return check_config(hydra.compose(CONFIG_NAME, [f"experiment={experiment}", *overrides]))
+
+
+def _with_clip(config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the config's model, of random weights but for CLIP's."""
+    seed_everything(config.seed)
+    model = build_model(config, _tokenizer(config).vocab_size, load_weights=False)
+    # Not strict: CLIP has no decoder. That all of CLIP is taken has been checked by name.
+    model.load_state_dict(clip_from_open_clip(weights, model.state_dict()), strict=False)
+    return model.state_dict()
 
 
 def _tokenizer(config: Config) -> Tokenizer:
@@ -195,14 +217,14 @@ def _shapes(config: Config) -> dict[str, Tensor]:
 def _check_architecture(config: Config) -> None:
     """UserError unless the config's model is open_clip's CoCa at some size."""
     own = _flat(config_values(config))
-    theirs = _flat(config_values(_composed({key: own.get(key) for key in _SETTINGS})))
+    theirs = _flat(config_values(_composed(COCA, {key: own.get(key) for key in _COCA_SETTINGS})))
     slots = ("encoder.", "bridge.", "text_encoder", "decoder.", "tokenizer.")
     keys = [key for key in theirs.keys() | own.keys() if key.startswith(slots) and key not in _TRAINING_ONLY]
     for key in sorted(keys):
         if own.get(key) != theirs.get(key):
             raise UserError(
                 f"run: its {key} is {own.get(key)} and open_clip's CoCa needs {theirs.get(key)}; only runs of the "
-                f"architecture of experiment={EXPERIMENT} can be converted"
+                f"architecture of experiment={COCA} can be converted"
             )
     if config.model.width != config.model.embedding_width:
         raise UserError("run: its model.embedding_width is not model.width, as in open_clip's CoCa")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from safetensors.torch import load_file, save_file
 
 from mmlm import caption, convert
@@ -104,7 +105,7 @@ def test_the_way_back_is_exact(converted, command, theirs, tmp_path, name):
 
 
 def test_training_starts_from_the_converted_weights(converted, files, compose, shapes, tmp_path):
-    smaller = [f"{key}={value}" for key, value in convert.settings_of(str(files[1])).items()]
+    smaller = [f"{key}={value}" for key, value in convert.architecture_of(str(files[1]))[1].items()]
     folders = (f"data.train.folder={shapes}", f"data.validation.validation.folder={shapes}")
     training = ("train.batch_size=4", "device=cpu", f"init_from.run={converted}")
     config = check_config(compose("experiment=coca_vit_b_32", "data=folder", *folders, *smaller, *training))
@@ -123,6 +124,36 @@ def test_checkpoints_of_open_clip_s_training_are_read(files, theirs, command, tm
     assert command(convert, *arguments).status == 0
     kept = load_checkpoint(tmp_path / "a" / "checkpoints" / "step=000000").weights["model"]
     assert torch.equal(kept["model.decoder.cls_embedding"], theirs.text.cls_emb)
+
+
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_clip_becomes_a_model_that_embeds_as_it_does_and_has_a_decoder(command, shapes, tmp_path, custom_text):
+    torch.manual_seed(0)
+    vision = {key: value for key, value in MODEL["vision_cfg"].items() if not key.startswith("att")}
+    text = {key: value for key, value in MODEL["text_cfg"].items() if key != "embed_cls"}
+    towers = {"vision_cfg": vision | {"output_tokens": False}, "text_cfg": text | {"output_tokens": False}}
+    parts = (20, CLIPVisionCfg(**towers["vision_cfg"]), CLIPTextCfg(**towers["text_cfg"]))
+    clip = (CustomTextCLIP if custom_text else CLIP)(*parts).eval()
+    (tmp_path / "clip.json").write_text(json.dumps({"embed_dim": 20, **towers}))
+    save_file(clip.state_dict(), tmp_path / "clip.safetensors")
+    arguments = (f"from_open_clip={tmp_path}/clip.safetensors", f"model={tmp_path}/clip.json", f"to={tmp_path}/clip")
+    outcome = command(convert, *arguments)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "it embeds as CLIP does, and has to be trained to caption" in outcome.out
+    run = load_run(str(tmp_path / "clip"), torch.device("cpu"))
+    image = sorted(shapes.glob("*.png"))[0]
+    pixels, ids = read_image(image)[None], run.tokenizer.encode("a red circle", None, 12)
+    padded = torch.tensor([[*ids, *[0] * (12 - len(ids))]])
+    with torch.no_grad():
+        found = run.model.encode_image(pixels).embedding
+        expected = clip.encode_image(run.model.encoder.normalize(pixels), normalize=True)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        found = run.model.encode_text(torch.tensor([ids]), torch.tensor([len(ids)]))
+        torch.testing.assert_close(found, clip.encode_text(padded, normalize=True), rtol=1e-5, atol=1e-5)
+    assert command(caption, f"run={tmp_path / 'clip'}", str(image)).status == 0
+    assert run.model.decoder.head_weight is run.model.decoder.token_embedding.weight
+    mistake = command(convert, f"run={tmp_path / 'clip'}", f"to_open_clip={tmp_path / 'b.pt'}").mistake
+    assert "only runs of the architecture of experiment=coca_vit_b_32 can be converted" in mistake
 
 
 class Evil:
@@ -158,7 +189,9 @@ def test_nothing_is_unpickled(files, command, tmp_path, monkeypatch):
         ("multimodal_cfg", {"layers": 2}, "no text_decoder.cross_attn.1.attn.in_proj_bias"),
         ("text_cfg", {"context_length": 10}, "'decoder.position_embedding' are [13, 16] and the model's [11, 16]"),
         (None, {"quick_gelu": True}, "quick_gelu=True has no counterpart in our model; it has to be False"),
-        (None, {"multimodal_cfg": None}, "its configuration has no multimodal_cfg, so it is no CoCa"),
+        (None, {"multimodal_cfg": None}, "its configuration has no multimodal_cfg, so it is no CLIP or CoCa"),
+        (None, {"text_cfg": {}}, "text_cfg.embed_cls=False has no counterpart in our model; it has to be True"),
+        (None, {"embed_dim": None}, "embed_dim=None has to be a whole number"),
     ],
 )
 def test_models_that_ours_cannot_be_are_refused(files, command, tmp_path, section, change, message):
@@ -185,8 +218,8 @@ def test_only_runs_of_the_architecture_go_back(trained, command, tmp_path):
             "open_clip has no 'coca_ViT-B-33'; its CoCas are coca_",
         ),
         (
-            ("from_open_clip=a.pt", "model=ViT-B-32", "to=b"),
-            "its configuration has no multimodal_cfg, so it is no CoCa",
+            ("from_open_clip=a.pt", "model=ViT-B-32-quickgelu", "to=b"),
+            "model: quick_gelu=True has no counterpart in our model; it has to be False",
         ),
         (("from_open_clip=a.pt", "model=no.json", "to=b"), "model: there is no file no.json"),
         (("from_open_clip=a.pt", "model=coca_ViT-B-32", "to=b"), "from_open_clip: there is no file a.pt"),
@@ -199,14 +232,16 @@ def test_mistakes_of_convert(command, monkeypatch, tmp_path, arguments, message)
 
 
 def test_the_sizes_of_released_models_are_those_of_the_experiment(compose):
-    """coca_ViT-B-32 by name is ``experiment=coca_vit_b_32`` as it stands."""
-    import_settings = convert.settings_of("coca_ViT-B-32")
-    config = compose("experiment=coca_vit_b_32")
+    """coca_ViT-B-32 by name is ``experiment=coca_vit_b_32`` as it stands, and so for CLIP."""
     named = {"encoder.patch_size": 32, "encoder.width": 768, "encoder.depth": 12, "encoder.num_heads": 12}
-    for key, value in import_settings.items():
-        node = config
-        for name in key.split("."):
-            node = node[name]
-        assert (named[key] if node is None else node) == value, key
-    large = convert.settings_of("coca_ViT-L-14")
+    for model, of_model in {"coca_ViT-B-32": "coca_vit_b_32", "ViT-B-32": "clip_captioner_vit_b_32"}.items():
+        experiment, settings = convert.architecture_of(model)
+        assert experiment == of_model
+        config = compose(f"experiment={experiment}")
+        for key, value in settings.items():
+            node = config
+            for name in key.split("."):
+                node = node[name]
+            assert (named[key] if node is None else node) == value, key
+    _, large = convert.architecture_of("coca_ViT-L-14")
     assert (large["encoder.depth"], large["model.width"], large["decoder.num_heads"]) == (24, 768, 12)

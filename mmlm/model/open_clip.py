@@ -1,7 +1,7 @@
-"""Weights of open_clip's CoCa (open_clip 3.3) under our names, and ours under theirs.
+"""Weights of open_clip's CoCa and CLIP (open_clip 3.3) under our names, and a CoCa's of ours under theirs.
 
-Nothing is computed: tensors are renamed, transposed, cut and joined, so that there and back is exact. The model that
-our names belong to is that of ``experiment=coca_vit_b_32``, at any size.
+Nothing is computed: tensors are renamed, transposed, cut and joined, so that there and back is exact. The models that
+our names belong to are those of ``experiment=coca_vit_b_32`` and ``experiment=clip_captioner_vit_b_32``, at any size.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -52,20 +52,17 @@ def coca_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor
     ``ours`` may be on the meta device; ``logit_scale`` is left out. Raises UserError for missing, unexpected or
     wrongly shaped tensors.
     """
-    matches = _matches(ours)
-    _check_names("the open_clip weights", weights, {name for match in matches for name in match.theirs} | {SCALE})
-    converted = {}
-    for match in matches:
-        tensors = match.to_ours([weights[name] for name in match.theirs])
-        converted |= {name: tensor.contiguous() for name, tensor in zip(match.ours, tensors, strict=True)}
+    converted = _to_ours(_coca(ours), weights, ours)
     _check_names("our model", ours, converted)
-    for name, tensor in converted.items():
-        if tensor.shape != ours[name].shape:
-            raise UserError(
-                f"the open_clip weights of '{name}' are {list(tensor.shape)} and the model's {list(ours[name].shape)}; "
-                "is this the model's own configuration?"
-            )
     return converted
+
+
+def clip_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of open_clip's CLIP as that of our encoder, text layers and projections; see above.
+
+    Our model's bridge and multimodal layers, which CLIP has none of, are not in the result.
+    """
+    return _to_ours(_clip(ours, "text." if any(name.startswith("text.") for name in weights) else ""), weights, ours)
 
 
 def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[str, Tensor]:
@@ -73,12 +70,28 @@ def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[s
 
     Raises UserError for missing or unexpected tensors.
     """
-    matches = _matches(ours)
+    matches = _coca(ours)
     _check_names("the run", ours, {name for match in matches for name in match.ours})
     converted = {SCALE: logit_scale}
     for match in matches:
         tensors = match.to_theirs([ours[name] for name in match.ours])
         converted |= {name: tensor.contiguous() for name, tensor in zip(match.theirs, tensors, strict=True)}
+    return converted
+
+
+def _to_ours(matches: list[Match], weights: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of ``weights`` renamed, after a look at their names and shapes."""
+    _check_names("the open_clip weights", weights, {name for match in matches for name in match.theirs} | {SCALE})
+    converted: dict[str, Tensor] = {}
+    for match in matches:
+        tensors = match.to_ours([weights[name] for name in match.theirs])
+        converted |= {name: tensor.contiguous() for name, tensor in zip(match.ours, tensors, strict=True)}
+    for name, tensor in converted.items():
+        if tensor.shape != ours[name].shape:
+            raise UserError(
+                f"the open_clip weights of '{name}' are {list(tensor.shape)} and the model's {list(ours[name].shape)}; "
+                "is this the model's own configuration?"
+            )
     return converted
 
 
@@ -94,13 +107,24 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _matches(ours: Mapping[str, Tensor]) -> list[Match]:
-    """All of a CoCa's tensors; ``ours`` tells how many layers there are."""
-    matches = [*_image_side(_count(ours, "encoder.vit.blocks.")), *_pooler(ours)]
+def _coca(ours: Mapping[str, Tensor]) -> list[Match]:
+    """All tensors of a CoCa; ``ours`` tells how many layers there are."""
     return [
-        *matches,
-        *_text_side(_count(ours, "decoder.unimodal_layers.")),
+        *_image_side(_count(ours, "encoder.vit.blocks.")),
+        *_pooler(ours),
+        *_affine("visual.ln_post", "bridge.norm"),
+        *_text_side(_count(ours, "decoder.unimodal_layers."), "text."),
+        Match(("text.cls_emb",), ("decoder.cls_embedding",)),
         *_decoder(_count(ours, "decoder.multimodal_layers.")),
+    ]
+
+
+def _clip(ours: Mapping[str, Tensor], text: str) -> list[Match]:
+    """All tensors of a CLIP, whose text tower's names start with ``text``."""
+    return [
+        *_image_side(_count(ours, "encoder.vit.blocks.")),
+        *_affine("visual.ln_post", "encoder.vit.norm"),
+        *_text_side(_count(ours, "decoder.unimodal_layers."), text),
     ]
 
 
@@ -114,6 +138,7 @@ def _image_side(num_layers: int) -> Iterator[Match]:
     yield Match(("visual.positional_embedding",), ("encoder.vit.pos_embed",), leading=1)
     yield Match(("visual.conv1.weight",), ("encoder.vit.patch_embed.proj.weight",))
     yield from _affine("visual.ln_pre", "encoder.vit.norm_pre")
+    yield Match(("visual.proj",), ("image_projection.weight",), transposed=True)
     for i in range(num_layers):
         theirs, ours = f"visual.transformer.resblocks.{i}", f"encoder.vit.blocks.{i}"
         yield from _affine(f"{theirs}.ln_1", f"{ours}.norm1")
@@ -138,20 +163,16 @@ def _pooler(ours: Mapping[str, Tensor]) -> Iterator[Match]:
         yield Match((f"{theirs}.attn.q_proj_weight",), (query,))
         yield Match((f"{theirs}.attn.k_proj_weight", f"{theirs}.attn.v_proj_weight"), (key_value,))
         yield from _attention_but_weight(f"{theirs}.attn", "bridge.attention")
-    yield from _affine("visual.ln_post", "bridge.norm")
-    yield Match(("visual.proj",), ("image_projection.weight",), transposed=True)
 
 
-def _text_side(num_layers: int) -> Iterator[Match]:
-    yield Match(("text.token_embedding.weight",), ("decoder.token_embedding.weight",))
-    yield Match(("text.cls_emb",), ("decoder.cls_embedding",))
-    yield Match(("text.positional_embedding",), ("decoder.position_embedding",))
+def _text_side(num_layers: int, text: str) -> Iterator[Match]:
+    yield Match((f"{text}token_embedding.weight",), ("decoder.token_embedding.weight",))
+    yield Match((f"{text}positional_embedding",), ("decoder.position_embedding",))
     for i in range(num_layers):
-        yield from _self_attention_block(
-            f"text.transformer.resblocks.{i}", f"decoder.unimodal_layers.{i}", "feed_forward"
-        )
-    yield from _affine("text.ln_final", "text_norm")
-    yield Match(("text.text_projection",), ("text_projection.weight",), transposed=True)
+        ours = f"decoder.unimodal_layers.{i}"
+        yield from _self_attention_block(f"{text}transformer.resblocks.{i}", ours, "feed_forward")
+    yield from _affine(f"{text}ln_final", "text_norm")
+    yield Match((f"{text}text_projection",), ("text_projection.weight",), transposed=True)
 
 
 def _decoder(num_layers: int) -> Iterator[Match]:

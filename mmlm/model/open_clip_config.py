@@ -1,5 +1,6 @@
-"""The configuration of an open_clip CoCa, read strictly: what our model cannot be built as is refused."""
+"""The configuration of an open_clip CoCa or CLIP, read strictly: what our model cannot be built as is refused."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,40 +8,46 @@ from pathlib import Path
 
 from mmlm.errors import UserError
 
-_SAME: Mapping[str, Mapping[str, object]] = {
-    "vision_cfg": {
-        "mlp_ratio": 4.0,
-        "ls_init_value": None,
-        "attentional_pool": True,
-        "no_ln_pre": False,
-        "pos_embed_type": "learnable",
-        "pool_type": "tok",
-        "output_tokens": True,
-    },
-    "text_cfg": {
-        "vocab_size": 49408,
-        "mlp_ratio": 4.0,
-        "ls_init_value": None,
-        "embed_cls": True,
-        "pad_id": 0,
-        "no_causal_mask": False,
-        "proj_bias": False,
-        "proj_type": "linear",
-        "output_tokens": True,
-    },
-    "multimodal_cfg": {"vocab_size": 49408, "mlp_ratio": 4.0, "ls_init_value": None},
-    "": {"custom_text": True, "quick_gelu": False},
+_Section = Mapping[str, object]
+_VISION: _Section = {
+    "mlp_ratio": 4.0,
+    "ls_init_value": None,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+}
+_TEXT: _Section = {
+    "vocab_size": 49408,
+    "mlp_ratio": 4.0,
+    "ls_init_value": None,
+    "pad_id": 0,
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "proj_bias": False,
+    "proj_type": "linear",
+}
+_CLIP: Mapping[str, _Section] = {
+    "vision_cfg": _VISION | {"attentional_pool": False},
+    "text_cfg": _TEXT | {"embed_cls": False},
+    "": {"quick_gelu": False},
 }
 """Keys that have to have this value, where they are given."""
-_NEEDED: Mapping[str, tuple[str, ...]] = {"vision_cfg": ("attentional_pool",), "text_cfg": ("embed_cls",)}
-"""Keys of ``_SAME`` that open_clip takes to be something else where they are missing."""
-_IGNORED: Mapping[str, tuple[str, ...]] = {
-    "vision_cfg": ("patch_dropout",),
-    "text_cfg": (),
-    "multimodal_cfg": ("dim_head", "n_queries", "attn_pooler_heads"),
-    "": (),
+_COCA: Mapping[str, _Section] = {
+    "vision_cfg": _VISION | {"attentional_pool": True},
+    "text_cfg": _TEXT | {"embed_cls": True},
+    "multimodal_cfg": {"vocab_size": 49408, "mlp_ratio": 4.0, "ls_init_value": None},
+    "": {"quick_gelu": False},
 }
-"""Keys that open_clip reads nothing of, or nothing but a way of training."""
+_TAKEN_FOR_FALSE = ("attentional_pool", "embed_cls")
+"""What open_clip takes to be false where it is not given."""
+_IGNORED: Mapping[str, tuple[str, ...]] = {
+    "vision_cfg": ("patch_dropout", "output_tokens"),
+    "text_cfg": ("output_tokens",),
+    "multimodal_cfg": ("dim_head", "n_queries", "attn_pooler_heads"),
+    "": ("custom_text",),
+}
+"""Keys that change no embedding and no logit."""
 _SIZES: Mapping[str, Mapping[str, int | None]] = {
     "vision_cfg": {
         "image_size": 224,
@@ -59,24 +66,31 @@ _SIZES: Mapping[str, Mapping[str, int | None]] = {
 
 
 @dataclass(frozen=True)
-class CocaSizes:
-    """What may differ between two CoCas of open_clip that our model can be built as."""
+class ClipSizes:
+    """What may differ between two CLIPs of open_clip that our model can be built as."""
 
     image_size: int
     patch_size: int
     vision_width: int
     vision_layers: int
     vision_heads: int
+    width: int
+    """Of the text and of the decoder."""
+    heads: int
+    text_layers: int
+    max_tokens: int
+    """Start and end included, a class token not."""
+    embedding_width: int
+
+
+@dataclass(frozen=True)
+class CocaSizes(ClipSizes):
+    """What may differ between two CoCas."""
+
     pooler_heads: int
     num_queries: int
     """Of the pooler, but for the one that pools for the image embedding."""
-    width: int
-    """Of the text, of the decoder and of the embeddings."""
-    heads: int
-    text_layers: int
     multimodal_layers: int
-    max_tokens: int
-    """Start and end included, the class token not."""
 
 
 def read_config(file: Path) -> Mapping[str, object]:
@@ -90,47 +104,52 @@ def read_config(file: Path) -> Mapping[str, object]:
         raise UserError(f"model: {file} is no model configuration of open_clip ({error})") from None
 
 
-def coca_sizes(config: Mapping[str, object]) -> CocaSizes:
-    """The sizes of a CoCa from its open_clip configuration.
+def open_clip_sizes(config: Mapping[str, object]) -> ClipSizes:
+    """The sizes of a CLIP, or of a CoCa (it has a ``multimodal_cfg``), from its open_clip configuration.
 
     Raises UserError for anything that our model has no counterpart of, with the key, the value and what it has to be.
     """
-    sections = {name: config.get(name) for name in ("vision_cfg", "text_cfg", "multimodal_cfg")}
+    rules = _COCA if "multimodal_cfg" in config else _CLIP
+    sections = {name: config.get(name) for name in rules if name}
     for name, section in sections.items():
         if not isinstance(section, Mapping):
-            raise UserError(f"model: its configuration has no {name}, so it is no CoCa")
+            raise UserError(f"model: its configuration has no {name}, so it is no CLIP or CoCa")
     sections[""] = {key: value for key, value in config.items() if key not in sections}
-    vision, text, decoder, top = (_sizes(name, section) for name, section in sections.items())
-    width = text["width"]
-    for name, value in {"multimodal_cfg.width": decoder["width"], "embed_dim": top["embed_dim"]}.items():
-        if value != width:
-            raise UserError(f"model: {name}={value} must be the width of the text, {width}, for our decoder to read it")
-    if decoder["heads"] != text["heads"]:
-        raise UserError(f"model: multimodal_cfg.heads={decoder['heads']} must be text_cfg.heads={text['heads']}")
-    return CocaSizes(
+    sizes = {name: _sizes(name, section, rules[name]) for name, section in sections.items()}
+    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+    common = ClipSizes(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
         vision_width=vision["width"],
         vision_layers=vision["layers"],
         vision_heads=vision["width"] // vision["head_width"],
-        pooler_heads=vision["attn_pooler_heads"],
-        num_queries=vision["attn_pooler_queries"] - 1,
-        width=width,
+        width=text["width"],
         heads=text["heads"],
         text_layers=text["layers"],
-        multimodal_layers=decoder["layers"],
         max_tokens=text["context_length"],
+        embedding_width=sizes[""]["embed_dim"],
+    )
+    return common if rules is _CLIP else _with_decoder(common, vision, sizes["multimodal_cfg"])
+
+
+def _with_decoder(common: ClipSizes, vision: Mapping[str, int], decoder: Mapping[str, int]) -> CocaSizes:
+    for name, value in {"multimodal_cfg.width": decoder["width"], "embed_dim": common.embedding_width}.items():
+        if value != common.width:
+            raise UserError(f"model: {name}={value} must be the width of the text, {common.width}, in our model")
+    if decoder["heads"] != common.heads:
+        raise UserError(f"model: multimodal_cfg.heads={decoder['heads']} must be text_cfg.heads={common.heads}")
+    return CocaSizes(
+        **dataclasses.asdict(common),
+        pooler_heads=vision["attn_pooler_heads"],
+        num_queries=vision["attn_pooler_queries"] - 1,
+        multimodal_layers=decoder["layers"],
     )
 
 
-def _sizes(name: str, section: Mapping[str, object]) -> dict[str, int]:
-    """The sizes of one section, its other keys checked."""
-    prefix = f"{name}." if name else ""
-    same, sizes = _SAME[name], _SIZES[name]
-    for key in _NEEDED.get(name, ()):
-        if key not in section:
-            raise UserError(f"model: {prefix}{key} is missing and has to be {same[key]}")
-    for key, value in section.items():
+def _sizes(name: str, section: Mapping[str, object], same: _Section) -> dict[str, int]:
+    """The sizes of one section, its other keys checked against ``same``."""
+    prefix, sizes = f"{name}." if name else "", _SIZES[name]
+    for key, value in (dict.fromkeys(same.keys() & {*_TAKEN_FOR_FALSE}, False) | section).items():
         if key in same and value != same[key]:
             raise UserError(f"model: {prefix}{key}={value} has no counterpart in our model; it has to be {same[key]}")
         if key in sizes and type(value) is not int:
