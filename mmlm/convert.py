@@ -15,11 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-<<<<<<< HEAD
-from mmlm.build import build_model
-=======
-from mmlm.build import CHECKPOINTS, CONFIG, TOKENIZER, build_model, find_run, seed_everything
->>>>>>> h_transformer
+from mmlm.build import build_model, seed_everything
 from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights, save_checkpoint
 from mmlm.cli import parse_key_values, report_user_errors
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, config_values, load_config, save_config

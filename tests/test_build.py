@@ -204,7 +204,7 @@ def test_pretrained_weights_are_asked_for_only_where_they_are_wanted(tiny_config
     pretrained, create = [], timm.create_model
 
     def recorded(name: str, **settings: object) -> object:
-        pretrained.append(settings.pop("pretrained"))
+        pretrained.append(settings.pop("pretrained", False))
         return create(name, **settings)
 
     monkeypatch.setattr(timm, "create_model", recorded)

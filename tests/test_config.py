@@ -83,9 +83,11 @@ def test_differences_name_key_and_both_values(tiny_config):
     assert differences(tiny_config(), changed) == [
         "bridge._target_: mmlm.model.bridges.attentional_pooler.AttentionalPooler -> "
         "mmlm.model.bridges.projection.MlpProjection",
+        "bridge.contrastive: shared -> None",
         "bridge.feed_forward: False -> None",
         "bridge.mlp_ratio: None -> 2.0",
         "bridge.num_heads: 4 -> None",
+        "bridge.pixel_shuffle: None -> 1",
         "optim.lr: 0.002 -> 0.5",
         "train.clip_norm: 1.0 -> None",
     ]
