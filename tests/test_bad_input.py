@@ -45,8 +45,11 @@ REFUSED = [
     ("name=a/b", "name: 'a/b' must be the name of one folder, without a slash"),
     ("train.best_metric=validation/R", "train.best_metric: 'validation/R' is not evaluated; there are: validation/c"),
     # A part that is none, or that does not fit.
-    ("encoder=vitt", "unknown encoder 'vitt'; there are: vit, vit_small_images"),
-    ("encoder=null", "unknown encoder 'null'; there are: vit, vit_small_images"),
+    (
+        "encoder=vitt",
+        "unknown encoder 'vitt'; there are: convnext_small_images, hf_vit_tiny, hugging_face, timm, vit, vit_small",
+    ),
+    ("encoder=null", "unknown encoder 'null'; there are: convnext_small_images, hf_vit_tiny, "),
     (
         "encoder._target_=mmlm.model.encoders.timm_encoder.TimmVitt",
         "mmlm.model.encoders.timm_encoder has no 'TimmVitt'; did you mean 'TimmVit'?",

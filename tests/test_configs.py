@@ -21,6 +21,7 @@ OPTIONS = sorted(
 )
 """(group, option) of every part file."""
 NEEDS = {
+    ("encoder", "hugging_face"): ("encoder.name_or_path=a",),
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
     ("encoder", "hugging_face"): ("encoder.name_or_path=google/vit-base-patch16-224",),

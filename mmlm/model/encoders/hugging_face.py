@@ -1,6 +1,7 @@
 """Vision towers of the Hugging Face transformers library."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from transformers.utils import logging
 
 from mmlm.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
@@ -192,9 +194,10 @@ def _load(tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tupl
     """Copies the weights of a checkpoint, saved for ``image_size``, into ``tower``, with positions at ``grid``."""
     config = type(tower.config).from_dict(tower.config.to_dict() | {"image_size": image_size})
     try:
-        source, report = type(tower).from_pretrained(
-            name_or_path, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        with _quiet():
+            source, report = type(tower).from_pretrained(
+                name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
     # A pooler that was not saved with a tower is left out anyway.
@@ -211,6 +214,17 @@ def _load(tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tupl
                 )
             state[name] = resized
     tower.load_state_dict(state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of the text tower's keys, which are not wanted; missing keys are looked at here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _colours(config: PretrainedConfig, name_or_path: str | None) -> tuple[Sequence[float], Sequence[float]]:

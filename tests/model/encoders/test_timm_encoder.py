@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 from mmlm.errors import UserError
+from mmlm.flow import View
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.bridges.projection import MlpProjection
+from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_encoder import ConvolutionalStem, TimmVit
+from mmlm.model.model import ImageTextModel
 
 SMALL = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
 
@@ -137,6 +142,22 @@ def test_patch_dropout_keeps_the_order_of_the_patches_that_stay():
         places = [int((every - token).norm(dim=-1).argmin()) for token in one]
         assert places == sorted(set(places))
         torch.testing.assert_close(every[places], one)
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "prefix"])
+@pytest.mark.parametrize("bridge", ["tokens", "mlp"])
+def test_decoders_take_a_memory_that_patch_dropout_shortens(bridge, fusion, make_batch):
+    encoder = small(32, patch_dropout=0.5, registers=1, keep_prefix_tokens=True).train()
+    sizes = {"patch_width": 16, "grid": encoder.grid, "width": 8, "num_prefix_tokens": encoder.num_prefix_tokens}
+    part = MlpProjection(**sizes) if bridge == "mlp" else AttentionalPooler(**sizes, num_heads=2, num_queries=None)
+    decoder = TransformerDecoder(13, part.memory_width, max_tokens=8, width=8, num_heads=2, fusion=fusion)
+    model, batch = ImageTextModel(encoder, part, decoder, embedding_width=6), make_batch(image_size=32)
+    assert part.num_memory == 2 + 16
+    assert part(encoder(batch.images).tokens).memory.shape[1] == 2 + 8
+    out = model(batch, {View.EMBED, View.CAPTION})
+    (out.hidden.square().sum() + (out.image_embedding * torch.rand(3, 6)).sum()).backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+    assert model.eval().encode_image(batch.images).memory.shape[1] == part.num_memory
 
 
 @pytest.mark.parametrize(("patch_size", "layers"), [(2, 1), (4, 2), (8, 3), (16, 4)])
