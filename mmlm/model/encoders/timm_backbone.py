@@ -12,6 +12,8 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
+from mmlm.local_files import locate
+from mmlm.model.encoders.efficientnet_weights import timm_names
 from mmlm.model.encoders.readout import one_line
 
 _SHOWN = 6
@@ -83,6 +85,7 @@ def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
     Keys in ``head`` are left out. Raises UserError for a file that is none, and for missing, unexpected or misshapen
     tensors.
     """
+    file = locate(file, "encoder.weights")
     if not Path(file).is_file():
         raise UserError(f"encoder.weights: there is no file '{file}'; give a .safetensors, .pth or .bin file")
     try:
@@ -111,9 +114,9 @@ def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head:
 
 
 def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
-    """timm's own conversion of a checkpoint, which stands next to the architecture's class; else none."""
+    """timm's own conversion of a checkpoint, which stands next to the architecture's class; else ours."""
     module = inspect.getmodule(type(backbone))
-    return getattr(module, "checkpoint_filter_fn", lambda state, backbone: state)
+    return getattr(module, "checkpoint_filter_fn", timm_names)
 
 
 def _listed(keys: Collection[str]) -> str:

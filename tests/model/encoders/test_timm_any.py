@@ -91,7 +91,9 @@ def test_a_plain_vit_is_that_of_the_other_encoder():
 @pytest.mark.parametrize(("name", "layout"), [("resnet18", "NCHW"), ("swin_tiny_patch4_window7_224", "NHWC")])
 def test_feature_maps_are_read_row_by_row(name, layout):
     encoder = small(name)
-    features = encoder.backbone.forward_features(encoder.normalize(pixels()))
+    images = encoder.normalize(pixels())
+    images = images.contiguous(memory_format=torch.channels_last) if name == "resnet18" else images
+    features = encoder.backbone.forward_features(images)
     tokens = encoder(pixels()).tokens
     for row in range(4):
         for column in range(4):
