@@ -1,6 +1,6 @@
 """Vision towers of the Hugging Face transformers library."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,9 +93,10 @@ class HuggingFaceVision(nn.Module):
         norm = next((name for name in unused if name.endswith(f"{_CLIP_NORM}.weight")), None)
         self._late_norm = None if norm is None else norm.removesuffix(".weight")
         self.tower = _build(config, key)
+        spare = [name for name in unused if _CLIP_NORM not in name]
         if name_or_path is not None and load_weights:
-            _load(self.tower, name_or_path, own_size, self.grid)
-        leave_out_unused(self.tower, [name for name in unused if _CLIP_NORM not in name])
+            _load(self.tower, name_or_path, own_size, self.grid, spare)
+        leave_out_unused(self.tower, spare)
         self.readout = Readout(prefix, prefix > 0, pool, keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
         self.pooled_width = self.readout.pooled_width(self.width)
@@ -190,8 +191,13 @@ def _build(config: PretrainedConfig, key: str) -> PreTrainedModel:
         ) from error
 
 
-def _load(tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tuple[int, int]) -> None:
-    """Copies the weights of a checkpoint, saved for ``image_size``, into ``tower``, with positions at ``grid``."""
+def _load(
+    tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tuple[int, int], spare: Collection[str]
+) -> None:
+    """Copies the weights of a checkpoint, saved for ``image_size``, into ``tower``, with positions at ``grid``.
+
+    Raises UserError if it lacks any but those named in ``spare``, which are left out afterwards.
+    """
     config = type(tower.config).from_dict(tower.config.to_dict() | {"image_size": image_size})
     try:
         with _quiet():
@@ -200,8 +206,7 @@ def _load(tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tupl
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
-    # A pooler that was not saved with a tower is left out anyway.
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith(("pooler.", "head.")))
+    missing = sorted(set(report["missing_keys"]) - set(spare))
     if missing:
         raise UserError(f"encoder.name_or_path: '{name_or_path}' has no weights for {', '.join(missing[:6])}")
     state, target = source.state_dict(), tower.state_dict()

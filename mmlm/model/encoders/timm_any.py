@@ -17,7 +17,7 @@ from mmlm.model.encoders.timm_backbone import (
     check_options,
     check_registers,
     check_sources,
-    create_pretrained,
+    create,
     head_keys,
     keep_patch_order,
     load_file,
@@ -93,12 +93,12 @@ class TimmEncoder(nn.Module):
         if timm.get_pretrained_cfg(name).fixed_input_size:
             arguments["img_size"] = image_size
         with torch.device("meta"):
-            trial = _create(name, arguments)
+            trial = _trial(name, arguments)
             check_registers(trial, registers)
             options = _options(trial, name, registers, drop_path, patch_dropout)
             if options:
                 arguments |= options
-                trial = _create(name, arguments)
+                trial = _trial(name, arguments)
         norms = [path for path in _LAST_NORMS if _has_norm(trial, path)]
         if not final_norm and not norms:
             raise UserError(f"encoder.final_norm: timm's '{name}' has no last norm to leave out; use true")
@@ -107,8 +107,7 @@ class TimmEncoder(nn.Module):
             leave_out(trial, norms)
         shape, unused = self._try(trial, name, image_size)
 
-        create = create_pretrained if pretrained and load_weights else timm.create_model
-        self.backbone = create(name, num_classes=0, **arguments)
+        self.backbone = create(name, pretrained and load_weights, num_classes=0, **arguments)
         full = self.backbone.state_dict().keys()
         leave_out_unused(self.backbone, unused)
         if weights is not None and load_weights:
@@ -148,7 +147,7 @@ class TimmEncoder(nn.Module):
 
     def _try(self, trial: nn.Module, name: str, image_size: int) -> tuple[tuple[int, ...], list[str]]:
         """Runs ``trial`` on the meta device: the shape of its features, and parameters its tokens do not depend on."""
-        trial.eval()
+        trial.eval().to("meta")  # timm 1.0.21 puts rotary positions on the CPU
         images = torch.zeros(1, 3, image_size, image_size, device="meta")
         with torch.enable_grad():
             try:
@@ -172,10 +171,10 @@ def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: in
             raise UserError(f"encoder.settings.{key}: is not free: the encoder reads colour images and has no head")
 
 
-def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """timm's architecture with random weights; UserError for arguments that it does not take."""
     try:
-        return timm.create_model(name, num_classes=0, **arguments)
+        return create(name, pretrained=False, num_classes=0, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "its own sizes"
         raise UserError(f"encoder.settings: timm's '{name}' does not take {given} ({one_line(error)})") from error

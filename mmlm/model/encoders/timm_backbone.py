@@ -56,11 +56,13 @@ def keep_patch_order(backbone: VisionTransformer | Eva, patch_dropout: float) ->
         backbone.patch_drop.ordered = True
 
 
-def create_pretrained(name: str, **arguments: object) -> nn.Module:
-    """timm's architecture with the weights it publishes (a download, or the cache); positions are resized.
+def create(name: str, pretrained: bool, **arguments: object) -> nn.Module:
+    """timm's architecture; ``pretrained`` with the weights it publishes (a download, or the cache), positions resized.
 
-    Raises UserError if they cannot be had or do not fit; TypeError for an argument that the architecture does not take.
+    Raises UserError if these cannot be had or do not fit; else what timm raises for arguments it does not take.
     """
+    if not pretrained:
+        return timm.create_model(name, pretrained=False, **arguments)
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except (OSError, RuntimeError) as error:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import timm
 import torch
 from timm.layers import to_2tuple
 from timm.models import VisionTransformer
@@ -16,7 +15,7 @@ from mmlm.model.encoders.timm_backbone import (
     check_options,
     check_registers,
     check_sources,
-    create_pretrained,
+    create,
     head_keys,
     keep_patch_order,
     load_file,
@@ -177,9 +176,8 @@ def _create_vit(
     name: str, pretrained: bool, weight_init: str, image_size: int, changes: dict[str, object]
 ) -> VisionTransformer:
     """timm's ViT; UserError for another kind of model and for sizes that do not go together."""
-    create = create_pretrained if pretrained else timm.create_model
     try:
-        vit = create(name, img_size=image_size, num_classes=0, weight_init=weight_init, **changes)
+        vit = create(name, pretrained, img_size=image_size, num_classes=0, weight_init=weight_init, **changes)
     except TypeError as error:
         raise UserError(
             f"encoder.name: timm's '{name}' is no plain ViT ({error}); encoder=timm takes any timm model"
