@@ -24,7 +24,6 @@ NEEDS = {
     ("encoder", "hugging_face"): ("encoder.name_or_path=a",),
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
-    ("encoder", "hugging_face"): ("encoder.name_or_path=google/vit-base-patch16-224",),
     ("text_encoder", "hugging_face"): ("text_encoder.name_or_path=bert-base-uncased",),
     ("decoder", "hugging_face"): ("decoder.name_or_path=gpt2",),
     ("decoder", "hugging_face_gated"): ("decoder.name_or_path=gpt2",),
