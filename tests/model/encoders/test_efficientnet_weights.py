@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's weights, as a package carries them, compute in timm's network what they computed in their own."""
+"""EfficientNet-Lite0 weights, as a package carries them, compute in timm's network what they computed in their own."""
 
 import pytest
 import timm
@@ -45,7 +45,7 @@ def test_names_are_those_of_timm():
     backbone = timm.create_model(NAME)
     state = backbone.state_dict()
     renamed = timm_names(other_names(backbone), backbone)
-    assert len(renamed) > 50
+    assert len(renamed) == 44
     assert all(tensor is state[name] or torch.equal(tensor, state[name]) for name, tensor in renamed.items())
     assert timm_names(state, backbone).keys() == state.keys()
 
