@@ -90,7 +90,7 @@ def whole_grid() -> Iterator[Cell]:
 
 REFUSALS: Sequence[tuple[str, Callable[[Cell], bool]]] = (
     # The bridge itself.
-    (r"null leaves nothing to pool", lambda c: c.bridge == "patches" and c.pools),
+    (r"bridge.num_queries: null leaves nothing to pool", lambda c: c.bridge == "patches" and c.pools),
     (r"bridge.contrastive: ", lambda c: c.bridge in ("pooler_parallel", "pooler_cascaded") and c.pools),
     # Which parts there are.
     (r"bridge: the decoder needs one to see the image", lambda c: c.bridge == "none" and not c.two_towers),
@@ -98,10 +98,13 @@ REFUSALS: Sequence[tuple[str, Callable[[Cell], bool]]] = (
     (r"text_encoder: without a decoder there is nothing", lambda c: c.two_towers and c.text_encoder == "own"),
     (r"encoder.pool: without a bridge the encoder has to pool", lambda c: c.bridge == "none" and not c.pools),
     # What the plan names.
-    (r"freeze.lora.parts: this model has no decoder", lambda c: c.freeze == "lora" and c.two_towers),
-    (r"freeze.frozen: this model has no text_encoder", lambda c: c.freeze == "text_locked" and c.text_encoder == "own"),
+    (r"freeze.lora.parts: the model has no 'decoder'", lambda c: c.freeze == "lora" and c.two_towers),
+    (
+        r"freeze.frozen: the model has no 'text_encoder'",
+        lambda c: c.freeze == "text_locked" and c.text_encoder == "own",
+    ),
     (r"freeze.frozen: ", lambda c: c.freeze == "lm_frozen" and not c.language_model),
-    (r"freeze.trainable: this model has no bridge", lambda c: c.freeze == "bridge_only" and c.bridge == "none"),
+    (r"freeze.trainable: the model has no 'bridge'", lambda c: c.freeze == "bridge_only" and c.bridge == "none"),
 )
 """In the order of asking: what the message of a refused cell says, and which cells get it."""
 
