@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmlm.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
-from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
+from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.timm_backbone import (
     check_name,
     check_options,
@@ -24,6 +24,7 @@ from mmlm.model.encoders.timm_backbone import (
 )
 from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
 from mmlm.model.protocols import EncoderOutput
+from mmlm.wording import one_line
 
 _OURS = {
     "img_size": "data.image_size",
