@@ -33,16 +33,16 @@ def save_weights(tensors: Weights, file: Path) -> None:
     save_file(unique, file, metadata={"aliases": json.dumps(aliases)})
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, nested: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU; tied names hold the same tensor again.
 
     A safetensors file by its suffix; any other file is read by ``torch.load(weights_only=True)``, which runs no code,
-    and has to be a mapping of names to tensors. Raises UserError for a file that is not there, damaged or of another
-    kind.
+    and has to be a mapping of names to tensors, or of ``nested`` to one (a trainer's checkpoint). Raises UserError for
+    a file that is not there, damaged or of another kind.
     """
     if not file.is_file():
         raise UserError(f"{file}: there is no such file of weights; give one such as model{_SUFFIX}")
-    return _read_safetensors(file) if file.suffix == _SUFFIX else _read_torch(file)
+    return _read_safetensors(file) if file.suffix == _SUFFIX else _read_torch(file, nested)
 
 
 def match_weights(
@@ -113,7 +113,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: is damaged or no safetensors file ({first_line(error)[:_REASON]})") from None
 
 
-def _read_torch(file: Path) -> dict[str, Tensor]:
+def _read_torch(file: Path, nested: str | None) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, TypeError) as error:
@@ -121,6 +121,8 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file}: holds more than tensors, or is damaged; save a mapping of names to tensors ({reason})"
         ) from None
+    if isinstance(content, Mapping) and nested in content:
+        content = content[nested]
     if not isinstance(content, Mapping):
         raise UserError(f"{file}: holds a {type(content).__name__}; save a mapping of names to tensors")
     for name, value in content.items():

@@ -111,7 +111,7 @@ class HuggingFaceVision(nn.Module):
             _load(self.tower, name_or_path, own_size, self.grid)
         leave_out_unused(self.tower, [name for name in unused if _CLIP_NORM not in name])
         self.readout = Readout(prefix, prefix > 0, pool, keep_prefix_tokens)
-        self.num_prefix_tokens = self.readout.num_kept
+        self.num_prefix_tokens, self.drops_patches = self.readout.num_kept, False
         self.pooled_width = self.readout.pooled_width(self.width)
         self.normalize = Normalize(*_colours(config, name_or_path))
 

@@ -117,6 +117,7 @@ class TimmEncoder(nn.Module):
         if not final_norm:
             leave_out(self.backbone, norms)
         keep_patch_order(self.backbone, patch_dropout)
+        self.drops_patches = patch_dropout > 0
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
         self.grid, self.width = _grid(shape, prefix, image_size, self.backbone, name)
         has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None
