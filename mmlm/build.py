@@ -263,6 +263,7 @@ def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> I
             patch_width=encoder.width,
             grid=encoder.grid,
             num_prefix_tokens=encoder.num_prefix_tokens,
+            drops_patches=encoder.drops_patches,
             pool=encoder.pooled_width is None,
         ),
     )
@@ -271,7 +272,7 @@ def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> I
     decoder = None
     if bridge is not None:
         memory = {"memory_width": bridge.memory_width, "num_memory": bridge.num_memory}
-        decoder = cast(Decoder | None, build("decoder", **text, **memory))
+        decoder = cast(Decoder | None, build("decoder", **text, **memory, embeds_text=text_encoder is None))
     elif config.decoder is not None:
         raise UserError("bridge: the decoder needs one to see the image; choose one, such as bridge=attentional_pooler")
     return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width, text_encoder)

@@ -25,9 +25,9 @@ OUTSIDE_IDENTITY = ("name", "seed", "runs", "device", "metrics", "data.workers",
 """Keys that do not decide what is computed: where things go, who watches, how many processes help."""
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
     "encoder": ("image_size", "load_weights"),
-    "bridge": ("patch_width", "grid", "num_prefix_tokens", "pool"),
+    "bridge": ("patch_width", "grid", "num_prefix_tokens", "drops_patches", "pool"),
     "text_encoder": ("vocab_size", "max_tokens", "load_weights"),
-    "decoder": ("vocab_size", "memory_width", "num_memory", "max_tokens", "load_weights"),
+    "decoder": ("vocab_size", "memory_width", "num_memory", "max_tokens", "load_weights", "embeds_text"),
     "freeze": (),
     "objective": (),
     "tokenizer": (),

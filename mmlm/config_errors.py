@@ -18,7 +18,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from mmlm.wording import closest, shown
+from mmlm.wording import closest, first_line, shown
 
 _KINDS = {"Float": "a float", "Integer": "an int", "Boolean": "true or false", "Path": "a path", "String": "a string"}
 _TYPES = {"float": "a float", "int": "an int", "bool": "true or false", "Path": "a path", "str": "a string"}
@@ -120,7 +120,7 @@ def _about_key(error: OmegaConfBaseException, groups: Sequence[str]) -> str:
         return no_such_setting(key, root, groups)
     if isinstance(error, MissingMandatoryValue):
         return not_set([key])
-    said = _first_line(error)
+    said = first_line(error)
     if isinstance(error, ValidationError):
         return f"{key}: {_misfit(said, error.value)}"
     return f"{key}: {said[:1].lower()}{said[1:]}"
@@ -178,7 +178,3 @@ def _shorter(file: str, config_dir: Path | None) -> str:
     """The path of a config file, from the name of ``config_dir`` on if it is in there."""
     inside = config_dir is not None and Path(file).is_relative_to(config_dir.parent)
     return str(Path(file).relative_to(config_dir.parent)) if config_dir is not None and inside else file
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -3,28 +3,26 @@
 import dataclasses
 import importlib.util
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import hydra
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmlm.build import build_model, seed_everything
-from mmlm.checkpoint import best_checkpoint, latest_checkpoint, load_weights, save_checkpoint
+from mmlm.checkpoint import save_checkpoint
 from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, config_values, load_config, save_config
+from mmlm.config import Config, check_config, config_values, load_config, save_config
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.errors import UserError
+from mmlm.hydra_config import compose
 from mmlm.model.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
 from mmlm.model.open_clip_config import CocaSizes, open_clip_sizes, read_config
 from mmlm.parts import build_part
-from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, find_run
+from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, find_run, model_weights, trained_weights
+from mmlm.weights import read_weights, save_weights
 
 COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
 """Experiments whose models are open_clip's CoCa, and open_clip's CLIP with a captioning decoder behind it."""
@@ -127,16 +125,15 @@ def export_coca(run: str, file: Path) -> None:
     folder = find_run(run)
     config = load_config(folder / CONFIG)
     _check_architecture(config)
-    weights = _trained_weights(folder, config)
+    _, weights = trained_weights(folder, config)
     if SCALE_KEY not in weights:
         raise UserError(
             f"run: {folder} was trained without the contrastive objective and has no temperature to convert"
         )
-    own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
-    converted = coca_to_open_clip(own, weights[SCALE_KEY])
+    converted = coca_to_open_clip(model_weights(weights), weights[SCALE_KEY])
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".safetensors":
-        save_file(converted, file, metadata={"format": "pt"})
+        save_weights(converted, file)
     else:
         torch.save(converted, file)
     print(f"{file}: {len(converted)} tensors; open_clip.load_checkpoint(model, '{file}') reads them")
@@ -148,16 +145,10 @@ def read_open_clip(file: Path) -> dict[str, Tensor]:
     Raises UserError for a file that cannot be read or holds something else.
     """
     try:
-        loaded = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"from_open_clip: there is no file {file}") from None
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"from_open_clip: {file} cannot be read as tensors alone ({reason})") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"from_open_clip: {file} holds no state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        weights = read_weights(file, nested="state_dict")
+    except UserError as error:
+        raise UserError(f"from_open_clip: {error}") from None
+    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def _model_config(model: str) -> Mapping[str, object]:
@@ -186,8 +177,7 @@ def architecture_of(model: str) -> tuple[str, dict[str, int]]:
 
 def _composed(experiment: str, settings: Mapping[str, object]) -> Config:
     overrides = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return check_config(hydra.compose(CONFIG_NAME, [f"experiment={experiment}", *overrides]))
+    return check_config(compose([f"experiment={experiment}", *overrides]))
 
 
 def _with_clip(config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -231,15 +221,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _trained_weights(folder: Path, config: Config) -> dict[str, Tensor]:
-    """Everything trained, of the checkpoint that the run exports."""
-    best = best_checkpoint(folder / CHECKPOINTS)
-    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
-    if checkpoint is None:
-        raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
-    return load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
 
 
 if __name__ == "__main__":

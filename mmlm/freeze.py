@@ -17,10 +17,11 @@ from mmlm.lora import Lora, add_adapters, is_adapter, linear_layers, plain_name
 from mmlm.wording import did_you_mean
 
 REMEDIES = {
-    "bridge": "bridge=attentional_pooler",
-    "text_encoder": "text_encoder=transformer",
-    "decoder": "decoder=transformer",
-    "decoder.lm": "decoder=hugging_face",
+    "bridge": "use for example bridge=attentional_pooler",
+    "text_encoder": "use for example text_encoder=transformer",
+    "decoder": "use for example decoder=transformer",
+    "decoder.lm": "only a Hugging Face decoder has a language model inside: use decoder=gpt2_tiny or "
+    "decoder=hugging_face",
 }
 """What a model may lack, and how to give it one."""
 
@@ -201,5 +202,5 @@ def _unknown(entry: str, names: Sequence[str]) -> str:
     children = {name.removeprefix(above).split(".")[0] for name in names if name.startswith(above)}
     missing = f"{above[:-1] or 'the model'} has no '{path[depth]}' with weights"
     if entry in REMEDIES:
-        return f"{missing}; there are: {', '.join(sorted(children))}; use for example {REMEDIES[entry]}"
+        return f"{missing}; there are: {', '.join(sorted(children))}; {REMEDIES[entry]}"
     return missing + did_you_mean(path[depth], children)

@@ -3,13 +3,30 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from mmlm.config import Config
+from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config
 from mmlm.config_errors import explain
+from mmlm.errors import UserError
 
 ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """The config of a command line, neither complete nor checked, outside of a Hydra command.
+
+    ``with_hydra`` adds Hydra's own node, which knows the option chosen of each group. Raises UserError.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(explain_composing(error, CONFIG_DIR, overrides)) from None
 
 
 def explain_composing(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:

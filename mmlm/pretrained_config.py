@@ -15,6 +15,7 @@ from mmlm.config import Config, DataSettings, ModelSettings
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.runs import MODEL_TYPE
+from mmlm.wording import first_line
 
 FORMAT = 1
 """Of the files; counted up when an older reader would misread them."""
@@ -234,5 +235,4 @@ def download(
             )
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: is no folder, and the hub does not give it ({reason})") from error
+        raise UserError(f"{name}: is no folder, and the hub does not give it ({first_line(error)})") from error

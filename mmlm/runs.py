@@ -33,17 +33,23 @@ def find_run(path: str) -> Path:
 
 
 def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
-    """The step and the model's weights of a run's best checkpoint, or of its last where it keeps no best one.
+    """The step and the model's weights that a run exports. Raises UserError if there is no checkpoint."""
+    step, weights = trained_weights(folder, config)
+    return step, model_weights(weights)
 
-    The moving average of the weights is taken where the run has one. Raises UserError if there is no checkpoint.
+
+def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
+    """The step and all weights, the objective's too, of a run's best checkpoint, or of its last if it keeps no best.
+
+    Names are those in checkpoints. The moving average of the weights is taken where the run has one. Raises UserError
+    if there is no checkpoint.
     """
     best = best_checkpoint(folder / CHECKPOINTS)
     checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
     if checkpoint is None:
         raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
     weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
-    step = int(checkpoint.name.split("=")[1].split(".")[0])
-    return step, model_weights(weights)
+    return int(checkpoint.name.split("=")[1].split(".")[0]), weights
 
 
 def model_weights(weights: Weights) -> dict[str, Tensor]:

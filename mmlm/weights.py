@@ -12,12 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.errors import UserError
+from mmlm.wording import first_line
 
 Weights = Mapping[str, Tensor]
 """Tensors by name, as ``module.state_dict()`` gives them."""
 _SUFFIX = ".safetensors"
 _SHOWN = 8
 """Names that a message lists of each kind."""
+_REASON = 120
+"""Characters of a library's own message that are passed on."""
 
 
 def save_weights(tensors: Weights, file: Path) -> None:
@@ -30,16 +33,16 @@ def save_weights(tensors: Weights, file: Path) -> None:
     save_file(unique, file, metadata={"aliases": json.dumps(aliases)})
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, nested: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU; tied names hold the same tensor again.
 
     A safetensors file by its suffix; any other file is read by ``torch.load(weights_only=True)``, which runs no code,
-    and has to be a mapping of names to tensors. Raises UserError for a file that is not there, damaged or of another
-    kind.
+    and has to be a mapping of names to tensors, or of ``nested`` to one (a trainer's checkpoint). Raises UserError for
+    a file that is not there, damaged or of another kind.
     """
     if not file.is_file():
         raise UserError(f"{file}: there is no such file of weights; give one such as model{_SUFFIX}")
-    return _read_safetensors(file) if file.suffix == _SUFFIX else _read_torch(file)
+    return _read_safetensors(file) if file.suffix == _SUFFIX else _read_torch(file, nested)
 
 
 def match_weights(
@@ -107,16 +110,19 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
             aliases = json.loads((opened.metadata() or {}).get("aliases", "{}"))
         return tensors | {alias: tensors[name] for alias, name in aliases.items()}
     except (SafetensorError, ValueError, KeyError, AttributeError, OSError) as error:
-        raise UserError(f"{file}: is damaged or no safetensors file ({_first_line(error)})") from None
+        raise UserError(f"{file}: is damaged or no safetensors file ({first_line(error)[:_REASON]})") from None
 
 
-def _read_torch(file: Path) -> dict[str, Tensor]:
+def _read_torch(file: Path, nested: str | None) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, TypeError) as error:
+        reason = first_line(error)[:_REASON]
         raise UserError(
-            f"{file}: holds more than tensors, or is damaged; save a mapping of names to tensors ({_first_line(error)})"
+            f"{file}: holds more than tensors, or is damaged; save a mapping of names to tensors ({reason})"
         ) from None
+    if isinstance(content, Mapping) and nested in content:
+        content = content[nested]
     if not isinstance(content, Mapping):
         raise UserError(f"{file}: holds a {type(content).__name__}; save a mapping of names to tensors")
     for name, value in content.items():
@@ -124,10 +130,6 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             kind = type(value).__name__
             raise UserError(f"{file}: '{name}' is a {kind}, not a tensor; save a mapping of names to tensors")
     return {str(name): value for name, value in content.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def _untie(tensors: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:

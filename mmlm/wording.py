@@ -27,6 +27,17 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     return f"; there are: {', '.join(sorted(names))}" if names else ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception of a library says; its class if it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """All of what an exception of a library says, without line breaks; its class if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def shown(value: object) -> str:
     """A value as a config writes it, cut to 60 characters."""
     if value is None:

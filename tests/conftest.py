@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
-from mmlm import train
+from mmlm import hydra_config, train
 from mmlm.cli import hydra_override, report_user_errors, run_hydra
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
 from mmlm.data.loader import EvaluationBatches
@@ -114,11 +113,7 @@ def shapes(tmp_path: Path, write_captions: Callable[..., None]) -> Path:
 def compose() -> Callable[..., DictConfig]:
     """``compose(*overrides)``: the config of a command line, unchecked."""
 
-    def composed(*overrides: str) -> DictConfig:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return hydra.compose(CONFIG_NAME, [hydra_override(token) for token in overrides])
-
-    return composed
+    return lambda *overrides: hydra_config.compose([hydra_override(token) for token in overrides])
 
 
 @pytest.fixture
@@ -132,6 +127,16 @@ def tiny(tmp_path: Path, shapes: Path) -> tuple[str, ...]:
 def tiny_config(tiny: tuple[str, ...], compose: Callable[..., DictConfig]) -> Callable[..., Config]:
     """``tiny_config(*overrides)``: the checked config of a tiny run."""
     return lambda *overrides: check_config(compose(*tiny, *overrides))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an importable package, ``some_weights``, that must not be imported."""
+    folder = tmp_path / "packages" / "some_weights"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    return folder
 
 
 # Parts of one's own

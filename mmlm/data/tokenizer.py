@@ -18,6 +18,8 @@ from transformers import AutoTokenizer
 
 from mmlm.errors import UserError
 from mmlm.flow import Caption
+from mmlm.local_files import locate
+from mmlm.wording import first_line
 
 
 class Tokenizer(Protocol):
@@ -233,15 +235,15 @@ class HuggingFace:
     """
 
     def __init__(self, name_or_path: str) -> None:
-        """UserError if the tokenizer cannot be loaded."""
+        """UserError if the tokenizer cannot be loaded. ``package:NAME/folder`` stands for a folder of a package."""
         self._load(name_or_path)
 
-    def _load(self, name_or_path: str) -> None:
+    def _load(self, name: str) -> None:
+        place = locate(name, "tokenizer.name_or_path")
         try:
-            model = AutoTokenizer.from_pretrained(name_or_path, split_special_tokens=True)
+            model = AutoTokenizer.from_pretrained(place, split_special_tokens=True)
         except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(f"tokenizer.name_or_path={name_or_path!r} cannot be loaded: {reason}") from error
+            raise UserError(f"tokenizer.name_or_path={name!r} cannot be loaded: {first_line(error)}") from error
         self._model = model
         # An own class token is the begin of encoder vocabularies (BERT), its separator their end.
         end = model.eos_token_id if model.eos_token_id is not None else model.sep_token_id

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from mmlm.errors import UserError
+from mmlm.weights import match_weights
 
 SCALE = "logit_scale"
 """Their parameter ln(1 / temperature); ours belongs to the objective, not to the model."""
+_SOURCE = "the open_clip weights"
+"""What messages call them."""
 _SHOWN = 5
 """Names that an error shows before it only counts."""
 
@@ -52,8 +55,8 @@ def coca_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor
     ``ours`` may be on the meta device; ``logit_scale`` is left out. Raises UserError for missing, unexpected or
     wrongly shaped tensors.
     """
-    converted = _to_ours(_coca(ours), weights, ours)
-    _check_names("our model", ours, converted)
+    converted = _to_ours(_coca(ours), weights)
+    match_weights(ours, converted, _SOURCE)
     return converted
 
 
@@ -62,7 +65,10 @@ def clip_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor
 
     Our model's bridge and multimodal layers, which CLIP has none of, are not in the result.
     """
-    return _to_ours(_clip(ours, "text." if any(name.startswith("text.") for name in weights) else ""), weights, ours)
+    text = "text." if any(name.startswith("text.") for name in weights) else ""
+    converted = _to_ours(_clip(ours, text), weights)
+    match_weights({name: tensor for name, tensor in ours.items() if name in converted}, converted, _SOURCE)
+    return converted
 
 
 def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[str, Tensor]:
@@ -79,19 +85,13 @@ def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[s
     return converted
 
 
-def _to_ours(matches: list[Match], weights: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All of ``weights`` renamed, after a look at their names and shapes."""
-    _check_names("the open_clip weights", weights, {name for match in matches for name in match.theirs} | {SCALE})
+def _to_ours(matches: list[Match], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of ``weights`` renamed, after a look at their names."""
+    _check_names(_SOURCE, weights, {name for match in matches for name in match.theirs} | {SCALE})
     converted: dict[str, Tensor] = {}
     for match in matches:
         tensors = match.to_ours([weights[name] for name in match.theirs])
         converted |= {name: tensor.contiguous() for name, tensor in zip(match.ours, tensors, strict=True)}
-    for name, tensor in converted.items():
-        if tensor.shape != ours[name].shape:
-            raise UserError(
-                f"the open_clip weights of '{name}' are {list(tensor.shape)} and the model's {list(ours[name].shape)}; "
-                "is this the model's own configuration?"
-            )
     return converted
 
 

@@ -40,6 +40,8 @@ class Encoder(Protocol):
     """Tokens of the output that stand before the patches."""
     pooled_width: int | None
     """Width of ``EncoderOutput.pooled``; None leaves pooling to the bridge."""
+    drops_patches: bool
+    """Whether some patches are left out in training: N is smaller there."""
 
     def __call__(self, images: Tensor) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens and, if ``pooled_width`` is set, the pooled vector."""
@@ -61,7 +63,7 @@ class BridgeOutput:
 
 
 class Bridge(Protocol):
-    """Encoder to decoder. Built with ``patch_width`` (D), ``grid``, ``num_prefix_tokens`` and ``pool``.
+    """Encoder to decoder. Built with ``patch_width`` (D), ``grid``, ``num_prefix_tokens``, ``drops_patches``, ``pool``.
 
     ``pool`` is true if the bridge has to give ``BridgeOutput.pooled``. If it is false nothing that would only serve
     pooling may be built: it would be parameters without a gradient.
@@ -108,7 +110,10 @@ class TextStates:
 
 
 class Decoder(Protocol):
-    """Text decoder. Built with ``vocab_size``, ``memory_width``, ``num_memory``, ``max_tokens``, ``load_weights``."""
+    """Text decoder. Built with ``vocab_size``, ``memory_width``, ``num_memory``, ``max_tokens``, ``load_weights``, and
+    ``embeds_text``: whether ``text`` is what texts are embedded by. If it is not, nothing that would only serve that
+    may be built: it would be parameters without a gradient.
+    """
 
     width: int
     """D of the hidden states."""

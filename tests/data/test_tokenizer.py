@@ -244,6 +244,14 @@ def test_hugging_face_save_and_restore(tmp_path):
     assert other.encode("a </s> face", None, 50) == tokenizer.encode("a </s> face", None, 50)
 
 
+def test_hugging_face_in_a_package(package):
+    folder = hugging_face_folder(package / "tokenizer", eos_token="</s>")
+    found, expected = HuggingFace("package:some_weights/tokenizer"), HuggingFace(folder)
+    assert found.encode("a face", None, 50) == expected.encode("a face", None, 50)
+    with pytest.raises(UserError, match=r"^tokenizer\.name_or_path: the package some_weights holds no 'other'"):
+        HuggingFace("package:some_weights/other")
+
+
 def test_hugging_face_that_is_not_there(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="cannot be loaded") as error:

@@ -151,6 +151,14 @@ def test_attention_weights_are_those_of_scaled_dot_product_attention(kind):
         assert weights.masked_select(~mask.expand_as(weights)).count_nonzero() == 0
 
 
+def test_attention_weights_are_float32_under_autocast():
+    queries, keys = (noise(2, 3, 5, 4, seed=s).float() for s in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = attention_weights(queries, keys)
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, attention_weights(queries, keys))
+
+
 @pytest.mark.parametrize("kind", ["all", "causal", "mask"])
 def test_multi_head_attention_equals_pytorch_s_own(kind):
     torch.manual_seed(0)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import hydra
 import pytest
 import torch
 from torch import nn
@@ -20,10 +19,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlm import build
 from mmlm.build import build_freeze, build_model, check_cell
-from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config
+from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.errors import UserError
 from mmlm.flow import Batch
 from mmlm.freeze import FreezePlan
+from mmlm.hydra_config import compose
 from mmlm.lora import merge_adapters
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
@@ -140,8 +140,7 @@ SMALL = ("experiment=caption_base", "data=emoji", "tokenizer=byte_pair", "model.
 @functools.cache
 def composed(*overrides: str) -> Config:
     """The checked config of a small experiment."""
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return check_config(hydra.compose(CONFIG_NAME, [*SMALL, *overrides]))
+    return check_config(compose([*SMALL, *overrides]))
 
 
 def config_of(cell: Cell) -> Config:

@@ -205,7 +205,7 @@ def test_what_is_missing_or_unexpected_is_listed():
 def test_weights_of_another_size_are_refused():
     weights = theirs_of(TINY, torch.float32).state_dict()
     weights["visual.positional_embedding"] = torch.zeros(10, 24)
-    with pytest.raises(UserError, match=r"'encoder\.vit\.pos_embed' are \[1, 10, 24\] and the model's \[1, 5, 24\]"):
+    with pytest.raises(UserError, match=r"'encoder\.vit\.pos_embed' is \[1, 10, 24\] there and \[1, 5, 24\] here"):
         coca_from_open_clip(weights, ours_of(TINY, torch.float32).model.state_dict())
 
 

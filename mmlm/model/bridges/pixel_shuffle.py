@@ -17,7 +17,8 @@ class PixelShuffle:
     (arXiv:1609.05158). Inside a token the patches stand row by row. A factor of 1 changes nothing.
 
     Raises:
-        UserError: a factor that does not divide the grid, or prefix tokens (they have no place on the grid).
+        UserError: a factor that does not divide the grid, prefix tokens (they have no place on the grid), or patches
+            left out in training.
     """
 
     grid: tuple[int, int]
@@ -26,6 +27,8 @@ class PixelShuffle:
     """Patches a side of the square that becomes one token, r."""
     num_prefix_tokens: int = 0
     """Tokens that the encoder gives before the patches."""
+    drops_patches: bool = False
+    """Whether the encoder leaves patches out in training."""
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -43,6 +46,12 @@ class PixelShuffle:
                 f"bridge.pixel_shuffle: {self.factor} takes patches only, and the encoder keeps "
                 f"{self.num_prefix_tokens} prefix tokens (class, registers); use an encoder without them or "
                 "bridge.pixel_shuffle=1"
+            )
+
+        if self.factor > 1 and self.drops_patches:
+            raise UserError(
+                f"bridge.pixel_shuffle: {self.factor} needs every patch, and the encoder leaves some out in training; "
+                "use encoder.patch_dropout=0 or bridge.pixel_shuffle=1"
             )
 
     @property

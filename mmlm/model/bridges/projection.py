@@ -45,7 +45,7 @@ class LinearProjection(_Projection):
     Differs from LLaVA: the tokens are normalised first, and their mean is the image embedding (LLaVA has none).
 
     Raises:
-        UserError: a ``pixel_shuffle`` that does not fit the grid, or prefix tokens with one above 1.
+        UserError: a ``pixel_shuffle`` that does not fit the grid, or prefix tokens or dropped patches with one above 1.
     """
 
     def __init__(
@@ -55,9 +55,10 @@ class LinearProjection(_Projection):
         width: int,
         pixel_shuffle: int = 1,
         num_prefix_tokens: int = 0,
+        drops_patches: bool = False,
         pool: bool = True,
     ) -> None:
-        shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens)
+        shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens, drops_patches)
         projection = nn.Linear(pixel_shuffle**2 * patch_width, width)
         super().__init__(patch_width, width, shuffle, projection, pool)
 
@@ -72,7 +73,8 @@ class MlpProjection(_Projection):
     decoder's width), and the tokens' mean is the image embedding (LLaVA has none).
 
     Raises:
-        UserError: no hidden units, a ``pixel_shuffle`` that does not fit the grid, or prefix tokens with one above 1.
+        UserError: no hidden units, a ``pixel_shuffle`` that does not fit the grid, or prefix tokens or dropped patches
+            with one above 1.
     """
 
     def __init__(
@@ -83,12 +85,13 @@ class MlpProjection(_Projection):
         mlp_ratio: float = 2.0,
         pixel_shuffle: int = 1,
         num_prefix_tokens: int = 0,
+        drops_patches: bool = False,
         pool: bool = True,
     ) -> None:
         hidden = int(patch_width * mlp_ratio)
         if hidden < 1:
             raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 2.0")
-        shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens)
+        shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens, drops_patches)
         inputs = pixel_shuffle**2 * patch_width
         projection = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, width))
         super().__init__(patch_width, width, shuffle, projection, pool)

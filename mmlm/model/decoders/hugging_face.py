@@ -16,12 +16,12 @@ from mmlm.model.decoders.language_model import (
     backbone,
     cache_argument,
     check_language_model,
-    fit_vocabulary,
     layers_of,
     make_language_model,
     makes_attention_explicit,
 )
 from mmlm.model.gated_cross_attention import GatedCrossAttention, Memory, reading
+from mmlm.model.hugging_face_loading import fit_vocabulary
 from mmlm.model.protocols import Fusion, TextStates
 
 
@@ -55,7 +55,7 @@ class HuggingFaceDecoder(nn.Module):
         memory_width: width of the bridge's memory, Dm.
         num_memory: tokens of the memory, M.
         max_tokens: longest caption, start and end included.
-        name_or_path: pretrained LM on the hub or in a folder (safetensors only); or
+        name_or_path: pretrained LM on the hub or in a folder (safetensors only), or ``package:NAME/folder``; or
         architecture: transformers' name (``model_type``) of an LM to start at random, such as ``llama``.
         settings: values of the LM's config that differ from its own, such as sizes, or a dropout of 0.
         fusion: how the memory enters.

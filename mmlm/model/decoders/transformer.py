@@ -78,13 +78,15 @@ class TransformerDecoder(nn.Module):
         text_pooling: what the text embedding is made of. ``end``: the state at the end token. ``cls``: the state at a
             learned class token after it, which no other token sees, at a position of its own. ``cls_shifted_mask``:
             the class token of open_clip's released CoCa weights, whose mask is off by one: it sees one padding token
-            and not itself, unless the caption fills ``max_tokens``.
+            and not itself, unless the caption fills ``max_tokens``. Only ``end`` where texts have
+            an encoder of their own.
         positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys,
             in prefix mode counting the prefix.
         max_tokens: longest caption, start and end included.
         tie_weights: share the token embedding with the output projection (arXiv:1608.05859).
         packed: run token-wise layers on real tokens only.
         dropout: probability, on the output of every sub-layer.
+        embeds_text: whether texts are embedded by ``text``, and not by an encoder of their own.
     """
 
     vocabulary = None
@@ -110,6 +112,7 @@ class TransformerDecoder(nn.Module):
         tie_weights: bool = True,
         packed: bool = True,
         dropout: float = 0.0,
+        embeds_text: bool = True,
     ) -> None:
         super().__init__()
         if unimodal_layers < 1 or multimodal_layers < 1:
@@ -123,6 +126,11 @@ class TransformerDecoder(nn.Module):
             raise UserError(
                 "decoder.fusion: a prefix has no cross-attention, so alternating and memory_norm would do nothing; "
                 "set both to false"
+            )
+        if text_pooling != "end" and not embeds_text:
+            raise UserError(
+                f"decoder.text_pooling: {text_pooling} does nothing, since a text encoder embeds the texts; use end or "
+                "text_encoder=own"
             )
         if positions == "rotary" and (width // num_heads) % 2:
             raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")

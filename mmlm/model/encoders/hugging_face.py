@@ -1,14 +1,12 @@
 """Vision towers of the Hugging Face transformers library."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, ImageProcessingMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -17,14 +15,23 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
-from transformers.utils import logging
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mmlm.errors import UserError
+from mmlm.local_files import locate
 from mmlm.model.encoders.positions import resized_positions
-from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
+from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.unused import leave_out_unused, unused_parameters
+from mmlm.model.hugging_face_loading import (
+    check_source,
+    config_class,
+    new_config,
+    pretrained_model,
+    random_model,
+    saved_config,
+)
 from mmlm.model.protocols import EncoderOutput
-from mmlm.wording import did_you_mean
+from mmlm.wording import one_line
 
 _CLIP = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 _HALF = (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
@@ -37,6 +44,12 @@ _COLOURS: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {
     "ijepa": _HALF,
 }
 """Mean and deviation of a family's images, by model type; ImageNet's for any other (DINOv2, DINOv3, DeiT)."""
+_SUPPLIED = {
+    "image_size": "has a key of its own; set data.image_size",
+    "dtype": "is decided by the run; remove it",
+    "attn_implementation": "is decided by the run; remove it",
+}
+"""Config values that are not set here, and what to say of one that is."""
 _CLIP_NORM = "post_layernorm"
 """The last norm of CLIP's tower, which transformers applies to the class token only."""
 
@@ -51,13 +64,14 @@ class HuggingFaceVision(nn.Module):
 
     Args:
         image_size: pixels a side, S.
-        name_or_path: hub id or folder of a pretrained model. With ``load_weights`` false only its config is read.
+        name_or_path: pretrained model on the hub or in a folder (safetensors only, and none of its code is run), or
+            ``package:NAME/folder``; or
         architecture: transformers' model type, such as ``clip_vision_model``, ``dinov2`` or ``vit``, to start from
-            random weights (as transformers starts them); in place of ``name_or_path``.
+            random weights (as transformers starts them).
         settings: of the architecture's config, such as ``{hidden_size: 64, num_hidden_layers: 2}``.
         pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
         keep_prefix_tokens: leave class and register tokens in front of the patches.
-        load_weights: false builds the architecture without its weights.
+        load_weights: false builds a pretrained model by its config alone.
 
     Raises:
         UserError: a model that cannot be had, is no vision Transformer, or does not take ``settings`` or the image.
@@ -74,12 +88,12 @@ class HuggingFaceVision(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        if (name_or_path is None) == (architecture is None):
-            raise UserError("encoder.name_or_path: give either a pretrained model or encoder.architecture, not both")
+        check_source("encoder", name_or_path, architecture)
         if name_or_path is not None and settings:
             raise UserError("encoder.settings: a pretrained model has its own; leave it at null")
         if name_or_path is not None:
-            config = _pretrained_config(name_or_path)
+            config = saved_config("encoder", name_or_path)
+            config = getattr(config, "vision_config", config)
         else:
             config = _new_config(str(architecture), settings or {})
         key = "name_or_path" if architecture is None else "architecture"
@@ -88,17 +102,17 @@ class HuggingFaceVision(nn.Module):
         config.image_size = image_size
         self.grid, self.width = (side, side), config.hidden_size
         with torch.device("meta"):
-            trial = _build(config, key).eval()
+            trial = _build(config).eval()
         prefix, unused = self._try(trial, image_size, key)
         norm = next((name for name in unused if name.endswith(f"{_CLIP_NORM}.weight")), None)
         self._late_norm = None if norm is None else norm.removesuffix(".weight")
-        self.tower = _build(config, key)
+        self.tower = _build(config)
         spare = [name for name in unused if _CLIP_NORM not in name]
         if name_or_path is not None and load_weights:
             _load(self.tower, name_or_path, own_size, self.grid, spare)
         leave_out_unused(self.tower, spare)
         self.readout = Readout(prefix, prefix > 0, pool, keep_prefix_tokens)
-        self.num_prefix_tokens = self.readout.num_kept
+        self.num_prefix_tokens, self.drops_patches = self.readout.num_kept, False
         self.pooled_width = self.readout.pooled_width(self.width)
         self.normalize = Normalize(*_colours(config, name_or_path))
 
@@ -130,33 +144,11 @@ class HuggingFaceVision(nn.Module):
             return prefix, unused_parameters(trial, tokens)
 
 
-def _pretrained_config(name_or_path: str) -> PretrainedConfig:
-    """The config of a checkpoint, or of the vision tower in it."""
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
-    return getattr(config, "vision_config", config)
-
-
-def _new_config(architecture: str, settings: Mapping[str, Any]) -> PretrainedConfig:
-    """A config of ``architecture`` with ``settings``; transformers itself would take any key in silence."""
-    try:
-        known = AutoConfig.for_model(architecture).to_dict()
-    except ValueError as error:
-        raise UserError(
-            f"encoder.architecture: transformers has no model type '{architecture}'; it has for example "
-            "clip_vision_model, siglip_vision_model, vit, dinov2"
-        ) from error
-    for name in settings:
-        if name == "image_size":
-            raise UserError("encoder.settings.image_size: has a key of its own; set data.image_size")
-        if name not in known:
-            raise UserError(f"encoder.settings.{name}: '{architecture}' has none{did_you_mean(name, known)}")
-    try:
-        config = AutoConfig.for_model(architecture, **settings)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise UserError(f"encoder.settings: '{architecture}' does not take these ({one_line(error)})") from error
+def _new_config(architecture: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config of a random model."""
+    examples = "clip_vision_model, siglip_vision_model, vit, dinov2"
+    kind = config_class("encoder", architecture, MODEL_MAPPING_NAMES, "model type", examples)
+    config = new_config("encoder", kind, settings, _SUPPLIED, {})
     values = config.to_dict()
     width, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if isinstance(width, int) and isinstance(heads, int) and width % heads:  # some architectures would round down
@@ -164,7 +156,7 @@ def _new_config(architecture: str, settings: Mapping[str, Any]) -> PretrainedCon
     return config
 
 
-def _check_patches(config: PretrainedConfig, image_size: int, key: str) -> int:
+def _check_patches(config: PreTrainedConfig, image_size: int, key: str) -> int:
     """Patches a side; UserError unless it is a vision Transformer whose patches tile the image."""
     sizes = {"patch_size", "image_size", "hidden_size"}
     values = config.to_dict()
@@ -181,14 +173,9 @@ def _check_patches(config: PretrainedConfig, image_size: int, key: str) -> int:
     return image_size // config.patch_size
 
 
-def _build(config: PretrainedConfig, key: str) -> PreTrainedModel:
-    """The model of a config in float32, with random weights, in training mode."""
-    try:
-        return AutoModel.from_config(config, dtype=torch.float32).train()
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"encoder.{key}: transformers builds no '{config.model_type}' of these settings ({one_line(error)})"
-        ) from error
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with random weights, float32."""
+    return random_model("encoder", config, partial(AutoModel.from_config, config, dtype=torch.float32))
 
 
 def _load(
@@ -199,16 +186,8 @@ def _load(
     Raises UserError if it lacks any but those named in ``spare``, which are left out afterwards.
     """
     config = type(tower.config).from_dict(tower.config.to_dict() | {"image_size": image_size})
-    try:
-        with _quiet():
-            source, report = type(tower).from_pretrained(
-                name_or_path, config=config, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"encoder.name_or_path: '{name_or_path}' cannot be loaded ({one_line(error)})") from error
-    missing = sorted(set(report["missing_keys"]) - set(spare))
-    if missing:
-        raise UserError(f"encoder.name_or_path: '{name_or_path}' has no weights for {', '.join(missing[:6])}")
+    load = partial(type(tower).from_pretrained, config=config)
+    source = pretrained_model("encoder", name_or_path, load, may_lack=tuple(spare))
     state, target = source.state_dict(), tower.state_dict()
     for name, value in target.items():
         if state[name].shape != value.shape:
@@ -221,24 +200,13 @@ def _load(
     tower.load_state_dict(state)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of the text tower's keys, which are not wanted; missing keys are looked at here."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _colours(config: PretrainedConfig, name_or_path: str | None) -> tuple[Sequence[float], Sequence[float]]:
+def _colours(config: PreTrainedConfig, name_or_path: str | None) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and deviation of the images: those a checkpoint was saved with, else its family's."""
     own = _COLOURS.get(config.model_type, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     if name_or_path is None:
         return own
     try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path)
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(locate(name_or_path, "encoder.name_or_path"))
     except OSError:  # it was saved without
         return own
     return settings.get("image_mean") or own[0], settings.get("image_std") or own[1]

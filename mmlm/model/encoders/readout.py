@@ -71,8 +71,3 @@ class Readout:
         if self.pool is not None:
             pooled = tokens[:, 0] if self.pool == "cls" else patches.mean(dim=1)
         return EncoderOutput(tokens if self.keep_prefix_tokens else patches, pooled)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception of a library says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmlm.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
-from mmlm.model.encoders.readout import Normalize, Pool, Readout, one_line
+from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.timm_backbone import (
     check_name,
     check_options,
@@ -24,6 +24,7 @@ from mmlm.model.encoders.timm_backbone import (
 )
 from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
 from mmlm.model.protocols import EncoderOutput
+from mmlm.wording import one_line
 
 _OURS = {
     "img_size": "data.image_size",
@@ -115,6 +116,7 @@ class TimmEncoder(nn.Module):
         if not final_norm:
             leave_out(self.backbone, norms)
         keep_patch_order(self.backbone, patch_dropout)
+        self.drops_patches = patch_dropout > 0
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
         self.grid, self.width = _grid(shape, prefix, image_size, self.backbone, name)
         has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmlm.errors import UserError
 from mmlm.local_files import locate
 from mmlm.model.encoders.efficientnet_weights import timm_names
-from mmlm.model.encoders.readout import one_line
+from mmlm.wording import one_line
 
 _SHOWN = 6
 """Names that a message lists before it says how many more there are."""
@@ -83,15 +83,16 @@ def head_keys(backbone: nn.Module, full: Collection[str]) -> set[str]:
 def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
     """Copies the weights in ``file`` (safetensors; or .pth, .bin, read without running code) into ``backbone``.
 
-    The file may be in any layout that timm converts for this architecture; tables of positions are resized to the grid.
+    ``file`` is a path or ``package:NAME/inside`` (see ``mmlm.local_files``), in any layout that timm converts for this
+    architecture; tables of positions are resized to the grid.
     Keys in ``head`` are left out. Raises UserError for a file that is none, and for missing, unexpected or misshapen
     tensors.
     """
-    file = locate(file, "encoder.weights")
-    if not Path(file).is_file():
+    path = locate(file, "encoder.weights")
+    if not Path(path).is_file():
         raise UserError(f"encoder.weights: there is no file '{file}'; give a .safetensors, .pth or .bin file")
     try:
-        read = load_state_dict(file, weights_only=True)
+        read = load_state_dict(path, weights_only=True)
         state = _converter(backbone)(read, backbone)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"encoder.weights: '{file}' cannot be read as plain tensors ({one_line(error)})") from error

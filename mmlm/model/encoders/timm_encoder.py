@@ -152,6 +152,7 @@ class TimmVit(nn.Module):
         if not final_norm:
             self.vit.norm, self.vit.fc_norm = nn.Identity(), nn.Identity()
         keep_patch_order(self.vit, patch_dropout)
+        self.drops_patches = patch_dropout > 0
         self.width = self.vit.embed_dim
         self.grid = tuple(self.vit.patch_embed.grid_size)
         self.readout = Readout(self.vit.num_prefix_tokens, self.vit.has_class_token, pool, keep_prefix_tokens)

@@ -58,6 +58,12 @@ def test_a_factor_that_does_not_fit_is_refused(grid, factor, num_prefix_tokens, 
         PixelShuffle(grid, factor, num_prefix_tokens)
 
 
+def test_an_encoder_that_drops_patches_is_refused():
+    with pytest.raises(UserError, match=r"^bridge\.pixel_shuffle: 2 needs every .*; use encoder\.patch_dropout=0 or"):
+        PixelShuffle((4, 4), 2, drops_patches=True)
+    PixelShuffle((4, 4), 1, drops_patches=True)
+
+
 def test_missing_patches_are_refused(make_patches):
     with pytest.raises(UserError, match=r"^bridge\.pixel_shuffle: 2 needs all 4 x 4 .* use encoder\.patch_dropout=0"):
         PixelShuffle((4, 4), 2)(make_patches(12, 5))

@@ -171,7 +171,7 @@ def test_bad_settings_are_refused(checkpoint):
     refused("settings.hiden_size: llama has no such setting; did you mean 'hidden_size'", settings={"hiden_size": 8})
     refused("settings.vocab_size: is decided by the run", settings={"vocab_size": 8})
     refused("decoder.settings: llama does not take them", settings={"hidden_size": "wide"})
-    refused("gpt2: cannot be built", architecture="gpt2", settings=GPT2 | {"n_head": 3})
+    refused("decoder: gpt2 cannot be built", architecture="gpt2", settings=GPT2 | {"n_head": 3})
     refused("decoder.cross_every: 2 does nothing with fusion=prefix", cross_every=2)
     refused("decoder.cross_heads: 2 does nothing", cross_heads=2)
     refused("decoder.cross_mlp_ratio: 2.0 does nothing", cross_mlp_ratio=2.0)

@@ -217,10 +217,13 @@ def test_positions_of_another_grid_are_resized():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"^encoder\.name_or_path: give either a pretrained model or encoder\.architecture"),
-        ({"name_or_path": "a", "architecture": "vit"}, r"^encoder\.name_or_path: give either"),
+        ({}, r"^encoder: name_or_path=None and architecture=None: set exactly one"),
+        (
+            {"name_or_path": "a", "architecture": "vit"},
+            r"^encoder: .*=a and architecture=vit: set exactly one",
+        ),
         ({"name_or_path": "a", "settings": TINY}, r"^encoder\.settings: a pretrained model has its own"),
-        ({"name_or_path": "/no/such/folder"}, r"^encoder\.name_or_path: '/no/such/folder' cannot be loaded"),
+        ({"name_or_path": "/no/such/folder"}, r"^encoder\.name_or_path: there is no folder '/no/such/folder'"),
         ({"architecture": "vitt"}, r"^encoder\.architecture: transformers has no model type 'vitt'"),
         ({"architecture": "bert"}, r"^encoder\.architecture: 'bert' is no vision Transformer"),
         ({"architecture": "resnet"}, r"^encoder\.architecture: 'resnet' is no vision Transformer .* encoder=timm"),
@@ -230,13 +233,13 @@ def test_positions_of_another_grid_are_resized():
         ),
         (
             {"architecture": "vit", "settings": {"hiden_size": 8}},
-            r"^encoder\.settings\.hiden_size: 'vit' has none; did you mean 'hidden_size'\?",
+            r"^encoder\.settings\.hiden_size: vit has no such setting; did you mean 'hidden_size'\?",
         ),
         (
             {"architecture": "vit", "settings": {"image_size": 8}},
             r"^encoder\.settings\.image_size: .* data\.image_size",
         ),
-        ({"architecture": "vit", "settings": {"hidden_size": "a"}}, r"^encoder\.(settings|architecture): 'vit'"),
+        ({"architecture": "vit", "settings": {"hidden_size": "a"}}, r"^encoder\.settings: vit does not take them"),
         (
             {"architecture": "vit", "settings": TINY | {"num_attention_heads": 3}},
             r"^encoder\.settings\.num_attention_heads: 3 does not divide hidden_size 16",

@@ -53,6 +53,17 @@ def test_a_local_file_is_loaded_without_its_head(tmp_path, name, file):
         torch.testing.assert_close(encoder(pixels()).tokens, expected)
 
 
+def test_a_file_of_a_package_is_loaded(package):
+    write(reference(), package / "a.safetensors")
+    expected, found = (
+        encoders(file) for file in (str(package / "a.safetensors"), "package:some_weights/a.safetensors")
+    )
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one(pixels()).tokens, other(pixels()).tokens)
+    with pytest.raises(UserError, match=r"^encoder\.weights: the package some_weights holds no 'b.safetensors'"):
+        encoders("package:some_weights/b.safetensors")
+
+
 def test_an_encoder_s_own_file_is_loaded_whatever_it_gives(tmp_path):
     (vit, _) = encoders(write(reference(NAME), tmp_path / "a.pth"), name=NAME)
     file = write(vit.vit, tmp_path / "b.safetensors")
