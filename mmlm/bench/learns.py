@@ -26,11 +26,12 @@ from mmlm.bench.cells import (
     options_of,
 )
 from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
-from mmlm.build import build_freeze
+from mmlm.build import build_freeze, choose_device
 from mmlm.cli import INTERRUPTED, hydra_override, parse_key_values
 from mmlm.config import Config, identity
 from mmlm.errors import UserError
 from mmlm.loop import Interrupted
+from mmlm.wording import did_you_mean
 
 LEARNING_SLOTS = (*SLOTS, "freeze")
 NAMES_ONLY = ("data=emoji", "tokenizer=byte_pair")
@@ -91,14 +92,15 @@ class Results:
         self._known: dict[str, Learned] = {}
         text = file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
         for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
+                file.write_text(text.removesuffix(line), encoding="utf-8")
+                break
             try:
                 row = json.loads(line)
-                captioned = row["captioned"] and Captioned(**row["captioned"])
-                self._known[row.pop("key")] = Learned(**row | {"captioned": captioned})
-            except (ValueError, TypeError, KeyError):
-                if line.endswith("\n"):
-                    raise UserError(f"{file}, line {number}: not a result; delete that line") from None
-                file.write_text(text.removesuffix(line), encoding="utf-8")
+                key, captioned = row.pop("key"), row.pop("captioned")
+                self._known[key] = Learned(captioned and Captioned(**captioned), **row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise UserError(f"{file}, line {number}: not a result; delete that line") from None
 
     def get(self, key: str) -> Learned | None:
         """The result of a cell, if there is one."""
@@ -117,7 +119,12 @@ def main(argv: list[str]) -> int:
     settings, _ = parse_key_values(argv, LearnsSettings)
     _check(settings)
     reference = chosen_options(_command_line(settings), LEARNING_SLOTS)
-    base = compose_cell(_command_line(settings))  # a mistake in overrides ends here, and not as a reason of every cell
+    # A mistake that holds for every cell ends here, and not as the reason of each.
+    base = compose_cell(_command_line(settings))
+    choose_device(settings.device)
+    if settings.split not in base.data.validation:
+        known = base.data.validation
+        raise UserError(f"split: '{settings.split}' is no validation split{did_you_mean(settings.split, known)}")
     results = Results(None if settings.out is None else Path(f"{settings.out}.jsonl"))
     cells = [
         (slot, option)
@@ -171,17 +178,15 @@ def _judge(slot: str, option: str, results: Results, settings: LearnsSettings) -
     try:
         config = compose_cell(_command_line(settings, *COMPANIONS.get(choice, ()), choice))
         if slot == "freeze" and _freezes_random_weights(config):
-            return LeftOut(
-                option, "freezes random weights; give pretrained ones, such as overrides=[init_from.run=DIR]"
-            )
+            return LeftOut(option, "freezes random weights; give pretrained ones: overrides=[init_from.run=DIR]")
         key = f"{identity(config)} seed={config.seed} {settings.split} {settings.examples or 'all'}"
-        learned = results.get(key)
-        if learned is None:
-            learned = train_cell(config, settings.split, settings.examples)
-            results.add(key, learned)
-        return learned
+        if (known := results.get(key)) is not None:
+            return known
+        learned = train_cell(config, settings.split, settings.examples)
     except CANNOT_RUN as error:
         return left_out(option, error)
+    results.add(key, learned)
+    return learned
 
 
 def _freezes_random_weights(config: Config) -> bool:
