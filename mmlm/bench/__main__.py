@@ -1,22 +1,26 @@
-"""``python -m mmlm.bench parts``: a table of what every part costs."""
+"""``python -m mmlm.bench``: a table of what every part costs (``parts``), and of whether it learns (``learns``)."""
 
-from mmlm.bench import parts
+from mmlm.bench import learns, parts
 from mmlm.cli import report_user_errors
 from mmlm.errors import UserError
 
-USAGE = "python -m mmlm.bench parts [key=value ...]"
+USAGE = "python -m mmlm.bench parts|learns [key=value ...]"
+BENCHMARKS = {"parts": parts.main, "learns": learns.main}
 
 
 def main(argv: list[str]) -> int:
     """Runs the benchmark that the first word names; returns the exit status."""
     if argv[:1] in (["--help"], ["-h"]):
         print(
-            f"{USAGE}\nparts: parameters, FLOPs, memory and step time of every part; parts --help lists its settings."
+            f"{USAGE}\n"
+            "parts: parameters, FLOPs, memory and step time of every part; parts --help lists its settings.\n"
+            "learns: trains every part for a few hundred steps and says whether it learns; learns --help lists its "
+            "settings."
         )
         return 0
-    if argv[:1] != ["parts"]:
+    if not argv or argv[0] not in BENCHMARKS:
         raise UserError(f"{argv[0] if argv else 'no benchmark'}: name a benchmark; usage: {USAGE}")
-    return parts.main(argv[1:])
+    return BENCHMARKS[argv[0]](argv[1:])
 
 
 if __name__ == "__main__":

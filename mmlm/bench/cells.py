@@ -1,7 +1,10 @@
 """The cells of a model that differ from a reference in one slot: found in ``configs/``, composed by Hydra."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -9,8 +12,46 @@ from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.config_errors import explain
 from mmlm.errors import UserError
 from mmlm.hydra_config import compose
+from mmlm.wording import did_you_mean
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+CANNOT_RUN = (UserError, torch.OutOfMemoryError, OSError)
+"""What a cell raises that is refused, too large, or to be downloaded."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A cell that was not run."""
+
+    option: str
+    reason: str
+
+
+def left_out(option: str, error: Exception) -> LeftOut:
+    """Why a cell that raised one of ``CANNOT_RUN`` was not run."""
+    if isinstance(error, UserError):
+        return LeftOut(option, str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return LeftOut(option, "does not fit the device's memory")
+    # An OSError is what transformers and huggingface_hub raise for a file that is not here.
+    return LeftOut(option, f"needs a file that is not here ({' '.join(str(error).split())})")
+
+
+def check_choices(slots: Sequence[str], options: Sequence[str] | None, known_slots: Sequence[str]) -> None:
+    """UserError for a slot that is none of ``known_slots``, or an option that none of the chosen slots has."""
+    for slot in slots:
+        if slot not in known_slots:
+            raise UserError(f"slots: '{slot}' is no slot{did_you_mean(slot, known_slots)}")
+    known = [option for slot in slots for option in options_of(slot)]
+    for option in options or ():
+        if option not in known:
+            raise UserError(f"options: '{option}' is no option of {', '.join(slots)}{did_you_mean(option, known)}")
+
+
+def check_out(out: str | None) -> None:
+    """UserError unless a file can be written there."""
+    if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
+        raise UserError(f"out: {out} must be a file in a folder that is there")
 
 
 def options_of(slot: str) -> list[str]:
@@ -30,7 +71,7 @@ def compose_cell(overrides: Sequence[str]) -> Config:
         raise UserError(explain(error)) from None
 
 
-def chosen_options(overrides: Sequence[str]) -> dict[str, str]:
+def chosen_options(overrides: Sequence[str], slots: Sequence[str] = SLOTS) -> dict[str, str]:
     """The option that a command line chooses for each slot. Raises UserError."""
     choices = compose(overrides, with_hydra=True).hydra.runtime.choices
-    return {slot: str(choices[slot]) for slot in SLOTS}
+    return {slot: str(choices[slot]) for slot in slots}

@@ -12,13 +12,22 @@ from pathlib import Path
 
 import torch
 
-from mmlm.bench.cells import SLOTS, chosen_options, compose_cell, options_of
+from mmlm.bench.cells import (
+    CANNOT_RUN,
+    SLOTS,
+    LeftOut,
+    check_choices,
+    check_out,
+    chosen_options,
+    compose_cell,
+    left_out,
+    options_of,
+)
 from mmlm.bench.measure import Trainer, build_trainer, take_turns
 from mmlm.build import choose_device
 from mmlm.cli import hydra_override, parse_key_values
 from mmlm.environment import device_name
 from mmlm.errors import UserError
-from mmlm.wording import did_you_mean
 
 WARM_UP = 2
 """Steps before anything is measured."""
@@ -72,14 +81,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A cell that was not measured."""
-
-    option: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Reference:
     """The model that every cell is compared with."""
 
@@ -113,23 +114,14 @@ def main(argv: list[str]) -> int:
 
 
 def _check(settings: PartsSettings) -> None:
-    for slot in settings.slots:
-        if slot not in SLOTS:
-            raise UserError(f"slots: '{slot}' is no slot{did_you_mean(slot, SLOTS)}")
-    known = [option for slot in settings.slots for option in options_of(slot)]
-    for option in settings.options or ():
-        if option not in known:
-            raise UserError(
-                f"options: '{option}' is no option of {', '.join(settings.slots)}{did_you_mean(option, known)}"
-            )
+    check_choices(settings.slots, settings.options, SLOTS)
     for key in ("batch_size", "steps"):
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise UserError(f"{key}: {value} must be at least 1")
     if settings.vocab_size < 10:
         raise UserError(f"vocab_size: {settings.vocab_size} must be at least 10")
-    if settings.out is not None and (Path(settings.out).is_dir() or not Path(settings.out).parent.is_dir()):
-        raise UserError(f"out: {settings.out} must be a file in a folder that is there")
+    check_out(settings.out)
 
 
 def _options(slot: str, settings: PartsSettings) -> list[str]:
@@ -151,12 +143,8 @@ def _measure(slot: str, option: str, reference: Reference, settings: PartsSettin
         cell = _build([*reference.overrides, f"{slot}={option}"], settings, reference.trainer.device)
         times = take_turns(reference.trainer, cell, settings.steps)
         memory, costs = cell.memory(), cell.costs()
-    except UserError as error:
-        return LeftOut(option, str(error))
-    except torch.OutOfMemoryError:
-        return LeftOut(option, "does not fit the device's memory")
-    except OSError as error:  # what transformers and huggingface_hub raise for a file that is not here
-        return LeftOut(option, f"needs a file that is not here ({' '.join(str(error).split())})")
+    except CANNOT_RUN as error:
+        return left_out(option, error)
     part = getattr(cell.model, slot)
     return Row(
         option=option,

@@ -1,0 +1,260 @@
+"""``python -m mmlm.bench learns``: whether every part learns, as a Markdown table.
+
+The whole model is held fixed and one slot varies. Each cell trains for a few hundred steps on names of the shipped
+drawings, and has to caption and to match drawings by an artist it has not seen.
+"""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mmlm.bench.cells import (
+    CANNOT_RUN,
+    SLOTS,
+    LeftOut,
+    check_choices,
+    check_out,
+    chosen_options,
+    compose_cell,
+    left_out,
+    options_of,
+)
+from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
+from mmlm.build import build_freeze, choose_device
+from mmlm.cli import INTERRUPTED, hydra_override, parse_key_values
+from mmlm.config import Config, identity
+from mmlm.errors import UserError
+from mmlm.loop import Interrupted
+from mmlm.wording import did_you_mean
+
+LEARNING_SLOTS = (*SLOTS, "freeze")
+NAMES_ONLY = ("data=emoji", "tokenizer=byte_pair")
+"""What the experiment is changed to: one short caption an image, of the kind that is held out."""
+TWO_TOWERS = (
+    "bridge=none",
+    "decoder=none",
+    "text_encoder=transformer",
+    "encoder.pool=mean",
+    "evaluators=retrieval",
+    "objective.weights.captioning=0",
+)
+COMPANIONS: Mapping[str, Sequence[str]] = {
+    "bridge=none": TWO_TOWERS,
+    "decoder=none": TWO_TOWERS,
+    "freeze=lm_frozen": ("decoder=gpt2_tiny",),
+    "freeze=text_locked": ("text_encoder=transformer",),
+}
+"""What an option cannot do without; it comes after ``overrides``."""
+
+
+@dataclass
+class LearnsSettings:
+    """Train every option of every slot for a few hundred steps, and print whether it learns. Exit status 1 if one does
+    not. Cells that a file beside ``out`` has the result of are not trained again."""
+
+    experiment: str = "caption_base"
+    """The model that is held fixed; its data are replaced by data=emoji tokenizer=byte_pair."""
+    slots: list[str] = field(default_factory=lambda: list(LEARNING_SLOTS))
+    """Slots to vary, one at a time."""
+    options: list[str] | None = None
+    """Only these options of the slots; null takes all that have a file in configs/."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of the experiment to change for all cells, such as [model.width=96,optim=adamw]; one with brackets of
+    its own stands in double quotes."""
+    steps: int = 300
+    """Optimizer steps of each cell."""
+    batch_size: int | None = None
+    """Images a step; null takes the experiment's."""
+    seed: int = 0
+    """Of each cell's training."""
+    split: str = "val_style"
+    """Validation split that is held out."""
+    examples: int | None = None
+    """Examples of that split to judge on, drawn at random and the same for all cells; null takes all of it."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: str | None = None
+    """File to write the table to as well. Results go to OUT.jsonl as they come; a line deleted there is run again."""
+
+
+class Results:
+    """What cells have to show, by their key: in memory, and one JSON object a line in a file if there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Reads what ``file`` has. A last line that was cut off is dropped; any other bad line is a UserError."""
+        self._file = file
+        self._known: dict[str, Learned] = {}
+        text = file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
+        for number, line in enumerate(text.splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
+                file.write_text(text.removesuffix(line), encoding="utf-8")
+                break
+            try:
+                row = json.loads(line)
+                key, captioned = row.pop("key"), row.pop("captioned")
+                self._known[key] = Learned(captioned and Captioned(**captioned), **row)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise UserError(f"{file}, line {number}: not a result; delete that line") from None
+
+    def get(self, key: str) -> Learned | None:
+        """The result of a cell, if there is one."""
+        return self._known.get(key)
+
+    def add(self, key: str, learned: Learned) -> None:
+        """Keeps a result."""
+        self._known[key] = learned
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"key": key, **dataclasses.asdict(learned)}) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    """Trains the cells and prints the table; returns the exit status."""
+    settings, _ = parse_key_values(argv, LearnsSettings)
+    _check(settings)
+    reference = chosen_options(_command_line(settings), LEARNING_SLOTS)
+    # A mistake that holds for every cell ends here, and not as the reason of each.
+    base = compose_cell(_command_line(settings))
+    choose_device(settings.device)
+    if settings.split not in base.data.validation:
+        known = base.data.validation
+        raise UserError(f"split: '{settings.split}' is no validation split{did_you_mean(settings.split, known)}")
+    results = Results(None if settings.out is None else Path(f"{settings.out}.jsonl"))
+    cells = [
+        (slot, option)
+        for slot in settings.slots
+        for option in options_of(slot)
+        if settings.options is None or option in settings.options
+    ]
+    tables: dict[str, dict[str, Learned | LeftOut]] = {slot: {} for slot in settings.slots}
+    for number, (slot, option) in enumerate(cells, start=1):
+        print(f"{number} of {len(cells)}: {slot}={option}", file=sys.stderr, flush=True)
+        try:
+            tables[slot][option] = _judge(slot, option, results, settings)
+        except Interrupted:
+            print("interrupted; what has been trained is kept where out is set", file=sys.stderr)
+            return INTERRUPTED
+    text = "\n".join(_document(tables, reference, base, settings, argv))
+    print(text)
+    if settings.out is not None:
+        Path(settings.out).write_text(text + "\n", encoding="utf-8")
+    found = [row for table in tables.values() for row in table.values()]
+    return int(any(isinstance(row, Learned) and row.missed() for row in found))
+
+
+def _check(settings: LearnsSettings) -> None:
+    check_choices(settings.slots, settings.options, LEARNING_SLOTS)
+    for key, least in (("steps", 1), ("batch_size", 2), ("examples", 2)):
+        value = getattr(settings, key)
+        if value is not None and value < least:
+            raise UserError(f"{key}: {value} must be at least {least}")
+    check_out(settings.out)
+
+
+def _command_line(settings: LearnsSettings, *cell: str) -> list[str]:
+    """The overrides of a cell; of two for one key the later one holds."""
+    batch_size = [] if settings.batch_size is None else [f"train.batch_size={settings.batch_size}"]
+    return [
+        f"experiment={settings.experiment}",
+        *NAMES_ONLY,
+        *map(hydra_override, settings.overrides),
+        f"train.steps={settings.steps}",
+        f"seed={settings.seed}",
+        f"device={settings.device}",
+        *batch_size,
+        *cell,
+    ]
+
+
+def _judge(slot: str, option: str, results: Results, settings: LearnsSettings) -> Learned | LeftOut:
+    """One cell. One that is refused, too large, to be downloaded, or frozen as it was drawn at random is left out."""
+    choice = f"{slot}={option}"
+    try:
+        config = compose_cell(_command_line(settings, *COMPANIONS.get(choice, ()), choice))
+        if slot == "freeze" and _freezes_random_weights(config):
+            return LeftOut(option, "freezes random weights; give pretrained ones: overrides=[init_from.run=DIR]")
+        key = f"{identity(config)} seed={config.seed} {settings.split} {settings.examples or 'all'}"
+        if (known := results.get(key)) is not None:
+            return known
+        learned = train_cell(config, settings.split, settings.examples)
+    except CANNOT_RUN as error:
+        return left_out(option, error)
+    results.add(key, learned)
+    return learned
+
+
+def _freezes_random_weights(config: Config) -> bool:
+    plan = build_freeze(config)
+    parts = (part for slot in SLOTS if (part := getattr(config, slot)) is not None)
+    pretrained = any(part.get(key) for part in parts for key in ("pretrained", "weights", "name_or_path"))
+    given = config.init_from.run is not None or config.init_from.weights is not None
+    return bool(plan.frozen or plan.lora) and not (pretrained or given)
+
+
+def _document(
+    tables: Mapping[str, Mapping[str, Learned | LeftOut]],
+    reference: Mapping[str, str],
+    base: Config,
+    settings: LearnsSettings,
+    argv: Sequence[str],
+) -> Iterator[str]:
+    """The lines of the whole text."""
+    found = [row for table in tables.values() for row in table.values() if isinstance(row, Learned)]
+    devices = " and ".join(sorted({row.device for row in found})) or "nothing was trained"
+    yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'learns', *argv])}`"
+    yield ""
+    yield (
+        f"{devices}, PyTorch {torch.__version__}, {base.train.precision.name}. {settings.steps} steps of "
+        f"{base.train.batch_size} images, seed {settings.seed}; held out: {settings.split}"
+        f"{'' if settings.examples is None else f', {settings.examples} examples of it'}."
+    )
+    yield f"Reference: {', '.join(f'{slot}={option}' for slot, option in reference.items())}; one slot varies."
+    yield (
+        f"A part learns if its held-out captioning loss is at least {MARGIN} nat a token below the entropy of the "
+        "training captions' unigrams, the 95% interval of its image-use gap (nats a token; over concepts) lies above "
+        f"0, and its contrastive loss in training, mean of the last {min(LAST_STEPS, settings.steps)} steps, is below "
+        f"{CONTRASTIVE_SHARE} ln B. Seconds: building, training and evaluating."
+    )
+    for slot, rows in tables.items():
+        yield from _table(slot, rows, reference[slot])
+
+
+def _table(slot: str, rows: Mapping[str, Learned | LeftOut], reference: str) -> Iterator[str]:
+    yield from ("", f"### {slot}")
+    learned = {option: row for option, row in rows.items() if isinstance(row, Learned)}
+    if learned:
+        yield ""
+        yield f"| {slot} | held-out loss | unigrams | below | image-use gap | contrastive | ½ ln B | learns | seconds |"
+        yield "|---|--:|--:|--:|--:|--:|--:|---|--:|"
+        for option, row in learned.items():
+            yield _line(f"**{option}** (reference)" if option == reference else option, row)
+    reasons = [row for row in rows.values() if isinstance(row, LeftOut)]
+    if reasons:
+        yield from ("", "Left out:", "")
+        yield from (f"- {row.option}: {row.reason}" for row in reasons)
+
+
+def _line(name: str, row: Learned) -> str:
+    missed = row.missed()
+    cells = (
+        name,
+        *_captioned(row.captioned),
+        "" if row.contrastive is None else f"{row.contrastive:.3f}",
+        f"{row.limit:.3f}",
+        f"no: {', '.join(missed)}" if missed else "yes",
+        f"{row.seconds:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _captioned(made: Captioned | None) -> Sequence[str]:
+    if made is None:
+        return ("", "", "", "")
+    gap = f"{made.gap:.3f} [{made.gap_low:.3f}, {made.gap_high:.3f}]"
+    return (f"{made.loss:.3f}", f"{made.entropy:.3f}", f"{made.below:.3f}", gap)
