@@ -58,17 +58,28 @@ def no_such_setting(key: str, root: object, groups: Sequence[str] = ()) -> str:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(root, parent, throw_on_missing=False) if parent else root
     siblings = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) and not node._is_none() else []
+    if isinstance(node, DictConfig) and not siblings and _is_in_part(root, parent):
+        # A mapping that its file leaves empty takes any key, such as freeze.unfreeze.
+        return f"{key}: not in its file yet; add it with +{key}=VALUE"
     sibling = closest(name, siblings)
     everywhere = [k for k in keys_of(root) if not k.startswith("hydra.")]
     meant = [f"{parent}.{sibling}" if parent else sibling] if sibling else []
     meant = meant or sorted((k for k in everywhere if f".{k}".endswith(f".{name}")), key=lambda k: k.count("."))
     if not meant and not (parent and siblings):
         meant = [k for k in [closest(key, [*everywhere, *groups])] if k is not None]
-    add = f" (+{key}=VALUE adds an argument that its file does not list)" if "_target_" in siblings else ""
+    add = f" (+{key}=VALUE adds an argument that its file does not list)" if _is_in_part(root, parent) else ""
     if meant:
         return f"{key}: no such setting; did you mean {' or '.join(meant[:3])}?{add}"
-    among = f"; there are: {', '.join(sorted(siblings))}" if siblings else ""
+    settable = sorted(name for name in siblings if name != "_target_")
+    among = f"; there are: {', '.join(settable)}" if settable else ""
     return f"{key}: no such setting{among}{add}"
+
+
+def _is_in_part(root: object, key: str) -> bool:
+    """Whether ``key`` is a part's node or a mapping somewhere in one."""
+    path = key.split(".") if key else []
+    above = (OmegaConf.select(root, ".".join(path[: n + 1]), throw_on_missing=False) for n in range(len(path)))
+    return any(isinstance(node, DictConfig) and not node._is_none() and "_target_" in node for node in above)
 
 
 def keys_of(node: object, prefix: str = "") -> Iterator[str]:

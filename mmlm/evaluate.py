@@ -68,10 +68,11 @@ def main(argv: list[str]) -> int:
 
 def _choose(config: Config, names: list[str]) -> set[str]:
     groups = {"validation": list(config.data.validation), "test": list(config.data.test)}
-    known = [*groups, *(name for group in groups.values() for name in group)]
+    # A group without splits is no choice, and a split may be called as its group is.
+    known = list(dict.fromkeys([*filter(groups.get, groups), *(name for group in groups.values() for name in group)]))
     chosen: set[str] = set()
     for name in names:
-        if name not in known:
+        if name not in known and name not in groups:
             raise UserError(f"splits: '{name}' is no split of this run; there are: {', '.join(known)}")
         chosen |= set(groups.get(name, [name]))
     if not chosen:

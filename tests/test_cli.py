@@ -134,7 +134,7 @@ def test_exits_with_the_status_of_main(hydra_command):
         ("experiment=headless", "experiment/headless.yaml: has to start with the line '# @package _global_'"),
         # A key of a part: its file need not list every argument.
         ("encoder.widht=3", "encoder.widht: no such setting; did you mean encoder.width? (+encoder.widht=VALUE adds"),
-        ("encoder.zzz=3", "encoder.zzz: no such setting; there are: _target_, width (+encoder.zzz=VALUE adds"),
+        ("encoder.zzz=3", "encoder.zzz: no such setting; there are: width (+encoder.zzz=VALUE adds"),
         # Hydra lets `+` past the schema, and the setting would be ignored.
         ("+optim.lrr=1", "optim.lrr: no such setting; did you mean optim.lr?"),
         ("++zzz=1", "zzz: no such setting; there are: encoder, needed, optim"),

@@ -28,8 +28,8 @@ def test_evaluate_prints_a_table_and_brings_the_report_up_to_date(trained, comma
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("splits=[vall]",), "splits: 'vall' is no split of this run; there are: validation, test"),
-        (("splits=[test]",), "splits: test holds no split of this run; there are: validation, test"),
+        (("splits=[vall]",), "splits: 'vall' is no split of this run; there are: validation"),
+        (("splits=[test]",), "splits: test holds no split of this run; there are: validation"),
         (("splits=[]",), "splits: [] holds no split of this run"),
         (("precision=fp64",), "precision: 'fp64' is not one of"),
         (("device=gpu",), "device: 'gpu' is not one of auto, cpu, cuda"),
