@@ -19,7 +19,10 @@ REFUSED = [
     ("trian.steps=2", "trian: no such setting; did you mean train?"),
     ("steps=2", "steps: no such setting; did you mean train.steps?"),
     ("train.seed=2", "train.seed: no such setting; did you mean seed"),
-    ("freeze.unfreeze.encoder=2", "freeze.unfreeze.encoder: not in its file yet; add it with +freeze.unfreeze.encoder="),
+    (
+        "freeze.unfreeze.encoder=2",
+        "freeze.unfreeze.encoder: not in its file yet; add it with +freeze.unfreeze.encoder=",
+    ),
     ("transform.augment.shaer=2", "transform.augment.shaer: no such setting; did you mean transform.augment.shear?"),
     ("+train.stpes=2", "train.stpes: no such setting; did you mean train.steps?"),
     ("+encoder.dept=2", "encoder.dept: TimmVit takes no 'dept'; did you mean 'depth'?"),
