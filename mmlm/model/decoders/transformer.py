@@ -78,7 +78,8 @@ class TransformerDecoder(nn.Module):
         text_pooling: what the text embedding is made of. ``end``: the state at the end token. ``cls``: the state at a
             learned class token after it, which no other token sees, at a position of its own. ``cls_shifted_mask``:
             the class token of open_clip's released CoCa weights, whose mask is off by one: it sees one padding token
-            and not itself, unless the caption fills ``max_tokens``. Only ``end`` where texts have an encoder of their own.
+            and not itself, unless the caption fills ``max_tokens``. Both only where texts have no
+            encoder of their own.
         positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys,
             in prefix mode counting the prefix.
         max_tokens: longest caption, start and end included.
