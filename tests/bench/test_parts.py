@@ -47,7 +47,7 @@ def test_two_cells(measure, tiny_config, tmp_path):
             f"{flops['bridge'] / 1e6:.2f}",
             f"{sum(flops.values()) / 1e6:.1f}",
         ]
-        assert all(float(number) > 0 for number in rows[name][4:])
+        assert all(float(number.replace(",", "")) > 0 for number in rows[name][4:])
     assert rows["**patches** (reference)"][5] == "1.00", "memory is no matter of chance"
     for said in (
         "Reference: encoder=vit_small_images, bridge=patches, text_encoder=own, decoder=transformer",

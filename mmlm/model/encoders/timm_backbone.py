@@ -1,9 +1,9 @@
 """timm models by name, from the hub or from a file of the user's own; what is wrong is said in one line."""
 
 import inspect
-import pickle
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises on a file that would run code; nothing is unpickled here
 
 import timm
 from safetensors import SafetensorError
@@ -94,7 +94,7 @@ def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
     try:
         read = load_state_dict(path, weights_only=True)
         state = _converter(backbone)(read, backbone)
-    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+    except (SafetensorError, UnpicklingError, EOFError) as error:
         raise UserError(f"encoder.weights: '{file}' cannot be read as plain tensors ({one_line(error)})") from error
     except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
         kind = type(backbone).__name__

@@ -24,12 +24,12 @@ def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
 
 def _attend(attention: MultiHeadAttention, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     both = _linear(memory, attention.key_value)
-    width, size = both.shape[-1] // 2, both.shape[-1] // 2 // attention.num_heads
+    width, size = both.shape[-1] // 2, attention.head_width
     query, key, value = _linear(x, attention.query), both[:, :width], both[:, width:]
     outputs, maps = [], []
     for q in range(len(x)):
         heads, weights_of_heads = [], []
-        for h in range(attention.num_heads):
+        for h in range(width // size):
             part = slice(h * size, (h + 1) * size)
             scores = torch.stack([query[q, part] @ key[n, part] for n in range(len(memory))]) / math.sqrt(size)
             weights = scores.exp() / scores.exp().sum()
