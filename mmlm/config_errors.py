@@ -58,9 +58,10 @@ def no_such_setting(key: str, root: object, groups: Sequence[str] = ()) -> str:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(root, parent, throw_on_missing=False) if parent else root
     siblings = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) and not node._is_none() else []
-    if isinstance(node, DictConfig) and not siblings and _is_in_part(root, parent):
-        # A mapping that its file leaves empty takes any key, such as freeze.unfreeze.
-        return f"{key}: not in its file yet; add it with +{key}=VALUE"
+    if (mapping := _open_mapping(root, parent)) is not None:
+        inner = key.removeprefix(f"{mapping}.")
+        add = f"'+{mapping}={{{inner}: VALUE}}'" if "." in inner else f"+{key}=VALUE"
+        return f"{key}: not in its file yet; add it with {add}"
     sibling = closest(name, siblings)
     everywhere = [k for k in keys_of(root) if not k.startswith("hydra.")]
     meant = [f"{parent}.{sibling}" if parent else sibling] if sibling else []
@@ -73,6 +74,15 @@ def no_such_setting(key: str, root: object, groups: Sequence[str] = ()) -> str:
     settable = sorted(name for name in siblings if name != "_target_")
     among = f"; there are: {', '.join(settable)}" if settable else ""
     return f"{key}: no such setting{among}{add}"
+
+
+def _open_mapping(root: object, key: str) -> str | None:
+    """The mapping in a part that ``key`` is, or lies in, and that its file leaves empty: it takes any key."""
+    node = OmegaConf.select(root, key, throw_on_missing=False) if key else None
+    if node is None and "." in key:
+        return _open_mapping(root, key.rpartition(".")[0])
+    is_empty = isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node
+    return key if is_empty and _is_in_part(root, key) else None
 
 
 def _is_in_part(root: object, key: str) -> bool:

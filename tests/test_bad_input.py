@@ -23,6 +23,7 @@ REFUSED = [
         "freeze.unfreeze.encoder=2",
         "freeze.unfreeze.encoder: not in its file yet; add it with +freeze.unfreeze.encoder=",
     ),
+    ("freeze.unfreeze={encoder.vit: 2}", "yet; add it with '+freeze.unfreeze={encoder.vit: VALUE}'"),
     ("transform.augment.shaer=2", "transform.augment.shaer: no such setting; did you mean transform.augment.shear?"),
     ("+train.stpes=2", "train.stpes: no such setting; did you mean train.steps?"),
     ("+encoder.dept=2", "encoder.dept: TimmVit takes no 'dept'; did you mean 'depth'?"),
@@ -50,11 +51,8 @@ REFUSED = [
     ("name=a/b", "name: 'a/b' must be the name of one folder, without a slash"),
     ("train.best_metric=validation/R", "train.best_metric: 'validation/R' is not evaluated; there are: validation/c"),
     # A part that is none, or that does not fit.
-    (
-        "encoder=vitt",
-        "unknown encoder 'vitt'; there are: convnext_small_images, hf_vit_tiny, hugging_face, timm, vit, vit_small",
-    ),
-    ("encoder=null", "unknown encoder 'null'; there are: convnext_small_images, hf_vit_tiny, "),
+    ("encoder=vitt", "unknown encoder 'vitt'; there are: convnext_small_images, efficientnet_lite0, hf_vit_tiny, "),
+    ("encoder=null", "unknown encoder 'null'; there are: convnext_small_images, efficientnet_lite0, hf_vit_tiny, "),
     (
         "encoder._target_=mmlm.model.encoders.timm_encoder.TimmVitt",
         "mmlm.model.encoders.timm_encoder has no 'TimmVitt'; did you mean 'TimmVit'?",
