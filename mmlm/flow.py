@@ -113,9 +113,9 @@ class ModelOutput:
     """
 
     image_embedding: Tensor | None = None
-    """float32[B, E], unit length."""
+    """float32[B, E] (float64 of a float64 model), unit length."""
     text_embedding: Tensor | None = None
-    """float32[C, E], unit length."""
+    """float32[C, E], as above."""
     hidden: Tensor | None = None
     """float[P, D]: decoder states at the positions of ``Batch.target_mask``, row-major, after the last norm."""
     head_weight: Tensor | None = None

@@ -80,11 +80,11 @@ def test_outputs_have_their_shapes_and_unit_length(make_batch, bridge, fusion):
     output = model(batch, BOTH)
     assert output.image_embedding.shape == (3, 6)
     assert output.text_embedding.shape == (5, 6)
-    assert output.image_embedding.dtype == output.text_embedding.dtype == torch.float32
+    assert output.image_embedding.dtype == output.text_embedding.dtype == torch.float64
     assert output.hidden.shape == (int(batch.num_targets), 8)
     assert output.head_weight is model.decoder.head_weight
     for embedding in (output.image_embedding, output.text_embedding):
-        torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(len(embedding)))
+        torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(len(embedding), dtype=torch.float64))
 
 
 def test_only_the_views_asked_for_are_run(make_batch):
@@ -110,16 +110,15 @@ def test_only_the_views_asked_for_are_run(make_batch):
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_packed_equals_unpacked_in_outputs_and_all_gradients(make_batch, fusion, positions):
-    """Embeddings are float32 by contract, so gradients are compared at its precision where they passed through."""
     batch = make_batch()
     packed, plain = (make_model("pooler", fusion, positions, packed=choice) for choice in (True, False))
     one, other = packed(batch, BOTH), plain(batch, BOTH)
     torch.testing.assert_close(one.hidden, other.hidden, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(one.text_embedding, other.text_embedding)
+    torch.testing.assert_close(one.text_embedding, other.text_embedding, rtol=1e-10, atol=1e-10)
     ours, theirs = gradients(packed, one), gradients(plain, other)
     assert ours.keys() == theirs.keys() == dict(packed.named_parameters()).keys()
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("bridge", "fusion"), CELLS)
@@ -142,9 +141,9 @@ def test_embeddings_are_projections_of_the_end_token_s_state_and_the_pooled_vect
     states = model.decoder.unimodal(batch.tokens, batch.lengths)
     for c, length in enumerate(batch.lengths.tolist()):
         end = model.text_projection.weight @ model.text_norm(states[c, length - 1])
-        torch.testing.assert_close(output.text_embedding[c], (end / end.norm()).float())
+        torch.testing.assert_close(output.text_embedding[c], end / end.norm())
     pooled = model.bridge(model.encoder(batch.images).tokens).pooled @ model.image_projection.weight.T
-    torch.testing.assert_close(output.image_embedding, (pooled / pooled.norm(dim=-1, keepdim=True)).float())
+    torch.testing.assert_close(output.image_embedding, pooled / pooled.norm(dim=-1, keepdim=True))
 
 
 @pytest.mark.parametrize(("bridge", "fusion"), CELLS)
