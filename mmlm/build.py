@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmlm.config import Config, InitSettings, load_config
 from mmlm.data.loader import EvaluationBatches, TrainLoader
@@ -17,13 +17,14 @@ from mmlm.data.tokenizer import HuggingFace, OpenClip, Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
-from mmlm.flow import View
+from mmlm.flow import CAPTION, PatchView, TextView
 from mmlm.freeze import FreezePlan, check_plan
 from mmlm.loop import TrainState
 from mmlm.lora import merge_adapters
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import OPEN_CLIP, Bridge, Decoder, Encoder, TextEncoder
-from mmlm.objectives.objective import Objective, TrainStep
+from mmlm.objectives.objective import FusionObjective, WeightedSum
+from mmlm.objectives.train_step import TrainStep
 from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
 from mmlm.parts import build_part
 from mmlm.runs import (
@@ -104,7 +105,8 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     plan = build_freeze(config)
     plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
-    objective = cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins))
+    objective = build_objective(config)
+    objective.connect(model.sizes)
     train_step = TrainStep(model, objective, plan).to(device)
     optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
     ema = None
@@ -116,6 +118,7 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
             optim(train_step, train_step.learning_rate_scales()),
             loader,
             ema,
+            config.seed,
             optimizer_for=optimizer_by_step(train_step, optim),
         ),
         schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
@@ -126,6 +129,11 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
         train_source=source,
         device=device,
     )
+
+
+def build_objective(config: Config) -> WeightedSum:
+    """What is minimised; its parts of the model's widths are made by ``connect``. Raises UserError."""
+    return cast(WeightedSum, build_part(config.objective, "objective", {}, config.plugins))
 
 
 def build_freeze(config: Config) -> FreezePlan:
@@ -210,19 +218,37 @@ def check_cell(config: Config) -> None:
     Everything that a constructor or the model refuses is refused here, in one line, before the data is read or anything
     real is built. Raises UserError.
     """
-    objective = cast(Objective, build_part(config.objective, "objective", {}, config.plugins))
+    objective = build_objective(config)
     plan = build_freeze(config)
     with torch.device("meta"):
         model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
         plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
     check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})
-    if View.CAPTION in objective.views and model.decoder is None:
-        raise UserError("objective: it trains captions and there is no decoder; choose one or leave captioning out")
+    _check_views(objective, model)
+    with torch.device("meta"):
+        objective.connect(model.sizes)
     if model.decoder is None:
         for name, evaluator in build_evaluators(config).items():
             if evaluator.needs_decoder:
                 raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
+
+
+def _check_views(objective: WeightedSum, model: ImageTextModel) -> None:
+    """UserError for an objective that asks the model for what it cannot do."""
+    for name, part in objective.objectives.items():
+        key = f"objective.objectives.{name}"
+        reads = [view for view in part.views if isinstance(view, TextView)]
+        if model.decoder is None and (reads or isinstance(part, FusionObjective)):
+            raise UserError(
+                f"{key}: it needs a decoder, and there is none; choose one, or set objective.weights.{name}=0"
+            )
+        if any(view != CAPTION for view in reads) and not model.decoder.takes_patterns:
+            kind = type(model.decoder).__name__
+            raise UserError(f"{key}: {kind} reads from left to right only; use decoder=transformer")
+        if any(isinstance(view, PatchView) for view in part.views) and not model.encoder.sees_some:
+            kind = type(model.encoder).__name__
+            raise UserError(f"{key}: {kind} cannot see some of its patches only; use encoder=vit")
 
 
 def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:

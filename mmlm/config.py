@@ -163,6 +163,7 @@ def _check_numbers(config: Config) -> None:
     positive = {
         "train.steps": config.train.steps,
         "train.batch_size": config.train.batch_size,
+        "train.micro_batch_size": config.train.micro_batch_size,
         "train.log_every": config.train.log_every,
         "train.eval_every": config.train.eval_every,
         "train.save_every": config.train.save_every,

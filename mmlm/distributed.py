@@ -23,6 +23,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def anywhere(holds: bool, device: torch.device) -> bool:
+    """Whether something holds on at least one rank; ``device`` is where a tensor can be reduced."""
+    if world_size() == 1:
+        return holds
+    return bool(sum_over_ranks(torch.tensor(float(holds), device=device)))
+
+
 class _Gather(torch.autograd.Function):
     """Concatenates equally shaped tensors of all ranks; backward sums the gradients that all ranks have for ours.
 

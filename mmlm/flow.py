@@ -7,14 +7,19 @@ Shape letters used in every docstring of the package:
     B images of a batch       C captions of a batch      N patch tokens of an image
     M memory tokens (bridge)  T text tokens of a caption P supervised text positions of a batch
     D width                   E embedding width          V vocabulary          W ranks
+    Q image-text pairs
 """
 
-import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
+
+from mmlm.errors import UserError
+from mmlm.keyed_random import keyed_uniform, stable_hash
 
 TEXT_ONLY = -1
 """``Batch.image_index`` of a caption that belongs to no image."""
@@ -92,22 +97,173 @@ class Batch:
         """int64[]: supervised tokens of this batch."""
         return (self.lengths - 1).sum()
 
+    @property
+    def image_key(self) -> Tensor:
+        """int64[B]: stable hash of each image's id; what randomness about it is keyed by."""
+        return torch.tensor([stable_hash(name) for name in self.ids], dtype=torch.int64, device=self.tokens.device)
+
+    @property
+    def caption_image_key(self) -> Tensor:
+        """int64[C]: the key of each caption's image mixed with that of its text; what its randomness is keyed by."""
+        own = torch.cat([self.image_key, self.image_key.new_zeros(1)])  # the last is that of text-only captions
+        return own[self.image_index] * 3 + self.caption_key
+
+    def split(self, examples: int) -> tuple["Batch", ...]:
+        """Micro-batches of at most ``examples`` images, each with its captions; text-only captions are spread evenly.
+
+        Captions keep their order within a micro-batch, and padding that none of its captions needs is cut off. Raises
+        UserError for a number below 1.
+        """
+        if examples < 1:
+            raise UserError(f"train.micro_batch_size: {examples} must be at least 1 example")
+        count = max(1, -(-len(self.images) // examples))
+        text_only = self.image_index == TEXT_ONLY
+        part = torch.where(text_only, (text_only.cumsum(0) - 1) * count // text_only.sum().clamp(min=1), 0)
+        part = torch.where(text_only, part, self.image_index // examples)
+        return tuple(self._part(range(len(self.images))[i * examples :][:examples], part == i) for i in range(count))
+
+    def _part(self, rows: range, chosen: Tensor) -> "Batch":
+        """The images ``rows`` and the captions where bool[C] ``chosen`` is true."""
+        index, lengths = self.image_index[chosen], self.lengths[chosen]
+        span = slice(rows.start, rows.stop)
+        return Batch(
+            images=self.images[span],
+            tokens=self.tokens[chosen, : int(lengths.max()) if len(lengths) else self.tokens.shape[1]],
+            lengths=lengths,
+            image_index=torch.where(index == TEXT_ONLY, index, index - rows.start),
+            image_concept=self.image_concept[span],
+            caption_concept=self.caption_concept[chosen],
+            caption_key=self.caption_key[chosen],
+            ids=self.ids[span],
+            captions=tuple(caption for caption, kept in zip(self.captions, chosen.tolist(), strict=True) if kept),
+            corrupt=self.corrupt if rows.start == 0 else (),
+        )
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
 
 
-class View(enum.Enum):
-    """What an objective asks the model to run. Each distinct view runs once and objectives share it."""
+class Stream(IntEnum):
+    """Uses of randomness keyed by (seed, step, example): each draws its own numbers."""
 
-    EMBED = "image and text embeddings, without the multimodal layers"
-    CAPTION = "causal captioning: the decoder's hidden states at the supervised positions"
+    PARALLEL = 16
+    PREFIX = 17
+    MASKED_TEXT = 18
+    MASKED_PATCHES = 19
+    NEGATIVE_TEXT = 20
+    NEGATIVE_IMAGE = 21
+    LOCAL_VIEW = 22
+    PATCH_DROPOUT = 23
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The seed and the optimizer step: with the example, all that the masks and choices of objectives depend on.
+
+    So neither the number of ranks nor that of micro-batches, nor where a run was stopped, changes them.
+    """
+
+    seed: int = 0
+    step: int = 0
+    """Optimizer steps done before this one."""
+
+    def uniform(self, keys: Tensor, count: int, stream: Stream) -> Tensor:
+        """float64[K, count] in [0, 1) for int64[K] ``keys``."""
+        return keyed_uniform(self.seed, self.step, keys, count, stream)
+
+
+@dataclass(frozen=True)
+class TextPattern:
+    """How a decoder reads captions when it is not left to right. Position t of ``Batch.inputs`` is one place."""
+
+    visible: Tensor
+    """int64[C]: so many leading inputs may be looked at from everywhere; 0 is causal attention."""
+    masked: Tensor | None = None
+    """bool[C, T - 1]: inputs that are replaced by the mask embedding; None masks nothing."""
+    mask_embedding: Tensor | None = None
+    """float[D], the objective's own; needed with ``masked``."""
+
+
+class View:
+    """What an objective asks the model to run; equal views run once and objectives share them."""
+
+
+@dataclass(frozen=True)
+class EmbedView(View):
+    """Image and text embeddings, without the multimodal layers."""
+
+
+@dataclass(frozen=True)
+class TextView(View):
+    """The decoder's hidden states at the supervised positions, by a ``TextPattern`` drawn for each batch."""
+
+    name: str
+    """``causal`` reads from left to right and has no pattern; any other belongs to the objective that draws it."""
+
+
+@dataclass(frozen=True)
+class PatchView(View):
+    """The encoder's tokens of those patches that were drawn for each image: int64[B, K], ascending."""
+
+    name: str
+
+
+EMBED = EmbedView()
+CAPTION = TextView("causal")
+
+Drawn = Mapping[View, TextPattern | Tensor]
+"""What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view.
+Both are made by the objective that asks for the view, keyed by ``Moment`` and example."""
+NOTHING_DRAWN: Drawn = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class VisiblePatches:
+    """What an encoder made of some of the patches of each image."""
+
+    tokens: Tensor
+    """float[B, K, D], without prefix tokens."""
+    kept: Tensor
+    """int64[B, K]: which patches these are, in ascending order."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Image-text pairs to be fused: each is made where its image is, from texts of any rank or micro-batch."""
+
+    image_index: Tensor
+    """int64[Q]: row of this batch's images."""
+    tokens: Tensor
+    """int64[Q, T]: the text, as in ``Batch.tokens``."""
+    lengths: Tensor
+    """int64[Q]."""
+    matched: Tensor
+    """bool[Q]: whether the text belongs to the image."""
+    global_count: Tensor
+    """int64[]: pairs of the whole batch."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Widths that the parts of an objective are made for. None: the model has no such part."""
+
+    embedding_width: int
+    """E."""
+    patch_width: int
+    """D of the encoder's tokens."""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    decoder_width: int | None
+    """D of the decoder's hidden states."""
+    vocab_size: int | None
+    """V."""
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What the model made of a batch; a field is None when no view asked for it.
+    """What the model made of a batch; a field is None (or empty) when no view asked for it.
 
     Logits are made where they are needed (``hidden @ head_weight.T``), so that a loss can avoid holding them.
     """
@@ -116,40 +272,71 @@ class ModelOutput:
     """float32[B, E] (float64 of a float64 model), unit length."""
     text_embedding: Tensor | None = None
     """float32[C, E], as above."""
-    hidden: Tensor | None = None
-    """float[P, D]: decoder states at the positions of ``Batch.target_mask``, row-major, after the last norm."""
+    hidden: Mapping[View, Tensor] = field(default_factory=dict)
+    """Of each text view, float[P, D]: decoder states at the positions of ``Batch.target_mask``, row-major, after the
+    last norm."""
     head_weight: Tensor | None = None
     """float32[V, D]: the output projection that turns ``hidden`` into logits."""
+    patches: Mapping[View, VisiblePatches] = field(default_factory=dict)
+    """Of each patch view."""
+    image_tokens: Tensor | None = None
+    """float[B, N, D]: what the encoder made of the images and the bridge reads."""
+    memory: Tensor | None = None
+    """float[B, M, Dm]: what the bridge made of that."""
+    pairs: Pairs | None = None
+    """What was chosen to be fused, and"""
+    fused: Tensor | None = None
+    """float[Q, D]: the decoder's states at the end of each pair's text."""
+    teacher: "ModelOutput | None" = None
+    """What the teacher made of the same batch, without gradient."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """One named term of a loss: a sum over this rank's items and the count over *all* ranks it is divided by."""
+    """A named part of a loss, or a figure: a sum over this process's items, and the count over *all* of them.
+
+    All: those of every rank and micro-batch. So the values of all ranks and micro-batches add up to the whole's.
+    """
 
     local_sum: Tensor
-    """float32[], with gradient."""
+    """float32[], with gradient if it is part of a loss."""
     global_count: Tensor
-    """float32[], no gradient; summed over ranks (and, later, micro-batches)."""
+    """float32[], no gradient."""
     weight: float = 1.0
 
     @property
     def value(self) -> Tensor:
-        """float32[]: this rank's share of the mean, unweighted. Summed over ranks it is the global mean."""
+        """float32[]: the share that these items have in the mean, unweighted."""
         return self.local_sum / self.global_count
+
+    def detached(self) -> "Term":
+        """The same without gradient."""
+        return replace(self, local_sum=self.local_sum.detach())
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Named terms and figures of one step. ``total`` is what is differentiated.
+    """Named terms and figures of one micro-batch (or, joined, of all of a rank's). ``total`` is differentiated.
 
-    Gradients of ``total`` are *summed* over ranks: each term is a local sum over a global count.
+    Gradients of ``total`` are *summed* over micro-batches and ranks: each term is a local sum over a global count.
     """
 
     terms: Mapping[str, Term]
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
-    """Detached float32[] values worth watching (temperature, accuracy), by name."""
+    figures: Mapping[str, Term] = field(default_factory=dict)
+    """Without gradient: values worth watching (temperature, accuracy), by name."""
 
     @property
     def total(self) -> Tensor:
         """float32[]: the weighted sum of the terms."""
         return torch.stack([term.weight * term.value for term in self.terms.values()]).sum()
+
+    @classmethod
+    def joined(cls, losses: Sequence["Loss"]) -> "Loss":
+        """The loss of all micro-batches, without gradient."""
+        terms = {name: _joined([loss.terms[name] for loss in losses]) for name in losses[0].terms}
+        figures = {name: _joined([loss.figures[name] for loss in losses]) for name in losses[0].figures}
+        return cls(terms, figures)
+
+
+def _joined(terms: Sequence[Term]) -> Term:
+    return replace(terms[0], local_sum=torch.stack([term.local_sum.detach() for term in terms]).sum())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmlm.data.loader import TrainLoader
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Loss
+from mmlm.flow import Batch, Loss, Moment
 from mmlm.metrics import Console, MetricLog
 from mmlm.optim import ExponentialMovingAverage, Optimizer, Schedule, set_learning_rate
 from mmlm.precision import Precision, computing
@@ -28,6 +28,9 @@ class FitSettings:
     """Optimizer steps."""
     batch_size: int = 128
     """Examples a step, over all ranks."""
+    micro_batch_size: int | None = None
+    """Examples a forward and backward pass, on each rank; the gradient is that of the whole batch all the same, only
+    slower and in less memory. null takes all at once."""
     precision: Precision = Precision.bf16
     """``bf16`` (autocast, float32 parameters) or ``fp32``."""
     clip_norm: float | None = 1.0
@@ -45,6 +48,10 @@ class FitSettings:
     best_metric: str | None = None
     """Evaluation value, larger is better, that decides the best checkpoint, such as val_style/captioning/CIDEr-D; it is
     then evaluated before the first step too. null keeps no best one."""
+
+
+Differentiate = Callable[[nn.Module, Sequence[Batch], Moment], Loss]
+"""Adds the gradients of a batch, given in micro-batches, to the parameters; returns the loss without gradient."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for has been done
@@ -67,6 +74,8 @@ class TrainState:
     optimizer: Optimizer
     loader: TrainLoader
     ema: ExponentialMovingAverage | None = None
+    seed: int = 0
+    """Of what objectives draw (masks, negatives)."""
     step: int = 0
     """Optimizer steps done."""
     seconds: float = 0.0
@@ -144,6 +153,7 @@ def fit(
     state: TrainState,
     settings: FitSettings,
     schedule: Schedule,
+    differentiate: Differentiate,
     device: torch.device,
     log: MetricLog,
     console: Console,
@@ -156,6 +166,7 @@ def fit(
         state: module, optimizer, loader and counters, fresh or resumed.
         settings: length, precision, intervals.
         schedule: learning rate as a share of its peak.
+        differentiate: leaves the gradients of a batch's loss on the parameters; see ``mmlm/objectives/train_step.py``.
         device: where batches go.
         log: takes every row of metrics.
         console: shows progress.
@@ -180,7 +191,7 @@ def fit(
             batch = next(batches)
             corrupt += batch.corrupt
             lr = set_learning_rate(state.optimizer, schedule(state.step, settings.steps))
-            loss, norm = _forward_backward(state.train_step, batch.to(device), settings, device)
+            loss, norm = _forward_backward(state, batch, settings, differentiate, device)
             if not math.isfinite(loss.total.item() + norm.item()):
                 state.optimizer.zero_grad(set_to_none=True)
                 _report_corrupt(corrupt, epoch, console)
@@ -220,21 +231,20 @@ def fit(
 
 
 def _forward_backward(
-    train_step: nn.Module, batch: Batch, settings: FitSettings, device: torch.device
+    state: TrainState, batch: Batch, settings: FitSettings, differentiate: Differentiate, device: torch.device
 ) -> tuple[Loss, Tensor]:
     """Leaves gradients on the parameters; returns the loss and the gradients' norm before clipping."""
+    batches = [batch] if settings.micro_batch_size is None else batch.split(settings.micro_batch_size)
+    moment = Moment(state.seed, state.step)
     with computing(device, settings.precision):
-        loss = train_step(batch)
-        if not loss.total.requires_grad:
-            raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
-        loss.total.backward()
+        loss = differentiate(state.train_step, [micro_batch.to(device) for micro_batch in batches], moment)
     limit = math.inf if settings.clip_norm is None else settings.clip_norm
-    return loss, nn.utils.clip_grad_norm_(train_step.parameters(), limit)
+    return loss, nn.utils.clip_grad_norm_(state.train_step.parameters(), limit)
 
 
 def _values(loss: Loss, norm: Tensor) -> dict[str, Tensor]:
-    terms = {name: term.value for name, term in loss.terms.items()}
-    return {"loss": loss.total, **terms, **loss.figures, "gradient_norm": norm}
+    values = {name: term.value for name, term in (*loss.terms.items(), *loss.figures.items())}
+    return {"loss": loss.total, **values, "gradient_norm": norm}
 
 
 def _rate(window: _Window, batch_size: int) -> float:

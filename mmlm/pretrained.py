@@ -39,7 +39,7 @@ from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.decoding import greedy
-from mmlm.flow import Batch, ModelOutput, View
+from mmlm.flow import NOTHING_DRAWN, Batch, Drawn, ModelOutput, View
 from mmlm.model.model import ImageTextModel
 from mmlm.parts import build_part
 from mmlm.pretrained_config import (
@@ -201,9 +201,9 @@ class MmlmModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def forward(self, batch: Batch, views: Collection[View]) -> ModelOutput:
+    def forward(self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN) -> ModelOutput:
         """As ``ImageTextModel``: for training on."""
-        return self.model(batch, views)
+        return self.model(batch, views, drawn)
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image | Tensor], batch_size: int = 64) -> Tensor:

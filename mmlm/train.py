@@ -30,6 +30,7 @@ from mmlm.loop import Interrupted, TrainState, describe_corrupt, fit
 from mmlm.metrics import Console, MetricLog
 from mmlm.model.costs import SLOTS, ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
+from mmlm.objectives.train_step import backward
 from mmlm.precision import computing
 from mmlm.report.page import write_report
 from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, exported_weights
@@ -176,7 +177,7 @@ def _train(config: Config, experiment: Experiment, evaluation: Evaluation, folde
     name = "/".join(folder.parts[-3:])
     with MetricLog(folder, config.metrics, config_values(config), name, tell=console.line) as log:
         log.resume_from(state.step if state.step else None)
-        fit(state, config.train, experiment.schedule, experiment.device, log, console, evaluate, save)
+        fit(state, config.train, experiment.schedule, backward, experiment.device, log, console, evaluate, save)
 
 
 def _finish(config: Config, experiment: Experiment, evaluation: Evaluation, folder: Path, console: Console) -> None:

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.distributed import gather, rank, sum_over_ranks, world_size
-from mmlm.flow import TEXT_ONLY, Batch, Caption, Loss, ModelOutput
+from mmlm.flow import CAPTION, TEXT_ONLY, Batch, Caption, Loss, ModelOutput, Moment
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.objective import WeightedSum
 
 TOKENS, VOCABULARY, WIDTH = 6, 9, 5
 
@@ -80,20 +81,18 @@ class LinearModel(nn.Module):
         sizes = {"image": (WIDTH, 4), "text": (WIDTH, 4), "hidden": (WIDTH, 4), "head": (VOCABULARY, 4)}
         draw = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
         self.maps = nn.ParameterDict(draw)
-        self.contrastive = InfoNCE(temperature=0.3, label_smoothing=0.1).double()
-        self.captioning = Captioning(label_smoothing=0.05)
+        parts = {"contrastive": InfoNCE(temperature=0.3, label_smoothing=0.1), "captioning": Captioning(0.05)}
+        self.objective = WeightedSum(parts, {"contrastive": 1.0, "captioning": 1.0}).double()
 
     def forward(self, batch: Batch, images: Tensor, texts: Tensor, tokens: Tensor) -> Loss:
         """Features float64[B, WIDTH], [C, WIDTH] and [C, TOKENS - 1, WIDTH]."""
         output = ModelOutput(
             F.normalize(images @ self.maps["image"], dim=-1),
             F.normalize(texts @ self.maps["text"], dim=-1),
-            tokens[batch.target_mask] @ self.maps["hidden"],
+            {CAPTION: tokens[batch.target_mask] @ self.maps["hidden"]},
             self.maps["head"],
         )
-        losses = {"contrastive": self.contrastive(output, batch), "captioning": self.captioning(output, batch)}
-        figures = {f"{name}/{key}": value for name, loss in losses.items() for key, value in loss.figures.items()}
-        return Loss({name: loss.terms[name] for name, loss in losses.items()}, figures)
+        return self.objective(output, batch, Moment(), self.objective.count((batch,), Moment()))
 
 
 def features_of(shares: tuple[Share, ...], only: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +116,7 @@ def results(shares: tuple[Share, ...], only: int | None) -> dict[str, Tensor]:
     found = {f"sum/gradient/{name}": p.grad for name, p in model.named_parameters()}
     found |= {f"sum/value/{name}": term.value.detach() for name, term in loss.terms.items()}
     found |= {"sum/total": loss.total.detach()}
-    found |= {f"same/{name}": value for name, value in loss.figures.items()}
+    found |= {f"sum/figure/{name}": figure.value for name, figure in loss.figures.items()}
     return found | {f"same/count/{name}": term.global_count for name, term in loss.terms.items()}
 
 
@@ -182,7 +181,7 @@ def test_any_number_of_ranks_gives_one_process_s_loss_and_gradients(tmp_path, si
     found = run_ranks(tmp_path, size)
     one = results(SHARES[size], None)
     assert len({len(share.image_index) for share in SHARES[size]}) == size
-    assert one["sum/gradient/contrastive.logit_scale"].abs() > 1e-3
+    assert one["sum/gradient/objective.objectives.contrastive.logit_scale"].abs() > 1e-3
     for name, expected in one.items():
         if name.startswith("sum/"):
             torch.testing.assert_close(sum(each[name] for each in found), expected, rtol=1e-10, atol=1e-10)

@@ -16,7 +16,8 @@ from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import TrainStep, WeightedSum
+from mmlm.objectives.objective import WeightedSum
+from mmlm.objectives.train_step import TrainStep
 from mmlm.optim import AdamW, Muon, carry_state
 
 STEPS = 10

@@ -18,7 +18,7 @@ from mmlm.build import TrainedRun, build_experiment, build_model, build_transfor
 from mmlm.data.images import read_image
 from mmlm.data.tokenizer import BytePair, HuggingFace
 from mmlm.errors import UserError
-from mmlm.flow import Caption, View
+from mmlm.flow import EMBED, Caption
 from mmlm.model.model import ImageTextModel
 from mmlm.pretrained import MmlmModel, from_pretrained
 from mmlm.pretrained_config import FORMAT, MmlmConfig
@@ -182,7 +182,7 @@ def test_methods_do_what_the_model_does(make, tiny_config, tmp_path, pictures):
     described = MmlmConfig.of_run(tiny_config(), experiment.tokenizer.vocab_size)
     model = MmlmModel(described, experiment.model, experiment.tokenizer, build_transform(tiny_config())).eval()
     batch = next(iter(experiment.validation["validation"]))
-    output = model(batch, (View.EMBED,))
+    output = model(batch, (EMBED,))
     by_id = dict(zip(batch.ids, output.image_embedding, strict=True))
     image, name = pictures[0], sorted(by_id)[0]
     torch.testing.assert_close(model.encode_image([image])[0], by_id[name], atol=1e-5, rtol=1e-4)

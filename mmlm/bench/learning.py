@@ -22,9 +22,10 @@ from mmlm.environment import device_name
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Evaluator, ImageUse
-from mmlm.flow import Caption, Example, View
+from mmlm.flow import CAPTION, Caption, Example
 from mmlm.loop import NonFiniteLoss, TrainState, fit
 from mmlm.metrics import Console, MetricLog, MetricsSettings, read_metrics
+from mmlm.objectives.train_step import backward
 from mmlm.precision import computing
 
 MARGIN = 0.5
@@ -159,7 +160,7 @@ def _without_evaluation(config: Config) -> Config:
 
 
 def _evaluation(config: Config, experiment: Experiment) -> Evaluation:
-    captions = View.CAPTION in experiment.state.train_step.objective.views
+    captions = CAPTION in experiment.state.train_step.objective.views
     evaluators: dict[str, Evaluator] = {"loss": CaptionLoss(), "image_use_gap": ImageUse()} if captions else {}
     return Evaluation(
         model=experiment.model,
@@ -202,7 +203,7 @@ def _fit(
 
     with MetricLog(folder, MetricsSettings(), {}, "") as log:
         console = Console(sys.stderr)
-        fit(experiment.state, settings, experiment.schedule, experiment.device, log, console, evaluate, save)
+        fit(experiment.state, settings, experiment.schedule, backward, experiment.device, log, console, evaluate, save)
         return read_metrics(log.path)
 
 

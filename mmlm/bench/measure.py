@@ -10,12 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.build import build_model, check_cell, seed_everything
+from mmlm.build import build_model, build_objective, check_cell, seed_everything
 from mmlm.config import Config
-from mmlm.flow import Batch, Caption
+from mmlm.flow import Batch, Caption, Moment
 from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
-from mmlm.objectives.objective import TrainStep
+from mmlm.objectives.train_step import TrainStep
 from mmlm.optim import Optimizer, OptimizerPart
 from mmlm.parts import build_part
 from mmlm.precision import computing
@@ -70,7 +70,7 @@ class Trainer:
     def step(self) -> None:
         """Forward, backward, clipping and the optimizer's step, as training does them."""
         with computing(self.device, self.config.train.precision):
-            self.train_step(self.batch).total.backward()
+            self.train_step(self.batch, Moment()).total.backward()
         if self.config.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.train_step.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
@@ -115,7 +115,7 @@ class Trainer:
 
         with computing(self.device, self.config.train.precision):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = self.train_step(self.batch).total
+                loss = self.train_step(self.batch, Moment()).total
             loss.backward()
         gradients = _storages(p.grad for p in self.train_step.parameters() if p.grad is not None)
         self.optimizer.zero_grad(set_to_none=True)
@@ -135,7 +135,8 @@ def build_trainer(config: Config, batch_size: int, vocab_size: int, device: torc
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     # Pretrained weights cost what random ones do.
     model = build_model(config, vocab_size, load_weights=False)
-    objective = cast(nn.Module, build_part(config.objective, "objective", {}, config.plugins))
+    objective = build_objective(config)
+    objective.connect(model.sizes)
     train_step = TrainStep(model, objective).to(device).train()
     optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
     batch = random_batch(batch_size, config.data.image_size, config.data.max_tokens, vocab_size).to(device)

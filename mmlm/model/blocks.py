@@ -212,6 +212,13 @@ def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
     return values[image_index.clamp(min=0)]
 
 
+def visible_mask(visible: Tensor, num_tokens: int) -> Tensor:
+    """bool[C, 1, T, T]: causal, and the first int64[C] ``visible`` positions may be looked at from everywhere."""
+    positions = torch.arange(num_tokens, device=visible.device)
+    causal = positions[:, None] >= positions[None, :]
+    return (causal[None] | (positions[None, None, :] < visible[:, None, None]))[:, None]
+
+
 def identity_attention(patches: Tensor) -> Tensor:
     """float[B, N, D] -> float32[B, N, N]: the ``patch_attention`` of a bridge whose memory token n is patch n."""
     batch, num_patches, _ = patches.shape

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlm.flow import View
+from mmlm.flow import CAPTION, EMBED, View
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ class ModelCosts:
 
 
 def model_costs(
-    model: ImageTextModel, image_size: int, num_tokens: int, views: Collection[View] = tuple(View)
+    model: ImageTextModel, image_size: int, num_tokens: int, views: Collection[View] = (EMBED, CAPTION)
 ) -> ModelCosts:
     """Runs the model once, over one image and one caption of ``num_tokens`` tokens, and changes nothing.
 
@@ -60,7 +60,7 @@ def model_costs(
         if model.bridge is not None:
             bridged = count("bridge", lambda: model.bridge(encoded.tokens))
             pooled, memory = pooled if bridged.pooled is None else bridged.pooled, bridged.memory
-        if View.EMBED in views:
+        if EMBED in views:
             if model.text_encoder is not None:
                 vector = count("text_encoder", lambda: model.text_encoder(tokens, lengths))
             else:
@@ -68,7 +68,7 @@ def model_costs(
                 vector = text.pooled
             count("image_projection", lambda: model.image_projection(pooled))
             count("text_projection", lambda: model.text_projection(model.text_norm(vector)))
-        if View.CAPTION in views and model.decoder is not None:
+        if CAPTION in views and model.decoder is not None:
             index = torch.zeros(1, dtype=torch.int64, device=device)
             hidden = count("decoder", lambda: model.decoder.hidden(tokens, lengths, memory, index, text))
             count("decoder", lambda: nn.functional.linear(hidden, model.decoder.head_weight))

@@ -9,9 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
-from mmlm.flow import Batch, ModelOutput, View
+from mmlm.flow import (
+    CAPTION,
+    EMBED,
+    NOTHING_DRAWN,
+    Batch,
+    Drawn,
+    ModelOutput,
+    ModelSizes,
+    Pairs,
+    PatchView,
+    TextView,
+    View,
+    VisiblePatches,
+)
 from mmlm.model.blocks import AttentionRecord, rows_of
-from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder, TextStates
+from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder, TextStates
 
 
 @dataclass(frozen=True)
@@ -59,22 +72,61 @@ class ImageTextModel(nn.Module):
         text_width = decoder.text_width if text_encoder is None else text_encoder.width
         self.text_projection = _projection(text_width, embedding_width)
 
-    def forward(self, batch: Batch, views: Collection[View]) -> ModelOutput:
-        """Runs each of ``views`` once, sharing what they have in common."""
-        image_embedding = text_embedding = hidden = text = None
-        image_vector, memory = self._see(batch.images)
-        if View.EMBED in views:
+    def forward(self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN) -> ModelOutput:
+        """Runs each of ``views`` once, sharing what they have in common.
+
+        Embeddings come first: a pass with that view alone draws the same random numbers for them.
+        """
+        encoded = self.encoder(batch.images)
+        image_vector, memory = self._bridged(encoded)
+        image_embedding = text_embedding = text = None
+        if EMBED in views:
             image_embedding = self._embed_image(image_vector)
             text, text_vector = self._read(batch.tokens, batch.lengths)
             text_embedding = self._embed_text(text_vector)
-        if View.CAPTION in views:
-            hidden = self.decoder.hidden(batch.tokens, batch.lengths, memory, batch.image_index, text)
-        head_weight = None if self.decoder is None else self.decoder.head_weight
-        return ModelOutput(image_embedding, text_embedding, hidden, head_weight)
+        hidden = {}
+        for view in sorted((view for view in views if isinstance(view, TextView)), key=lambda view: view.name):
+            reading = (batch.tokens, batch.lengths, memory, batch.image_index)
+            if view == CAPTION:
+                hidden[view] = self.decoder.hidden(*reading, text)
+            else:
+                hidden[view] = self.decoder.hidden_by(*reading, drawn[view])
+        return ModelOutput(
+            image_embedding,
+            text_embedding,
+            hidden,
+            head_weight=None if self.decoder is None else self.decoder.head_weight,
+            patches={view: self._see_some(batch.images, drawn[view]) for view in views if isinstance(view, PatchView)},
+            image_tokens=encoded.tokens,
+            memory=memory,
+        )
+
+    def fuse(self, output: ModelOutput, pairs: Pairs) -> Tensor:
+        """float[Q, D]: the decoder's state at the end of each pair's text, reading the pair's image."""
+        # One more column: the states are those before each target, and the end token has none.
+        tokens, lengths = F.pad(pairs.tokens, (0, 1)), pairs.lengths + 1
+        hidden = self.decoder.hidden(tokens, lengths, output.memory, pairs.image_index)
+        return hidden[pairs.lengths.cumsum(0) - 1]
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """What the parts of an objective are made for."""
+        return ModelSizes(
+            embedding_width=self.image_projection.out_features,
+            patch_width=self.encoder.width,
+            grid=self.encoder.grid,
+            decoder_width=None if self.decoder is None else self.decoder.width,
+            vocab_size=None if self.decoder is None else self.decoder.vocab_size,
+        )
+
+    def _see_some(self, images: Tensor, kept: Tensor) -> VisiblePatches:
+        return VisiblePatches(self.encoder.some_tokens(images, kept), kept)
 
     def _see(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8[B, 3, S, S] -> the vector float[B, Dp] that is embedded, and the memory."""
-        encoded = self.encoder(images)
+        return self._bridged(self.encoder(images))
+
+    def _bridged(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor | None]:
         if self.bridge is None:
             return encoded.pooled, None
         bridged = self.bridge(encoded.tokens)

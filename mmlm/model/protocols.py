@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from mmlm.flow import TextPattern
 from mmlm.model.blocks import AttentionRecord
 
 Fusion = Literal["cross_attention", "prefix"]
@@ -45,6 +46,16 @@ class Encoder(Protocol):
 
     def __call__(self, images: Tensor) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens and, if ``pooled_width`` is set, the pooled vector."""
+        ...
+
+    sees_some: bool
+    """Whether ``some_tokens`` is there."""
+
+    def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
+        """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]: patch tokens of a pass that sees no other patch.
+
+        Row i of ``kept`` has the patches of image i in ascending order; prefix tokens take part and are left out.
+        """
         ...
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
@@ -156,6 +167,15 @@ class Decoder(Protocol):
                 over.
             record: collects the weights over the memory, float32[C, H, T - 1, M], of each layer that sees it.
         """
+        ...
+
+    takes_patterns: bool
+    """Whether ``hidden_by`` is there."""
+
+    def hidden_by(
+        self, tokens: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, pattern: TextPattern
+    ) -> Tensor:
+        """As ``hidden``, with the captions read by a pattern -> float[P, D]."""
         ...
 
     def start_decoding(self, memory: Tensor) -> Any:

@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmlm.distributed import gather, rank, sum_over_ranks
+from mmlm.distributed import gather, sum_over_ranks
 from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, Batch, Loss, ModelOutput, Term, View
+from mmlm.flow import EMBED, Loss, Term
+from mmlm.objectives.keys import Keys, positives
+from mmlm.objectives.objective import Comparison
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(Comparison):
     """Symmetric softmax contrastive loss with a learned temperature (CLIP, arXiv:2103.00020).
 
     For similarities ``s[b, c] = exp(log_scale) * image[b] . text[c]`` and positives ``p[b, c]`` in {0, 1}::
@@ -34,7 +36,7 @@ class InfoNCE(nn.Module):
         label_smoothing: share of the target spread over the row, in [0, 1).
     """
 
-    views = frozenset({View.EMBED})
+    views = frozenset({EMBED})
 
     def __init__(
         self,
@@ -62,14 +64,13 @@ class InfoNCE(nn.Module):
             self.logit_scale.clamp_(0, math.log(self.max_scale))
         return self.logit_scale.exp()
 
-    def forward(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Embeddings float32[B, E] and [C, E] -> one term and the figures ``accuracy`` and ``temperature``."""
-        image, text = output.image_embedding, output.text_embedding
+    def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
+        """See ``Comparison``: one term, and the figures ``accuracy`` and ``temperature``."""
         all_image, all_text = gather(image), gather(text)
-        local, everyone = _Keys.of(batch), _Keys.of(batch).gathered()
+        everyone = keys.gathered()
         scale = self.scale()
-        by_image = positives(local, everyone)
-        by_text = positives(everyone, local).T
+        by_image = positives(keys, everyone)
+        by_text = positives(everyone, keys).T
         # Not under autocast: bfloat16 rounds similarities of 100 to the nearest half.
         with torch.autocast(image.device.type, enabled=False):
             image_rows = self._rows(scale * image @ all_text.T, by_image, everyone.has_image)
@@ -78,10 +79,12 @@ class InfoNCE(nn.Module):
         num_text = sum_over_ranks(text_rows.used.sum()).clamp(min=1)
         # One term: both directions over their own counts, brought to one count so that a term stays sum / count.
         local_sum = (image_rows.losses.sum() + text_rows.losses.sum() * num_image / num_text) / 2
-        accuracy = sum_over_ranks(image_rows.correct.sum()) / num_image
+        count = num_image.to(local_sum.dtype)
+        # The temperature is a mean over images too, so that the shares of all ranks add up to it.
+        temperature = image_rows.used.sum() / scale.detach()
         return Loss(
-            {"contrastive": Term(local_sum, num_image.to(local_sum.dtype))},
-            {"accuracy": accuracy, "temperature": 1 / scale.detach()},
+            {"contrastive": Term(local_sum, count)},
+            {"accuracy": Term(image_rows.correct.sum(), count), "temperature": Term(temperature, count)},
         )
 
     def _rows(self, logits: Tensor, positive: Tensor, candidates: Tensor) -> "_Rows":
@@ -106,36 +109,3 @@ class _Rows:
 
     def __init__(self, losses: Tensor, used: Tensor, correct: Tensor) -> None:
         self.losses, self.used, self.correct = losses, used, correct
-
-
-class _Keys:
-    """The integers that decide who is whose positive, of one rank or of all."""
-
-    def __init__(
-        self, image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor
-    ) -> None:
-        self.image_concept, self.caption_concept = image_concept, caption_concept
-        self.caption_key, self.image_index = caption_key, image_index
-        self.has_image = image_index != TEXT_ONLY
-        rows = torch.arange(len(image_concept), device=image_index.device)
-        self.owns = image_index[None, :] == rows[:, None]
-        self.has_caption = self.owns.any(dim=1)
-
-    @classmethod
-    def of(cls, batch: Batch) -> "_Keys":
-        return cls(batch.image_concept, batch.caption_concept, batch.caption_key, batch.image_index)
-
-    def gathered(self) -> "_Keys":
-        """The keys of all ranks' batches joined in rank order; image indices count through."""
-        sizes = gather(torch.tensor([len(self.image_concept)], device=self.image_index.device))
-        first = sizes[: rank()].sum()
-        index = gather(torch.where(self.image_index == TEXT_ONLY, self.image_index, self.image_index + first))
-        return _Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index)
-
-
-def positives(images: _Keys, captions: _Keys) -> Tensor:
-    """bool[B, C]: image b and caption c share a concept, or a caption of image b has caption c's text."""
-    same_concept = images.image_concept[:, None] == captions.caption_concept[None, :]
-    same_text = images.caption_key[:, None] == captions.caption_key[None, :]
-    reached = (images.owns.float() @ same_text.float()) > 0
-    return (same_concept | reached) & captions.has_image[None, :] & images.has_caption[:, None]

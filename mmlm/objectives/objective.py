@@ -1,108 +1,246 @@
-"""What an objective is, and the one module that holds everything trainable."""
+"""What an objective is, and sums of several.
+
+The loss of a step is that of the *whole* batch: of all micro-batches of all ranks. An objective sees one micro-batch
+at a time, and in a ``Survey`` what it has to know of the others; see ``mmlm/objectives/train_step.py``.
+"""
 
 import math
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from mmlm.distributed import sum_over_ranks
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Loss, ModelOutput, View
-from mmlm.freeze import FreezePlan
+from mmlm.flow import Batch, Drawn, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term, TextPattern, View
+from mmlm.objectives.keys import Keys
+from mmlm.objectives.weights import Weight, WeightSchedule
 
 
-class Objective(Protocol):
-    """A loss and the views of the model it needs. Objectives with parameters (a temperature) are modules."""
+class Objective(nn.Module):
+    """A loss that is a sum over examples (or tokens, or patches) divided by how many there are.
 
-    views: frozenset[View]
+    Subclasses count their items from the batch alone, before any forward pass, and return sums over the items of the
+    micro-batch, each divided by the count of the whole batch.
+    """
 
-    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Local sums over global counts; see ``Loss``."""
-        ...
+    views: frozenset[View] = frozenset()
+    """What the model has to run."""
+    needs_teacher = False
+    """Whether ``ModelOutput.teacher`` is needed, with the same views."""
+
+    def connect(self, sizes: ModelSizes) -> None:
+        """Makes the parts whose widths are the model's, once, before training. Raises UserError if it lacks them."""
+
+    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+        """What is random about its views, for this micro-batch; keyed by ``moment`` and example."""
+        return {}
+
+    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        """int64[] by name: the items of this micro-batch in each sum."""
+        return {}
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+        """The loss of a micro-batch; ``counts`` float[] are those of the whole batch, at least 1."""
+        raise NotImplementedError
+
+
+class Comparison(Objective):
+    """A loss that compares images with texts across the whole batch, and sees nothing of them but embeddings."""
+
+    def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
+        """All of this rank's image embeddings float32[B, E] and text embeddings float32[C, E] -> its share of the loss.
+
+        Embeddings of other ranks are gathered here; the counts of the terms are global.
+        """
+        raise NotImplementedError
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+        """The loss of a rank's only micro-batch."""
+        return self.compare(output.image_embedding, output.text_embedding, Keys.of(batch))
+
+
+class FusionObjective(Objective):
+    """A loss on pairs of image and text that are chosen by the embeddings of the whole batch."""
+
+    def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], moment: Moment) -> tuple[Pairs, ...]:
+        """All of a rank's embeddings (no gradient), in the order of its ``batches`` -> the pairs that each makes."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A term of a comparison whose gradients with respect to the embeddings are known already."""
+
+    term: Term
+    """Value and count; the value is all in the first micro-batch, and 0 in the others."""
+    image_gradient: Tensor
+    """float32[B, E]: of ``local_sum`` with respect to the image embeddings of this micro-batch."""
+    text_gradient: Tensor
+    """float32[C, E]."""
+    parameter_gradients: Mapping[str, Tensor]
+    """With respect to the objective's own parameters; all in the first micro-batch, none in the others."""
+
+    def carried(self, output: ModelOutput, objective: nn.Module) -> Term:
+        """The term with a graph: its gradients are the known ones, carried on into what made the embeddings."""
+        carrier = (output.image_embedding * self.image_gradient).sum()
+        carrier = carrier + (output.text_embedding * self.text_gradient).sum()
+        for name, parameter in objective.named_parameters():
+            if name in self.parameter_gradients:
+                carrier = carrier + (parameter * self.parameter_gradients[name]).sum()
+        local_sum = carrier + (self.term.local_sum - carrier).detach()
+        return Term(local_sum, self.term.global_count, self.term.weight)
+
+    def of_part(self, number: int, images: Sequence[int], texts: Sequence[int]) -> "Surrogate":
+        """That of micro-batch ``number``, of so many ``images`` and ``texts`` each; this is that of all of them."""
+        return Surrogate(
+            _only_first(number, self.term),
+            self.image_gradient.split(images)[number],
+            self.text_gradient.split(texts)[number],
+            {} if number else self.parameter_gradients,
+        )
+
+
+def _only_first(number: int, term: Term) -> Term:
+    """The term in micro-batch 0, nothing in the others: so they add up to it."""
+    return replace(term, local_sum=torch.zeros_like(term.local_sum)) if number else term
+
+
+def _differentiated(term: Term, image: Tensor, text: Tensor, objective: nn.Module) -> Surrogate:
+    """The gradients of a term of a comparison of these embeddings."""
+    parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    inputs = [image, text, *parameters.values()]
+    gradients = torch.autograd.grad(term.local_sum, inputs, retain_graph=True, materialize_grads=True)
+    return Surrogate(term.detached(), *gradients[:2], dict(zip(parameters, gradients[2:], strict=True)))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one micro-batch has to know of the whole batch."""
+
+    counts: Mapping[str, Mapping[str, Tensor]]
+    """float[] of the whole batch, by objective and by the objective's own names."""
+    pairs: Pairs | None = None
+    """Pairs to be fused from this micro-batch's images; None if they have not been chosen yet, or none are needed."""
+    surrogates: Mapping[str, Mapping[str, Surrogate]] = field(default_factory=dict)
+    """Of comparisons, by objective and term, if the rank has several micro-batches."""
+    figures: Mapping[str, Mapping[str, Term]] = field(default_factory=dict)
+    """Likewise of their figures."""
 
 
 class WeightedSum(nn.Module):
-    """Several objectives with constant weights: ``total = sum_i weights[i] * loss_i``.
+    """Several objectives: ``total = sum_i weights[i] * loss_i``. Terms carry their objective's name.
 
-    An objective of weight 0 is neither built into the sum nor computed. Terms carry their objective's name.
+    A weight is a number or a schedule over the steps (``mmlm.objectives.weights``). An objective of weight 0 is left
+    out altogether; one whose weight is 0 at some step is not computed in it.
 
     Raises:
-        UserError: a weight without objective or the other way round, a negative or infinite weight, or none positive.
+        UserError: a weight without objective or the other way round, a negative or infinite weight, none positive, or
+            two objectives that choose pairs.
     """
 
-    def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+    def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, Weight]) -> None:
         super().__init__()
         if objectives.keys() != weights.keys():
             odd = ", ".join(sorted(objectives.keys() ^ weights.keys()))
             raise UserError(f"objective.weights: {odd} must be named in both objectives and weights")
         for name, weight in weights.items():
-            if not 0 <= weight < math.inf:
+            if not isinstance(weight, WeightSchedule) and not 0 <= weight < math.inf:
                 raise UserError(f"objective.weights.{name}: {weight} is no weight; use 0 to leave the objective out")
-        self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
+        self.weights = {name: weight for name, weight in weights.items() if weight != 0}
         if not self.weights:
             raise UserError("objective.weights: every weight is 0, so there is nothing to train; make one positive")
         self.objectives = nn.ModuleDict({name: objectives[name] for name in self.weights})
+        fusions = [name for name, part in self.objectives.items() if isinstance(part, FusionObjective)]
+        if len(fusions) > 1:
+            raise UserError(f"objective.objectives: {' and '.join(fusions)} both choose pairs; take one of them")
         self.views = frozenset().union(*(part.views for part in self.objectives.values()))
+        self.needs_teacher = any(part.needs_teacher for part in self.objectives.values())
 
-    def forward(self, output: ModelOutput, batch: Batch) -> Loss:
+    def connect(self, sizes: ModelSizes) -> None:
+        """See ``Objective``."""
+        for part in self.objectives.values():
+            part.connect(sizes)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """The weight of each objective that has one above 0 at an optimizer step."""
+        given = self.weights.items()
+        weights = {name: weight(step) if isinstance(weight, WeightSchedule) else weight for name, weight in given}
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def active(self, step: int) -> dict[str, Objective]:
+        """The objectives that are computed at an optimizer step."""
+        return {name: self.objectives[name] for name in self.weights_at(step)}
+
+    def views_at(self, step: int) -> frozenset[View]:
+        """What the model has to run at an optimizer step."""
+        return frozenset().union(*(part.views for part in self.active(step).values()))
+
+    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+        """What is random about the views of an optimizer step."""
+        drawn: dict[View, TextPattern | Tensor] = {}
+        for part in self.active(moment.step).values():
+            drawn |= part.draw(batch, moment)
+        return drawn
+
+    def comparisons(self, step: int) -> dict[str, Comparison]:
+        """Those that compare across the whole batch."""
+        return {name: part for name, part in self.active(step).items() if isinstance(part, Comparison)}
+
+    def fusion(self, step: int) -> FusionObjective | None:
+        """The one that chooses pairs, if there is one."""
+        return next((part for part in self.active(step).values() if isinstance(part, FusionObjective)), None)
+
+    def needs_two_passes(self, step: int) -> bool:
+        """Whether several micro-batches have to be embedded before the first of them is differentiated."""
+        return bool(self.comparisons(step)) or self.fusion(step) is not None
+
+    def compare(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step: int) -> tuple[Survey, ...]:
+        """All comparisons, differentiated: what each micro-batch has to know of them (and no counts).
+
+        ``image`` float32[B, E] and ``text`` float32[C, E] are this rank's embeddings, in the order of ``batches``.
+        """
+        keys = Keys.of(*batches)
+        images, texts = [len(batch.image_concept) for batch in batches], [len(batch.lengths) for batch in batches]
+        surrogates: list[dict[str, dict[str, Surrogate]]] = [{} for _ in batches]
+        figures: list[dict[str, dict[str, Term]]] = [{} for _ in batches]
+        for name, part in self.comparisons(step).items():
+            with torch.enable_grad():
+                image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
+                loss = part.compare(image, text, keys)
+            found = {key: _differentiated(term, image, text, part) for key, term in loss.terms.items()}
+            for i, (surrogate, figure) in enumerate(zip(surrogates, figures, strict=True)):
+                surrogate[name] = {key: one.of_part(i, images, texts) for key, one in found.items()}
+                figure[name] = {key: _only_first(i, one.detached()) for key, one in loss.figures.items()}
+        return tuple(Survey({}, None, *both) for both in zip(surrogates, figures, strict=True))
+
+    def count(self, batches: Sequence[Batch], moment: Moment) -> Survey:
+        """Items of all micro-batches and ranks, in one reduction."""
+        parts = self.active(moment.step)
+        local = [{name: part.counts(batch, moment) for name, part in parts.items()} for batch in batches]
+        keys = [(name, key) for name, counts in local[0].items() for key in counts]
+        if not keys:
+            return Survey({name: {} for name in parts})
+        sums = [torch.stack([counts[name][key].double() for counts in local]).sum() for name, key in keys]
+        totals = sum_over_ranks(torch.stack(sums)).clamp(min=1)
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
+        for (name, key), total in zip(keys, totals, strict=True):
+            found[name][key] = total
+        return Survey(found)
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, survey: Survey) -> Loss:
         """Every objective's terms, weighted, and its figures."""
         terms, figures = {}, {}
-        for name, objective in self.objectives.items():
-            loss = objective(output, batch)
+        weights = self.weights_at(moment.step)
+        for name, objective in self.active(moment.step).items():
+            if name in survey.surrogates:
+                carried = {key: one.carried(output, objective) for key, one in survey.surrogates[name].items()}
+                loss = Loss(carried, survey.figures[name])
+            else:
+                loss = objective(output, batch, moment, survey.counts[name])
             for key, term in loss.terms.items():
                 label = name if len(loss.terms) == 1 else f"{name}/{key}"
-                terms[label] = type(term)(term.local_sum, term.global_count, term.weight * self.weights[name])
-            figures |= {f"{name}/{key}": value for key, value in loss.figures.items()}
+                terms[label] = Term(term.local_sum, term.global_count, term.weight * weights[name])
+            figures |= {f"{name}/{key}": figure.detached() for key, figure in loss.figures.items()}
         return Loss(terms, figures)
-
-
-class TrainStep(nn.Module):
-    """Model and objective in one module: what data parallelism wraps and what checkpoints hold.
-
-    Nothing trainable is used outside its forward: temperature and output projection are inside. ``plan`` (its adapters
-    have been added to the model) says what of the model trains; from the start on, what trains at step 0.
-    """
-
-    def __init__(self, model: nn.Module, objective: nn.Module, plan: FreezePlan | None = None) -> None:
-        super().__init__()
-        self.model, self.objective, self.plan = model, objective, plan or FreezePlan()
-        # What a part has made untrainable by itself (fixed positions) stays so.
-        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._in_eval: list[nn.Module] = []
-        self._unfrozen: frozenset[str] | None = None
-        self.freeze_for(0)
-
-    def freeze_for(self, step: int) -> bool:
-        """Freezes and unfreezes what the plan says for optimizer step ``step``; says whether that changed what trains.
-
-        Afterwards the optimizer has to be built anew over what now trains, and so has a wrapper that looks at it once:
-        ``DistributedDataParallel`` reduces the gradients of those parameters that train when it is constructed, so it
-        has to be constructed after this call, over the same module.
-        """
-        unfrozen = self.plan.unfrozen(step)
-        if unfrozen == self._unfrozen:
-            return False
-        self._unfrozen = unfrozen
-        frozen = self.plan.frozen_parameters(self.model, step)
-        changed = False
-        for parameter in self._trainable:
-            changed |= parameter.requires_grad is (parameter in frozen)
-            parameter.requires_grad_(parameter not in frozen)
-        self._in_eval = self.plan.modules_in_eval(self.model, step)
-        self.train(self.training)
-        return changed
-
-    def learning_rate_scales(self) -> dict[str, float]:
-        """Share of the learning rate, by parameter name, of the parameters for which the plan has one."""
-        return {f"model.{name}": scale for name, scale in self.plan.learning_rate_scales(self.model).items()}
-
-    def train(self, mode: bool = True) -> "TrainStep":
-        """See ``nn.Module.train``; what is frozen stays in eval mode, so that it computes the same function."""
-        super().train(mode)
-        for module in self._in_eval:
-            module.training = False
-        return self
-
-    def forward(self, batch: Batch) -> Loss:
-        """The loss of one batch."""
-        return self.objective(self.model(batch, self.objective.views), batch)

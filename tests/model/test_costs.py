@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import View
+from mmlm.flow import CAPTION, EMBED
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.costs import model_costs
 from mmlm.model.decoders.transformer import TransformerDecoder
@@ -93,8 +93,8 @@ def test_a_prefix_is_part_of_the_text():
 def test_only_what_training_asks_for_counts():
     model = make_model()
     both = model_costs(model, IMAGE, TOKENS).flops
-    caption = model_costs(model, IMAGE, TOKENS, {View.CAPTION}).flops
-    embed = model_costs(model, IMAGE, TOKENS, {View.EMBED}).flops
+    caption = model_costs(model, IMAGE, TOKENS, {CAPTION}).flops
+    embed = model_costs(model, IMAGE, TOKENS, {EMBED}).flops
     assert embed["decoder"] == layer(TOKENS)
     assert caption["decoder"] == both["decoder"], "the text-only layers run either way"
     assert caption["image_projection"] == caption["text_projection"] == 0

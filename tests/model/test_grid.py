@@ -21,13 +21,14 @@ from mmlm import build
 from mmlm.build import build_freeze, build_model, check_cell
 from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.errors import UserError
-from mmlm.flow import Batch
+from mmlm.flow import Batch, Moment
 from mmlm.freeze import FreezePlan
 from mmlm.hydra_config import compose
 from mmlm.lora import merge_adapters
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import TrainStep, WeightedSum
+from mmlm.objectives.objective import WeightedSum
+from mmlm.objectives.train_step import TrainStep, backward
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder", "freeze")
 NEED_A_PATH = {
@@ -242,7 +243,7 @@ def train_three_steps(cell: Cell, config: Config, make_batch: Callable[..., Batc
     for step in range(STEPS):
         batch = make_batch(lengths, index, 4, 8, VOCABULARY, config.data.image_size, seed=step)
         train_step.zero_grad(set_to_none=True)
-        train_step(batch).total.backward()
+        backward(train_step, (batch,), Moment())
         with torch.no_grad():
             for name, parameter in train_step.named_parameters():
                 if parameter.grad is None:

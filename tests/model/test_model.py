@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, View
+from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, ModelOutput
 from mmlm.model.blocks import Layout
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
@@ -18,7 +18,7 @@ from mmlm.model.model import ImageTextModel, parameter_counts
 BRIDGES = ("pooler", "tokens", "mlp")
 FUSIONS = ("cross_attention", "prefix")
 CELLS = list(itertools.product(BRIDGES, FUSIONS))
-BOTH = (View.EMBED, View.CAPTION)
+BOTH = (EMBED, CAPTION)
 V = 13
 
 
@@ -67,10 +67,10 @@ def per_caption(hidden: Tensor, batch: Batch) -> list[Tensor]:
 def gradients(model: nn.Module, output: ModelOutput) -> dict[str, Tensor]:
     """Of a random function of all outputs; float64, parameters that took no part left out."""
     generator = torch.Generator().manual_seed(2)
-    parts = (output.image_embedding, output.text_embedding, output.hidden)
+    parts = (output.image_embedding, output.text_embedding, output.hidden[CAPTION])
     total = sum((part * torch.randn(part.shape, generator=generator, dtype=part.dtype)).sum() for part in parts)
     model.zero_grad()
-    (total + (output.hidden @ output.head_weight.T).square().sum()).backward()
+    (total + (output.hidden[CAPTION] @ output.head_weight.T).square().sum()).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -81,7 +81,7 @@ def test_outputs_have_their_shapes_and_unit_length(make_batch, bridge, fusion):
     assert output.image_embedding.shape == (3, 6)
     assert output.text_embedding.shape == (5, 6)
     assert output.image_embedding.dtype == output.text_embedding.dtype == torch.float64
-    assert output.hidden.shape == (int(batch.num_targets), 8)
+    assert output.hidden[CAPTION].shape == (int(batch.num_targets), 8)
     assert output.head_weight is model.decoder.head_weight
     for embedding in (output.image_embedding, output.text_embedding):
         torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(len(embedding), dtype=torch.float64))
@@ -93,17 +93,17 @@ def test_only_the_views_asked_for_are_run(make_batch):
     model.decoder.multimodal_layers[0].register_forward_hook(lambda *_: calls.append("multimodal"))
     model.image_projection.register_forward_hook(lambda *_: calls.append("image"))
     model.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
-    embed = model(batch, {View.EMBED})
-    assert embed.hidden is None
+    embed = model(batch, {EMBED})
+    assert not embed.hidden
     assert calls == ["encoder", "image"]
     calls.clear()
-    caption = model(batch, {View.CAPTION})
+    caption = model(batch, {CAPTION})
     assert (caption.image_embedding, caption.text_embedding) == (None, None)
     assert calls == ["encoder", "multimodal"]
     calls.clear()
     both = model(batch, BOTH)
     assert sorted(calls) == ["encoder", "image", "multimodal"]
-    assert torch.equal(both.hidden, caption.hidden)
+    torch.testing.assert_close(both.hidden[CAPTION], caption.hidden[CAPTION], rtol=1e-12, atol=1e-12)
     assert torch.equal(both.text_embedding, embed.text_embedding)
 
 
@@ -113,7 +113,7 @@ def test_packed_equals_unpacked_in_outputs_and_all_gradients(make_batch, fusion,
     batch = make_batch()
     packed, plain = (make_model("pooler", fusion, positions, packed=choice) for choice in (True, False))
     one, other = packed(batch, BOTH), plain(batch, BOTH)
-    torch.testing.assert_close(one.hidden, other.hidden, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(one.hidden[CAPTION], other.hidden[CAPTION], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(one.text_embedding, other.text_embedding, rtol=1e-10, atol=1e-10)
     ours, theirs = gradients(packed, one), gradients(plain, other)
     assert ours.keys() == theirs.keys() == dict(packed.named_parameters()).keys()
@@ -128,7 +128,7 @@ def test_the_text_embedding_never_depends_on_images(make_batch, bridge, fusion):
     after = model(replace(batch, images=255 - batch.images), BOTH)
     assert torch.equal(before.text_embedding, after.text_embedding)
     assert not torch.allclose(before.image_embedding, after.image_embedding)
-    assert not torch.allclose(before.hidden, after.hidden)
+    assert not torch.allclose(before.hidden[CAPTION], after.hidden[CAPTION])
     model.zero_grad()
     before.text_embedding.square().sum().backward()
     untouched = [*model.encoder.parameters(), *model.bridge.parameters(), *model.decoder.multimodal_layers.parameters()]
@@ -137,7 +137,7 @@ def test_the_text_embedding_never_depends_on_images(make_batch, bridge, fusion):
 
 def test_embeddings_are_projections_of_the_end_token_s_state_and_the_pooled_vector(make_batch):
     model, batch = make_model(), make_batch()
-    output = model(batch, {View.EMBED})
+    output = model(batch, {EMBED})
     states = model.decoder.unimodal(batch.tokens, batch.lengths)
     for c, length in enumerate(batch.lengths.tolist()):
         end = model.text_projection.weight @ model.text_norm(states[c, length - 1])
@@ -150,7 +150,7 @@ def test_embeddings_are_projections_of_the_end_token_s_state_and_the_pooled_vect
 def test_each_caption_of_an_image_gets_what_it_would_get_alone(make_batch, bridge, fusion):
     model, batch = make_model(bridge, fusion), make_batch()
     output = model(batch, BOTH)
-    for c, hidden in enumerate(per_caption(output.hidden, batch)):
+    for c, hidden in enumerate(per_caption(output.hidden[CAPTION], batch)):
         image = int(batch.image_index[c])
         single = replace(
             batch,
@@ -160,7 +160,7 @@ def test_each_caption_of_an_image_gets_what_it_would_get_alone(make_batch, bridg
             image_index=torch.tensor([0]),
         )
         alone = model(single, BOTH)
-        torch.testing.assert_close(alone.hidden, hidden, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(alone.hidden[CAPTION], hidden, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(alone.text_embedding[0], output.text_embedding[c])
         torch.testing.assert_close(alone.image_embedding[0], output.image_embedding[image])
 
@@ -179,8 +179,8 @@ def test_captions_and_images_may_stand_in_any_order(make_batch, fusion):
     before, after = model(batch, BOTH), model(shuffled, BOTH)
     torch.testing.assert_close(after.image_embedding, before.image_embedding[images])
     torch.testing.assert_close(after.text_embedding, before.text_embedding[captions])
-    expected = [per_caption(before.hidden, batch)[c] for c in captions]
-    torch.testing.assert_close(after.hidden, torch.cat(expected), rtol=1e-10, atol=1e-10)
+    expected = [per_caption(before.hidden[CAPTION], batch)[c] for c in captions]
+    torch.testing.assert_close(after.hidden[CAPTION], torch.cat(expected), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("bridge", "fusion"), CELLS)
@@ -189,8 +189,11 @@ def test_text_only_captions_leave_the_others_alone_and_see_no_image(make_batch, 
     text_only = [1, 3]
     mixed = replace(batch, image_index=torch.tensor([0, TEXT_ONLY, 1, TEXT_ONLY, 0]))
     output = model(mixed, BOTH)
-    with_image, without = per_caption(model(batch, BOTH).hidden, batch), per_caption(output.hidden, batch)
-    other_images = per_caption(model(replace(mixed, images=255 - batch.images), BOTH).hidden, batch)
+    with_image, without = (
+        per_caption(model(batch, BOTH).hidden[CAPTION], batch),
+        per_caption(output.hidden[CAPTION], batch),
+    )
+    other_images = per_caption(model(replace(mixed, images=255 - batch.images), BOTH).hidden[CAPTION], batch)
     for c in range(5):
         if c in text_only:
             assert torch.equal(without[c], other_images[c])
@@ -207,7 +210,7 @@ def test_a_batch_of_text_alone_needs_no_image(make_batch, bridge, fusion):
     without = replace(text_only, images=batch.images[:0], image_concept=batch.image_concept[:0], ids=())
     output = model(without, BOTH)
     assert output.image_embedding.shape == (0, 6)
-    torch.testing.assert_close(output.hidden, model(text_only, BOTH).hidden, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(output.hidden[CAPTION], model(text_only, BOTH).hidden[CAPTION], rtol=1e-10, atol=1e-10)
     assert all(gradient.isfinite().all() for gradient in gradients(model, output).values())
     assert model.attention_maps(without).count_nonzero() == 0
 
@@ -219,10 +222,10 @@ def test_encoding_apart_equals_the_forward(make_batch, bridge, fusion):
     features = model.encode_image(batch.images)
     assert torch.equal(features.embedding, output.image_embedding)
     assert torch.equal(model.encode_text(batch.tokens, batch.lengths), output.text_embedding)
-    assert torch.equal(model.caption_hidden(features, batch), output.hidden)
+    assert torch.equal(model.caption_hidden(features, batch), output.hidden[CAPTION])
     swapped = features[torch.tensor([1, 2, 0])]
     rolled = replace(batch, images=batch.images[[1, 2, 0]])
-    torch.testing.assert_close(model.caption_hidden(swapped, batch), model(rolled, BOTH).hidden)
+    torch.testing.assert_close(model.caption_hidden(swapped, batch), model(rolled, BOTH).hidden[CAPTION])
     assert features[:2].memory.shape[0] == features[:2].embedding.shape[0] == 2
 
 
@@ -231,7 +234,7 @@ def test_encoding_apart_equals_the_forward(make_batch, bridge, fusion):
 def test_decoding_with_a_cache_gives_the_logits_of_training(make_batch, bridge, fusion, positions):
     model = make_model(bridge, fusion, positions)
     batch = make_batch(lengths=(8, 8, 8), image_index=(0, 1, 2))
-    hidden = model(batch, {View.CAPTION}).hidden
+    hidden = model(batch, {CAPTION}).hidden[CAPTION]
     expected = (hidden @ model.decoder.head_weight.T).view(3, 7, V).float()
     cache = model.start_decoding(model.encode_image(batch.images))
     pieces = [model.decode(chunk, cache) for chunk in batch.inputs.split([1, 1, 3, 2], dim=1)]
@@ -319,6 +322,9 @@ def test_bfloat16_autocast_gives_float32_embeddings_near_the_exact_ones(make_bat
         cache = model.start_decoding(model.encode_image(batch.images))
         logits = model.decode(batch.tokens[:3, :2], cache)
     assert rough.text_embedding.dtype == rough.image_embedding.dtype == logits.dtype == torch.float32
-    for name in ("image_embedding", "text_embedding", "hidden"):
-        one, other = getattr(rough, name).float(), getattr(exact, name)
+    for one, other in (
+        (rough.image_embedding, exact.image_embedding),
+        (rough.text_embedding, exact.text_embedding),
+        (rough.hidden[CAPTION].float(), exact.hidden[CAPTION]),
+    ):
         assert torch.nn.functional.cosine_similarity(one, other, dim=-1).min() > 0.99

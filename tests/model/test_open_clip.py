@@ -10,7 +10,7 @@ from open_clip.loss import CoCaLoss
 from torch import Tensor
 
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Caption, View
+from mmlm.flow import CAPTION, EMBED, Batch, Caption, Moment
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_encoder import TimmVit
@@ -18,7 +18,8 @@ from mmlm.model.model import ImageTextModel
 from mmlm.model.open_clip import SCALE, coca_from_open_clip, coca_to_open_clip
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import TrainStep, WeightedSum
+from mmlm.objectives.objective import WeightedSum
+from mmlm.objectives.train_step import TrainStep
 
 TINY = {
     "embed_dim": 16,
@@ -136,13 +137,13 @@ def run_theirs(model: CoCa, images: Tensor, tokens: Tensor) -> dict[str, Tensor]
 
 
 def run_ours(step: TrainStep, batch: Batch) -> dict[str, Tensor]:
-    output = step.model(batch, {View.EMBED, View.CAPTION})
-    loss = step.objective(output, batch)
+    output = step.model(batch, {EMBED, CAPTION})
+    loss = step.objective(output, batch, Moment(), step.objective.count((batch,), Moment()))
     loss.total.backward()
     return {
         "image": output.image_embedding,
         "text": output.text_embedding,
-        "logits": output.hidden @ output.head_weight.T,
+        "logits": output.hidden[CAPTION] @ output.head_weight.T,
         **{name: term.weight * term.value for name, term in loss.terms.items()},
     }
 

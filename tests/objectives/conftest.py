@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.flow import Batch, Caption, ModelOutput
+from mmlm.flow import CAPTION, Batch, Caption, Loss, ModelOutput, Moment
+from mmlm.objectives.objective import Objective, WeightedSum
 
 
 def build_batch(
@@ -53,7 +54,18 @@ def build_output(batch: Batch, seed: int = 0, width: int = 5, vocab_size: int = 
     generator = torch.Generator().manual_seed(seed + 1)
     hidden = torch.randn(int(batch.num_targets), width, generator=generator, dtype=torch.float64).requires_grad_()
     head = torch.randn(vocab_size, width, generator=generator, dtype=torch.float64).requires_grad_()
-    return ModelOutput(image, text, hidden, head)
+    return ModelOutput(image, text, {CAPTION: hidden}, head)
+
+
+START = Moment()
+
+
+def loss_of(objective: Objective | WeightedSum, output: ModelOutput, batch: Batch, moment: Moment = START) -> Loss:
+    """The loss of a batch that is all there is."""
+    if isinstance(objective, WeightedSum):
+        return objective(output, batch, moment, objective.count((batch,), moment))
+    counts = {name: count.double().clamp(min=1) for name, count in objective.counts(batch, moment).items()}
+    return objective(output, batch, moment, counts)
 
 
 @pytest.fixture
@@ -66,3 +78,9 @@ def make_batch() -> Callable[..., Batch]:
 def make_output() -> Callable[..., ModelOutput]:
     """``build_output``."""
     return build_output
+
+
+@pytest.fixture
+def alone() -> Callable[..., Loss]:
+    """``loss_of``."""
+    return loss_of

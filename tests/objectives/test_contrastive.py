@@ -10,14 +10,14 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, Batch, ModelOutput
+from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, Moment
 from mmlm.objectives.contrastive import InfoNCE
 
 
 def run(objective: InfoNCE, output: ModelOutput, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """The loss, and its gradients: image, text, log scale."""
     objective = objective.double()
-    loss = objective(output, batch).total
+    loss = objective(output, batch, Moment(), {}).total
     inputs = [output.image_embedding, output.text_embedding, objective.logit_scale]
     return loss, list(torch.autograd.grad(loss, inputs))
 
@@ -134,7 +134,7 @@ def test_label_smoothing_is_pytorch_s(make_batch, make_output):
     torch.testing.assert_close(loss, sum(both) / 2, rtol=1e-6, atol=1e-6)
 
 
-def test_the_order_of_images_and_captions_does_not_matter(make_batch, make_output):
+def test_the_order_of_images_and_captions_does_not_matter(make_batch, make_output, alone):
     batch = make_batch(**BATCHES["all at once"])
     output = make_output(batch)
     images, captions = torch.tensor([4, 2, 0, 5, 1, 3]), torch.tensor([6, 1, 3, 0, 5, 2, 4])
@@ -152,7 +152,7 @@ def test_the_order_of_images_and_captions_does_not_matter(make_batch, make_outpu
     moved = replace(
         output, image_embedding=output.image_embedding[images], text_embedding=output.text_embedding[captions]
     )
-    torch.testing.assert_close(InfoNCE()(moved, shuffled).total, InfoNCE()(output, batch).total)
+    torch.testing.assert_close(alone(InfoNCE(), moved, shuffled).total, alone(InfoNCE(), output, batch).total)
 
 
 def test_those_that_take_no_part_get_no_gradient_and_change_nothing(make_batch, make_output):
@@ -177,23 +177,23 @@ def test_those_that_take_no_part_get_no_gradient_and_change_nothing(make_batch, 
     ],
     ids=["no image", "no caption of an image", "no caption"],
 )
-def test_a_batch_without_pairs_has_loss_zero_and_finite_gradients(make_batch, make_output, case):
+def test_a_batch_without_pairs_has_loss_zero_and_finite_gradients(make_batch, make_output, case, alone):
     batch = make_batch(**case)
     output = make_output(batch)
     loss, gradients = run(InfoNCE(label_smoothing=0.1), output, batch)
     assert loss.item() == 0
     assert all(g.count_nonzero() == 0 for g in gradients)
-    assert InfoNCE()(output, batch).figures["accuracy"].item() == 0
+    assert alone(InfoNCE(), output, batch).figures["accuracy"].value.item() == 0
 
 
-def test_accuracy_is_the_share_of_images_whose_best_text_is_a_positive(make_batch):
+def test_accuracy_is_the_share_of_images_whose_best_text_is_a_positive(make_batch, alone):
     batch = make_batch((0, 1, 2, TEXT_ONLY), 4, caption_key=(1, 2, 1, 3))
     text = torch.eye(4)
     image = torch.tensor([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0.6, 0.8], [0, 1, 0, 0]])
-    figures = InfoNCE()(ModelOutput(image, text), batch).figures
+    figures = alone(InfoNCE(), ModelOutput(image, text), batch).figures
     # Image 0 finds its text's twin, image 1 is wrong, image 2 must not find the text-only caption, image 3 has none.
-    assert figures["accuracy"].item() == pytest.approx(2 / 3)
-    assert figures["temperature"].item() == pytest.approx(0.07)
+    assert figures["accuracy"].value.item() == pytest.approx(2 / 3)
+    assert figures["temperature"].value.item() == pytest.approx(0.07)
 
 
 @pytest.mark.parametrize(("start", "kept"), [(9.0, math.log(50)), (-1.0, 0.0)])
@@ -214,11 +214,11 @@ def test_scale_is_kept_within_its_bounds_and_comes_back(make_batch, make_output,
     torch.testing.assert_close(gradients[2], at_bound_gradients[2])
 
 
-def test_two_forwards_before_one_backward_are_fine(make_batch, make_output):
+def test_two_forwards_before_one_backward_are_fine(make_batch, make_output, alone):
     batch = make_batch((0, 1, 2), 3)
     output = make_output(batch)
     objective = InfoNCE().double()
-    (objective(output, batch).total + objective(output, batch).total).backward()
+    (alone(objective, output, batch).total + alone(objective, output, batch).total).backward()
     doubled = objective.logit_scale.grad.clone()
     torch.testing.assert_close(doubled, 2 * run(objective, output, batch)[1][2])
 
@@ -230,7 +230,7 @@ def test_a_fixed_temperature_is_not_trained(make_batch, make_output):
     assert "logit_scale" in objective.state_dict()
 
 
-def test_bfloat16_autocast_does_not_round_the_similarities(make_batch, make_output):
+def test_bfloat16_autocast_does_not_round_the_similarities(make_batch, make_output, alone):
     batch = make_batch((0, 1, 2, 3), 4)
     output = make_output(batch)
     output = replace(
@@ -238,8 +238,8 @@ def test_bfloat16_autocast_does_not_round_the_similarities(make_batch, make_outp
     )
     objective = InfoNCE(temperature=0.01)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = objective(output, batch).total
-    torch.testing.assert_close(rough, objective(output, batch).total, rtol=1e-6, atol=1e-6)
+        rough = alone(objective, output, batch).total
+    torch.testing.assert_close(rough, alone(objective, output, batch).total, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

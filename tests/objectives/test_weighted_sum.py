@@ -1,17 +1,20 @@
 """Weighted sums: values, gradients, names, what is left out and what is refused; and the step that holds it all."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Loss, ModelOutput, Term, View
+from mmlm.flow import CAPTION, EMBED, Batch, Drawn, Loss, ModelOutput, Moment, Term, View
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import TrainStep, WeightedSum
+from mmlm.objectives.objective import Objective, WeightedSum
+from mmlm.objectives.train_step import TrainStep
 
 
-class Recorded(nn.Module):
+class Recorded(Objective):
     """``factor * sum(image_embedding) / count``, and a note of each call."""
 
     def __init__(self, factor: float, view: View, names: tuple[str, ...] = ("only",)) -> None:
@@ -19,31 +22,33 @@ class Recorded(nn.Module):
         self.factor = nn.Parameter(torch.tensor(factor))
         self.views, self.names, self.calls = frozenset({view}), names, 0
 
-    def forward(self, output: ModelOutput, batch: Batch) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         self.calls += 1
         total = self.factor * output.image_embedding.sum()
-        return Loss({name: Term(total, torch.tensor(4.0), 3.0) for name in self.names}, {"figure": total.detach()})
+        terms = {name: Term(total, torch.tensor(4.0), 3.0) for name in self.names}
+        return Loss(terms, {"figure": Term(total, torch.tensor(1.0))})
 
 
 def output_of(value: float = 2.0) -> ModelOutput:
     return ModelOutput(image_embedding=torch.full((1, 1), value, requires_grad=True))
 
 
-def test_total_is_the_sum_of_weights_times_values(make_batch, make_output):
+def test_total_is_the_sum_of_weights_times_values(make_batch, make_output, alone):
     batch = make_batch((0, 1, 1, 2), 3)
     output = make_output(batch)
     parts = {"contrastive": InfoNCE(), "captioning": Captioning()}
-    loss = WeightedSum(parts, {"contrastive": 0.5, "captioning": 2.0})(output, batch)
-    alone = {name: part(output, batch).total for name, part in parts.items()}
-    expected = 0.5 * alone["contrastive"] + 2.0 * alone["captioning"]
+    loss = WeightedSum(parts, {"contrastive": 0.5, "captioning": 2.0})
+    loss = alone(loss, output, batch)
+    each = {name: alone(part, output, batch).total for name, part in parts.items()}
+    expected = 0.5 * each["contrastive"] + 2.0 * each["captioning"]
     torch.testing.assert_close(loss.total, expected, check_dtype=False, rtol=1e-6, atol=1e-6)
     assert {name: term.weight for name, term in loss.terms.items()} == {"contrastive": 0.5, "captioning": 2.0}
     for name, term in loss.terms.items():
-        torch.testing.assert_close(term.value, alone[name])
+        torch.testing.assert_close(term.value, each[name])
     inputs = [
         output.image_embedding,
         output.text_embedding,
-        output.hidden,
+        output.hidden[CAPTION],
         output.head_weight,
         *parts["contrastive"].parameters(),
     ]
@@ -53,27 +58,32 @@ def test_total_is_the_sum_of_weights_times_values(make_batch, make_output):
     assert set(loss.figures) == {"contrastive/accuracy", "contrastive/temperature", "captioning/accuracy"}
 
 
-def test_weight_zero_is_neither_held_nor_run_nor_asked_a_view():
-    kept, left_out = Recorded(1.0, View.EMBED), Recorded(5.0, View.CAPTION)
+def test_weight_zero_is_neither_held_nor_run_nor_asked_a_view(alone):
+    kept, left_out = Recorded(1.0, EMBED), Recorded(5.0, CAPTION)
     both = WeightedSum({"a": kept, "b": left_out}, {"a": 1.0, "b": 0.0})
-    assert both.views == {View.EMBED}
+    assert both.views == {EMBED}
     assert [name for name, _ in both.named_parameters()] == ["objectives.a.factor"]
-    loss = both(output_of(), None)
+    loss = alone(both, output_of(), None)
     assert list(loss.terms) == ["a"]
     assert (kept.calls, left_out.calls) == (1, 0)
 
 
 def test_views_are_joined():
-    parts = {"a": Recorded(1.0, View.EMBED), "b": Recorded(1.0, View.CAPTION), "c": Recorded(1.0, View.EMBED)}
-    assert WeightedSum(parts, dict.fromkeys(parts, 1)).views == {View.EMBED, View.CAPTION}
+    parts = {"a": Recorded(1.0, EMBED), "b": Recorded(1.0, CAPTION), "c": Recorded(1.0, EMBED)}
+    assert WeightedSum(parts, dict.fromkeys(parts, 1)).views == {EMBED, CAPTION}
 
 
-def test_terms_carry_their_objective_s_name_and_weights_multiply():
-    parts = {"one": Recorded(1.0, View.EMBED), "two": Recorded(2.0, View.EMBED, ("x", "y"))}
-    loss = WeightedSum(parts, {"one": 2.0, "two": 0.5})(output_of(), None)
+def test_terms_carry_their_objective_s_name_and_weights_multiply(alone):
+    parts = {"one": Recorded(1.0, EMBED), "two": Recorded(2.0, EMBED, ("x", "y"))}
+    loss = WeightedSum(parts, {"one": 2.0, "two": 0.5})
+    loss = alone(loss, output_of(), None)
     assert {name: term.weight for name, term in loss.terms.items()} == {"one": 6.0, "two/x": 1.5, "two/y": 1.5}
     assert loss.total.item() == pytest.approx(6 * 2 / 4 + 2 * 1.5 * 4 / 4)
-    assert {name: value.item() for name, value in loss.figures.items()} == {"one/figure": 2.0, "two/figure": 4.0}
+    figures = {name: figure.value.item() for name, figure in loss.figures.items()}
+    assert figures == {
+        "one/figure": 2.0,
+        "two/figure": 4.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,7 +99,7 @@ def test_terms_carry_their_objective_s_name_and_weights_multiply():
     ],
 )
 def test_weights_that_do_not_fit_are_refused_in_one_line(weights, message):
-    parts = {"a": Recorded(1.0, View.EMBED), "b": Recorded(1.0, View.EMBED)}
+    parts = {"a": Recorded(1.0, EMBED), "b": Recorded(1.0, EMBED)}
     with pytest.raises(UserError, match=message) as caught:
         WeightedSum(parts, weights)
     assert "\n" not in str(caught.value)
@@ -103,15 +113,15 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.tensor(3.0))
         self.asked: list[frozenset[View]] = []
 
-    def forward(self, batch: Tensor, views: frozenset[View]) -> ModelOutput:
+    def forward(self, batch: Tensor, views: frozenset[View], drawn: Drawn) -> ModelOutput:
         self.asked.append(views)
         return ModelOutput(image_embedding=(self.weight * batch)[None])
 
 
 def test_train_step_holds_model_and_objective_and_passes_the_views():
-    model, objective = Linear(), WeightedSum({"a": Recorded(1.0, View.EMBED)}, {"a": 2.0})
+    model, objective = Linear(), WeightedSum({"a": Recorded(1.0, EMBED)}, {"a": 2.0})
     step = TrainStep(model, objective)
-    loss = step(torch.tensor([1.0, 2.0]))
+    loss = step(torch.tensor([1.0, 2.0]), Moment())
     assert model.asked == [objective.views]
     loss.total.backward()
     assert model.weight.grad.item() == pytest.approx(2 * 3 * 3 / 4)

@@ -69,6 +69,8 @@ class HuggingFaceDecoder(nn.Module):
             memory and caption; or a setting that does nothing.
     """
 
+    takes_patterns = False
+
     def __init__(
         self,
         vocab_size: int,

@@ -62,6 +62,7 @@ class RecurrentDecoder(nn.Module):
 
     fusion: Fusion = "cross_attention"
     records_attention = True
+    takes_patterns = False
     vocabulary = None
 
     def __init__(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY
+from mmlm.flow import TEXT_ONLY, TextPattern
 from mmlm.model.blocks import (
     INIT_STD,
     NORMS,
@@ -20,6 +20,7 @@ from mmlm.model.blocks import (
     init_linears,
     rows_of,
     sinusoidal_positions,
+    visible_mask,
 )
 from mmlm.model.decoders.layers import DecoderLayer, LayerSettings
 from mmlm.model.protocols import Fusion, TextStates
@@ -90,6 +91,7 @@ class TransformerDecoder(nn.Module):
     """
 
     vocabulary = None
+    takes_patterns = True
 
     def __init__(
         self,
@@ -188,8 +190,28 @@ class TransformerDecoder(nn.Module):
         record: AttentionRecord | None = None,
     ) -> Tensor:
         """See ``Decoder``; goes on from the states of ``text``."""
-        states = self.unimodal(tokens, lengths) if text is None else text.states
-        return self.multimodal(states[:, :-1], lengths - 1, memory, image_index, record)
+        if text is None:
+            # The last column is only a target: it may be one more than there are positions.
+            text_states = self.unimodal(tokens[:, : self.max_tokens], lengths.clamp(max=self.max_tokens))
+        else:
+            text_states = text.states
+        return self.multimodal(text_states[:, : tokens.shape[1] - 1], lengths - 1, memory, image_index, record)
+
+    def hidden_by(
+        self, tokens: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, pattern: TextPattern
+    ) -> Tensor:
+        """See ``Decoder``; all layers read by the pattern."""
+        inputs, lengths = tokens[:, :-1], lengths - 1
+        self._check_length(inputs.shape[1])
+        layout = Layout.of_lengths(lengths, inputs.shape[1], self.packed)
+        x = self.token_embedding(layout.pack(inputs))
+        if pattern.masked is not None:
+            x = torch.where(layout.pack(pattern.masked)[:, None], pattern.mask_embedding, x)
+        x = self._placed(x, torch.arange(inputs.shape[1], device=x.device).expand_as(inputs), layout)
+        mask = visible_mask(pattern.visible, inputs.shape[1])
+        for layer in self.unimodal_layers:
+            x = layer(x, layout, mask=mask)
+        return self.multimodal(layout.pad(x), lengths, memory, image_index, visible=pattern.visible)
 
     def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
         """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""
@@ -245,6 +267,7 @@ class TransformerDecoder(nn.Module):
         memory: Tensor,
         image_index: Tensor,
         record: AttentionRecord | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Unimodal states with the image's memory -> float[P, D] at the real positions, after the last norm.
 
@@ -254,23 +277,33 @@ class TransformerDecoder(nn.Module):
             memory: float[B, M, Dm].
             image_index: int64[C], the row of ``memory`` each caption reads, or ``TEXT_ONLY``.
             record: collects each layer's weights over the memory, float32[C, H, T, M].
+            visible: int64[C], leading text positions that all others may look at; None: none, attention is causal.
         """
         if self.fusion == "prefix":
-            return self._with_prefix(states, lengths, memory, image_index, record)
+            return self._with_prefix(states, lengths, memory, image_index, record, visible)
+        mask = None if visible is None else visible_mask(visible, states.shape[1])
         layout = Layout.of_lengths(lengths, states.shape[1], self.packed)
         x = layout.pack(states)
         for layer in self.multimodal_layers:
             keys_values = layer.memory_keys_values(memory)
-            x = layer(x, layout, memory=keys_values, image_index=image_index, cross_record=record)
+            x = layer(x, layout, memory=keys_values, image_index=image_index, mask=mask, cross_record=record)
         return self._real_positions(self.norm(x), layout, lengths)
 
     def _with_prefix(
-        self, states: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, record: AttentionRecord | None
+        self,
+        states: Tensor,
+        lengths: Tensor,
+        memory: Tensor,
+        image_index: Tensor,
+        record: AttentionRecord | None,
+        visible: Tensor | None,
     ) -> Tensor:
         num_memory, num_tokens = memory.shape[1], states.shape[1]
         prefix = rows_of(self._prefix(memory), image_index).to(states.dtype)
         layout = Layout.of_lengths(lengths + num_memory, num_memory + num_tokens, self.packed)
         mask = self._prefix_mask(num_memory, num_tokens, image_index)
+        if visible is not None:
+            mask[..., num_memory:, num_memory:] |= visible_mask(visible, num_tokens)
         full = AttentionRecord() if record is not None else None
         x = layout.pack(torch.cat([prefix, states], dim=1))
         for layer in self.multimodal_layers:

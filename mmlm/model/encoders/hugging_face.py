@@ -77,6 +77,8 @@ class HuggingFaceVision(nn.Module):
         UserError: a model that cannot be had, is no vision Transformer, or does not take ``settings`` or the image.
     """
 
+    sees_some = False
+
     def __init__(
         self,
         image_size: int,

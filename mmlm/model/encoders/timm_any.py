@@ -70,6 +70,8 @@ class TimmEncoder(nn.Module):
         UserError: what the architecture or its weights do not take; features that are no grid of tokens.
     """
 
+    sees_some = False
+
     def __init__(
         self,
         image_size: int,

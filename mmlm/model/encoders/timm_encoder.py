@@ -99,6 +99,8 @@ class TimmVit(nn.Module):
         UserError: what the architecture or its weights do not take.
     """
 
+    sees_some = False
+
     def __init__(
         self,
         image_size: int,

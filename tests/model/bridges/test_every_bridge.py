@@ -7,7 +7,7 @@ import torch
 
 from mmlm.build import build_model, check_cell
 from mmlm.config import CONFIG_DIR, check_config
-from mmlm.flow import View
+from mmlm.flow import CAPTION, EMBED
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 from mmlm.model.bridges.projection import LinearProjection, MlpProjection
@@ -154,8 +154,8 @@ def test_caption_base_takes_every_bridge_with_either_fusion(option, decoder, com
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_parameter_of_the_model_has_a_gradient(option, decoder, tiny_config, make_batch):
     model = build_model(tiny_config(f"bridge={option}", f"decoder={decoder}"), vocab_size=13)
-    output = model(make_batch(), {View.EMBED, View.CAPTION})
-    outputs = (output.image_embedding, output.text_embedding, output.hidden @ output.head_weight.T)
+    output = model(make_batch(), {EMBED, CAPTION})
+    outputs = (output.image_embedding, output.text_embedding, output.hidden[CAPTION] @ output.head_weight.T)
     sum(x.sin().sum() for x in outputs).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     maps = model.attention_maps(make_batch())

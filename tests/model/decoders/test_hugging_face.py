@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmlm.build import build_model
 from mmlm.config import check_config
-from mmlm.flow import TEXT_ONLY, View
+from mmlm.flow import CAPTION, EMBED, TEXT_ONLY
 from mmlm.model.blocks import AttentionRecord, Layout
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.gated_cross_attention import Memory
@@ -340,7 +340,7 @@ def test_the_options_make_models_that_train(compose, make_batch, option):
     config = check_config(compose("experiment=caption_base", f"decoder={option}"))
     model = build_model(config, 300)
     assert model.decoder.fusion == ("cross_attention" if option.endswith("gated") else "prefix")
-    output = model(make_batch(image_size=32), {View.EMBED, View.CAPTION})
-    logits = output.hidden @ output.head_weight.T
+    output = model(make_batch(image_size=32), {EMBED, CAPTION})
+    logits = output.hidden[CAPTION] @ output.head_weight.T
     (logits.square().mean() + (output.image_embedding[0] * output.text_embedding[0]).sum()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []

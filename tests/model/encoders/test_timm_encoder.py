@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmlm.errors import UserError
-from mmlm.flow import View
+from mmlm.flow import CAPTION, EMBED
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
 from mmlm.model.decoders.transformer import TransformerDecoder
@@ -154,8 +154,8 @@ def test_decoders_take_a_memory_that_patch_dropout_shortens(bridge, fusion, make
     model, batch = ImageTextModel(encoder, part, decoder, embedding_width=6), make_batch(image_size=32)
     assert part.num_memory == 2 + 16
     assert part(encoder(batch.images).tokens).memory.shape[1] == 2 + 8
-    out = model(batch, {View.EMBED, View.CAPTION})
-    (out.hidden.square().sum() + (out.image_embedding * torch.rand(3, 6)).sum()).backward()
+    out = model(batch, {EMBED, CAPTION})
+    (out.hidden[CAPTION].square().sum() + (out.image_embedding * torch.rand(3, 6)).sum()).backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
     assert model.eval().encode_image(batch.images).memory.shape[1] == part.num_memory
 

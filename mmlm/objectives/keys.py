@@ -1,0 +1,71 @@
+"""Who is whose positive: the integers that decide it, of one micro-batch, of a rank, or of all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmlm.distributed import gather, rank
+from mmlm.flow import TEXT_ONLY, Batch
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of B images and C captions; see ``Batch`` for their meaning."""
+
+    image_concept: Tensor
+    """int64[B]."""
+    caption_concept: Tensor
+    """int64[C]."""
+    caption_key: Tensor
+    """int64[C]."""
+    image_index: Tensor
+    """int64[C]: the image of each caption, counted through all B, or ``TEXT_ONLY``."""
+
+    @classmethod
+    def of(cls, *batches: Batch) -> "Keys":
+        """Of a rank's micro-batches, joined in order."""
+        firsts, first = [], 0
+        for batch in batches:
+            firsts.append(first)
+            first += len(batch.image_concept)
+        return cls(
+            torch.cat([batch.image_concept for batch in batches]),
+            torch.cat([batch.caption_concept for batch in batches]),
+            torch.cat([batch.caption_key for batch in batches]),
+            torch.cat([_shifted(batch.image_index, shift) for batch, shift in zip(batches, firsts, strict=True)]),
+        )
+
+    def gathered(self) -> "Keys":
+        """Of all ranks, joined in rank order."""
+        sizes = gather(torch.tensor([len(self.image_concept)], device=self.image_index.device))
+        index = gather(_shifted(self.image_index, sizes[: rank()].sum()))
+        return Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index)
+
+    @property
+    def has_image(self) -> Tensor:
+        """bool[C]: false for text-only captions."""
+        return self.image_index != TEXT_ONLY
+
+    @property
+    def has_caption(self) -> Tensor:
+        """bool[B]: false for images without a caption."""
+        found = torch.zeros(len(self.image_concept), dtype=torch.bool, device=self.image_index.device)
+        return found.index_fill(0, self.image_index[self.has_image], True)
+
+
+def _shifted(image_index: Tensor, shift: int | Tensor) -> Tensor:
+    return torch.where(image_index == TEXT_ONLY, image_index, image_index + shift)
+
+
+def positives(images: Keys, captions: Keys) -> Tensor:
+    """bool[B, C]: image b and caption c share a concept, or a caption of image b has caption c's text.
+
+    ``images`` gives the rows (with the captions that these images have), ``captions`` the columns.
+    """
+    same_concept = images.image_concept[:, None] == captions.caption_concept[None, :]
+    rows = torch.arange(len(images.image_concept), device=images.image_index.device)
+    owns = images.image_index[None, :] == rows[:, None]
+    same_text = images.caption_key[:, None] == captions.caption_key[None, :]
+    reached = (owns.float() @ same_text.float()) > 0
+    return (same_concept | reached) & captions.has_image[None, :] & images.has_caption[:, None]

@@ -1,0 +1,208 @@
+"""The one module that holds everything trainable, and the gradients of a batch in one or several micro-batches.
+
+The gradient of a step is that of the loss of the whole batch, whatever number of micro-batches and ranks it is split
+into. Sums over examples split by themselves, once their counts are known beforehand. Comparisons do not: with several
+micro-batches, a first pass without gradients embeds all of them, the comparison is differentiated with respect to the
+embeddings, and a second pass carries those gradients on (GradCache, arXiv:2101.06983), with the random numbers of the
+first, so that dropout is the same. Unlike there, the temperature's gradient goes through the same forward pass, so that
+nothing trainable is used outside of it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.distributed import anywhere
+from mmlm.errors import UserError
+from mmlm.flow import EMBED, Batch, Loss, ModelOutput, Moment, Pairs
+from mmlm.freeze import FreezePlan
+from mmlm.objectives.objective import FusionObjective, Survey, WeightedSum
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the first pass makes of a micro-batch, without gradient."""
+
+    image: Tensor
+    """float32[B, E]."""
+    text: Tensor
+    """float32[C, E]."""
+
+
+class TrainStep(nn.Module):
+    """Model and objective in one module: what data parallelism wraps and what checkpoints hold.
+
+    Nothing trainable is used outside its forward: temperature and output projection are inside. ``plan`` (its adapters
+    have been added to the model) says what of the model trains; from the start on, what trains at step 0.
+    """
+
+    def __init__(self, model: nn.Module, objective: WeightedSum, plan: FreezePlan | None = None) -> None:
+        super().__init__()
+        self.model, self.objective, self.plan = model, objective, plan or FreezePlan()
+        # What a part has made untrainable by itself (fixed positions) stays so.
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._in_eval: list[nn.Module] = []
+        self._unfrozen: frozenset[str] | None = None
+        self._unreached: dict[frozenset[str], tuple[nn.Parameter, ...]] = {}
+        self.freeze_for(0)
+
+    def freeze_for(self, step: int) -> bool:
+        """Freezes and unfreezes what the plan says for optimizer step ``step``; says whether that changed what trains.
+
+        Afterwards the optimizer has to be built anew over what now trains, and so has a wrapper that looks at it once:
+        ``DistributedDataParallel`` reduces the gradients of those parameters that train when it is constructed, so it
+        has to be constructed after this call, over the same module.
+        """
+        unfrozen = self.plan.unfrozen(step)
+        if unfrozen == self._unfrozen:
+            return False
+        self._unfrozen = unfrozen
+        self._unreached.clear()
+        frozen = self.plan.frozen_parameters(self.model, step)
+        changed = False
+        for parameter in self._trainable:
+            changed |= parameter.requires_grad is (parameter in frozen)
+            parameter.requires_grad_(parameter not in frozen)
+        self._in_eval = self.plan.modules_in_eval(self.model, step)
+        self.train(self.training)
+        return changed
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Share of the learning rate, by parameter name, of the parameters for which the plan has one."""
+        return {f"model.{name}": scale for name, scale in self.plan.learning_rate_scales(self.model).items()}
+
+    def train(self, mode: bool = True) -> "TrainStep":
+        """See ``nn.Module.train``; what is frozen stays in eval mode, so that it computes the same function."""
+        super().train(mode)
+        for module in self._in_eval:
+            module.training = False
+        return self
+
+    def forward(
+        self, batch: Batch, moment: Moment, survey: Survey | None = None, only_embed: bool = False
+    ) -> Loss | Embeddings:
+        """The loss of one micro-batch; ``survey`` None: it is all that this rank has.
+
+        With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
+        """
+        if only_embed:
+            output = self.model(batch, {EMBED})
+            return Embeddings(output.image_embedding, output.text_embedding)
+        if survey is None:
+            survey = self.objective.count((batch,), moment)
+        drawn = self.objective.draw(batch, moment)
+        output = self.model(batch, self.objective.views_at(moment.step), drawn)
+        fusion = self.objective.fusion(moment.step)
+        if fusion is not None:
+            pairs = survey.pairs or _choose(fusion, output, batch, moment)
+            output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
+        return self._with_every_parameter(self.objective(output, batch, moment, survey), moment.step)
+
+    def _with_every_parameter(self, loss: Loss, step: int) -> Loss:
+        """The loss plus 0 times what it does not reach, which data parallelism would wait for."""
+        if not loss.total.requires_grad:
+            return loss
+        key = frozenset(self.objective.active(step))
+        if key not in self._unreached:
+            self._unreached[key] = _unreached(loss.total, self.parameters())
+        if not self._unreached[key]:
+            return loss
+        nothing = torch.stack([parameter.sum() * 0 for parameter in self._unreached[key]]).sum()
+        name, first = next(iter(loss.terms.items()))
+        return replace(loss, terms={**loss.terms, name: replace(first, local_sum=first.local_sum + nothing)})
+
+    def unreached(self, step: int) -> tuple[nn.Parameter, ...]:
+        """The parameters that train, but not by the objectives of an optimizer step; known after its forward."""
+        return self._unreached.get(frozenset(self.objective.active(step)), ())
+
+
+def _unreached(total: Tensor, parameters: Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
+    """Those that require a gradient and that the graph of ``total`` does not lead to."""
+    seen, ahead = set(), [total.grad_fn]
+    reached = set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # only the nodes of leaves have it
+            reached.add(id(node.variable))
+        ahead += [parent for parent, _ in node.next_functions]
+    return tuple(p for p in parameters if p.requires_grad and id(p) not in reached)
+
+
+def _choose(fusion: FusionObjective, output: ModelOutput, batch: Batch, moment: Moment) -> Pairs:
+    with torch.no_grad():
+        return fusion.pairs(output.image_embedding.detach(), output.text_embedding.detach(), (batch,), moment)[0]
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """State of torch's generators."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> "_RandomState":
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
+
+
+def backward(train_step: nn.Module, batches: Sequence[Batch], moment: Moment) -> Loss:
+    """Adds the gradient of the whole batch's loss that goes through this rank's micro-batches to the parameters.
+
+    Summed over ranks these are the gradients of one process on the joined batch. A parameter that the objectives of
+    the step do not reach has no gradient. ``train_step`` is a ``TrainStep`` or a wrapper of one. To be called in the
+    precision to compute in; the micro-batches have to be on the device.
+
+    Returns the loss of this rank's share, without gradient. Raises UserError if nothing that trains has a part in it.
+    """
+    surveys, states = _survey(train_step, batches, moment)
+    losses = []
+    for batch, survey, state in zip(batches, surveys, states, strict=True):
+        if state is not None:
+            state.restore()
+        loss = train_step(batch, moment, survey)
+        if not loss.total.requires_grad:
+            raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
+        loss.total.backward()
+        losses.append(loss)
+    for parameter in inner(train_step).unreached(moment.step):
+        parameter.grad = None  # it is 0, and an optimizer would shrink the weight all the same
+    return Loss.joined(losses)
+
+
+def _survey(
+    train_step: nn.Module, batches: Sequence[Batch], moment: Moment
+) -> tuple[list[Survey], list[_RandomState | None]]:
+    """What each micro-batch has to know of the others, and torch's random state from before it was embedded."""
+    objective = inner(train_step).objective
+    counts = objective.count(batches, moment)
+    if not (objective.needs_two_passes(moment.step) and anywhere(len(batches) > 1, batches[0].tokens.device)):
+        return [counts] * len(batches), [None] * len(batches)
+    states, embeddings = [], []
+    with torch.no_grad():
+        for batch in batches:
+            states.append(_RandomState.now(batch.tokens.device))
+            embeddings.append(train_step(batch, moment, only_embed=True))
+    image = torch.cat([one.image for one in embeddings])
+    text = torch.cat([one.text for one in embeddings])
+    surveys = objective.compare(image, text, batches, moment.step)
+    fusion = objective.fusion(moment.step)
+    pairs = [None] * len(batches) if fusion is None else fusion.pairs(image, text, batches, moment)
+    found = [replace(s, counts=counts.counts, pairs=p) for s, p in zip(surveys, pairs, strict=True)]
+    return found, states
+
+
+def inner(train_step: nn.Module) -> TrainStep:
+    """The ``TrainStep`` inside its wrappers."""
+    while not isinstance(train_step, TrainStep):
+        train_step = train_step.module
+    return train_step

@@ -1,0 +1,50 @@
+"""Weights of objectives that change over the steps."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from mmlm.errors import UserError
+
+
+@runtime_checkable
+class WeightSchedule(Protocol):
+    """A weight as a function of the optimizer step."""
+
+    def __call__(self, step: int) -> float:
+        """The weight while optimizer step ``step`` (from 0) is made, at least 0."""
+        ...
+
+
+Weight = float | WeightSchedule
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """``start`` up to optimizer step ``first``, then in a straight line to ``end`` at step ``last``, and ``end`` after.
+
+    With ``first`` equal to ``last`` the weight jumps to ``end`` at that step: ``start=0`` begins an objective there.
+    """
+
+    first: int
+    last: int
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for steps that run backwards and weights that are none."""
+        if not 0 <= self.first <= self.last:
+            raise UserError(f"objective.weights: first={self.first} and last={self.last} must be steps in order")
+        for key, value in {"start": self.start, "end": self.end}.items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"objective.weights: {key}={value} is no weight; it must be at least 0 and finite")
+        if self.start == self.end == 0:
+            raise UserError("objective.weights: a ramp from 0 to 0 trains nothing; use a weight of 0")
+
+    def __call__(self, step: int) -> float:
+        """See ``WeightSchedule``."""
+        if step >= self.last:
+            return self.end
+        if step <= self.first:
+            return self.start
+        return self.start + (self.end - self.start) * (step - self.first) / (self.last - self.first)

@@ -1,0 +1,134 @@
+"""The batch, the model and the objectives of the exactness tests, the same on every rank. See ``test_exactness.py``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from mmlm.flow import TEXT_ONLY, Batch, Caption, Moment
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.model import ImageTextModel
+from mmlm.objectives.captioning import Captioning
+from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.objective import Objective, WeightedSum
+from mmlm.objectives.train_step import TrainStep
+from mmlm.objectives.weights import Ramp
+
+PIXELS, TOKENS, VOCABULARY, WIDTH = 16, 8, 17, 16
+MOMENT = Moment(seed=3, step=5)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One sum of objectives: new parts for each process, and their weights."""
+
+    parts: Mapping[str, Callable[[], Objective]]
+    weights: Mapping[str, float | Ramp]
+
+
+SUMS: Mapping[str, Sum] = {
+    "contrastive": Sum({"contrastive": lambda: InfoNCE(0.3, label_smoothing=0.1)}, {"contrastive": 1.0}),
+    "captioning": Sum({"captioning": lambda: Captioning(0.05)}, {"captioning": 1.0}),
+    "coca": Sum(
+        {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning}, {"contrastive": 0.7, "captioning": 2.0}
+    ),
+    "one that has not begun": Sum(
+        {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning},
+        {"contrastive": 1.0, "captioning": Ramp(first=9, last=9)},
+    ),
+}
+"""Every objective, and sums that share views or passes."""
+
+
+def whole_batch() -> Batch:
+    """Eight images and thirteen captions of unequal lengths.
+
+    Several captions an image, two images without any, two text-only captions; equal concepts and equal texts stand far
+    apart, so that they end up in different micro-batches and on different ranks.
+    """
+    generator = torch.Generator().manual_seed(1)
+    index = (0, 0, 1, 2, TEXT_ONLY, 3, 3, 4, 5, TEXT_ONLY, 7, 7, 4)
+    lengths = (3, 8, 2, 4, 5, 7, 3, 6, 2, 8, 4, 5, 3)
+    keys = (10, 11, 12, 13, 14, 15, 11, 16, 17, 18, 19, 20, 13)
+    tokens = torch.randint(3, VOCABULARY, (len(index), TOKENS), generator=generator)
+    tokens[:, 0] = 1
+    for row, length in enumerate(lengths):
+        tokens[row, length - 1] = 2
+        tokens[row, length:] = 0
+    concept = torch.tensor([1, 2, 3, 4, 5, 1, 6, 3])
+    image_index = torch.tensor(index)
+    captioned = torch.where(image_index == TEXT_ONLY, 99, concept[image_index])
+    return Batch(
+        images=torch.randint(0, 256, (8, 3, PIXELS, PIXELS), generator=generator, dtype=torch.uint8),
+        tokens=tokens,
+        lengths=torch.tensor(lengths),
+        image_index=image_index,
+        image_concept=concept,
+        caption_concept=captioned,
+        caption_key=torch.tensor(keys),
+        ids=tuple(f"image{i}" for i in range(8)),
+        captions=tuple(Caption(str(key)) for key in keys),
+    )
+
+
+SHARES: Mapping[int, tuple[tuple[int, ...], ...]] = {1: ((8,),), 2: ((5,), (3,)), 4: ((2,), (3,), (1,), (2,))}
+"""Images of each rank, by the number of ranks: unequal on purpose."""
+
+
+def share_of(rank: int, world_size: int) -> Batch:
+    """The part of ``whole_batch`` that a rank holds. The text-only captions are those of ranks 0 and the last."""
+    counts = [count for (count,) in SHARES[world_size]]
+    first, batch = sum(counts[:rank]), whole_batch()
+    rows = range(first, first + counts[rank])
+    text_only = (batch.image_index == TEXT_ONLY).nonzero().squeeze(1).tolist()
+    own = {text_only[0]: 0, text_only[1]: world_size - 1}
+    chosen = torch.tensor(
+        [own[c] == rank if c in own else int(i) in rows for c, i in enumerate(batch.image_index.tolist())]
+    )
+    return batch._part(rows, chosen)
+
+
+def make_step(parts: Sum, dtype: torch.dtype = torch.float64) -> TrainStep:
+    """A tiny model with weights that nothing else in the process decides, without dropout, and the objectives."""
+    torch.manual_seed(0)
+    encoder = TimmVit(PIXELS, patch_size=8, width=WIDTH, depth=1, num_heads=2, class_token=False)
+    bridge = AttentionalPooler(encoder.width, encoder.grid, WIDTH, num_heads=2, num_queries=2)
+    decoder = TransformerDecoder(VOCABULARY, bridge.memory_width, TOKENS, width=WIDTH, num_heads=2)
+    model = ImageTextModel(encoder, bridge, decoder, embedding_width=6)
+    objective = WeightedSum({name: make() for name, make in parts.parts.items()}, parts.weights)
+    objective.connect(model.sizes)
+    step = TrainStep(model, objective).to(dtype)
+    _stir(step)
+    return step.train()
+
+
+@torch.no_grad()
+def _stir(module: nn.Module) -> None:
+    """Moves every parameter away from where it starts: gates, biases and masks at 0 hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.add_((0.1 * noise).to(parameter.dtype))
+
+
+def shuffled(batch: Batch) -> Batch:
+    """The same batch with its images and captions in another order."""
+    images, captions = torch.arange(len(batch.images)).flip(0), torch.arange(len(batch.lengths)).roll(3)
+    place = torch.empty_like(images)
+    place[images] = torch.arange(len(images))
+    index = batch.image_index[captions]
+    return replace(
+        batch,
+        images=batch.images[images],
+        image_concept=batch.image_concept[images],
+        ids=tuple(batch.ids[i] for i in images.tolist()),
+        tokens=batch.tokens[captions],
+        lengths=batch.lengths[captions],
+        caption_concept=batch.caption_concept[captions],
+        caption_key=batch.caption_key[captions],
+        captions=tuple(batch.captions[c] for c in captions.tolist()),
+        image_index=torch.where(index == TEXT_ONLY, index, place[index]),
+    )

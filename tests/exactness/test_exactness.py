@@ -1,0 +1,172 @@
+"""Neither ranks nor micro-batches change the maths: real gloo processes against one process on the joined batch.
+
+For every sum of objectives in ``cells.py``: loss, figures and the gradient of every parameter of W ranks with k
+micro-batches each, on unequal shares of one batch, equal those of one process that has all of it at once. In float64
+to 1e-10 and in float32 to 1e-5. Run as a script, this file is one rank.
+"""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmlm.distributed import sum_over_ranks, world_size
+from mmlm.errors import UserError
+from mmlm.flow import Batch
+from mmlm.objectives.train_step import TrainStep, backward
+from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, whole_batch
+
+MICRO_BATCHES = (8, 2, 1)
+"""Images a forward pass: with 8 a rank has one micro-batch."""
+NO_CAPTIONS = ("model.decoder.multimodal", "model.decoder.norm")
+UNREACHED = {
+    "contrastive": NO_CAPTIONS,
+    "one that has not begun": NO_CAPTIONS,
+    "captioning": ("model.image_projection", "model.text_projection", "model.text_norm"),
+}
+"""Parameters that a sum does not train at this step; any other sum trains all."""
+TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
+
+
+def results(step: TrainStep, batch: Batch, micro_batch: int, wrapper: nn.Module | None = None) -> dict[str, Tensor]:
+    """Loss, terms, figures and gradients, summed over ranks."""
+    loss = backward(wrapper or step, batch.split(micro_batch), MOMENT)
+    found = {f"term {name}": sum_over_ranks(term.value) for name, term in loss.terms.items()}
+    found |= {f"figure {name}": sum_over_ranks(figure.value) for name, figure in loss.figures.items()}
+    found |= {"total": sum_over_ranks(loss.total)}
+    reduce = (lambda gradient: gradient) if wrapper else sum_over_ranks
+    return found | {name: reduce(p.grad) for name, p in step.named_parameters() if p.grad is not None}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, **TOLERANCES[dtype], check_dtype=False, msg=lambda m, n=name: f"{what}, {n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_every_parameter_that_takes_part_has_a_gradient(name):
+    """Or equal gradients would say nothing; and what the objectives do not reach has none."""
+    step = make_step(SUMS[name])
+    found = results(step, whole_batch(), 8)
+    assert found["total"] > 0
+    gradients = {key: parameter.grad for key, parameter in step.named_parameters()}
+    assert [key for key, gradient in gradients.items() if gradient is not None and not gradient.count_nonzero()] == []
+    without = {key for key, gradient in gradients.items() if gradient is None}
+    assert without == {key for key in gradients if key.startswith(UNREACHED.get(name, ()))}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", SUMS)
+def test_micro_batches_and_order_change_nothing(name, dtype):
+    expected = results(make_step(SUMS[name], dtype), whole_batch(), 8)
+    for micro_batch in MICRO_BATCHES[1:]:
+        found = results(make_step(SUMS[name], dtype), whole_batch(), micro_batch)
+        assert_same(found, expected, dtype, f"micro-batches of {micro_batch}")
+    assert_same(results(make_step(SUMS[name], dtype), shuffled(whole_batch()), 8), expected, dtype, "another order")
+
+
+def sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sums over ranks, where DDP would average."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def be_a_rank(folder: Path, number: int, size: int) -> None:
+    """Joins the group, computes every sum, and leaves what it found in ``folder``."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size, timeout=timedelta(seconds=120)
+    )
+    batch, found = share_of(number, size), {}
+    for name, parts in SUMS.items():
+        for dtype in TOLERANCES:
+            for micro_batch in MICRO_BATCHES:
+                # A rank may need fewer micro-batches than the others.
+                found[name, str(dtype), micro_batch] = results(make_step(parts, dtype), batch, micro_batch)
+        step = make_step(parts)
+        wrapper = DistributedDataParallel(step)
+        wrapper.register_comm_hook(None, sum_gradients)
+        found[name, str(torch.float64), "DDP"] = results(step, batch, 8, wrapper)
+    torch.save(found, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+def run_ranks(folder: Path, size: int) -> list[dict[tuple, dict[str, Tensor]]]:
+    """Starts ``size`` ranks as processes; what each of them found."""
+    command = [sys.executable, "-W", "error", "-m", "tests.exactness.test_exactness", str(folder), str(size)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    ranks = [
+        subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True, env=environment, cwd=root)
+        for number in range(size)
+    ]
+    try:
+        said = [process.communicate(timeout=600)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in ranks] == [0] * size, "\n".join(said)
+    return [torch.load(folder / f"{number}.pt") for number in range(size)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_and_micro_batches_together_change_nothing(tmp_path, size):
+    found = run_ranks(tmp_path, size)
+    for name, parts in SUMS.items():
+        for dtype in TOLERANCES:
+            expected = results(make_step(parts, dtype), whole_batch(), 8)
+            for micro_batch in (*MICRO_BATCHES, "DDP") if dtype == torch.float64 else MICRO_BATCHES:
+                for each in found:
+                    what = f"{name}, micro-batches of {micro_batch}"
+                    assert_same(each[name, str(dtype), micro_batch], expected, dtype, what)
+
+
+def test_dropout_is_the_same_in_both_passes():
+    """With dropout two micro-batches are no whole batch, but each is embedded alike both times: its gradient is right.
+
+    The gradient of a step with frozen random numbers is that of finite differences with the same ones.
+    """
+    step = make_step(SUMS["contrastive"])
+    for layer in (*step.model.decoder.unimodal_layers, *step.model.decoder.multimodal_layers):
+        layer.dropout.p = 0.3
+    weight = step.model.text_projection.weight
+
+    def total(shift: float) -> Tensor:
+        torch.manual_seed(7)
+        with torch.no_grad():
+            weight[0, 0] += shift
+        step.zero_grad()
+        value = backward(step, whole_batch().split(3), MOMENT).total
+        with torch.no_grad():
+            weight[0, 0] -= shift
+        return value
+
+    slope = (total(1e-5) - total(-1e-5)) / 2e-5
+    total(0.0)
+    torch.testing.assert_close(weight.grad[0, 0], slope, rtol=1e-6, atol=1e-8)
+
+
+def test_a_loss_that_nothing_trains_is_refused():
+    step = make_step(SUMS["coca"]).requires_grad_(False)
+    with pytest.raises(UserError, match=r"freeze\.frozen: nothing that trains has a part in the loss"):
+        backward(step, [whole_batch()], MOMENT)
+
+
+def test_one_process_is_its_own_world():
+    assert world_size() == 1
+
+
+if __name__ == "__main__":
+    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))
