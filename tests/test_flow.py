@@ -1,14 +1,14 @@
 """What flows: shift, mask and padding of a Batch; totals and shares of a Loss; errors that survive a worker."""
 
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from mmlm.errors import CorruptImage, UserError
-from mmlm.flow import TEXT_ONLY, Batch, Caption, Loss, Term
+from mmlm.flow import TEXT_ONLY, Batch, Caption, Loss, Moment, Stream, Term
 
 PAD, START, END = 0, 1, 2
 
@@ -81,3 +81,52 @@ def test_corrupt_image_survives_a_worker_and_reads_as_one_line():
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, UserError)
     assert (again.name, again.reason, str(again)) == ("a.png", "is truncated", "a.png: is truncated")
+
+
+def test_micro_batches_hold_each_image_and_caption_once_and_only_the_padding_they_need():
+    batch = make_batch()
+    first, second = batch.split(1)
+    assert (first.ids, second.ids) == (("a",), ("b",))
+    # The text-only caption goes to the first; captions keep their order.
+    assert [caption.text for caption in first.captions] == ["y", "z"]
+    assert [caption.text for caption in second.captions] == ["x"]
+    assert first.image_index.tolist() == [TEXT_ONLY, 0]
+    assert second.image_index.tolist() == [0]
+    assert (first.tokens.shape, second.tokens.shape) == ((2, 6), (1, 5))
+    assert (first.caption_key.tolist(), second.caption_concept.tolist()) == ([2, 3], [11])
+    (whole,) = batch.split(2)
+    assert torch.equal(whole.tokens, batch.tokens)
+    with pytest.raises(UserError, match=r"^train\.micro_batch_size: 0 must be at least 1"):
+        batch.split(0)
+
+
+def test_text_only_captions_are_spread_evenly_and_a_batch_of_them_stays_whole():
+    batch = make_batch()
+    text_only = torch.full((3,), TEXT_ONLY)
+    both = [part.captions for part in replace(batch, image_index=text_only).split(1)]
+    assert [len(captions) for captions in both] == [2, 1]
+    without = replace(batch, images=batch.images[:0], image_concept=batch.image_concept[:0], ids=())
+    (part,) = replace(without, image_index=text_only).split(5)
+    assert (len(part.images), len(part.captions)) == (0, 3)
+
+
+def test_randomness_is_keyed_by_image_and_text_and_not_by_place():
+    batch = make_batch()
+    keys = batch.caption_image_key
+    assert len(set(keys.tolist())) == 3
+    moment = Moment(seed=1, step=2)
+    whole = moment.uniform(keys, 2, Stream.MASKED_TEXT)
+    for part in batch.split(1):
+        own = moment.uniform(part.caption_image_key, 2, Stream.MASKED_TEXT)
+        for caption, drawn in zip(part.captions, own, strict=True):
+            assert torch.equal(drawn, whole[[c.text for c in batch.captions].index(caption.text)])
+    assert not torch.equal(whole, moment.uniform(keys, 2, Stream.PARALLEL))
+    assert not torch.equal(whole, Moment(seed=1, step=3).uniform(keys, 2, Stream.MASKED_TEXT))
+
+
+def test_losses_of_micro_batches_join_to_that_of_the_whole():
+    count = torch.tensor(4.0)
+    parts = [Loss({"a": Term(torch.tensor(x), count, 2.0)}, {"f": Term(torch.tensor(1.0), count)}) for x in (1.0, 3.0)]
+    joined = Loss.joined(parts)
+    assert joined.total.item() == sum(part.total.item() for part in parts) == 2.0
+    assert joined.figures["f"].value.item() == 0.5

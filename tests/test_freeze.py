@@ -7,7 +7,7 @@ from torch import nn
 from mmlm.build import build_experiment, check_cell, load_run
 from mmlm.checkpoint import load_checkpoint
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Caption
+from mmlm.flow import Batch, Caption, Moment
 from mmlm.freeze import FreezePlan, check_plan, selects
 from mmlm.lora import Lora
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
@@ -17,7 +17,7 @@ from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.objective import WeightedSum
-from mmlm.objectives.train_step import TrainStep
+from mmlm.objectives.train_step import TrainStep, backward
 from mmlm.optim import AdamW, Muon, carry_state
 
 STEPS = 10
@@ -67,7 +67,7 @@ def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def one_step(step: TrainStep, optimizer) -> None:
-    step(make_batch()).total.backward()
+    backward(step, (make_batch(),), Moment())
     optimizer.step()
     optimizer.zero_grad()
 
@@ -194,7 +194,7 @@ def test_there_is_no_graph_where_nothing_that_trains_lies_upstream():
     assert make_step(FreezePlan()).model.encoder(batch.images).tokens.requires_grad
     # A frozen part behind one that trains passes gradients on.
     step = make_step(FreezePlan(frozen=["decoder"]))
-    step(batch).total.backward()
+    backward(step, (batch,), Moment())
     assert step.model.bridge.queries.grad.abs().sum() > 0
     assert all(p.grad is None for p in step.model.decoder.parameters())
 
