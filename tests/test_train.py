@@ -251,3 +251,14 @@ def test_a_mistake_in_a_real_process(tmp_path, start_process, finish_process):
     assert done.out == ""
     assert done.mistake == "train.stpes: no such setting; did you mean train.steps?"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_micro_batches_train_the_same_run(trained):
+    """Every option that costs memory has its micro-batches: the same losses, but for the last digits."""
+    whole = rows(trained("train.precision=fp32"))
+    split = rows(trained("train.precision=fp32", "train.micro_batch_size=3", "name=split"))
+    assert [row["step"] for row in whole] == [row["step"] for row in split]
+    for one, other in zip(whole, split, strict=True):
+        for key in ("train/loss", "train/contrastive", "train/captioning", "train/gradient_norm"):
+            if key in one:
+                assert other[key] == pytest.approx(one[key], rel=1e-4)
