@@ -21,6 +21,7 @@ from mmlm.distributed import sum_over_ranks, world_size
 from mmlm.errors import UserError
 from mmlm.flow import Batch
 from mmlm.objectives.train_step import TrainStep, backward
+from mmlm.precision import Precision, computing
 from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, whole_batch
 
 MICRO_BATCHES = (8, 2, 1)
@@ -73,6 +74,18 @@ def test_micro_batches_and_order_change_nothing(name, dtype):
         found = results(make_step(SUMS[name], dtype), whole_batch(), micro_batch)
         assert_same(found, expected, dtype, f"micro-batches of {micro_batch}")
     assert_same(results(make_step(SUMS[name], dtype), shuffled(whole_batch()), 8), expected, dtype, "another order")
+
+
+def test_two_passes_under_autocast():
+    """Weights cast to bfloat16 in the pass without gradients are not taken over by the one with them."""
+    found = []
+    for micro_batch in (8, 2):
+        step = make_step(SUMS["coca"], torch.float32)
+        with computing(torch.device("cpu"), Precision.bf16):
+            backward(step, whole_batch().split(micro_batch), MOMENT)
+        found.append({name: parameter.grad for name, parameter in step.named_parameters()})
+    for name, gradient in found[0].items():
+        assert (found[1][name] - gradient).norm() < 0.03 * gradient.norm(), name
 
 
 def sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
