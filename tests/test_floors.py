@@ -32,6 +32,7 @@ FLOORS = {
         "train",
         "evaluate",
         "caption",
+        "compare",
         "pretrained_config",
         "pretrained",
         "model_card",

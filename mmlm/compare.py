@@ -1,0 +1,55 @@
+"""``python -m mmlm.compare runs=[A,B] out=FOLDER``: curves and scores of several runs side by side."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmlm.cli import parse_key_values, report_user_errors
+from mmlm.errors import UserError
+from mmlm.report.comparison import draw_curves, score_table
+from mmlm.report.run_folder import RunFolder, read_run_folder
+from mmlm.runs import find_run
+
+
+@dataclass
+class CompareSettings:
+    """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders, or folders with a single run below them; NAME:FOLDER gives a run a name of its own."""
+    out: str = "???"
+    """Folder that gets curves.png and scores.md."""
+
+
+def main(argv: list[str]) -> int:
+    """Writes both files and prints the table; returns the exit status."""
+    settings, _ = parse_key_values(argv, CompareSettings)
+    runs = _read(settings.runs)
+    table, figure = score_table(runs), draw_curves(runs)
+    out = Path(settings.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.md").write_text(table + "\n", encoding="utf-8")
+        figure.savefig(out / "curves.png", dpi=110)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written ({error.strerror}); give another folder") from error
+    print(f"{table}\n\ncurves: {out / 'curves.png'}")
+    return 0
+
+
+def _read(given: list[str]) -> dict[str, RunFolder]:
+    """By the name given, or else that of the experiment."""
+    if len(given) < 2:
+        raise UserError(f"runs: {len(given)} given, and a comparison needs at least two: runs=[FOLDER,FOLDER]")
+    runs: dict[str, RunFolder] = {}
+    for entry in given:
+        name, colon, folder = entry.partition(":")
+        run = read_run_folder(find_run(folder if colon else entry))
+        name = name if colon else run.experiment
+        if name in runs:
+            raise UserError(f"runs: two are called '{name}'; name them apart, as in runs=[first:FOLDER,second:FOLDER]")
+        runs[name] = run
+    return runs
+
+
+if __name__ == "__main__":
+    report_user_errors(main)
