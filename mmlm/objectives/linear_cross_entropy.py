@@ -11,7 +11,7 @@ from mmlm.objectives.gradients_in_forward import Summed, Wanted, with_known_grad
 
 ROW_MULTIPLE = 64
 """Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
-CHUNK_ELEMENTS = 2**24
+CHUNK_ELEMENTS = 2**23
 """Logits that are held at once; they take 4 bytes each, and 2 more under bfloat16. Up to that many, the loss is
 PyTorch's own. Smaller chunks add to the gradient of the head, which is as large as the head, more often."""
 
