@@ -43,7 +43,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py")
-OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft"}
+OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft", "liger_kernel", "cut_cross_entropy"}
 """Heavy packages that a function may import when it is called for."""
 
 

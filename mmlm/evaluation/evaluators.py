@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.evaluation.caption_scores import score_captions
@@ -13,6 +12,7 @@ from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.retrieval import score_retrieval
 from mmlm.evaluation.split import EncodedSplit
 from mmlm.flow import TEXT_ONLY, Batch
+from mmlm.objectives.linear_cross_entropy import token_losses
 
 
 class Evaluator(Protocol):
@@ -120,9 +120,9 @@ def caption_losses(split: EncodedSplit, swap: Tensor | None) -> Tensor:
         if swap is not None:
             features = split.features[swap[first : first + count]]
         hidden = split.model.caption_hidden(features, item.batch)
-        logits = F.linear(hidden, split.model.decoder.head_weight).float()
         targets = item.batch.targets[item.batch.target_mask]
-        losses.append(per_caption_mean(F.cross_entropy(logits, targets, reduction="none"), item.batch))
+        each = token_losses(hidden, split.model.decoder.head_weight, targets)
+        losses.append(per_caption_mean(each, item.batch))
         first += count
     return torch.cat(losses)
 

@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.errors import UserError
 from mmlm.flow import CAPTION, Batch, Loss, ModelOutput, Moment, Term
+from mmlm.objectives.cross_entropy_kernels import Kernel, check_kernel
+from mmlm.objectives.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective
-
-IGNORED = -100
-"""Target of a filler row: no loss and never right."""
-ROW_MULTIPLE = 64
-"""Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
 
 
 class Captioning(Objective):
@@ -22,16 +17,27 @@ class Captioning(Objective):
         loss = - sum_{c, t} log p(target[c, t] | inputs[c, <= t], image) / number of real targets of all ranks
 
     Every real token weighs the same, whatever caption or rank it is in; the paper sums over a caption's tokens and
-    averages over captions. Logits exist at real positions only. ``label_smoothing`` as in arXiv:1512.00567.
+    averages over captions. Logits exist at real positions only, and never all at once if they are many.
+
+    Args:
+        label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
+        kernel: what computes the loss. ``auto``: on a CUDA device Liger or Cut Cross-Entropy if one is installed, else
+            our own ``chunked``, as on a CPU. ``chunked``, ``liger`` and ``cut`` insist.
+        chunk_rows: tokens whose logits the chunked kernel holds at once (``auto`` then takes it); null is as many as
+            fit in 32 MB.
+
+    Raises:
+        UserError: a setting out of its range, or a kernel that is not installed or cannot do this.
     """
 
     views = frozenset({CAPTION})
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, kernel: Kernel = "auto", chunk_rows: int | None = None) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
-        self.label_smoothing = label_smoothing
+        check_kernel(kernel, label_smoothing, chunk_rows)
+        self.label_smoothing, self.kernel, self.chunk_rows = label_smoothing, kernel, chunk_rows
 
     def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The supervised tokens."""
@@ -40,14 +46,9 @@ class Captioning(Objective):
     def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
         targets = batch.targets[batch.target_mask]
-        filler = -len(targets) % ROW_MULTIPLE
-        hidden = F.pad(output.hidden[CAPTION], (0, 0, 0, filler))
-        targets = F.pad(targets, (0, filler), value=IGNORED)
-        logits = F.linear(hidden, output.head_weight)
-        # At least float32: a softmax over thousands of words is too much for half precision.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        smoothing = self.label_smoothing
-        losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
+        hidden, head_weight = output.hidden[CAPTION], output.head_weight
+        losses, correct = token_cross_entropy(
+            hidden, head_weight, targets, self.label_smoothing, self.kernel, self.chunk_rows
+        )
         count = counts["tokens"].to(losses.dtype)
-        correct = (logits.detach().argmax(dim=-1) == targets).sum()
         return Loss({"captioning": Term(losses, count)}, {"accuracy": Term(correct, count)})

@@ -1,0 +1,184 @@
+"""Cross-entropy of tokens from hidden states, without ever holding all of their logits."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.objectives.cross_entropy_kernels import IGNORED, Kernel, choose_kernel, computing_dtype, cut_loss, liger
+from mmlm.objectives.gradients_in_forward import Summed, Wanted, with_known_gradients
+
+ROW_MULTIPLE = 64
+"""Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
+CHUNK_ELEMENTS = 2**23
+"""Logits that are held at once; they take 4 bytes each, and 2 more under bfloat16. Up to that many, the loss is
+PyTorch's own. Smaller chunks add to the gradient of the head, which is as large as the head, more often."""
+
+
+def token_cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    kernel: Kernel = "auto",
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of hidden states, and how many targets are predicted right; for every objective.
+
+    The value and the arguments are those of ``linear_cross_entropy``; ``kernel`` says what computes it
+    (``cross_entropy_kernels.choose_kernel``, which may raise UserError).
+    """
+    chosen = choose_kernel(kernel, hidden, label_smoothing)
+    if chosen == "chunked" or chunk_rows is not None or len(targets) == 0:
+        return linear_cross_entropy(hidden, head_weight, targets, label_smoothing, chunk_rows)
+    if chosen == "liger":
+        return with_known_gradients(
+            partial(liger, targets=targets, label_smoothing=label_smoothing), hidden, head_weight
+        )
+    with torch.no_grad():  # Cut Cross-Entropy says nothing of its predictions: one matrix product more
+        _, correct = linear_cross_entropy(hidden, head_weight, targets)
+    return cut_loss(hidden, head_weight, targets), correct
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of hidden states, and how many targets are predicted right.
+
+    For logits ``z[p] = hidden[p] @ head_weight.T``, targets ``y[p]`` and label smoothing ``s`` (arXiv:1512.00567)::
+
+        loss_sum = sum_p  logsumexp(z[p]) - (1 - s) z[p, y[p]] - s mean_v z[p, v]
+        correct  = | {p : argmax z[p] = y[p]} |
+
+    Rows are taken a chunk at a time, and each chunk's gradient with respect to its logits, ``softmax(z[p]) - (1 - s)
+    onehot(y[p]) - s / V``, is turned into those of the inputs at once: the trick that the kernels of Liger
+    (arXiv:2410.10989) share. So neither ``[P, V]`` logits nor their gradient ever exist. Products are in the precision
+    of autocast, all else in at least float32; unlike Liger, the head's gradient is summed in float32 as well. A single
+    chunk is PyTorch's ``linear`` and ``cross_entropy``.
+
+    Args:
+        hidden: float[P, D].
+        head_weight: float[V, D].
+        targets: int64[P]; a row with the target ``IGNORED`` has no loss and is never right.
+        label_smoothing: s, in [0, 1).
+        chunk_rows: rows at once; None is as many as make ``CHUNK_ELEMENTS`` logits.
+
+    Returns:
+        ``loss_sum`` float32[] (float64 of float64 inputs), with gradient, and ``correct`` int64[].
+    """
+    filler = -len(targets) % ROW_MULTIPLE
+    hidden = F.pad(hidden, (0, 0, 0, filler))
+    targets = F.pad(targets, (0, filler), value=IGNORED)
+    rows = chunk_rows or default_rows(len(head_weight))
+    if len(targets) <= rows:
+        return _plain(hidden, head_weight, targets, label_smoothing)
+    compute = partial(_chunked, targets=targets, label_smoothing=label_smoothing, rows=rows)
+    return with_known_gradients(compute, hidden, head_weight)
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """The cross-entropy of each row, float32[P] (float64 of float64 inputs), without gradient; arguments as above."""
+    hidden, head_weight = _operands(hidden, head_weight)
+    rows = chunk_rows or default_rows(len(head_weight))
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.cat(
+            [
+                F.cross_entropy(_widened(F.linear(part, head_weight)), wanted, reduction="none", ignore_index=IGNORED)
+                for part, wanted in chunks
+            ]
+        )
+
+
+def default_rows(vocab_size: int) -> int:
+    """Rows of a chunk: as many as make ``CHUNK_ELEMENTS`` logits, a multiple of ``ROW_MULTIPLE``."""
+    return max(1, CHUNK_ELEMENTS // vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """All logits at once, differentiated by autograd."""
+    logits = _widened(F.linear(hidden, head_weight))
+    losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
+    return losses, (logits.detach().argmax(dim=-1) == targets).sum()
+
+
+def _chunked(
+    hidden: Tensor, head_weight: Tensor, wanted: Wanted, targets: Tensor, label_smoothing: float, rows: int
+) -> Summed:
+    """The loss of all rows, a chunk at a time, in buffers that are used again and again."""
+    given = hidden.dtype, head_weight.dtype
+    hidden, head_weight = _operands(hidden, head_weight)
+    real = targets != IGNORED
+    # A row of zeros adds nothing to the head's gradient, whatever its logits' gradient.
+    hidden = hidden.masked_fill(~real[:, None], 0)
+    targets = targets.where(real, 0)
+    narrow = hidden.new_empty(rows, len(head_weight))
+    wide = _widened(narrow)  # the same tensor if it is wide enough
+    losses, right = wide.new_zeros(len(hidden)), torch.zeros_like(real)
+    hidden_gradient = torch.empty_like(hidden) if wanted.hidden else None
+    head_gradient = torch.zeros_like(head_weight, dtype=wide.dtype) if wanted.head else None
+    head_product = torch.empty_like(head_weight) if wanted.head and wide is not narrow else None
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), rows):
+            at = slice(start, min(start + rows, len(hidden)))
+            part, product = hidden[at], narrow[: at.stop - start]
+            torch.mm(part, head_weight.T, out=product)
+            logits = product if wide is narrow else wide[: at.stop - start].copy_(product)
+            losses[at], right[at] = _score(logits, targets[at], label_smoothing, differentiate=wanted.any)
+            if wide is not narrow and wanted.any:
+                product.copy_(logits)
+            if hidden_gradient is not None:
+                torch.mm(product, head_weight, out=hidden_gradient[at])
+            if head_gradient is not None:
+                _add_product(head_gradient, product.T, part, head_product)
+    return Summed(
+        (losses * real).sum(),
+        (right & real).sum(),
+        None if hidden_gradient is None else hidden_gradient.masked_fill_(~real[:, None], 0).to(given[0]),
+        None if head_gradient is None else head_gradient.to(given[1]),
+    )
+
+
+def _score(logits: Tensor, targets: Tensor, label_smoothing: float, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """Losses float32[R] and whether each row is right, bool[R], of ``logits`` float32[R, V].
+
+    ``logits`` is overwritten: by the losses' gradient with respect to it, if it is to ``differentiate``.
+    """
+    largest, best = logits.max(dim=-1, keepdim=True)
+    aim = targets[:, None]
+    logits -= largest
+    at_target = logits.gather(1, aim)
+    expected = at_target
+    if label_smoothing:
+        expected = (1 - label_smoothing) * at_target + label_smoothing * logits.mean(dim=-1, keepdim=True)
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    if differentiate:
+        logits /= total
+        logits[torch.arange(len(logits), device=logits.device), targets] -= 1 - label_smoothing
+        if label_smoothing:
+            logits -= label_smoothing / logits.shape[1]
+    return (total.log() - expected).squeeze(1), best.squeeze(1) == targets
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, product: Tensor | None) -> None:
+    """``total += left @ right``; factors narrower than ``total`` need a place for their ``product``."""
+    if product is None:
+        total.addmm_(left, right)
+    else:
+        total += torch.mm(left, right, out=product)
+
+
+def _operands(*tensors: Tensor) -> list[Tensor]:
+    """The tensors as a matrix product takes them under autocast, each converted once."""
+    return [tensor.to(computing_dtype(tensor)) for tensor in tensors]
+
+
+def _widened(logits: Tensor) -> Tensor:
+    """At least float32: a softmax over thousands of words is too much for half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
