@@ -9,6 +9,7 @@ from torch import Tensor
 from mmlm.errors import UserError
 from mmlm.flow import CAPTION, Batch, Loss, ModelOutput, Moment, Term
 from mmlm.objectives.objective import Objective
+from mmlm.objectives.text_positions import Captions, counted, states_at
 
 IGNORED = -100
 """Target of a filler row: no loss and never right."""
@@ -23,25 +24,33 @@ class Captioning(Objective):
 
     Every real token weighs the same, whatever caption or rank it is in; the paper sums over a caption's tokens and
     averages over captions. Logits exist at real positions only. ``label_smoothing`` as in arXiv:1512.00567.
+
+    Text-only captions count like any other, unless ``captions`` is ``with_image``: then they are left to another
+    objective, such as ``LanguageModelling``.
     """
 
     views = frozenset({CAPTION})
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, captions: Captions = "all") -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.captions = label_smoothing, captions
+
+    def _chosen(self, batch: Batch) -> Tensor:
+        """bool[C, T - 1]: the targets that count."""
+        return batch.target_mask & counted(batch, self.captions)[:, None]
 
     def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The supervised tokens."""
-        return {"tokens": batch.num_targets}
+        return {"tokens": self._chosen(batch).sum()}
 
     def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
-        targets = batch.targets[batch.target_mask]
+        chosen = self._chosen(batch)
+        targets = batch.targets[chosen]
         filler = -len(targets) % ROW_MULTIPLE
-        hidden = F.pad(output.hidden[CAPTION], (0, 0, 0, filler))
+        hidden = F.pad(states_at(output.hidden[CAPTION], batch, chosen), (0, 0, 0, filler))
         targets = F.pad(targets, (0, filler), value=IGNORED)
         logits = F.linear(hidden, output.head_weight)
         # At least float32: a softmax over thousands of words is too much for half precision.
