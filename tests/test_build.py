@@ -1,5 +1,7 @@
 """Config to live parts: what is built, with which weights, and what does not fit together."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from mmlm.build import (
     seed_everything,
 )
 from mmlm.checkpoint import load_checkpoint, mark_best
-from mmlm.config import load_config, run_folder, save_config
+from mmlm.config import check_config, load_config, run_folder, save_config
 from mmlm.errors import UserError
 from mmlm.lora import is_adapter, plain_name
 from mmlm.model.protocols import OPEN_CLIP
@@ -531,6 +533,54 @@ def test_settings_that_only_training_would_refuse_are_refused_with_the_cell(tiny
         check_cell(tiny_config(f"decoder.text_pooling={pooling}"))
         with pytest.raises(UserError, match=rf"^decoder\.text_pooling: {pooling} does nothing, since a text encoder"):
             check_cell(tiny_config("text_encoder=transformer", f"decoder.text_pooling={pooling}"))
+
+
+PATTERNS = {"cappa": "cappa", "coca_cappa": "cappa", "prefix_lm": "prefix_lm", "masked_lm": "masked_lm"}
+"""Options whose objective does not read from left to right, and its name."""
+
+
+@pytest.mark.parametrize(("option", "name"), PATTERNS.items())
+def test_other_ways_to_read_captions_want_a_decoder_that_knows_them(compose, option, name):
+    def cell(*overrides: str) -> None:
+        check_cell(check_config(compose("experiment=caption_base", f"objective={option}", *overrides)))
+
+    cell()
+    cell("decoder=prefix")
+    for decoder, kind in {"gru": "RecurrentDecoder", "gpt2_tiny": "HuggingFaceDecoder"}.items():
+        with pytest.raises(UserError) as refused:
+            cell(f"decoder={decoder}")
+        assert str(refused.value) == (
+            f"objective.objectives.{name}: {kind} reads from left to right only; use decoder=transformer"
+        )
+    if option != name:  # there is another one left
+        cell("decoder=gru", f"objective.weights.{name}=0")
+
+
+@pytest.mark.parametrize("option", [*PATTERNS, "text_lm"])
+def test_objectives_on_text_want_a_decoder(compose, option):
+    towers = ("encoder.pool=mean", "bridge=none", "text_encoder=transformer", "decoder=none", "evaluators=retrieval")
+    config = check_config(compose("experiment=caption_base", f"objective={option}", *towers))
+    with pytest.raises(
+        UserError, match=r"^objective\.objectives\.\w+: it needs a decoder, and there is none; choose one"
+    ):
+        check_cell(config)
+
+
+def test_language_modelling_goes_with_any_decoder(compose):
+    for decoder in ("gru", "prefix", "gpt2_tiny"):
+        check_cell(check_config(compose("experiment=caption_base", "objective=text_lm", f"decoder={decoder}")))
+
+
+def test_text_alone_and_images_train_together(train_tiny, shapes):
+    """Lines of ``"image": null`` train the decoder's own objective; evaluation wants images and has a file of its own."""
+    lines = [{"image": file.name, "caption": "a red thing"} for file in sorted(shapes.glob("*.png"))[:4]]
+    lines += [{"image": None, "caption": f"words {i} alone"} for i in range(4)]
+    (shapes / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = ("objective=text_lm", "train.batch_size=8", "train.eval_every=null", "train.log_every=1")
+    outcome = train_tiny(*settings, "data.train.captions=mixed.jsonl")
+    assert (outcome.status, outcome.err) == (0, "")
+    found = re.search(r" captioning ([\d.]+)  text_lm ([\d.]+) .*captioning/accuracy .*text_lm/accuracy ", outcome.out)
+    assert all(float(value) > 1 for value in found.groups())
 
 
 def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):

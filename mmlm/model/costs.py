@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlm.flow import CAPTION, EMBED, View
+from mmlm.flow import CAPTION, EMBED, TextPattern, TextView, View
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 Result = TypeVar("Result")
@@ -36,7 +37,8 @@ def model_costs(
 
     FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for, forward
     only (backward is about twice as much), in eval mode: nothing is dropped. Causal attention counts in full, as in
-    the usual estimates. The decoder's are with its output head. Other fused kernels (``nn.LSTM``) count as nothing.
+    the usual estimates. Each text view is a pass of the decoder, with its output head at every position. Other fused
+    kernels (``nn.LSTM``) count as nothing.
 
     Compute in the precision of the run: weights of different types do not multiply without autocast. It does not
     change the count.
@@ -68,10 +70,17 @@ def model_costs(
                 vector = text.pooled
             count("image_projection", lambda: model.image_projection(pooled))
             count("text_projection", lambda: model.text_projection(model.text_norm(vector)))
-        if CAPTION in views and model.decoder is not None:
+
+        def read(view: TextView) -> torch.Tensor:
             index = torch.zeros(1, dtype=torch.int64, device=device)
-            hidden = count("decoder", lambda: model.decoder.hidden(tokens, lengths, memory, index, text))
-            count("decoder", lambda: nn.functional.linear(hidden, model.decoder.head_weight))
+            if view == CAPTION:
+                return model.decoder.hidden(tokens, lengths, memory, index, text)
+            return model.decoder.hidden_by(tokens, lengths, memory, index, TextPattern(lengths - 1))
+
+        for view in views if model.decoder is not None else ():
+            if isinstance(view, TextView):
+                hidden = count("decoder", partial(read, view))
+                count("decoder", partial(nn.functional.linear, hidden, model.decoder.head_weight))
     return ModelCosts(parameter_counts(model), flops)
 
 

@@ -9,6 +9,7 @@ from mmlm.flow import CAPTION, Batch, Loss, ModelOutput, Moment, Term
 from mmlm.objectives.cross_entropy_kernels import Kernel, check_kernel
 from mmlm.objectives.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective
+from mmlm.objectives.text_positions import Captions, counted, states_at
 
 
 class Captioning(Objective):
@@ -21,6 +22,8 @@ class Captioning(Objective):
 
     Args:
         label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
+        captions: ``all``, or those ``with_image``: text-only captions are then left to another objective, such as
+            ``LanguageModelling``.
         kernel: what computes the loss. ``auto``: on a CUDA device Liger or Cut Cross-Entropy if one is installed, else
             our own ``chunked``, as on a CPU. ``chunked``, ``liger`` and ``cut`` insist.
         chunk_rows: tokens whose logits the chunked kernel holds at once (``auto`` then takes it); null is as many as
@@ -32,23 +35,34 @@ class Captioning(Objective):
 
     views = frozenset({CAPTION})
 
-    def __init__(self, label_smoothing: float = 0.0, kernel: Kernel = "auto", chunk_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        captions: Captions = "all",
+        kernel: Kernel = "auto",
+        chunk_rows: int | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
         check_kernel(kernel, label_smoothing, chunk_rows)
-        self.label_smoothing, self.kernel, self.chunk_rows = label_smoothing, kernel, chunk_rows
+        self.label_smoothing, self.captions = label_smoothing, captions
+        self.kernel, self.chunk_rows = kernel, chunk_rows
+
+    def _chosen(self, batch: Batch) -> Tensor:
+        """bool[C, T - 1]: the targets that count."""
+        return batch.target_mask & counted(batch, self.captions)[:, None]
 
     def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The supervised tokens."""
-        return {"tokens": batch.num_targets}
+        return {"tokens": self._chosen(batch).sum()}
 
     def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
-        targets = batch.targets[batch.target_mask]
-        hidden, head_weight = output.hidden[CAPTION], output.head_weight
+        chosen = self._chosen(batch)
+        hidden = states_at(output.hidden[CAPTION], batch, chosen)
         losses, correct = token_cross_entropy(
-            hidden, head_weight, targets, self.label_smoothing, self.kernel, self.chunk_rows
+            hidden, output.head_weight, batch.targets[chosen], self.label_smoothing, self.kernel, self.chunk_rows
         )
         count = counts["tokens"].to(losses.dtype)
         return Loss({"captioning": Term(losses, count)}, {"accuracy": Term(correct, count)})

@@ -13,7 +13,20 @@ from torch import Tensor, nn
 
 from mmlm.distributed import sum_over_ranks
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Drawn, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term, TextPattern, View
+from mmlm.flow import (
+    CAPTION,
+    Batch,
+    Drawn,
+    Loss,
+    ModelOutput,
+    ModelSizes,
+    Moment,
+    Pairs,
+    Term,
+    TextPattern,
+    TextView,
+    View,
+)
 from mmlm.objectives.keys import Keys
 from mmlm.objectives.weights import Weight, WeightSchedule
 
@@ -136,8 +149,8 @@ class WeightedSum(nn.Module):
     out altogether; one whose weight is 0 at some step is not computed in it.
 
     Raises:
-        UserError: a weight without objective or the other way round, a negative or infinite weight, none positive, or
-            two objectives that choose pairs.
+        UserError: a weight without objective or the other way round, a negative or infinite weight, none positive, two
+            objectives that choose pairs, or two that draw for one text view.
     """
 
     def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, Weight]) -> None:
@@ -155,6 +168,11 @@ class WeightedSum(nn.Module):
         fusions = [name for name, part in self.objectives.items() if isinstance(part, FusionObjective)]
         if len(fusions) > 1:
             raise UserError(f"objective.objectives: {' and '.join(fusions)} both choose pairs; take one of them")
+        for view in {view for part in self.objectives.values() for view in part.views if isinstance(view, TextView)}:
+            drawing = [name for name, part in self.objectives.items() if view in part.views and view != CAPTION]
+            if len(drawing) > 1:
+                both = " and ".join(drawing)
+                raise UserError(f"objective.objectives: {both} both draw how captions are read; take one of them")
         self.views = frozenset().union(*(part.views for part in self.objectives.values()))
         self.needs_teacher = any(part.needs_teacher for part in self.objectives.values())
 

@@ -13,7 +13,11 @@ from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.language_modelling import LanguageModelling
+from mmlm.objectives.masked import MaskedLanguageModelling
 from mmlm.objectives.objective import Objective, WeightedSum
+from mmlm.objectives.parallel import ParallelCaptioning
+from mmlm.objectives.prefix import PrefixLanguageModelling
 from mmlm.objectives.train_step import TrainStep
 from mmlm.objectives.weights import Ramp
 
@@ -38,6 +42,23 @@ SUMS: Mapping[str, Sum] = {
     "one that has not begun": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning},
         {"contrastive": 1.0, "captioning": Ramp(first=9, last=9)},
+    ),
+    "cappa": Sum({"cappa": lambda: ParallelCaptioning(0.6, label_smoothing=0.05)}, {"cappa": 1.0}),
+    "prefix LM": Sum({"prefix_lm": PrefixLanguageModelling}, {"prefix_lm": 1.0}),
+    "masked LM": Sum({"masked_lm": MaskedLanguageModelling}, {"masked_lm": 1.0}),
+    "text-only LM": Sum(
+        {"captioning": lambda: Captioning(captions="with_image"), "text_lm": LanguageModelling},
+        {"captioning": 1.0, "text_lm": 0.5},
+    ),
+    "every generative one": Sum(
+        {
+            "contrastive": lambda: InfoNCE(0.3),
+            "cappa": lambda: ParallelCaptioning(captions="with_image"),
+            "prefix_lm": lambda: PrefixLanguageModelling("with_image"),
+            "masked_lm": lambda: MaskedLanguageModelling(captions="with_image"),
+            "text_lm": LanguageModelling,
+        },
+        {"contrastive": 1.0, "cappa": 2.0, "prefix_lm": 0.5, "masked_lm": 0.7, "text_lm": Ramp(2, 9)},
     ),
 }
 """Every objective, and sums that share views or passes."""

@@ -27,10 +27,11 @@ from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, w
 MICRO_BATCHES = (8, 2, 1)
 """Images a forward pass: with 8 a rank has one micro-batch."""
 NO_CAPTIONS = ("model.decoder.multimodal", "model.decoder.norm")
+NO_EMBEDDINGS = ("model.image_projection", "model.text_projection", "model.text_norm")
 UNREACHED = {
     "contrastive": NO_CAPTIONS,
     "one that has not begun": NO_CAPTIONS,
-    "captioning": ("model.image_projection", "model.text_projection", "model.text_norm"),
+    **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
 }
 """Parameters that a sum does not train at this step; any other sum trains all."""
 TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}

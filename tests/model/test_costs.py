@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import CAPTION, EMBED
+from mmlm.flow import CAPTION, EMBED, TextView
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.costs import model_costs
 from mmlm.model.decoders.transformer import TransformerDecoder
@@ -99,6 +99,20 @@ def test_only_what_training_asks_for_counts():
     assert caption["decoder"] == both["decoder"], "the text-only layers run either way"
     assert caption["image_projection"] == caption["text_projection"] == 0
     assert embed["encoder"] == caption["encoder"] == ENCODER
+
+
+def test_each_other_way_to_read_captions_is_a_pass_of_its_own():
+    for fusion in ("cross_attention", "prefix"):
+        model = make_model(fusion)
+        caption = model_costs(model, IMAGE, TOKENS, {CAPTION}).flops
+        one = model_costs(model, IMAGE, TOKENS, {TextView("parallel")}).flops
+        three = model_costs(model, IMAGE, TOKENS, {CAPTION, TextView("parallel"), TextView("masked")}).flops
+        # It never reads the end token, which a decoder that goes on from its text-only states does.
+        assert one["decoder"] == caption["decoder"] - layer(TOKENS) + layer(TOKENS - 1)
+        assert three["decoder"] == caption["decoder"] + 2 * one["decoder"]
+        assert {name: count for name, count in one.items() if name != "decoder"} == {
+            name: count for name, count in caption.items() if name != "decoder"
+        }
 
 
 def test_two_towers_count_though_torch_would_fuse_them():
