@@ -1,0 +1,123 @@
+"""Time and peak memory of one piece of work, each in a fresh process: a peak of resident memory never goes down again.
+
+``measure("mmlm.bench.losses:info_nce", ["4096"])`` starts Python, calls ``mmlm.bench.losses.info_nce("4096")``, which
+makes its inputs and returns the work, a function without arguments, and measures calls of that.
+"""
+
+import gc
+import importlib
+import json
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+Work = Callable[[], object]
+
+LONG_SECONDS = 2.0
+"""Work that takes longer is run once."""
+REPEATS = 5
+"""Further runs of shorter work."""
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError", "not enough memory")
+"""What Python, CUDA and PyTorch on a CPU say in the last line of an error."""
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"
+"""What Linux takes in ``clear_refs`` to start the peak of resident memory anew."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a piece of work took."""
+
+    seconds: float
+    """On a CPU processor seconds of all threads, so that what else runs on the machine hardly counts; on a CUDA device
+    seconds on the clock. Of the only run, or of the median of those after the first."""
+    peak_bytes: int
+    """How far memory rose, at its peak, above what was held when the work began (its inputs, the libraries). On a CPU
+    resident memory of the process, on a CUDA device what PyTorch had allocated. Of the first run."""
+
+
+def measure(module_function: str, arguments: Sequence[str]) -> Measured:
+    """Runs ``module:function`` in a fresh process: it is called with ``arguments`` and returns the work to be measured.
+
+    Raises MemoryError if the work does not fit (the process ran out of memory, or was killed for it), and RuntimeError
+    with what the process said if it failed in another way.
+    """
+    command = [sys.executable, "-m", "mmlm.bench.process", module_function, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode == 0:
+        return Measured(**json.loads(found.stdout.splitlines()[-1]))
+    last = (found.stderr.splitlines() or [""])[-1]
+    if found.returncode == -signal.SIGKILL or any(sign in last for sign in OUT_OF_MEMORY):
+        raise MemoryError(f"{module_function} {' '.join(arguments)}: does not fit")
+    raise RuntimeError(f"{module_function} {' '.join(arguments)} failed:\n{found.stderr}")
+
+
+def measure_here(work: Work) -> Measured:
+    """The same in this process, whose peak must not have been reached before (on Linux it is started anew)."""
+    on_cuda = torch.cuda.is_initialized()
+    gc.collect()
+    clock = time.perf_counter if on_cuda else time.process_time
+    before = _start_peak(on_cuda)
+    first = _timed(work, clock, on_cuda)
+    peak = _peak(on_cuda) - before
+    if first >= LONG_SECONDS:
+        return Measured(first, peak)
+    return Measured(statistics.median(_timed(work, clock, on_cuda) for _ in range(REPEATS)), peak)
+
+
+def _timed(work: Work, clock: Callable[[], float], on_cuda: bool) -> float:
+    begun = clock()
+    work()
+    if on_cuda:
+        torch.cuda.synchronize()
+    return clock() - begun
+
+
+def _start_peak(on_cuda: bool) -> int:
+    """Bytes that are held now; the peak is taken from here on, where the system can do that."""
+    if on_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK)
+    except OSError:
+        # Not Linux, or not allowed: the peak up to now, so that a smaller peak of the work would read 0.
+        return _peak(on_cuda)
+    return _resident("VmRSS")
+
+
+def _peak(on_cuda: bool) -> int:
+    if on_cuda:
+        return torch.cuda.max_memory_allocated()
+    if STATUS.exists():
+        return _resident("VmHWM")
+    # Bytes on macOS, KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _resident(field: str) -> int:
+    """Bytes of a field of Linux's process status, which stands there in KiB."""
+    lines = (line.split(":") for line in STATUS.read_text(encoding="utf-8").splitlines())
+    return next(int(value.split()[0]) for name, value in lines if name == field) * 1024
+
+
+def main(argv: Sequence[str]) -> None:
+    """The fresh process: prints a ``Measured`` as JSON."""
+    module_function, *arguments = argv
+    module, _, function = module_function.partition(":")
+    work = getattr(importlib.import_module(module), function)(*arguments)
+    print(json.dumps(asdict(measure_here(work))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
