@@ -23,19 +23,22 @@ class InfoNCE(Comparison):
         text_to_image = - mean_c  sum_b p[b, c] / sum_b' p[b', c] * log_softmax_b(s[:, c])[b]
         loss          = (image_to_text + text_to_image) / 2
 
-    Several captions of one image, images and captions of one concept, and equal captions are positives of each other
-    (soft targets as in UniCL, arXiv:2204.03610); CLIP has exactly one positive a row and counts the others as false
-    negatives. Text-only captions and images without a caption take no part. ``label_smoothing`` spreads that share of
-    each row's target evenly over the row.
+    Several captions of one image are its positives; so are, unless ``positives`` says otherwise, captions of equal text
+    and of its concept (soft targets as in UniCL, arXiv:2204.03610). Text-only captions and images without a caption
+    take no part. ``label_smoothing`` spreads that share of each row's target evenly over the row.
 
-    Over W ranks the local images are compared with every rank's texts and the other way round; terms are local sums
-    over global counts, so the result does not depend on W.
+    Similarities are computed in tiles and never held as a whole; see ``mmlm/objectives/tiled.py``. Over W ranks the
+    local images are compared with every rank's texts, which serves both directions; terms are local sums over global
+    counts, so the result does not depend on W.
 
     Args:
         temperature: initial softmax temperature, 1 / exp(log_scale).
         learned_temperature: train ``log_scale``, which is kept in [0, ln ``max_scale``].
         max_scale: upper bound of exp(log_scale) (100 in CLIP).
         label_smoothing: share of the target spread over the row, in [0, 1).
+        positives: ``own``: an image's own captions only, all others are negatives; with one caption an image this is
+            CLIP. ``text``: also captions of other images whose text one of its own captions has. ``concept``: also
+            captions of its concept.
     """
 
     views = frozenset({EMBED})

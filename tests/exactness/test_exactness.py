@@ -28,6 +28,8 @@ MICRO_BATCHES = (8, 2, 1)
 NO_CAPTIONS = ("model.decoder.multimodal", "model.decoder.norm")
 UNREACHED = {
     "contrastive": NO_CAPTIONS,
+    "own positives": NO_CAPTIONS,
+    "sigmoid": NO_CAPTIONS,
     "one that has not begun": NO_CAPTIONS,
     "captioning": ("model.image_projection", "model.text_projection", "model.text_norm"),
 }
