@@ -23,6 +23,14 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def max_over_ranks(value: Tensor) -> Tensor:
+    """The largest of every rank's ``value``, entry by entry (any shape), without gradient."""
+    largest = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def anywhere(holds: bool, device: torch.device) -> bool:
     """Whether something holds on at least one rank; ``device`` is where a tensor can be reduced."""
     if world_size() == 1:

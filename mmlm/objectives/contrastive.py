@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from mmlm.distributed import gather, sum_over_ranks
 from mmlm.errors import UserError
 from mmlm.flow import EMBED, Loss, Term
-from mmlm.objectives.keys import Keys, positives
+from mmlm.objectives.candidates import Candidates, Positives
+from mmlm.objectives.keys import Keys
 from mmlm.objectives.objective import Comparison
+from mmlm.objectives.tiled import cross_entropies
 
 
 class InfoNCE(Comparison):
@@ -21,19 +23,22 @@ class InfoNCE(Comparison):
         text_to_image = - mean_c  sum_b p[b, c] / sum_b' p[b', c] * log_softmax_b(s[:, c])[b]
         loss          = (image_to_text + text_to_image) / 2
 
-    Several captions of one image, images and captions of one concept, and equal captions are positives of each other
-    (soft targets as in UniCL, arXiv:2204.03610); CLIP has exactly one positive a row and counts the others as false
-    negatives. Text-only captions and images without a caption take no part. ``label_smoothing`` spreads that share of
-    each row's target evenly over the row.
+    Several captions of one image are its positives; so are, unless ``positives`` says otherwise, captions of equal text
+    and of its concept (soft targets as in UniCL, arXiv:2204.03610). Text-only captions and images without a caption
+    take no part. ``label_smoothing`` spreads that share of each row's target evenly over the row.
 
-    Over W ranks the local images are compared with every rank's texts and the other way round; terms are local sums
-    over global counts, so the result does not depend on W.
+    Similarities are computed in tiles and never held as a whole; see ``mmlm/objectives/tiled.py``. Over W ranks the
+    local images are compared with every rank's texts, which serves both directions; terms are local sums over global
+    counts, so the result does not depend on W.
 
     Args:
         temperature: initial softmax temperature, 1 / exp(log_scale).
         learned_temperature: train ``log_scale``, which is kept in [0, ln ``max_scale``].
         max_scale: upper bound of exp(log_scale) (100 in CLIP).
         label_smoothing: share of the target spread over the row, in [0, 1).
+        positives: ``own``: an image's own captions only, all others are negatives; with one caption an image this is
+            CLIP. ``text``: also captions of other images whose text one of its own captions has. ``concept``: also
+            captions of its concept.
     """
 
     views = frozenset({EMBED})
@@ -44,6 +49,7 @@ class InfoNCE(Comparison):
         learned_temperature: bool = True,
         max_scale: float = 100.0,
         label_smoothing: float = 0.0,
+        positives: Positives = "concept",
     ) -> None:
         super().__init__()
         if not 1 / max_scale <= temperature <= 1:
@@ -52,7 +58,7 @@ class InfoNCE(Comparison):
             raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
         scale = torch.tensor(math.log(1 / temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=learned_temperature)
-        self.max_scale, self.label_smoothing = max_scale, label_smoothing
+        self.max_scale, self.label_smoothing, self.positives = max_scale, label_smoothing, positives
 
     def scale(self) -> Tensor:
         """float32[]: what similarities are multiplied by.
@@ -66,46 +72,16 @@ class InfoNCE(Comparison):
 
     def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
         """See ``Comparison``: one term, and the figures ``accuracy`` and ``temperature``."""
-        all_image, all_text = gather(image), gather(text)
-        everyone = keys.gathered()
+        candidates = Candidates.of(keys, self.positives)
+        own, everyone = image[candidates.images], gather(text[candidates.captions])
         scale = self.scale()
-        by_image = positives(keys, everyone)
-        by_text = positives(everyone, keys).T
-        # Not under autocast: bfloat16 rounds similarities of 100 to the nearest half.
-        with torch.autocast(image.device.type, enabled=False):
-            image_rows = self._rows(scale * image @ all_text.T, by_image, everyone.has_image)
-            text_rows = self._rows(scale * text @ all_image.T, by_text, everyone.has_caption)
-        num_image = sum_over_ranks(image_rows.used.sum()).clamp(min=1)
-        num_text = sum_over_ranks(text_rows.used.sum()).clamp(min=1)
+        rows, columns, correct = cross_entropies(own, everyone, scale, candidates.positive, self.label_smoothing)
+        num_image = sum_over_ranks(torch.full_like(scale, len(own))).clamp(min=1)
         # One term: both directions over their own counts, brought to one count so that a term stays sum / count.
-        local_sum = (image_rows.losses.sum() + text_rows.losses.sum() * num_image / num_text) / 2
-        count = num_image.to(local_sum.dtype)
+        of_texts = columns[candidates.own].sum() * num_image / max(1, len(everyone))
         # The temperature is a mean over images too, so that the shares of all ranks add up to it.
-        temperature = image_rows.used.sum() / scale.detach()
+        temperature = len(own) / scale.detach()
         return Loss(
-            {"contrastive": Term(local_sum, count)},
-            {"accuracy": Term(image_rows.correct.sum(), count), "temperature": Term(temperature, count)},
+            {"contrastive": Term((rows.sum() + of_texts) / 2, num_image)},
+            {"accuracy": Term(correct.sum(), num_image), "temperature": Term(temperature, num_image)},
         )
-
-    def _rows(self, logits: Tensor, positive: Tensor, candidates: Tensor) -> "_Rows":
-        """Cross-entropy of each row of float32[R, K] logits against its positives bool[R, K], over ``candidates``."""
-        used = positive.any(dim=1)
-        if positive.shape[1] == 0:
-            return _Rows(logits.sum(dim=1), used, used)
-        logits = logits.masked_fill(~candidates[None, :], float("-inf"))
-        log_probs = logits.log_softmax(dim=1).masked_fill(~candidates[None, :], 0.0)
-        target = positive.to(logits.dtype) / positive.sum(dim=1, keepdim=True).clamp(min=1)
-        if self.label_smoothing:
-            uniform = candidates.to(logits.dtype) / candidates.sum().clamp(min=1)
-            target = (1 - self.label_smoothing) * target + self.label_smoothing * uniform
-        losses = -(target * log_probs).sum(dim=1) * used
-        best = logits.detach().argmax(dim=1, keepdim=True)
-        correct = positive.gather(1, best).squeeze(1) & used
-        return _Rows(losses, used, correct)
-
-
-class _Rows:
-    """Loss float32[R], and whether each row counts and was right, bool[R]."""
-
-    def __init__(self, losses: Tensor, used: Tensor, correct: Tensor) -> None:
-        self.losses, self.used, self.correct = losses, used, correct

@@ -18,6 +18,7 @@ from mmlm.objectives.masked import MaskedLanguageModelling
 from mmlm.objectives.objective import Objective, WeightedSum
 from mmlm.objectives.parallel import ParallelCaptioning
 from mmlm.objectives.prefix import PrefixLanguageModelling
+from mmlm.objectives.sigmoid import Sigmoid
 from mmlm.objectives.train_step import TrainStep
 from mmlm.objectives.weights import Ramp
 
@@ -38,6 +39,12 @@ SUMS: Mapping[str, Sum] = {
     "captioning": Sum({"captioning": lambda: Captioning(0.05)}, {"captioning": 1.0}),
     "coca": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning}, {"contrastive": 0.7, "captioning": 2.0}
+    ),
+    "own positives": Sum({"contrastive": lambda: InfoNCE(0.3, positives="own")}, {"contrastive": 1.0}),
+    "sigmoid": Sum({"sigmoid": lambda: Sigmoid(0.3, bias=-1.0)}, {"sigmoid": 1.0}),
+    "sigmoid + captioning": Sum(
+        {"sigmoid": lambda: Sigmoid(0.3, bias=-1.0, positives="text"), "captioning": Captioning},
+        {"sigmoid": 0.7, "captioning": 2.0},
     ),
     "one that has not begun": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning},

@@ -30,6 +30,8 @@ NO_CAPTIONS = ("model.decoder.multimodal", "model.decoder.norm")
 NO_EMBEDDINGS = ("model.image_projection", "model.text_projection", "model.text_norm")
 UNREACHED = {
     "contrastive": NO_CAPTIONS,
+    "own positives": NO_CAPTIONS,
+    "sigmoid": NO_CAPTIONS,
     "one that has not begun": NO_CAPTIONS,
     **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
 }

@@ -1,0 +1,142 @@
+"""The sigmoid loss between images and texts: every pair is a yes-or-no question of its own."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mmlm.distributed import gather, sum_over_ranks
+from mmlm.errors import UserError
+from mmlm.flow import EMBED, Loss, Term
+from mmlm.objectives.candidates import Candidates, Positives
+from mmlm.objectives.keys import Keys
+from mmlm.objectives.objective import Comparison
+from mmlm.objectives.tiled import TILE, BestPositive, PositiveTile, add_product, any_of, product, tiles
+
+
+class Sigmoid(Comparison):
+    """Pairwise sigmoid loss with a learned temperature and bias (SigLIP, arXiv:2303.15343)::
+
+        loss = - 1 / |images| * sum_{b, c} log sigmoid(z[b, c] * (exp(log_scale) * image[b] . text[c] + bias))
+
+    with ``z[b, c] = 1`` for positives and -1 for all others. The paper has one text an image and one positive a row;
+    here equal concepts and equal texts are positives too unless ``positives`` says otherwise, as in ``InfoNCE``.
+    Text-only captions and images without a caption take no part.
+
+    Each pair is computed once, where its image is, in tiles that are given up at once: the gradients are made in the
+    forward pass. The result does not depend on the number of ranks.
+
+    Args:
+        temperature: initial 1 / exp(log_scale), which is not bounded.
+        learned_temperature: train ``log_scale``.
+        bias: initial bias. -10 makes all pairs negatives at first, as nearly all of them are.
+        learned_bias: train the bias.
+        positives: ``concept``, ``text`` or ``own``; see ``InfoNCE``.
+    """
+
+    views = frozenset({EMBED})
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        learned_temperature: bool = True,
+        bias: float = -10.0,
+        learned_bias: bool = True,
+        positives: Positives = "concept",
+    ) -> None:
+        super().__init__()
+        if not 0 < temperature < math.inf:
+            raise UserError(f"temperature: {temperature} must be above 0 and finite")
+        if not math.isfinite(bias):
+            raise UserError(f"bias: {bias} must be finite; SigLIP starts at -10")
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned_temperature)
+        self.logit_bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learned_bias)
+        self.positives = positives
+
+    def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
+        """See ``Comparison``: one term, and the figures ``accuracy``, ``temperature`` and ``bias``.
+
+        Accuracy is the share of images whose best text is a positive.
+        """
+        candidates = Candidates.of(keys, self.positives)
+        own, everyone = image[candidates.images], gather(text[candidates.captions])
+        scale = self.logit_scale.exp()
+        local_sum, correct = sigmoid_sum(own, everyone, scale, self.logit_bias, candidates.positive)
+        count = sum_over_ranks(torch.full_like(scale, len(own))).clamp(min=1)
+        # Means over images, so that the shares of all ranks add up to temperature and bias.
+        temperature, bias = len(own) / scale.detach(), len(own) * self.logit_bias.detach()
+        return Loss(
+            {"sigmoid": Term(local_sum, count)},
+            {
+                "accuracy": Term(correct.sum(), count),
+                "temperature": Term(temperature, count),
+                "bias": Term(bias, count),
+            },
+        )
+
+
+def sigmoid_sum(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: PositiveTile, tile: int = TILE
+) -> tuple[Tensor, Tensor]:
+    """The sum over all pairs of ``- log sigmoid(z * (scale * image @ text.T + bias))``, z being 1 or -1.
+
+    Computed in at least float32, also under autocast.
+
+    Args:
+        image: float[n, E].
+        text: float[N, E].
+        scale: float[].
+        bias: float[].
+        positive: tiles of who is whose positive, bool[n, N] as a whole.
+        tile: rows and columns of a tile.
+
+    Returns:
+        float[], and bool[n] whether the largest of a row is a positive, as in ``cross_entropies``.
+    """
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    needed = torch.is_grad_enabled() and any(one.requires_grad for one in (image, text, scale, bias))
+    inputs = (one.to(dtype) for one in (image, text, scale, bias))
+    return _SigmoidSum.apply(*inputs, positive, tile, needed)
+
+
+class _SigmoidSum(torch.autograd.Function):
+    """See ``sigmoid_sum``. With p the sigmoid of a logit, its gradient is p - 1 for a positive and p for any other."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positive: PositiveTile,
+        tile: int,
+        needed: bool,
+    ) -> tuple[Tensor, Tensor]:
+        scaled, best, total = image * scale, BestPositive(image), image.new_zeros(())
+        of_image, of_text, of_bias = torch.zeros_like(image), torch.zeros_like(text), image.new_zeros(())
+        for i, j in tiles(len(image), len(text), tile):
+            logits, matches = product(scaled[i], text[j].T).add_(bias), any_of(positive(i, j))
+            best.add(i, logits, matches)
+            signed = logits if matches is None else torch.where(matches, -logits, logits)
+            total += F.softplus(signed).sum()
+            if not needed:
+                continue
+            change = signed.sigmoid_()
+            if matches is not None:
+                change = torch.where(matches, -change, change)
+            add_product(of_image[i], change, text[j])
+            add_product(of_text[j], change.T, scaled[i])
+            of_bias += change.sum()
+        if needed:
+            ctx.save_for_backward(of_image * scale, of_text, (of_image * image).sum(), of_bias)
+        correct = best.correct()
+        ctx.mark_non_differentiable(correct)
+        return total, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, of_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *(of_total * gradient for gradient in ctx.saved_tensors), None, None, None
