@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlm.flow import CAPTION, EMBED, View
+from mmlm.flow import CAPTION, EMBED, ModelOutput, Pairs, View
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 Result = TypeVar("Result")
@@ -30,12 +30,17 @@ class ModelCosts:
 
 
 def model_costs(
-    model: ImageTextModel, image_size: int, num_tokens: int, views: Collection[View] = (EMBED, CAPTION)
+    model: ImageTextModel,
+    image_size: int,
+    num_tokens: int,
+    views: Collection[View] = (EMBED, CAPTION),
+    num_pairs: int = 0,
 ) -> ModelCosts:
     """Runs the model once, over one image and one caption of ``num_tokens`` tokens, and changes nothing.
 
-    FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for, forward
-    only (backward is about twice as much), in eval mode: nothing is dropped. Causal attention counts in full, as in
+    FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for and in the
+    ``num_pairs`` image-text pairs that it fuses for each image, forward only (backward is about twice as much), in eval
+    mode: nothing is dropped. Causal attention counts in full, as in
     the usual estimates. The decoder's are with its output head. Other fused kernels (``nn.LSTM``) count as nothing.
 
     Compute in the precision of the run: weights of different types do not multiply without autocast. It does not
@@ -72,6 +77,10 @@ def model_costs(
             index = torch.zeros(1, dtype=torch.int64, device=device)
             hidden = count("decoder", lambda: model.decoder.hidden(tokens, lengths, memory, index, text))
             count("decoder", lambda: nn.functional.linear(hidden, model.decoder.head_weight))
+        if num_pairs:
+            index, matched = torch.zeros(2, num_pairs, dtype=torch.int64, device=device)
+            pairs = Pairs(index, tokens.expand(num_pairs, -1), lengths.expand(num_pairs), matched > 0, index.sum())
+            count("decoder", lambda: model.fuse(ModelOutput(memory=memory), pairs))
     return ModelCosts(parameter_counts(model), flops)
 
 

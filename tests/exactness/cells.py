@@ -13,6 +13,7 @@ from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.matching import Matching
 from mmlm.objectives.objective import Objective, WeightedSum
 from mmlm.objectives.train_step import TrainStep
 from mmlm.objectives.weights import Ramp
@@ -38,6 +39,12 @@ SUMS: Mapping[str, Sum] = {
     "one that has not begun": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning},
         {"contrastive": 1.0, "captioning": Ramp(first=9, last=9)},
+    ),
+    "matching": Sum({"contrastive": lambda: InfoNCE(0.3), "matching": Matching}, {"contrastive": 0.7, "matching": 2.0}),
+    "matching alone, hardest": Sum({"matching": lambda: Matching("hardest", None)}, {"matching": 1.0}),
+    "coca with matching": Sum(
+        {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning, "matching": lambda: Matching(temperature=0.3)},
+        {"contrastive": 0.7, "captioning": 2.0, "matching": 1.5},
     ),
 }
 """Every objective, and sums that share views or passes."""
