@@ -77,9 +77,11 @@ def _refuse_another_config(config: Config, folder: Path) -> None:
 
 def _costs(config: Config, experiment: Experiment) -> ModelCosts:
     """Parameters and FLOPs of what this run trains."""
-    views = experiment.state.train_step.objective.views
+    data, objective = config.data, experiment.state.train_step.objective
     with computing(experiment.device, config.train.precision):
-        return model_costs(experiment.model, config.data.image_size, config.data.max_tokens, views)
+        return model_costs(
+            experiment.model, data.image_size, data.max_tokens, objective.views, objective.pairs_per_image
+        )
 
 
 def _record(config: Config, experiment: Experiment, folder: Path, costs: ModelCosts) -> None:

@@ -85,10 +85,10 @@ class Trainer:
         return time.perf_counter() - begun
 
     def costs(self) -> ModelCosts:
-        """Parameters and FLOPs of each part, in the views that the objective asks for."""
-        data = self.config.data
+        """Parameters and FLOPs of each part, in the views and pairs that the objective asks for."""
+        data, objective = self.config.data, self.train_step.objective
         with computing(self.device, self.config.train.precision):
-            return model_costs(self.model, data.image_size, data.max_tokens, self.train_step.objective.views)
+            return model_costs(self.model, data.image_size, data.max_tokens, objective.views, objective.pairs_per_image)
 
     def memory(self) -> int:
         """Bytes that a training step needs. Take it after a step: optimizers make their state in the first one.

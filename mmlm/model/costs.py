@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlm.flow import CAPTION, EMBED, TextPattern, TextView, View
+from mmlm.flow import CAPTION, EMBED, ModelOutput, Pairs, TextPattern, TextView, View
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 Result = TypeVar("Result")
@@ -31,14 +31,18 @@ class ModelCosts:
 
 
 def model_costs(
-    model: ImageTextModel, image_size: int, num_tokens: int, views: Collection[View] = (EMBED, CAPTION)
+    model: ImageTextModel,
+    image_size: int,
+    num_tokens: int,
+    views: Collection[View] = (EMBED, CAPTION),
+    num_pairs: int = 0,
 ) -> ModelCosts:
     """Runs the model once, over one image and one caption of ``num_tokens`` tokens, and changes nothing.
 
-    FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for, forward
-    only (backward is about twice as much), in eval mode: nothing is dropped. Causal attention counts in full, as in
-    the usual estimates. Each text view is a pass of the decoder, with its output head at every position. Other fused
-    kernels (``nn.LSTM``) count as nothing.
+    FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for and in the
+    ``num_pairs`` image-text pairs that it fuses for each image, forward only (backward is about twice as much), in eval
+    mode: nothing is dropped. Causal attention counts in full, as in the usual estimates. Each text view is a pass of
+    the decoder, with its output head at every position. Other fused kernels (``nn.LSTM``) count as nothing.
 
     Compute in the precision of the run: weights of different types do not multiply without autocast. It does not
     change the count.
@@ -81,6 +85,10 @@ def model_costs(
             if isinstance(view, TextView):
                 hidden = count("decoder", partial(read, view))
                 count("decoder", partial(nn.functional.linear, hidden, model.decoder.head_weight))
+        if num_pairs:
+            index, matched = torch.zeros(2, num_pairs, dtype=torch.int64, device=device)
+            pairs = Pairs(index, tokens.expand(num_pairs, -1), lengths.expand(num_pairs), matched > 0, index.sum())
+            count("decoder", lambda: model.fuse(ModelOutput(memory=memory), pairs))
     return ModelCosts(parameter_counts(model), flops)
 
 

@@ -77,6 +77,9 @@ class Comparison(Objective):
 class FusionObjective(Objective):
     """A loss on pairs of image and text that are chosen by the embeddings of the whole batch."""
 
+    pairs_per_image: int
+    """About how many are fused for an image with one caption; what a step costs depends on it."""
+
     def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], moment: Moment) -> tuple[Pairs, ...]:
         """All of a rank's embeddings (no gradient), in the order of its ``batches`` -> the pairs that each makes."""
         raise NotImplementedError
@@ -175,6 +178,7 @@ class WeightedSum(nn.Module):
                 raise UserError(f"objective.objectives: {both} both draw how captions are read; take one of them")
         self.views = frozenset().union(*(part.views for part in self.objectives.values()))
         self.needs_teacher = any(part.needs_teacher for part in self.objectives.values())
+        self.pairs_per_image = sum(self.objectives[name].pairs_per_image for name in fusions)
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``."""

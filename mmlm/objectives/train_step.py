@@ -96,7 +96,7 @@ class TrainStep(nn.Module):
         output = self.model(batch, self.objective.views_at(moment.step), drawn)
         fusion = self.objective.fusion(moment.step)
         if fusion is not None:
-            pairs = survey.pairs or _choose(fusion, output, batch, moment)
+            pairs = _choose(fusion, output, batch, moment) if survey.pairs is None else survey.pairs
             output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
         return self._with_every_parameter(self.objective(output, batch, moment, survey), moment.step)
 

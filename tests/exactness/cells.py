@@ -15,6 +15,7 @@ from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.language_modelling import LanguageModelling
 from mmlm.objectives.masked import MaskedLanguageModelling
+from mmlm.objectives.matching import Matching
 from mmlm.objectives.objective import Objective, WeightedSum
 from mmlm.objectives.parallel import ParallelCaptioning
 from mmlm.objectives.prefix import PrefixLanguageModelling
@@ -66,6 +67,12 @@ SUMS: Mapping[str, Sum] = {
             "text_lm": LanguageModelling,
         },
         {"contrastive": 1.0, "cappa": 2.0, "prefix_lm": 0.5, "masked_lm": 0.7, "text_lm": Ramp(2, 9)},
+    ),
+    "matching": Sum({"contrastive": lambda: InfoNCE(0.3), "matching": Matching}, {"contrastive": 0.7, "matching": 2.0}),
+    "matching alone, hardest": Sum({"matching": lambda: Matching("hardest", None)}, {"matching": 1.0}),
+    "coca with matching": Sum(
+        {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning, "matching": lambda: Matching(temperature=0.3)},
+        {"contrastive": 0.7, "captioning": 2.0, "matching": 1.5},
     ),
 }
 """Every objective, and sums that share views or passes."""

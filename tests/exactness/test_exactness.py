@@ -34,6 +34,7 @@ UNREACHED = {
     "sigmoid": NO_CAPTIONS,
     "one that has not begun": NO_CAPTIONS,
     **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
+    "matching alone, hardest": NO_EMBEDDINGS,
 }
 """Parameters that a sum does not train at this step; any other sum trains all."""
 TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
