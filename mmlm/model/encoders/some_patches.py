@@ -21,7 +21,7 @@ class PatchChoice(nn.Module):
         """float[B, prefix + N, D] -> float[B, prefix + K, D]; EVA wants ``kept`` too, for its rotary positions."""
         if self.kept is not None:
             prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
-            tokens = torch.cat([prefix, rows_of_each(patches, self.kept)], dim=1)
+            tokens = torch.cat([prefix, patches.take_along_dim(self.kept[:, :, None], dim=1)], dim=1)
         return (tokens, self.kept) if self.returns_choice else tokens
 
 
@@ -54,8 +54,3 @@ def only_visible(images: Tensor, kept: Tensor, grid: tuple[int, int]) -> Tensor:
     visible = images.new_zeros(len(images), rows * columns).scatter(1, kept, 1.0).view(-1, 1, rows, columns)
     height, width = images.shape[2] // rows, images.shape[3] // columns
     return images * visible.repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
-
-
-def rows_of_each(tokens: Tensor, chosen: Tensor) -> Tensor:
-    """float[B, N, D], int64[B, K] -> float[B, K, D]: row i of ``chosen`` picks tokens of image i."""
-    return tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[2]))

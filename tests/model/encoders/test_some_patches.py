@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.encoders.some_patches import only_visible, rows_of_each
+from mmlm.model.encoders.some_patches import only_visible
 from mmlm.model.encoders.timm_any import TimmEncoder
 from mmlm.model.encoders.timm_encoder import TimmVit
 
@@ -128,10 +128,8 @@ def test_encoders_that_cannot():
         assert not TimmVit(40, "vit_base_r50_s16_224", width=16, depth=1, num_heads=2).sees_some
 
 
-def test_rows_and_pixels():
+def test_hidden_pixels():
     kept = torch.tensor([[0, 3], [1, 2]])
-    tokens = torch.arange(8.0).view(2, 4, 1)
-    assert rows_of_each(tokens, kept).flatten().tolist() == [0, 3, 5, 6]
     visible = only_visible(torch.ones(2, 1, 4, 4), kept, (2, 2))
     assert visible[0, 0].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     assert visible[1, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
