@@ -20,7 +20,7 @@ from mmlm.build import (
     seed_everything,
 )
 from mmlm.checkpoint import load_checkpoint, mark_best
-from mmlm.config import load_config, run_folder, save_config
+from mmlm.config import check_config, load_config, run_folder, save_config
 from mmlm.errors import UserError
 from mmlm.lora import is_adapter, plain_name
 from mmlm.model.protocols import OPEN_CLIP
@@ -536,26 +536,19 @@ def test_settings_that_only_training_would_refuse_are_refused_with_the_cell(tiny
 RECONSTRUCTION = ("objective=coca_reconstruction", "objective.objectives.reconstruction.masked_share=0.5")
 
 
-def test_reconstruction_fits_the_encoder_s_patches(tiny_config):
+def test_reconstruction_fits_the_encoder_s_patches(tiny_config, compose):
     check_cell(tiny_config(*RECONSTRUCTION))
-    check_cell(tiny_config(*RECONSTRUCTION, "encoder=timm", "+encoder.settings.patch_size=8"))
+    any_vit = ("experiment=caption_base", "encoder=timm", "encoder.settings={patch_size: 8}")
+    check_cell(check_config(compose(*any_vit, *RECONSTRUCTION)))
     with pytest.raises(UserError, match=r"masked_share: 0\.9 of 4 patches masks 4"):
         check_cell(tiny_config(RECONSTRUCTION[0], "objective.objectives.reconstruction.masked_share=0.9"))
 
 
-def test_reconstruction_with_an_encoder_that_sees_all_or_nothing_is_refused(tiny_config):
+def test_reconstruction_with_an_encoder_that_sees_all_or_nothing_is_refused(compose):
+    network = ("experiment=caption_base", "encoder=convnext_small_images", RECONSTRUCTION[0])
     with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: TimmEncoder cannot see some .*=vit$"):
-        check_cell(tiny_config(*RECONSTRUCTION, "encoder=timm", "encoder.name=resnet18", "freeze=lit"))
-    check_cell(
-        tiny_config(
-            *RECONSTRUCTION,
-            "objective.weights.reconstruction=0",
-            "encoder=timm",
-            "encoder.name=resnet18",
-            "freeze=lit",
-            "data.image_size=64",
-        )
-    )
+        check_cell(check_config(compose(*network)))
+    check_cell(check_config(compose(*network, "objective.weights.reconstruction=0")))
 
 
 def test_reconstruction_for_an_encoder_that_never_trains_is_refused(tiny_config):

@@ -51,10 +51,7 @@ def test_positions_are_sines_and_cosines_of_row_and_column():
     assert positions.shape == (6, 8)
     for row in range(2):
         for column in range(3):
-            expected = [
-                wave(place * 10_000 ** (-i / 2))
-                for place in (row, column)
-                for wave in (math.sin, math.cos)
-                for i in (0, 1)
-            ]
+            angles = [[place * 10_000 ** (-i / 2) for i in (0, 1)] for place in (row, column)]
+            waves = [[wave(angle) for angle in one] for one in angles for wave in (math.sin, math.cos)]
+            expected = [value for one in waves for value in one]
             torch.testing.assert_close(positions[row * 3 + column], torch.tensor(expected))
