@@ -226,6 +226,7 @@ def check_cell(config: Config) -> None:
     check_plan(plan, model, config.train.steps)
     check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})
     _check_views(objective, model)
+    _check_patch_views(objective, model, plan, config.train.steps)
     with torch.device("meta"):
         objective.connect(model.sizes)
     if model.decoder is None:
@@ -246,9 +247,24 @@ def _check_views(objective: WeightedSum, model: ImageTextModel) -> None:
         if any(view != CAPTION for view in reads) and not model.decoder.takes_patterns:
             kind = type(model.decoder).__name__
             raise UserError(f"{key}: {kind} reads from left to right only; use decoder=transformer")
-        if any(isinstance(view, PatchView) for view in part.views) and not model.encoder.sees_some:
+
+
+def _check_patch_views(objective: WeightedSum, model: ImageTextModel, plan: FreezePlan, num_steps: int) -> None:
+    """UserError for an objective on patches with an encoder that cannot see some of them, or learns nothing from it."""
+    frozen = plan.frozen_parameters(model, num_steps - 1)
+    never_trains = all(p in frozen or not p.requires_grad for p in model.encoder.parameters())
+    for name, part in objective.objectives.items():
+        if not any(isinstance(view, PatchView) for view in part.views):
+            continue
+        key = f"objective.objectives.{name}"
+        if not model.encoder.sees_some:
             kind = type(model.encoder).__name__
             raise UserError(f"{key}: {kind} cannot see some of its patches only; use encoder=vit")
+        if never_trains:
+            raise UserError(
+                f"{key}: the encoder is frozen, so it would train its own head only; set objective.weights.{name}=0 "
+                "or freeze less, such as freeze=none"
+            )
 
 
 def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:

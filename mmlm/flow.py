@@ -173,6 +173,11 @@ class Moment:
         """float64[K, count] in [0, 1) for int64[K] ``keys``."""
         return keyed_uniform(self.seed, self.step, keys, count, stream)
 
+    def chosen(self, keys: Tensor, count: int, size: int, stream: Stream) -> Tensor:
+        """int64[K, size]: for each of int64[K] ``keys``, that many of ``range(count)`` at random, ascending."""
+        order = self.uniform(keys, count, stream).argsort(dim=1, stable=True)
+        return order[:, :size].sort(dim=1).values
+
 
 @dataclass(frozen=True)
 class TextPattern:
@@ -213,9 +218,14 @@ class PatchView(View):
 EMBED = EmbedView()
 CAPTION = TextView("causal")
 
+LEFT_BY_DROPOUT = PatchView("left by dropout")
+"""No objective asks for it: what patch dropout leaves of the images in the pass that all but patch views share."""
+
 Drawn = Mapping[View, TextPattern | Tensor]
 """What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view.
-Both are made by the objective that asks for the view, keyed by ``Moment`` and example."""
+Both are made by the objective that asks for the view (``LEFT_BY_DROPOUT`` by the model), keyed by ``Moment`` and
+example.
+"""
 NOTHING_DRAWN: Drawn = MappingProxyType({})
 
 
@@ -259,6 +269,8 @@ class ModelSizes:
     """D of the decoder's hidden states."""
     vocab_size: int | None
     """V."""
+    patch_size: tuple[int, int] | None = None
+    """Rows and columns of pixels of a patch; None if the encoder cannot see some patches only."""
 
 
 @dataclass(frozen=True)

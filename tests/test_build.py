@@ -572,7 +572,7 @@ def test_language_modelling_goes_with_any_decoder(compose):
 
 
 def test_text_alone_and_images_train_together(train_tiny, shapes):
-    """Lines of ``"image": null`` train the decoder's own objective; evaluation wants images and has a file of its own."""
+    """Lines of ``"image": null`` train the decoder's own objective; evaluation wants images and has its own file."""
     lines = [{"image": file.name, "caption": "a red thing"} for file in sorted(shapes.glob("*.png"))[:4]]
     lines += [{"image": None, "caption": f"words {i} alone"} for i in range(4)]
     (shapes / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -581,6 +581,31 @@ def test_text_alone_and_images_train_together(train_tiny, shapes):
     assert (outcome.status, outcome.err) == (0, "")
     found = re.search(r" captioning ([\d.]+)  text_lm ([\d.]+) .*captioning/accuracy .*text_lm/accuracy ", outcome.out)
     assert all(float(value) > 1 for value in found.groups())
+
+
+RECONSTRUCTION = ("objective=coca_reconstruction", "objective.objectives.reconstruction.masked_share=0.5")
+
+
+def test_reconstruction_fits_the_encoder_s_patches(tiny_config, compose):
+    check_cell(tiny_config(*RECONSTRUCTION))
+    any_vit = ("experiment=caption_base", "encoder=timm", "encoder.settings={patch_size: 8}")
+    check_cell(check_config(compose(*any_vit, *RECONSTRUCTION)))
+    with pytest.raises(UserError, match=r"masked_share: 0\.9 of 4 patches masks 4"):
+        check_cell(tiny_config(RECONSTRUCTION[0], "objective.objectives.reconstruction.masked_share=0.9"))
+
+
+def test_reconstruction_with_an_encoder_that_sees_all_or_nothing_is_refused(compose):
+    network = ("experiment=caption_base", "encoder=convnext_small_images", RECONSTRUCTION[0])
+    with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: TimmEncoder cannot see some .*=vit$"):
+        check_cell(check_config(compose(*network)))
+    check_cell(check_config(compose(*network, "objective.weights.reconstruction=0")))
+
+
+def test_reconstruction_for_an_encoder_that_never_trains_is_refused(tiny_config):
+    with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: the encoder is frozen, so it would"):
+        check_cell(tiny_config(*RECONSTRUCTION, "freeze=lit"))
+    check_cell(tiny_config(*RECONSTRUCTION, "freeze=lit", "+freeze.unfreeze.encoder=2"))
+    check_cell(tiny_config("objective=coca", "freeze=lit"))
 
 
 def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):

@@ -12,13 +12,16 @@ from mmlm.errors import UserError
 from mmlm.flow import (
     CAPTION,
     EMBED,
+    LEFT_BY_DROPOUT,
     NOTHING_DRAWN,
     Batch,
     Drawn,
     ModelOutput,
     ModelSizes,
+    Moment,
     Pairs,
     PatchView,
+    Stream,
     TextView,
     View,
     VisiblePatches,
@@ -73,12 +76,15 @@ class ImageTextModel(nn.Module):
         self.text_projection = _projection(text_width, embedding_width)
 
     def forward(self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN) -> ModelOutput:
-        """Runs each of ``views`` once, sharing what they have in common.
+        """Runs each of ``views`` once, sharing what they have in common: the pass over the images, but for patch views.
 
         Embeddings come first: a pass with that view alone draws the same random numbers for them.
         """
-        encoded = self.encoder(batch.images)
-        image_vector, memory = self._bridged(encoded)
+        image_vector = image_tokens = memory = None
+        if any(not isinstance(view, PatchView) for view in views):
+            encoded = self._encoded(batch.images, drawn)
+            image_tokens = encoded.tokens
+            image_vector, memory = self._bridged(encoded)
         image_embedding = text_embedding = text = None
         if EMBED in views:
             image_embedding = self._embed_image(image_vector)
@@ -97,7 +103,7 @@ class ImageTextModel(nn.Module):
             hidden,
             head_weight=None if self.decoder is None else self.decoder.head_weight,
             patches={view: self._see_some(batch.images, drawn[view]) for view in views if isinstance(view, PatchView)},
-            image_tokens=encoded.tokens,
+            image_tokens=image_tokens,
             memory=memory,
         )
 
@@ -117,7 +123,21 @@ class ImageTextModel(nn.Module):
             grid=self.encoder.grid,
             decoder_width=None if self.decoder is None else self.decoder.width,
             vocab_size=None if self.decoder is None else self.decoder.vocab_size,
+            patch_size=self.encoder.patch_size if self.encoder.sees_some else None,
         )
+
+    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+        """The patches that patch dropout leaves of each image in training; nothing for an encoder without it."""
+        encoder = self.encoder
+        if not (encoder.drops_patches and encoder.training):
+            return NOTHING_DRAWN
+        num_patches = encoder.grid[0] * encoder.grid[1]
+        return {LEFT_BY_DROPOUT: moment.chosen(batch.image_key, num_patches, encoder.num_kept, Stream.PATCH_DROPOUT)}
+
+    def _encoded(self, images: Tensor, drawn: Drawn) -> EncoderOutput:
+        if LEFT_BY_DROPOUT in drawn and self.encoder.training:  # a teacher, in eval mode, sees all
+            return self.encoder(images, drawn[LEFT_BY_DROPOUT])
+        return self.encoder(images)
 
     def _see_some(self, images: Tensor, kept: Tensor) -> VisiblePatches:
         return VisiblePatches(self.encoder.some_tokens(images, kept), kept)

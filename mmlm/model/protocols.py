@@ -42,14 +42,21 @@ class Encoder(Protocol):
     pooled_width: int | None
     """Width of ``EncoderOutput.pooled``; None leaves pooling to the bridge."""
     drops_patches: bool
-    """Whether some patches are left out in training: N is smaller there."""
+    """Whether some patches are left out in training: N is smaller there, and calls give ``kept``."""
+    num_kept: int
+    """K, the patches that stay; only needed if it drops patches."""
 
-    def __call__(self, images: Tensor) -> EncoderOutput:
-        """uint8[B, 3, S, S] -> tokens and, if ``pooled_width`` is set, the pooled vector."""
+    def __call__(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
+        """uint8[B, 3, S, S] -> tokens and, if ``pooled_width`` is set, the pooled vector.
+
+        Only encoders that drop patches take ``kept``, int64[B, K], ascending: the only patches that enter the blocks.
+        """
         ...
 
     sees_some: bool
     """Whether ``some_tokens`` is there."""
+    patch_size: tuple[int, int]
+    """Rows and columns of pixels of a patch; only needed if it sees some."""
 
     def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
         """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]: patch tokens of a pass that sees no other patch.

@@ -87,12 +87,13 @@ class TrainStep(nn.Module):
 
         With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
         """
+        left = self.model.draw(batch, moment)
         if only_embed:
-            output = self.model(batch, {EMBED})
+            output = self.model(batch, {EMBED}, left)
             return Embeddings(output.image_embedding, output.text_embedding)
         if survey is None:
             survey = self.objective.count((batch,), moment)
-        drawn = self.objective.draw(batch, moment)
+        drawn = {**left, **self.objective.draw(batch, moment)}
         output = self.model(batch, self.objective.views_at(moment.step), drawn)
         fusion = self.objective.fusion(moment.step)
         if fusion is not None:

@@ -19,6 +19,7 @@ from mmlm.objectives.matching import Matching
 from mmlm.objectives.objective import Objective, WeightedSum
 from mmlm.objectives.parallel import ParallelCaptioning
 from mmlm.objectives.prefix import PrefixLanguageModelling
+from mmlm.objectives.reconstruction import MaskedReconstruction
 from mmlm.objectives.sigmoid import Sigmoid
 from mmlm.objectives.train_step import TrainStep
 from mmlm.objectives.weights import Ramp
@@ -46,6 +47,15 @@ SUMS: Mapping[str, Sum] = {
     "sigmoid + captioning": Sum(
         {"sigmoid": lambda: Sigmoid(0.3, bias=-1.0, positives="text"), "captioning": Captioning},
         {"sigmoid": 0.7, "captioning": 2.0},
+    ),
+    "reconstruction": Sum({"reconstruction": lambda: MaskedReconstruction(0.5, 12, 1, 2)}, {"reconstruction": 1.0}),
+    "coca with reconstruction": Sum(
+        {
+            "contrastive": lambda: InfoNCE(0.3),
+            "captioning": Captioning,
+            "reconstruction": lambda: MaskedReconstruction(0.75, 8, 2, 2, normalise=False),
+        },
+        {"contrastive": 0.7, "captioning": 2.0, "reconstruction": 3.0},
     ),
     "one that has not begun": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning},
@@ -126,10 +136,11 @@ def share_of(rank: int, world_size: int) -> Batch:
     return batch._part(rows, chosen)
 
 
-def make_step(parts: Sum, dtype: torch.dtype = torch.float64) -> TrainStep:
+def make_step(parts: Sum, dtype: torch.dtype = torch.float64, patch_dropout: float = 0.0) -> TrainStep:
     """A tiny model with weights that nothing else in the process decides, without dropout, and the objectives."""
     torch.manual_seed(0)
-    encoder = TimmVit(PIXELS, patch_size=8, width=WIDTH, depth=1, num_heads=2, class_token=False)
+    sizes = {"patch_size": 8, "width": WIDTH, "depth": 1, "num_heads": 2}
+    encoder = TimmVit(PIXELS, **sizes, class_token=False, patch_dropout=patch_dropout)
     bridge = AttentionalPooler(encoder.width, encoder.grid, WIDTH, num_heads=2, num_queries=2)
     decoder = TransformerDecoder(VOCABULARY, bridge.memory_width, TOKENS, width=WIDTH, num_heads=2)
     model = ImageTextModel(encoder, bridge, decoder, embedding_width=6)

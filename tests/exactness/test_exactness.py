@@ -35,6 +35,7 @@ UNREACHED = {
     "one that has not begun": NO_CAPTIONS,
     **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
     "matching alone, hardest": NO_EMBEDDINGS,
+    "reconstruction": ("model.bridge", "model.decoder", "model.image_projection", "model.text_"),
 }
 """Parameters that a sum does not train at this step; any other sum trains all."""
 TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
@@ -90,6 +91,18 @@ def test_two_passes_under_autocast():
         found.append({name: parameter.grad for name, parameter in step.named_parameters()})
     for name, gradient in found[0].items():
         assert (found[1][name] - gradient).norm() < 0.03 * gradient.norm(), name
+
+
+def test_patch_dropout_is_that_of_the_whole_batch():
+    """In both passes, for the temperature and the captions alike; and it does drop patches."""
+    sums, batch = SUMS["coca with reconstruction"], whole_batch()
+    expected = results(make_step(sums, patch_dropout=0.5), batch, 8)
+    assert expected["total"] != results(make_step(sums), batch, 8)["total"]
+    for micro_batch in MICRO_BATCHES[1:]:
+        found = results(make_step(sums, patch_dropout=0.5), batch, micro_batch)
+        assert_same(found, expected, torch.float64, f"micro-batches of {micro_batch}")
+    found = results(make_step(sums, patch_dropout=0.5), shuffled(batch), 8)
+    assert_same(found, expected, torch.float64, "another order")
 
 
 def sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -15,7 +15,8 @@ class PooledVit(nn.Module):
         super().__init__()
         self.vit = TimmVit(image_size, patch_size=patch_size, width=width, depth=depth, num_heads=num_heads)
         self.width, self.grid = self.vit.width, self.vit.grid
-        self.num_prefix_tokens, self.pooled_width, self.drops_patches = 0, self.width, False
+        self.num_prefix_tokens, self.pooled_width = 0, self.width
+        self.drops_patches = self.sees_some = False
 
     def forward(self, images: Tensor) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D] and their mean."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmlm.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
+from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
 from mmlm.model.encoders.timm_backbone import (
     check_name,
     check_options,
@@ -19,7 +20,6 @@ from mmlm.model.encoders.timm_backbone import (
     check_sources,
     create,
     head_keys,
-    keep_patch_order,
     load_file,
 )
 from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
@@ -58,8 +58,8 @@ class TimmEncoder(nn.Module):
             ``pretrained``.
         registers: register tokens (arXiv:2309.16588) of a ViT or EVA; None keeps the architecture's own number.
         drop_path: stochastic depth (arXiv:1603.09382): probability of leaving out the last block, less before it.
-        patch_dropout: share of patches that a ViT or EVA leaves out while training (FLIP, arXiv:2212.00794). N is then
-            smaller in training; the patches that stay keep their order. Not for a bridge that lays patches out on the
+        patch_dropout: share of patches that a ViT or EVA leaves out while training (FLIP, arXiv:2212.00794): forward
+            passes are given those that stay, in order, and N is smaller. Not for a bridge that lays patches out on the
             grid.
         pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
         keep_prefix_tokens: leave class, distillation and register tokens in front of the patches.
@@ -69,8 +69,6 @@ class TimmEncoder(nn.Module):
     Raises:
         UserError: what the architecture or its weights do not take; features that are no grid of tokens.
     """
-
-    sees_some = False
 
     def __init__(
         self,
@@ -117,19 +115,27 @@ class TimmEncoder(nn.Module):
             load_file(self.backbone, weights, head_keys(self.backbone, full))
         if not final_norm:
             leave_out(self.backbone, norms)
-        keep_patch_order(self.backbone, patch_dropout)
-        self.drops_patches = patch_dropout > 0
         prefix = getattr(self.backbone, "num_prefix_tokens", 0)
         self.grid, self.width = _grid(shape, prefix, image_size, self.backbone, name)
+        self.drops_patches, self.num_kept = patch_dropout > 0, num_kept(self.grid, patch_dropout)
+        self.patch_size = (image_size // self.grid[0], image_size // self.grid[1])
+        self.sees_some = isinstance(self.backbone, VisionTransformer | Eva)
+        if self.sees_some:
+            let_choose(self.backbone)
         has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None
         self.readout = Readout(prefix, has_class_token, pool, keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
         self.pooled_width = self.readout.pooled_width(self.width)
         self.normalize = Normalize(self.backbone.pretrained_cfg["mean"], self.backbone.pretrained_cfg["std"])
 
-    def forward(self, images: Tensor) -> EncoderOutput:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
-        return self.readout(self._tokens(self.backbone, self.normalize(images)))
+        return self.readout(self._tokens(self.backbone, self.normalize(images), kept))
+
+    def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
+        """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]; see ``Encoder``."""
+        pixels = only_visible(self.normalize(images), kept, self.grid)
+        return self._tokens(self.backbone, pixels, kept)[:, self.readout.num_prefix_tokens :]
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
@@ -137,12 +143,13 @@ class TimmEncoder(nn.Module):
             return None
         return resized_positions(old, self.backbone.pos_embed, self.grid)
 
-    def _tokens(self, backbone: nn.Module, images: Tensor) -> Tensor:
+    def _tokens(self, backbone: nn.Module, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """float[B, 3, S, S] -> float[B, prefix + N, D]."""
         # Maps are computed pixel by pixel in memory: 1.6 times as fast on CPU, and what tensor cores want.
         is_map = not isinstance(backbone, VisionTransformer | Eva)
         layout = torch.channels_last if is_map else torch.contiguous_format
-        features = backbone.forward_features(images.contiguous(memory_format=layout))
+        images = images.contiguous(memory_format=layout)
+        features = backbone.forward_features(images) if kept is None else features_of(backbone, images, kept)
         for path in self._late_norms:
             features = backbone.get_submodule(path)(features)
         if features.ndim == 3:
@@ -194,7 +201,7 @@ def _options(
     wanted = {
         "registers": (registers, register_argument, is_vit),
         "drop_path": (drop_path or None, "drop_path_rate", "drop_path_rate" in known),
-        "patch_dropout": (patch_dropout or None, "patch_drop_rate", is_vit),
+        "patch_dropout": (patch_dropout or None, None, is_vit),  # ours, in the place of timm's
     }
     arguments = {}
     for option, (value, argument, is_known) in wanted.items():
@@ -203,7 +210,8 @@ def _options(
         if not is_known:
             kind, default = type(plain).__name__, "null" if option == "registers" else "0.0"
             raise UserError(f"encoder.{option}: timm's '{name}' is a {kind}, which has none; use {default}")
-        arguments[argument] = value
+        if argument is not None:
+            arguments[argument] = value
     return arguments
 
 

@@ -7,7 +7,7 @@ from pickle import UnpicklingError  # what torch raises on a file that would run
 
 import timm
 from safetensors import SafetensorError
-from timm.models import Eva, VisionTransformer, load_state_dict
+from timm.models import load_state_dict
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
@@ -48,12 +48,6 @@ def check_registers(backbone: nn.Module, registers: int | None) -> None:
     """UserError if ``registers`` are asked of an architecture that would not put them in front of its patches."""
     if registers is not None and isinstance(backbone, VisionTransformerDistilled):
         raise UserError(f"encoder.registers: {registers} do not go with a distillation token; use null")
-
-
-def keep_patch_order(backbone: VisionTransformer | Eva, patch_dropout: float) -> None:
-    """Has the patches that patch dropout leaves stand row by row: timm shuffles them, which a prefix would see."""
-    if patch_dropout > 0:
-        backbone.patch_drop.ordered = True
 
 
 def create(name: str, pretrained: bool, **arguments: object) -> nn.Module:

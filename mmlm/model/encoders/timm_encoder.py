@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmlm.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
+from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
 from mmlm.model.encoders.timm_backbone import (
     check_name,
     check_options,
@@ -17,7 +18,6 @@ from mmlm.model.encoders.timm_backbone import (
     check_sources,
     create,
     head_keys,
-    keep_patch_order,
     load_file,
 )
 from mmlm.model.protocols import EncoderOutput
@@ -88,8 +88,8 @@ class TimmVit(nn.Module):
         class_token: false builds the architecture without one.
         registers: register tokens (arXiv:2309.16588); None keeps the architecture's own number.
         drop_path: stochastic depth (arXiv:1603.09382): probability of leaving out the last block, less before it.
-        patch_dropout: share of patches left out while training (FLIP, arXiv:2212.00794). N is then smaller in training;
-            the patches that stay keep their order. Not for a bridge that lays patches out on the grid.
+        patch_dropout: share of patches left out while training (FLIP, arXiv:2212.00794): forward passes are given those
+            that stay, in order, and N is smaller. Not for a bridge that lays patches out on the grid.
         pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
         keep_prefix_tokens: leave class and register tokens in front of the patches.
         final_norm: false gives (and pools) tokens before the last norm, as CoCa's pooler reads them.
@@ -98,8 +98,6 @@ class TimmVit(nn.Module):
     Raises:
         UserError: what the architecture or its weights do not take.
     """
-
-    sees_some = False
 
     def __init__(
         self,
@@ -142,7 +140,7 @@ class TimmVit(nn.Module):
             changes["embed_layer"] = ConvolutionalStem
         if not class_token:
             changes |= {"class_token": False, "global_pool": "avg"}
-        changes |= {"drop_path_rate": drop_path, "patch_drop_rate": patch_dropout}
+        changes["drop_path_rate"] = drop_path
         self.vit = _create_vit(name, pretrained and load_weights, "" if pretrained else "jax", image_size, changes)
         _check_patches(image_size, self.vit.patch_embed.patch_size[0])
         check_registers(self.vit, registers)
@@ -153,20 +151,32 @@ class TimmVit(nn.Module):
             load_file(self.vit, weights, head_keys(self.vit, full))
         if not final_norm:
             self.vit.norm, self.vit.fc_norm = nn.Identity(), nn.Identity()
-        keep_patch_order(self.vit, patch_dropout)
-        self.drops_patches = patch_dropout > 0
         self.width = self.vit.embed_dim
         self.grid = tuple(self.vit.patch_embed.grid_size)
+        self.drops_patches, self.num_kept = patch_dropout > 0, num_kept(self.grid, patch_dropout)
+        self.patch_size = (image_size // self.grid[0], image_size // self.grid[1])
+        # A convolutional network below the blocks (timm's hybrids) may end in a grid that does not tile the image.
+        self.sees_some = image_size % self.grid[0] == 0 and image_size % self.grid[1] == 0
+        let_choose(self.vit)
         self.readout = Readout(self.vit.num_prefix_tokens, self.vit.has_class_token, pool, keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
         self.pooled_width = self.readout.pooled_width(self.width)
         self.normalize = Normalize(self.vit.pretrained_cfg["mean"], self.vit.pretrained_cfg["std"])
 
-    def forward(self, images: Tensor) -> EncoderOutput:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
-        tokens = self.vit.forward_features(self.normalize(images))
+        tokens = features_of(self.vit, self.normalize(images), kept)
         # timm moves the last norm behind the pooling (fc_norm) where an architecture averages; else it is the identity.
         return self.readout(self.vit.fc_norm(tokens))
+
+    def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
+        """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]; see ``Encoder``.
+
+        Pixels of the other patches are hidden before the stem: a convolutional one would mix them into their neighbours
+        and, through its norm, into every token.
+        """
+        pixels = only_visible(self.normalize(images), kept, self.grid)
+        return self.vit.fc_norm(features_of(self.vit, pixels, kept))[:, self.vit.num_prefix_tokens :]
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
