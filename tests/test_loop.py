@@ -77,7 +77,7 @@ class Toy(nn.Module):
         return Loss({"error": Term(error, one)}, {"error/number": Term(torch.tensor(float(number)), one)})
 
 
-def differentiate(toy: nn.Module, batches: Sequence[Batch], moment: Moment) -> Loss:
+def differentiate(toy: nn.Module, batches: Sequence[Batch], moment: Moment, diagnose: bool) -> Loss:
     (batch,) = batches
     loss = toy(batch)
     loss.total.backward()

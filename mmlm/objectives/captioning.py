@@ -50,4 +50,5 @@ class Captioning(Objective):
         losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
         count = counts["tokens"].to(losses.dtype)
         correct = (logits.detach().argmax(dim=-1) == targets).sum()
-        return Loss({"captioning": Term(losses, count)}, {"accuracy": Term(correct, count)})
+        term = Term(losses, count, of_tokens=smoothing == 0)
+        return Loss({"captioning": term}, {"accuracy": Term(correct, count)})

@@ -113,7 +113,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.tensor(3.0))
         self.asked: list[frozenset[View]] = []
 
-    def forward(self, batch: Tensor, views: frozenset[View], drawn: Drawn) -> ModelOutput:
+    def forward(self, batch: Tensor, views: frozenset[View], drawn: Drawn, probe: bool) -> ModelOutput:
         self.asked.append(views)
         return ModelOutput(image_embedding=(self.weight * batch)[None])
 
