@@ -52,7 +52,7 @@ class Preflight:
     """A batch of training data in words."""
 
     batch: Batch
-    """On the CPU, as are the patterns."""
+    """On the device of the objectives."""
     tokenizer: Tokenizer
     objective: WeightedSum
     max_tokens: int
@@ -147,7 +147,7 @@ class Preflight:
         languages = sorted({words.language or "none" for words in batch.captions})
         rows = [
             ["images", f"{len(batch.images):,}", f"{int(Keys.of(batch).has_caption.sum()):,} with a caption"],
-            ["corrupt images", f"{len(batch.corrupt):,}", ""],
+            ["corrupt images", f"{len(batch.corrupt):,}", "; ".join(batch.corrupt[:EXAMPLES])],
             ["captions", f"{len(captions):,}", f"{text_only:,} text only; languages: {', '.join(languages) or 'none'}"],
             ["supervised tokens", f"{int(batch.num_targets):,}", "ends included, starts and padding not"],
             ["cut captions", f"{sum(map(self._is_cut, captions)):,}", f"longer than data.max_tokens={self.max_tokens}"],

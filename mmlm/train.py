@@ -81,7 +81,8 @@ def _refuse_another_config(config: Config, folder: Path) -> None:
 
 def _look_at_first_batch(config: Config, experiment: Experiment, console: Console) -> None:
     """Raises UserError if an objective has nothing to train on in it; shows it first if that is asked for."""
-    batch, objective = experiment.state.loader.peek(), experiment.state.train_step.objective
+    objective = experiment.state.train_step.objective
+    batch = experiment.state.loader.peek().to(experiment.device)
     if config.preflight:
         preflight = Preflight(batch, experiment.tokenizer, objective, config.data.max_tokens, config.seed)
         console.line(preflight.text())
