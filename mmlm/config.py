@@ -21,7 +21,18 @@ from mmlm.parts import check_part
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_NAME = "config"
-OUTSIDE_IDENTITY = ("name", "seed", "runs", "device", "metrics", "data.workers", "train.log_every", "train.keep_last")
+OUTSIDE_IDENTITY = (
+    "name",
+    "seed",
+    "runs",
+    "device",
+    "metrics",
+    "data.workers",
+    "train.log_every",
+    "train.keep_last",
+    "train.diagnose_every",
+    "preflight",
+)
 """Keys that do not decide what is computed: where things go, who watches, how many processes help."""
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
     "encoder": ("image_size", "load_weights"),
@@ -107,6 +118,8 @@ class Config:
     """Folder that holds all run folders."""
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, or cuda."""
+    preflight: bool = False
+    """Print a batch of training data as the model would get it (inputs, targets, mask), and end without a run."""
     plugins: list[str] = field(default_factory=list)
     """Your own packages that parts may come from, besides mmlm."""
     encoder: Any = MISSING
@@ -165,6 +178,7 @@ def _check_numbers(config: Config) -> None:
         "train.batch_size": config.train.batch_size,
         "train.micro_batch_size": config.train.micro_batch_size,
         "train.log_every": config.train.log_every,
+        "train.diagnose_every": config.train.diagnose_every,
         "train.eval_every": config.train.eval_every,
         "train.save_every": config.train.save_every,
         "train.keep_last": config.train.keep_last,

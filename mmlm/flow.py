@@ -18,6 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from mmlm.diagnosis import Diagnosis
 from mmlm.errors import UserError
 from mmlm.keyed_random import keyed_uniform, stable_hash
 
@@ -293,6 +294,8 @@ class ModelOutput:
     """Of each patch view."""
     image_tokens: Tensor | None = None
     """float[B, N, D]: what the encoder made of the images and the bridge reads."""
+    image_pooled: Tensor | None = None
+    """float[B, Dp]: the image in one vector, if the encoder pools."""
     memory: Tensor | None = None
     """float[B, M, Dm]: what the bridge made of that."""
     pairs: Pairs | None = None
@@ -315,11 +318,18 @@ class Term:
     global_count: Tensor
     """float32[], no gradient."""
     weight: float = 1.0
+    of_tokens: bool = False
+    """Whether it is the negative log-likelihood of tokens, so that ``exp(value)`` of the whole is a perplexity."""
 
     @property
     def value(self) -> Tensor:
         """float32[]: the share that these items have in the mean, unweighted."""
         return self.local_sum / self.global_count
+
+    @property
+    def weighted(self) -> Tensor:
+        """float32[]: the share of these items in the total loss."""
+        return self.weight * self.value
 
     def detached(self) -> "Term":
         """The same without gradient."""
@@ -336,18 +346,29 @@ class Loss:
     terms: Mapping[str, Term]
     figures: Mapping[str, Term] = field(default_factory=dict)
     """Without gradient: values worth watching (temperature, accuracy), by name."""
+    diagnosis: Diagnosis | None = None
+    """Sums for the figures that are made at some steps only."""
 
     @property
     def total(self) -> Tensor:
         """float32[]: the weighted sum of the terms."""
-        return torch.stack([term.weight * term.value for term in self.terms.values()]).sum()
+        return torch.stack([term.weighted for term in self.terms.values()]).sum()
+
+    def by_objective(self) -> dict[str, Tensor]:
+        """float32[]: each objective's share of ``total``, by its name: the first word of those of its terms."""
+        totals: dict[str, Tensor] = {}
+        for label, term in self.terms.items():
+            name = label.partition("/")[0]
+            totals[name] = term.weighted if name not in totals else totals[name] + term.weighted
+        return totals
 
     @classmethod
     def joined(cls, losses: Sequence["Loss"]) -> "Loss":
         """The loss of all micro-batches, without gradient."""
         terms = {name: _joined([loss.terms[name] for loss in losses]) for name in losses[0].terms}
         figures = {name: _joined([loss.figures[name] for loss in losses]) for name in losses[0].figures}
-        return cls(terms, figures)
+        diagnosed = [loss.diagnosis for loss in losses if loss.diagnosis is not None]
+        return cls(terms, figures, Diagnosis.joined(diagnosed) if diagnosed else None)
 
 
 def _joined(terms: Sequence[Term]) -> Term:

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.data.loader import TrainLoader
+from mmlm.diagnosis import WeightsBefore
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Loss, Moment
 from mmlm.metrics import Console, MetricLog
 from mmlm.optim import ExponentialMovingAverage, Optimizer, Schedule, set_learning_rate
 from mmlm.precision import Precision, computing
+from mmlm.window import Window
 
 
 @dataclass
@@ -39,6 +41,9 @@ class FitSettings:
     """Decay of the moving average of the weights that is evaluated and exported, such as 0.999; null turns it off."""
     log_every: int = 20
     """Optimizer steps between rows of training metrics."""
+    diagnose_every: int | None = 100
+    """Optimizer steps between diagnoses (the first step has one): gradients of each objective at the bridge, spread of
+    the embeddings, and how far a step moves the weights. It changes nothing of what is trained; null makes none."""
     eval_every: int | None = 500
     """Optimizer steps between evaluations; null evaluates at the end only."""
     save_every: int | None = 500
@@ -50,8 +55,9 @@ class FitSettings:
     then evaluated before the first step too. null keeps no best one."""
 
 
-Differentiate = Callable[[nn.Module, Sequence[Batch], Moment], Loss]
-"""Adds the gradients of a batch, given in micro-batches, to the parameters; returns the loss without gradient."""
+Differentiate = Callable[[nn.Module, Sequence[Batch], Moment, bool], Loss]
+"""Adds the gradients of a batch, given in micro-batches, to the parameters; returns the loss without gradient, with its
+diagnosis where the last argument asks for it."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for has been done
@@ -132,23 +138,6 @@ class TrainState:
             self.train_step.train()
 
 
-@dataclass
-class _Window:
-    """Means of what was seen since the last row of metrics."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-        self.steps += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: float(total) / self.steps for name, total in self.sums.items()}
-
-
 def fit(
     state: TrainState,
     settings: FitSettings,
@@ -180,7 +169,7 @@ def fit(
     """
     batches = iter(state.loader)
     corrupt: list[str] = []
-    window, begun = _Window(), time.monotonic() - state.seconds
+    window, begun = Window(), time.monotonic() - state.seconds
     state.train_step.train()
     if state.step == 0 and settings.best_metric is not None:
         # Refuses a name that is not evaluated before any training, and is what training has to beat.
@@ -191,7 +180,8 @@ def fit(
             batch = next(batches)
             corrupt += batch.corrupt
             lr = set_learning_rate(state.optimizer, schedule(state.step, settings.steps))
-            loss, norm = _forward_backward(state, batch, settings, differentiate, device)
+            diagnosed = _is_diagnosed(state.step, settings.diagnose_every)
+            loss, norm = _forward_backward(state, batch, settings, differentiate, device, diagnosed)
             if not math.isfinite(loss.total.item() + norm.item()):
                 state.optimizer.zero_grad(set_to_none=True)
                 _report_corrupt(corrupt, epoch, console)
@@ -199,20 +189,25 @@ def fit(
                 torch.set_rng_state(rng)
                 save(state, False)
                 raise NonFiniteLoss(_describe(state.step, loss, norm, batch))
+            before = WeightsBefore(state.train_step) if diagnosed else None
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
+            window.add(loss, norm)
+            if before is not None:
+                window.add_figures(before.update_ratios())
             if state.ema is not None:
                 state.ema.update(state.train_step, state.step)
             state.go_to(state.step + 1)
             state.seconds = time.monotonic() - begun
-            window.add(_values(loss, norm))
 
             last = state.step == settings.steps
             if last or state.step % settings.log_every == 0:
-                row = window.means() | {"lr": lr, "examples_per_second": _rate(window, settings.batch_size)}
-                log.log(state.step, state.loader.position, state.seconds, {f"train/{k}": v for k, v in row.items()})
-                progress.update(state.step, row)
-                window = _Window()
+                row = window.means()
+                shown = row.main | {"lr": lr, "examples_per_second": _rate(window, settings.batch_size)}
+                values = {f"train/{name}": value for name, value in (shown | row.more).items()}
+                log.log(state.step, state.loader.position, state.seconds, values)
+                progress.update(state.step, shown)
+                window = Window()
             is_best = False
             if last or _due(state.step, settings.eval_every):
                 try:
@@ -231,28 +226,33 @@ def fit(
 
 
 def _forward_backward(
-    state: TrainState, batch: Batch, settings: FitSettings, differentiate: Differentiate, device: torch.device
+    state: TrainState,
+    batch: Batch,
+    settings: FitSettings,
+    differentiate: Differentiate,
+    device: torch.device,
+    diagnosed: bool,
 ) -> tuple[Loss, Tensor]:
     """Leaves gradients on the parameters; returns the loss and the gradients' norm before clipping."""
     batches = [batch] if settings.micro_batch_size is None else batch.split(settings.micro_batch_size)
     moment = Moment(state.seed, state.step)
     with computing(device, settings.precision):
-        loss = differentiate(state.train_step, [micro_batch.to(device) for micro_batch in batches], moment)
+        loss = differentiate(state.train_step, [micro_batch.to(device) for micro_batch in batches], moment, diagnosed)
     limit = math.inf if settings.clip_norm is None else settings.clip_norm
     return loss, nn.utils.clip_grad_norm_(state.train_step.parameters(), limit)
 
 
-def _values(loss: Loss, norm: Tensor) -> dict[str, Tensor]:
-    values = {name: term.value for name, term in (*loss.terms.items(), *loss.figures.items())}
-    return {"loss": loss.total, **values, "gradient_norm": norm}
-
-
-def _rate(window: _Window, batch_size: int) -> float:
+def _rate(window: Window, batch_size: int) -> float:
     return window.steps * batch_size / max(1e-9, time.monotonic() - window.started)
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _is_diagnosed(step: int, every: int | None) -> bool:
+    """Whether optimizer step ``step`` (from 0) is: the first, and each that makes the number of steps a multiple."""
+    return every is not None and (step == 0 or (step + 1) % every == 0)
 
 
 def _evaluate(

@@ -32,6 +32,7 @@ from mmlm.model.costs import SLOTS, ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.train_step import backward
 from mmlm.precision import computing
+from mmlm.preflight import Preflight, check_first_batch
 from mmlm.report.page import write_report
 from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, exported_weights
 
@@ -47,6 +48,9 @@ def main(cfg: DictConfig) -> int:
     _refuse_another_config(config, folder)
     check_cell(config)
     experiment = build_experiment(config, folder)
+    _look_at_first_batch(config, experiment, console)
+    if config.preflight:
+        return 0
     costs = _costs(config, experiment)
     _record(config, experiment, folder, costs)
     console.header(_header(config, experiment, folder, costs))
@@ -73,6 +77,16 @@ def _refuse_another_config(config: Config, folder: Path) -> None:
     if changed:
         shown = "; ".join(changed[:5])
         raise UserError(f"{folder} holds a run of another config ({shown}); give this one another name=")
+
+
+def _look_at_first_batch(config: Config, experiment: Experiment, console: Console) -> None:
+    """Raises UserError if an objective has nothing to train on in it; shows it first if that is asked for."""
+    objective = experiment.state.train_step.objective
+    batch = experiment.state.loader.peek().to(experiment.device)
+    if config.preflight:
+        preflight = Preflight(batch, experiment.tokenizer, objective, config.data.max_tokens, config.seed)
+        console.line(preflight.text())
+    check_first_batch(objective, batch, config.seed)
 
 
 def _costs(config: Config, experiment: Experiment) -> ModelCosts:

@@ -26,6 +26,8 @@ OUTSIDE = {
     "metrics.tags": "[a]",
     "data.workers": "2",
     "train.log_every": "5",
+    "train.diagnose_every": "null",
+    "preflight": "true",
     "train.keep_last": "9",
 }
 """Settings that do not decide what is computed, with values that are not the tiny run's."""

@@ -11,6 +11,7 @@ ROOT = Path(mmlm.__file__).parent
 FLOORS = {
     1: (
         "flow",
+        "diagnosis",
         "errors",
         "wording",
         "distributed",
@@ -23,8 +24,8 @@ FLOORS = {
         "precision",
         "weights",
     ),
-    2: ("data", "model", "objectives", "checkpoint", "metrics", "environment"),
-    3: ("loop", "evaluation", "report"),
+    2: ("data", "model", "objectives", "checkpoint", "metrics", "environment", "window"),
+    3: ("loop", "preflight", "evaluation", "report"),
     4: ("parts", "config_errors", "config", "hydra_config"),
     5: ("runs", "build"),
     6: (

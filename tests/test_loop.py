@@ -65,6 +65,8 @@ class Toy(nn.Module):
         self.nan_at, self.noise = nan_at, noise
         self.autocast: list[bool] = []
         self.training_modes: list[bool] = []
+        self.diagnosed_steps: list[int] = []
+        """Counted from 1."""
 
     def forward(self, batch: Batch) -> Loss:
         self.autocast.append(torch.is_autocast_enabled("cpu"))
@@ -77,8 +79,10 @@ class Toy(nn.Module):
         return Loss({"error": Term(error, one)}, {"error/number": Term(torch.tensor(float(number)), one)})
 
 
-def differentiate(toy: nn.Module, batches: Sequence[Batch], moment: Moment) -> Loss:
+def differentiate(toy: nn.Module, batches: Sequence[Batch], moment: Moment, diagnose: bool) -> Loss:
     (batch,) = batches
+    if diagnose:
+        toy.diagnosed_steps.append(moment.step + 1)
     loss = toy(batch)
     loss.total.backward()
     return loss
@@ -437,3 +441,33 @@ def test_ten_corrupt_images_are_named_and_the_rest_counted():
     text = describe_corrupt("val", [f"{number:02d}.png: is empty" for number in [*range(13), 4]])
     assert text.startswith("val: 13 images could not be decoded: 00.png: is empty; 01.png: is empty;")
     assert text.endswith("; 09.png: is empty; and 3 more")
+
+
+# Diagnoses
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"diagnose_every": 3}, [1, 3, 6]),
+        ({"diagnose_every": None}, []),
+        ({}, [1]),
+        ({"diagnose_every": 1}, [*range(1, 7)]),
+    ],
+)
+def test_the_first_step_is_diagnosed_and_every_so_many(settings, steps):
+    run = make_run().go(**settings)
+    rows = [(step, values) for step, values in run.recorder.training_rows() if "train/update_ratio/weight" in values]
+    assert [step for step, _ in rows] == run.toy.diagnosed_steps == steps
+    weights = [3.0, *expected_weights(6)]
+    for step, values in rows:
+        ratio = abs(weights[step] - weights[step - 1]) / abs(weights[step - 1])
+        assert values["train/update_ratio/weight"] == pytest.approx(ratio, rel=1e-4)
+    assert run.toy.weight.item() == pytest.approx(expected_weights(6)[-1], rel=1e-5)
+
+
+def test_diagnoses_are_not_among_what_the_console_shows():
+    run = make_run().go(diagnose_every=1)
+    assert "train/update_ratio/weight" in run.recorder.training_rows()[-1][1]
+    assert "step 6/6" in run.console.getvalue()
+    assert "update_ratio" not in run.console.getvalue()

@@ -173,6 +173,16 @@ class TrainLoader:
         """The epoch of the next example, from 0."""
         return self._cursor.position // self.examples_per_epoch
 
+    def peek(self) -> Batch:
+        """The next batch, made in this process; the position and what workers prepare stay as they are."""
+        prepared = self._shares[self._cursor.position]
+        if isinstance(prepared, UserError):
+            raise prepared
+        return self._collated(prepared)
+
+    def _collated(self, prepared: Prepared) -> Batch:
+        return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
+
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first."""
         start = self._cursor.position
@@ -183,7 +193,7 @@ class TrainLoader:
             if isinstance(prepared, UserError):
                 # A new one: an error that is a local of the frame it is raised in would keep the workers alive.
                 raise UserError(str(prepared))
-            batch = collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
+            batch = self._collated(prepared)
             start += self.batch_size
             self._cursor.position = start
             yield batch

@@ -56,6 +56,10 @@ class Tokenizer(Protocol):
         """The text of ``ids`` up to the first end; padding and start ids are skipped."""
         ...
 
+    def count_unknown(self, text: str) -> int:
+        """Pieces of ``text`` that the vocabulary lacks, and that :meth:`encode` leaves out."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write what :meth:`restore` needs into ``folder`` (made if it is missing)."""
         ...
@@ -139,6 +143,10 @@ class BytePair:
         kept = [i - self._num_special for i in _until_end(ids, self.end_id) if i >= self._num_special]
         return model.decode(kept, skip_special_tokens=False).removeprefix(" ")
 
+    def count_unknown(self, text: str) -> int:
+        """None: every byte has an id."""
+        return 0
+
     def save(self, folder: Path) -> None:
         """See :class:`Tokenizer`."""
         content = {
@@ -219,6 +227,10 @@ class OpenClip:
         kept = [i for i in _until_end(ids, self.end_id) if i not in self._special]
         return self._model.decode(kept).strip()
 
+    def count_unknown(self, text: str) -> int:
+        """None: every byte has an id."""
+        return 0
+
     def save(self, folder: Path) -> None:
         """Nothing: the vocabulary is part of the package."""
 
@@ -266,15 +278,23 @@ class HuggingFace:
 
     def encode(self, text: str, language: str | None, max_tokens: int) -> list[int]:
         """See :class:`Tokenizer`. Ids that the tokenizer itself calls special are left out of a text."""
-        with _one_thread():
-            pieces = self._model.encode(normalise_text(text), add_special_tokens=False)
-        ids = [i for i in pieces if i not in self._special]
+        ids = [i for i in self._pieces(text) if i not in self._special]
         return _frame(self.start_id(language), ids, self.end_id, max_tokens)
+
+    def _pieces(self, text: str) -> list[int]:
+        with _one_thread():
+            return self._model.encode(normalise_text(text), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See :class:`Tokenizer`."""
         kept = [i for i in _until_end(ids, self.end_id) if i not in self._special]
         return normalise_text(self._model.decode(kept, clean_up_tokenization_spaces=False))
+
+    def count_unknown(self, text: str) -> int:
+        """See :class:`Tokenizer`."""
+        if self._model.unk_token_id is None:
+            return 0
+        return self._pieces(text).count(self._model.unk_token_id)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's own files into ``folder``, so that a run can be read without the hub."""

@@ -75,16 +75,22 @@ class ImageTextModel(nn.Module):
         text_width = decoder.text_width if text_encoder is None else text_encoder.width
         self.text_projection = _projection(text_width, embedding_width)
 
-    def forward(self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN) -> ModelOutput:
+    def forward(
+        self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN, probe: bool = False
+    ) -> ModelOutput:
         """Runs each of ``views`` once, sharing what they have in common: the pass over the images, but for patch views.
 
-        Embeddings come first: a pass with that view alone draws the same random numbers for them.
+        Embeddings come first: a pass with that view alone draws the same random numbers for them. With ``probe`` the
+        image tokens and the pooled vector of the output have gradients of their own, even if the encoder is frozen.
         """
-        image_vector = image_tokens = memory = None
+        image_vector = image_tokens = image_pooled = memory = None
         if any(not isinstance(view, PatchView) for view in views):
             encoded = self._encoded(batch.images, drawn)
-            image_tokens = encoded.tokens
-            image_vector, memory = self._bridged(encoded)
+            image_tokens, image_pooled = encoded.tokens, encoded.pooled
+            if probe:
+                image_tokens = _probe(image_tokens)
+                image_pooled = None if image_pooled is None else _probe(image_pooled)
+            image_vector, memory = self._bridged(EncoderOutput(image_tokens, image_pooled))
         image_embedding = text_embedding = text = None
         if EMBED in views:
             image_embedding = self._embed_image(image_vector)
@@ -104,6 +110,7 @@ class ImageTextModel(nn.Module):
             head_weight=None if self.decoder is None else self.decoder.head_weight,
             patches={view: self._see_some(batch.images, drawn[view]) for view in views if isinstance(view, PatchView)},
             image_tokens=image_tokens,
+            image_pooled=image_pooled,
             memory=memory,
         )
 
@@ -202,6 +209,14 @@ class ImageTextModel(nn.Module):
         over_patches = over_memory @ rows_of(self.bridge.patch_attention(patches), batch.image_index).float()
         over_patches = over_patches * (batch.image_index >= 0)[:, None, None]
         return over_patches[..., self.encoder.num_prefix_tokens :].unflatten(-1, self.encoder.grid)
+
+
+def _probe(tensor: Tensor) -> Tensor:
+    """The same values as a place of their own in the graph, whose gradient is what comes from its readers only.
+
+    A pooled vector is made of the tokens: by this its gradient does not count among those of the tokens too.
+    """
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def _projection(width: int, embedding_width: int) -> nn.Linear:

@@ -65,4 +65,5 @@ class Captioning(Objective):
             hidden, output.head_weight, batch.targets[chosen], self.label_smoothing, self.kernel, self.chunk_rows
         )
         count = counts["tokens"].to(losses.dtype)
-        return Loss({"captioning": Term(losses, count)}, {"accuracy": Term(correct, count)})
+        term = Term(losses, count, of_tokens=self.label_smoothing == 0)
+        return Loss({"captioning": term}, {"accuracy": Term(correct, count)})

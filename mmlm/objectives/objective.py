@@ -263,6 +263,6 @@ class WeightedSum(nn.Module):
                 loss = objective(output, batch, moment, survey.counts[name])
             for key, term in loss.terms.items():
                 label = name if len(loss.terms) == 1 else f"{name}/{key}"
-                terms[label] = Term(term.local_sum, term.global_count, term.weight * weights[name])
+                terms[label] = replace(term, weight=term.weight * weights[name])
             figures |= {f"{name}/{key}": figure.detached() for key, figure in loss.figures.items()}
         return Loss(terms, figures)

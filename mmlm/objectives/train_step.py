@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mmlm.diagnosis import Diagnosis
 from mmlm.distributed import anywhere
 from mmlm.errors import UserError
 from mmlm.flow import EMBED, Batch, Loss, ModelOutput, Moment, Pairs
@@ -81,10 +82,16 @@ class TrainStep(nn.Module):
         return self
 
     def forward(
-        self, batch: Batch, moment: Moment, survey: Survey | None = None, only_embed: bool = False
+        self,
+        batch: Batch,
+        moment: Moment,
+        survey: Survey | None = None,
+        only_embed: bool = False,
+        diagnose: bool = False,
     ) -> Loss | Embeddings:
         """The loss of one micro-batch; ``survey`` None: it is all that this rank has.
 
+        With ``diagnose`` the loss has a diagnosis: it costs a part of a backward pass for each objective.
         With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
         """
         left = self.model.draw(batch, moment)
@@ -94,12 +101,17 @@ class TrainStep(nn.Module):
         if survey is None:
             survey = self.objective.count((batch,), moment)
         drawn = {**left, **self.objective.draw(batch, moment)}
-        output = self.model(batch, self.objective.views_at(moment.step), drawn)
+        output = self.model(batch, self.objective.views_at(moment.step), drawn, probe=diagnose)
         fusion = self.objective.fusion(moment.step)
         if fusion is not None:
             pairs = _choose(fusion, output, batch, moment) if survey.pairs is None else survey.pairs
             output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
-        return self._with_every_parameter(self.objective(output, batch, moment, survey), moment.step)
+        loss = self.objective(output, batch, moment, survey)
+        if diagnose:
+            seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
+            embeddings = output.image_embedding, output.text_embedding
+            loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings))
+        return self._with_every_parameter(loss, moment.step)
 
     def _with_every_parameter(self, loss: Loss, step: int) -> Loss:
         """The loss plus 0 times what it does not reach, which data parallelism would wait for."""
@@ -108,9 +120,13 @@ class TrainStep(nn.Module):
         key = frozenset(self.objective.active(step))
         if key not in self._unreached:
             self._unreached[key] = _unreached(loss.total, self.parameters())
-        if not self._unreached[key]:
+        unreached = self._unreached[key]
+        if len(unreached) == sum(parameter.requires_grad for parameter in self.parameters()):
+            # What has a gradient is no parameter but what a diagnosis looks at.
+            return replace(loss, terms={name: term.detached() for name, term in loss.terms.items()})
+        if not unreached:
             return loss
-        nothing = torch.stack([parameter.sum() * 0 for parameter in self._unreached[key]]).sum()
+        nothing = torch.stack([parameter.sum() * 0 for parameter in unreached]).sum()
         name, first = next(iter(loss.terms.items()))
         return replace(loss, terms={**loss.terms, name: replace(first, local_sum=first.local_sum + nothing)})
 
@@ -156,21 +172,22 @@ class _RandomState:
             torch.cuda.set_rng_state(self.cuda)
 
 
-def backward(train_step: nn.Module, batches: Sequence[Batch], moment: Moment) -> Loss:
+def backward(train_step: nn.Module, batches: Sequence[Batch], moment: Moment, diagnose: bool = False) -> Loss:
     """Adds the gradient of the whole batch's loss that goes through this rank's micro-batches to the parameters.
 
     Summed over ranks these are the gradients of one process on the joined batch. A parameter that the objectives of
     the step do not reach has no gradient. ``train_step`` is a ``TrainStep`` or a wrapper of one. To be called in the
     precision to compute in; the micro-batches have to be on the device.
 
-    Returns the loss of this rank's share, without gradient. Raises UserError if nothing that trains has a part in it.
+    Returns the loss of this rank's share, without gradient, with its diagnosis if that is asked for. Raises UserError
+    if nothing that trains has a part in it.
     """
     surveys, states = _survey(train_step, batches, moment)
     losses = []
     for batch, survey, state in zip(batches, surveys, states, strict=True):
         if state is not None:
             state.restore()
-        loss = train_step(batch, moment, survey)
+        loss = train_step(batch, moment, survey, diagnose=diagnose)
         if not loss.total.requires_grad:
             raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
         loss.total.backward()

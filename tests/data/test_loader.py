@@ -154,6 +154,18 @@ def test_resume_goes_on_exactly(tokenizer, stop):
         assert_same(batch, expected)
 
 
+def test_a_look_at_the_next_batch_moves_nothing(tokenizer):
+    loader = make_loader(tokenizer, Pictures(20))
+    loader.position = 10
+    seen = loader.peek()
+    assert loader.position == 10
+    assert_same(seen, take(loader, 1)[0])
+    assert_same(loader.peek(), take(loader, 1)[0])
+    corrupt = make_loader(tokenizer, Pictures(20, corrupt=tuple(range(20))))
+    with pytest.raises(UserError, match="images of a batch are corrupt"):
+        corrupt.peek()
+
+
 def test_seed_changes_order_and_augmentation(tokenizer):
     one, two = take(make_loader(tokenizer), 1)[0], take(make_loader(tokenizer, seed=1), 1)[0]
     assert one.ids != two.ids

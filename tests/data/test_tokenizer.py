@@ -257,3 +257,15 @@ def test_hugging_face_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as error:
         HuggingFace(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_unknown_pieces_are_counted_where_there_can_be_any(tmp_path, byte_pair):
+    assert byte_pair.count_unknown("zebra 🦓") == OpenClip().count_unknown("zebra 🦓") == 0
+    assert HuggingFace(hugging_face_folder(tmp_path / "bytes", eos_token="</s>")).count_unknown("zebra") == 0
+    model = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1, "[END]": 2}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    own = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]", eos_token="[END]")
+    own.save_pretrained(tmp_path / "words")
+    words = HuggingFace(str(tmp_path / "words"))
+    assert words.count_unknown("a cat and a dog") == 4
+    assert len(words.encode("a cat and a dog", None, 9)) == 3

@@ -131,9 +131,9 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     dist.destroy_process_group()
 
 
-def run_ranks(folder: Path, size: int) -> list[dict[tuple, dict[str, Tensor]]]:
-    """Starts ``size`` ranks as processes; what each of them found."""
-    command = [sys.executable, "-W", "error", "-m", "tests.exactness.test_exactness", str(folder), str(size)]
+def run_ranks(folder: Path, size: int, module: str = "tests.exactness.test_exactness") -> list[dict[tuple, dict]]:
+    """Starts ``size`` ranks as processes, each running ``module``; what each of them found."""
+    command = [sys.executable, "-W", "error", "-m", module, str(folder), str(size)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     ranks = [

@@ -116,7 +116,7 @@ class Linear(nn.Module):
     def draw(self, batch: Tensor, moment: Moment) -> Drawn:
         return {}
 
-    def forward(self, batch: Tensor, views: frozenset[View], drawn: Drawn) -> ModelOutput:
+    def forward(self, batch: Tensor, views: frozenset[View], drawn: Drawn, probe: bool) -> ModelOutput:
         self.asked.append(views)
         return ModelOutput(image_embedding=(self.weight * batch)[None])
 

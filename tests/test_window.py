@@ -1,0 +1,53 @@
+"""Rows of metrics; that they are reduced over ranks is in ``tests/exactness/test_diagnosis.py``."""
+
+import math
+
+import pytest
+import torch
+
+from mmlm.flow import Loss, Term
+from mmlm.window import Window
+
+
+def term(value: float, weight: float = 1.0, of_tokens: bool = False) -> Term:
+    return Term(torch.tensor(4 * value), torch.tensor(4.0), weight, of_tokens)
+
+
+def filled(*losses: Loss) -> Window:
+    window = Window()
+    for loss in losses:
+        window.add(loss, torch.tensor(2.0))
+    return window
+
+
+def test_a_row_has_means_and_the_weighted_losses_only_where_a_weight_is_not_one():
+    losses = [Loss({"a": term(v), "b": term(v, 0.5)}, {"a/accuracy": term(v / 10)}) for v in (1.0, 3.0)]
+    row = filled(*losses).means()
+    main = {"loss": 3.0, "a": 2.0, "b": 2.0, "a/accuracy": 0.2, "gradient_norm": 2.0}
+    assert row.main == pytest.approx(main)
+    assert list(row.main) == list(main)
+    assert row.more == pytest.approx({"b/weighted": 1.0})
+
+
+def test_perplexity_is_that_of_the_mean_loss():
+    row = filled(*(Loss({"a": term(v, of_tokens=True), "b": term(v)}) for v in (1.0, 3.0))).means()
+    assert row.more == pytest.approx({"a/perplexity": math.exp(2.0)})
+
+
+@pytest.mark.parametrize(("loss", "perplexity"), [(1e6, math.exp(700)), (math.nan, math.nan)])
+def test_a_perplexity_beyond_all_numbers_stops_nothing(loss, perplexity):
+    row = filled(Loss({"a": term(loss, of_tokens=True)})).means()
+    assert row.more == pytest.approx({"a/perplexity": perplexity}, nan_ok=True)
+
+
+def test_a_term_that_begins_within_the_row_is_averaged_over_its_own_steps():
+    row = filled(Loss({"a": term(1.0)}), Loss({"a": term(1.0), "b": term(6.0, 0.5)})).means()
+    assert (row.main["b"], row.more) == (6.0, {"b/weighted": 3.0})
+    assert row.main["loss"] == pytest.approx((1 + 4) / 2)
+
+
+def test_figures_of_some_steps_are_averaged_over_those():
+    window = filled(*[Loss({"a": term(1.0)})] * 3)
+    window.add_figures({"update_ratio/a": 1.0})
+    window.add_figures({"update_ratio/a": 2.0, "modality_gap": 5.0})
+    assert window.means().more == {"update_ratio/a": 1.5, "modality_gap": 5.0}
