@@ -13,10 +13,8 @@ from mmlm.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.timm_backbone import (
-    check_name,
-    check_options,
+    check_arguments,
     check_registers,
-    check_sources,
     create,
     head_keys,
     keep_patch_order,
@@ -88,9 +86,7 @@ class TimmEncoder(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        check_name(name)
-        check_sources(pretrained, weights)
-        check_options(registers, drop_path, patch_dropout)
+        check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
         _check_settings(settings or {}, pretrained, registers)
         arguments = dict(settings or {})
         if timm.get_pretrained_cfg(name).fixed_input_size:
