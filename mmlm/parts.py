@@ -20,7 +20,7 @@ import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,10 +223,32 @@ def _fit(value: object, hint: object, key: str, rules: _Rules) -> object:
         return _fit_list(value, kind, arguments, key, rules)
     if kind in MAPPINGS and isinstance(value, Mapping):
         item_hint = arguments[1] if arguments else object
+        _check_flat(value, item_hint, key)
         return {name: _fit(item, item_hint, f"{key}.{name}", rules) for name, item in value.items()}
     if inspect.isclass(kind) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return _plan_call(kind, value, key, rules)
     return _fit_scalar(value, kind, hint, key)
+
+
+def _check_flat(value: Mapping[object, object], item_hint: object, key: str) -> None:
+    """UserError for mappings inside of one that holds numbers: a dot on the command line begins another level."""
+    entries = dict(_dotted(value))
+    dotted = next((name for name in entries if "." in name and name not in value), None)
+    if item_hint not in (int, float) or dotted is None:
+        return
+    written = ", ".join(f"{name}: {item}" for name, item in entries.items())
+    raise UserError(
+        f"{key}.{dotted}: '{dotted}' is one name, and its dots are read as levels here; write '+{key}={{{written}}}'"
+    )
+
+
+def _dotted(values: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested mappings, each with the names above it joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _fit_scalar(value: object, kind: object, hint: object, key: str) -> object:

@@ -24,6 +24,11 @@ REFUSED = [
         "freeze.unfreeze.encoder: not in its file yet; add it with +freeze.unfreeze.encoder=",
     ),
     ("freeze.unfreeze={encoder.vit: 2}", "yet; add it with '+freeze.unfreeze={encoder.vit: VALUE}'"),
+    (
+        "+freeze.unfreeze.encoder.vit.blocks.3=2",
+        "freeze.unfreeze.encoder.vit.blocks.3: 'encoder.vit.blocks.3' is one name, and its dots are read as levels "
+        "here; write '+freeze.unfreeze={encoder.vit.blocks.3: 2}'",
+    ),
     ("transform.augment.shaer=2", "transform.augment.shaer: no such setting; did you mean transform.augment.shear?"),
     ("+train.stpes=2", "train.stpes: no such setting; did you mean train.steps?"),
     ("+encoder.dept=2", "encoder.dept: TimmVit takes no 'dept'; did you mean 'depth'?"),

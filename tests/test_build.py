@@ -337,6 +337,22 @@ def test_weights_are_taken_from_a_file(trained, build, tmp_path, kind):
     assert same(weights_of(build("seed=5", f"init_from.weights={file}")), run.model.state_dict())
 
 
+def test_a_siglip_tower_of_timm_is_taken_from_a_file_by_the_model_s_names(build, tmp_path):
+    """Its attention pool, which the encoder leaves out, is what the file has more."""
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+    tower = timm.create_model("vit_base_patch16_siglip_224", num_classes=0, **sizes).eval()
+    file = tmp_path / "siglip.safetensors"
+    save_weights({f"encoder.vit.{name}": tensor for name, tensor in tower.state_dict().items()}, file)
+    siglip = ("encoder.name=vit_base_patch16_siglip_224", "encoder.class_token=true", "encoder.stem=patch")
+    taken = (f"init_from.weights={file}", "init_from.parts=[encoder]")
+    with pytest.raises(UserError, match=r"unexpected there \('encoder.vit.attn_pool."):
+        build(*siglip, *taken)
+    encoder = build(*siglip, *taken, "init_from.unexpected=[encoder.vit.attn_pool.*]").model.encoder.eval()
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(encoder(images).tokens, tower.forward_features(encoder.normalize(images)))
+
+
 def test_the_file_of_an_exported_model_brings_its_tokenizer(trained, build, tmp_path, write_captions, shapes):
     run = load_run(str(trained()), CPU)
     MmlmModel.from_run(run).save_pretrained(tmp_path / "saved")

@@ -152,6 +152,12 @@ def test_nothing_is_built_when_a_nested_part_is_wrong():
         ({"augment": {"scal": 1}}, "encoder.augment.scal: Augment takes no 'scal'; did you mean 'scale'?"),
         ({"augment": 3}, "encoder.augment: 3 is not an Augment (a mapping of its settings) or null"),
         ({"table": {"a": "b"}}, "encoder.table.a: 'b' is not a float"),
+        ({"table": {"a": {}}}, "encoder.table.a: {} is not a float"),
+        (
+            {"table": {"a": {"b": {"c": 1.0}}, "d.e": 2.0}},
+            "encoder.table.a.b.c: 'a.b.c' is one name, and its dots are read as levels here; write "
+            "'+encoder.table={a.b.c: 1.0, d.e: 2.0}'",
+        ),
         ({"_partial_": True}, "encoder._partial_: VitEncoder takes no '_partial_'; there are: augment, flag,"),
     ],
 )

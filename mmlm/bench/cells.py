@@ -1,6 +1,7 @@
 """The cells of a model that differ from a reference in one slot: found in ``configs/``, composed by Hydra."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def check_choices(slots: Sequence[str], options: Sequence[str] | None, known_slo
             raise UserError(f"options: '{option}' is no option of {', '.join(slots)}{did_you_mean(option, known)}")
 
 
+def check_at_least(least: int, values: Mapping[str, int | None]) -> None:
+    """UserError for a setting, by its key, below ``least``; None is left alone."""
+    for key, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{key}: {value} must be at least {least}")
+
+
 def check_out(out: str | None) -> None:
     """UserError unless a file can be written there."""
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
@@ -57,6 +65,30 @@ def check_out(out: str | None) -> None:
 def options_of(slot: str) -> list[str]:
     """Names of the option files of a slot."""
     return sorted(file.stem for file in (CONFIG_DIR / slot).glob("*.yaml"))
+
+
+def each_cell(slots: Sequence[str], options: Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    """Every chosen (slot, option), slot by slot; stderr says which one is at hand."""
+    cells = [(slot, option) for slot in slots for option in options_of(slot) if options is None or option in options]
+    for number, (slot, option) in enumerate(cells, start=1):
+        print(f"{number} of {len(cells)}: {slot}={option}", file=sys.stderr, flush=True)
+        yield slot, option
+
+
+def reasons(rows: Iterable[object]) -> Iterator[str]:
+    """The lines of a table's end: why cells among ``rows`` were left out, if any were."""
+    missing = [row for row in rows if isinstance(row, LeftOut)]
+    if missing:
+        yield from ("", "Left out:", "")
+        yield from (f"- {row.option}: {row.reason}" for row in missing)
+
+
+def publish(lines: Iterable[str], out: str | None) -> None:
+    """Prints the text, and writes it to the file ``out`` if there is one."""
+    text = "\n".join(lines)
+    print(text)
+    if out is not None:
+        Path(out).write_text(text + "\n", encoding="utf-8")
 
 
 def compose_cell(overrides: Sequence[str]) -> Config:

@@ -18,12 +18,15 @@ from mmlm.bench.cells import (
     CANNOT_RUN,
     SLOTS,
     LeftOut,
+    check_at_least,
     check_choices,
     check_out,
     chosen_options,
     compose_cell,
+    each_cell,
     left_out,
-    options_of,
+    publish,
+    reasons,
 )
 from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
 from mmlm.build import build_freeze, choose_device
@@ -126,34 +129,22 @@ def main(argv: list[str]) -> int:
         known = base.data.validation
         raise UserError(f"split: '{settings.split}' is no validation split{did_you_mean(settings.split, known)}")
     results = Results(None if settings.out is None else Path(f"{settings.out}.jsonl"))
-    cells = [
-        (slot, option)
-        for slot in settings.slots
-        for option in options_of(slot)
-        if settings.options is None or option in settings.options
-    ]
     tables: dict[str, dict[str, Learned | LeftOut]] = {slot: {} for slot in settings.slots}
-    for number, (slot, option) in enumerate(cells, start=1):
-        print(f"{number} of {len(cells)}: {slot}={option}", file=sys.stderr, flush=True)
+    for slot, option in each_cell(settings.slots, settings.options):
         try:
             tables[slot][option] = _judge(slot, option, results, settings)
         except Interrupted:
             print("interrupted; what has been trained is kept where out is set", file=sys.stderr)
             return INTERRUPTED
-    text = "\n".join(_document(tables, reference, base, settings, argv))
-    print(text)
-    if settings.out is not None:
-        Path(settings.out).write_text(text + "\n", encoding="utf-8")
+    publish(_document(tables, reference, base, settings, argv), settings.out)
     found = [row for table in tables.values() for row in table.values()]
     return int(any(isinstance(row, Learned) and row.missed() for row in found))
 
 
 def _check(settings: LearnsSettings) -> None:
     check_choices(settings.slots, settings.options, LEARNING_SLOTS)
-    for key, least in (("steps", 1), ("batch_size", 2), ("examples", 2)):
-        value = getattr(settings, key)
-        if value is not None and value < least:
-            raise UserError(f"{key}: {value} must be at least {least}")
+    check_at_least(1, {"steps": settings.steps})
+    check_at_least(2, {"batch_size": settings.batch_size, "examples": settings.examples})
     check_out(settings.out)
 
 
@@ -234,10 +225,7 @@ def _table(slot: str, rows: Mapping[str, Learned | LeftOut], reference: str) -> 
         yield "|---|--:|--:|--:|--:|--:|--:|---|--:|"
         for option, row in learned.items():
             yield _line(f"**{option}** (reference)" if option == reference else option, row)
-    reasons = [row for row in rows.values() if isinstance(row, LeftOut)]
-    if reasons:
-        yield from ("", "Left out:", "")
-        yield from (f"- {row.option}: {row.reason}" for row in reasons)
+    yield from reasons(rows.values())
 
 
 def _line(name: str, row: Learned) -> str:

@@ -5,10 +5,8 @@ cell is timed in turn with the reference, and the table says how many times the 
 """
 
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -16,18 +14,20 @@ from mmlm.bench.cells import (
     CANNOT_RUN,
     SLOTS,
     LeftOut,
+    check_at_least,
     check_choices,
     check_out,
     chosen_options,
     compose_cell,
+    each_cell,
     left_out,
-    options_of,
+    publish,
+    reasons,
 )
 from mmlm.bench.measure import Trainer, build_trainer, take_turns
 from mmlm.build import choose_device
 from mmlm.cli import hydra_override, parse_key_values
 from mmlm.environment import device_name
-from mmlm.errors import UserError
 
 WARM_UP = 2
 """Steps before anything is measured."""
@@ -101,31 +101,18 @@ def main(argv: list[str]) -> int:
     base = [f"experiment={settings.experiment}", *map(hydra_override, settings.overrides)]
     options, trainer = chosen_options(base), _build(base, settings, device)
     reference = Reference(base, options, trainer, trainer.memory())
-    cells = [(slot, option) for slot in settings.slots for option in _options(slot, settings)]
     tables: dict[str, list[Row | LeftOut]] = {slot: [] for slot in settings.slots}
-    for number, (slot, option) in enumerate(cells, start=1):
-        print(f"{number} of {len(cells)}: {slot}={option}", file=sys.stderr, flush=True)
+    for slot, option in each_cell(settings.slots, settings.options):
         tables[slot].append(_measure(slot, option, reference, settings))
-    text = "\n".join(_document(tables, reference, settings, argv))
-    print(text)
-    if settings.out is not None:
-        Path(settings.out).write_text(text + "\n", encoding="utf-8")
+    publish(_document(tables, reference, settings, argv), settings.out)
     return 0
 
 
 def _check(settings: PartsSettings) -> None:
     check_choices(settings.slots, settings.options, SLOTS)
-    for key in ("batch_size", "steps"):
-        value = getattr(settings, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key}: {value} must be at least 1")
-    if settings.vocab_size < 10:
-        raise UserError(f"vocab_size: {settings.vocab_size} must be at least 10")
+    check_at_least(1, {"batch_size": settings.batch_size, "steps": settings.steps})
+    check_at_least(10, {"vocab_size": settings.vocab_size})
     check_out(settings.out)
-
-
-def _options(slot: str, settings: PartsSettings) -> list[str]:
-    return [option for option in options_of(slot) if settings.options is None or option in settings.options]
 
 
 def _build(overrides: Sequence[str], settings: PartsSettings, device: torch.device) -> Trainer:
@@ -191,16 +178,13 @@ def _memory_meaning(device: torch.device) -> str:
 
 def _table(slot: str, rows: Sequence[Row | LeftOut]) -> Iterator[str]:
     measured = [row for row in rows if isinstance(row, Row)]
-    left_out = [row for row in rows if isinstance(row, LeftOut)]
     yield from ("", f"### {slot}")
     if measured:
         yield ""
         yield f"| {slot} | class | parameters | MFLOPs | model MFLOPs | memory, MB | × | step, ms | × |"
         yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
         yield from map(_line, measured)
-    if left_out:
-        yield from ("", "Left out:", "")
-        yield from (f"- {row.option}: {row.reason}" for row in left_out)
+    yield from reasons(rows)
 
 
 def _line(row: Row) -> str:

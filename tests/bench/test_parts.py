@@ -75,7 +75,7 @@ def test_cells_that_are_refused_are_left_out_with_the_reason(measure):
 
 
 def test_options_that_need_the_user_are_left_out(command, monkeypatch, own_parts):
-    monkeypatch.setattr(parts, "options_of", lambda slot: ["own_pooled"])
+    monkeypatch.setattr(cells, "options_of", lambda slot: ["own_pooled"])
     quoted = ",".join(f'"{token}"' for token in own_parts)
     outcome = command(bench, "parts", "slots=[encoder]", "batch_size=2", "steps=1", f"overrides=[{quoted}]")
     needed = ", ".join(f"encoder.{key}=VALUE" for key in ("depth", "num_heads", "patch_size", "width"))

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mmlm.errors import UserError
-from mmlm.report.__main__ import main
+from mmlm.report import __main__ as report
 from mmlm.report.page import format_count, format_duration, format_flops, write_report
 from mmlm.report.samples_section import mark_words
 from mmlm.report.scores_section import format_value
@@ -304,19 +304,26 @@ def test_format_duration_and_count():
     assert [format_count(n) for n in (950, 167_616, 2_131_344, 7_240_000_000)] == ["950", "167.6 k", "2.13 M", "7.24 B"]
 
 
-def test_command_writes_the_page_again(make_run, capsys):
+def test_command_writes_the_page_again(make_run, command):
     folder = make_run()
-    assert main([f"run={folder}"]) == 0
-    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    for given in (folder, folder.parent):  # a folder with one run below it will do
+        (folder / "report.html").unlink(missing_ok=True)
+        outcome = command(report, f"run={given}")
+        assert (outcome.status, outcome.out.strip(), outcome.err) == (0, str(folder / "report.html"), "")
+        assert (folder / "report.html").is_file()
 
 
-@pytest.mark.parametrize("arguments", [[], ["run="], ["folder"], ["run=a", "run=b"], ["run=not/there"]])
-def test_command_says_what_is_wrong_in_one_line(arguments, capsys):
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "run: required, and not set; write run=VALUE"),
+        (("folder",), "'folder' is not a setting; write key=value"),
+        (("rum=a",), "rum: no such setting; did you mean run?"),
+        (("run=not/there",), "run: not/there is no run folder (it has no config.yaml)"),
+    ],
+)
+def test_mistakes_of_the_command(command, arguments, message):
+    assert message in command(report, *arguments).mistake
 
 
 def test_refuses_a_folder_that_is_no_run(tmp_path):

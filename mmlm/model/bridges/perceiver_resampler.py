@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
 from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, init_linears
+from mmlm.model.bridges.sizes import check_sizes
 from mmlm.model.protocols import BridgeOutput
 
 
@@ -64,11 +64,7 @@ class PerceiverResampler(nn.Module):
         pool: bool = True,
     ) -> None:
         super().__init__()
-        for key, value in (("depth", depth), ("num_latents", num_latents)):
-            if value < 1:
-                raise UserError(f"bridge.{key}: {value} must be at least 1")
-        if int(width * mlp_ratio) < 1:
-            raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 4.0")
+        check_sizes({"depth": depth, "num_latents": num_latents}, width, mlp_ratio)
         self.memory_width, self.num_memory = width, num_latents
         self.pooled_width = width if pool else None
         self.latent_queries = nn.Parameter(torch.zeros(num_latents + pool, width))

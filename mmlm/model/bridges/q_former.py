@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mmlm.errors import UserError
 from mmlm.model.blocks import INIT_STD, AttentionRecord, FeedForward, MultiHeadAttention, init_linears
+from mmlm.model.bridges.sizes import check_sizes
 from mmlm.model.protocols import BridgeOutput
 
 
@@ -68,13 +69,9 @@ class QFormer(nn.Module):
         pool: bool = True,
     ) -> None:
         super().__init__()
-        for key, value in (("depth", depth), ("num_queries", num_queries), ("cross_every", cross_every)):
-            if value < 1:
-                raise UserError(f"bridge.{key}: {value} must be at least 1")
+        check_sizes({"depth": depth, "num_queries": num_queries, "cross_every": cross_every}, width, mlp_ratio)
         if cross_every > depth:
             raise UserError(f"bridge.cross_every: {cross_every} must be at most bridge.depth, which is {depth}")
-        if int(width * mlp_ratio) < 1:
-            raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 4.0")
         self.memory_width, self.num_memory = width, num_queries
         self.pooled_width = width if pool else None
         self.queries = nn.Parameter(torch.zeros(num_queries + pool, width))

@@ -14,10 +14,8 @@ from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
 from mmlm.model.encoders.timm_backbone import (
-    check_name,
-    check_options,
+    check_arguments,
     check_registers,
-    check_sources,
     create,
     head_keys,
     load_file,
@@ -86,9 +84,7 @@ class TimmEncoder(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        check_name(name)
-        check_sources(pretrained, weights)
-        check_options(registers, drop_path, patch_dropout)
+        check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
         _check_settings(settings or {}, pretrained, registers)
         arguments = dict(settings or {})
         if timm.get_pretrained_cfg(name).fixed_input_size:

@@ -20,28 +20,27 @@ _SHOWN = 6
 """Names that a message lists before it says how many more there are."""
 
 
-def check_name(name: str) -> None:
+def check_arguments(
+    name: str, pretrained: bool, weights: str | None, registers: int | None, drop_path: float, patch_dropout: float
+) -> None:
+    """UserError unless timm has the architecture, its weights come from one place, and the options are in range."""
+    _check_name(name)
+    if pretrained and weights is not None:
+        raise UserError(f"encoder.weights: '{weights}' and encoder.pretrained=true both load weights; choose one")
+    if registers is not None and registers < 0:
+        raise UserError(f"encoder.registers: {registers} must be at least 0; null keeps the architecture's own")
+    for key, rate in {"drop_path": drop_path, "patch_dropout": patch_dropout}.items():
+        if not 0 <= rate < 1:
+            raise UserError(f"encoder.{key}: {rate} must be at least 0 and below 1")
+
+
+def _check_name(name: str) -> None:
     """UserError unless timm has an architecture (with or without a tag of pretrained weights) of this name."""
     if name in timm.list_models(name, pretrained=False) or name in timm.list_pretrained(name):
         return
     near = timm.list_models(f"{name.split('_')[0]}*")[:6]
     some = ", ".join(near) or "vit_tiny_patch16_224"
     raise UserError(f"encoder.name: timm has no model '{name}'; it has for example {some}")
-
-
-def check_sources(pretrained: bool, weights: str | None) -> None:
-    """UserError if weights would come from two places."""
-    if pretrained and weights is not None:
-        raise UserError(f"encoder.weights: '{weights}' and encoder.pretrained=true both load weights; choose one")
-
-
-def check_options(registers: int | None, drop_path: float, patch_dropout: float) -> None:
-    """UserError unless there is no negative number of registers and both rates leave something."""
-    if registers is not None and registers < 0:
-        raise UserError(f"encoder.registers: {registers} must be at least 0; null keeps the architecture's own")
-    for key, rate in {"drop_path": drop_path, "patch_dropout": patch_dropout}.items():
-        if not 0 <= rate < 1:
-            raise UserError(f"encoder.{key}: {rate} must be at least 0 and below 1")
 
 
 def check_registers(backbone: nn.Module, registers: int | None) -> None:

@@ -12,10 +12,8 @@ from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
 from mmlm.model.encoders.timm_backbone import (
-    check_name,
-    check_options,
+    check_arguments,
     check_registers,
-    check_sources,
     create,
     head_keys,
     load_file,
@@ -120,9 +118,7 @@ class TimmVit(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        check_name(name)
-        check_sources(pretrained, weights)
-        check_options(registers, drop_path, patch_dropout)
+        check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
         sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads}
         sizes = {key: value for key, value in sizes.items() if value is not None}
         if stem not in ("patch", "convolution"):

@@ -53,6 +53,32 @@ def test_a_local_file_is_loaded_without_its_head(tmp_path, name, file):
         torch.testing.assert_close(encoder(pixels()).tokens, expected)
 
 
+def siglip_file(model: torch.nn.Module, layout: str, path) -> str:
+    """A SigLIP tower as timm saves it, or inside of the model of images and texts that open_clip saves."""
+    state = model.state_dict()
+    if layout == "open_clip":
+        text = {"text.token_embedding.weight": torch.zeros(9, 16), "logit_scale": torch.ones(1)}
+        state = {f"visual.trunk.{name}": tensor for name, tensor in state.items()} | text
+    save_file(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("layout", ["timm", "open_clip"])
+@pytest.mark.parametrize("name", [NAME, "vit_base_patch16_siglip_gap_224"])
+def test_a_siglip_tower_is_loaded_without_its_attention_pool(tmp_path, name, layout):
+    """arXiv:2303.15343: no class token, and an attention pool as the head (in ``gap``, the mean)."""
+    model = reference(name, num_classes=0)
+    pool = {key for key in model.state_dict() if key.startswith("attn_pool.")}
+    assert bool(pool) == (name == NAME)
+    file = siglip_file(model, layout, tmp_path / "siglip.safetensors")
+    for encoder in encoders(file, name=name):
+        assert not [key for key in encoder.state_dict() if "attn_pool" in key]
+        assert encoder.num_prefix_tokens == 0
+        with torch.no_grad():
+            expected = model.fc_norm(model.forward_features(encoder.normalize(pixels())))
+        torch.testing.assert_close(encoder(pixels()).tokens, expected, rtol=0, atol=0)
+
+
 def test_a_file_of_a_package_is_loaded(package):
     write(reference(), package / "a.safetensors")
     expected, found = (
