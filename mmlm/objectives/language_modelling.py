@@ -49,4 +49,7 @@ class LanguageModelling(Objective):
         hidden = states_at(output.hidden[CAPTION], batch, chosen)
         loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
         count = counts["tokens"].to(loss.dtype)
-        return Loss({"language_modelling": Term(loss, count)}, {"accuracy": Term(correct, count)})
+        return Loss(
+            {"language_modelling": Term(loss, count, of_tokens=self.label_smoothing == 0)},
+            {"accuracy": Term(correct, count)},
+        )

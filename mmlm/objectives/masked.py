@@ -79,4 +79,6 @@ class MaskedLanguageModelling(Objective):
         hidden = states_at(output.hidden[MASKED], batch, chosen)
         loss, correct = token_cross_entropy(hidden, output.head_weight, batch.inputs[chosen], self.label_smoothing)
         count = counts["tokens"].to(loss.dtype)
-        return Loss({"masked": Term(loss, count)}, {"accuracy": Term(correct, count)})
+        return Loss(
+            {"masked": Term(loss, count, of_tokens=self.label_smoothing == 0)}, {"accuracy": Term(correct, count)}
+        )

@@ -98,4 +98,5 @@ class ParallelCaptioning(Objective):
             losses.append(loss)
             figures[f"accuracy_{kind}"] = Term(correct, counts[kind].to(loss.dtype))
         total = torch.stack(losses).sum()
-        return Loss({"parallel_captioning": Term(total, counts["tokens"].to(total.dtype))}, figures)
+        term = Term(total, counts["tokens"].to(total.dtype), of_tokens=self.label_smoothing == 0)
+        return Loss({"parallel_captioning": term}, figures)

@@ -72,4 +72,6 @@ class PrefixLanguageModelling(Objective):
         hidden = states_at(output.hidden[PREFIX], batch, chosen)
         loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
         count = counts["tokens"].to(loss.dtype)
-        return Loss({"prefix": Term(loss, count)}, {"accuracy": Term(correct, count)})
+        return Loss(
+            {"prefix": Term(loss, count, of_tokens=self.label_smoothing == 0)}, {"accuracy": Term(correct, count)}
+        )

@@ -107,8 +107,8 @@ class TrainStep(nn.Module):
             pairs = _choose(fusion, output, batch, moment) if survey.pairs is None else survey.pairs
             output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
         loss = self.objective(output, batch, moment, survey)
-        if diagnose:
-            seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
+        seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
+        if diagnose and seen:  # patch views alone leave nothing to look at
             embeddings = output.image_embedding, output.text_embedding
             loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings))
         return self._with_every_parameter(loss, moment.step)
