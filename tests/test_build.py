@@ -572,7 +572,7 @@ def test_language_modelling_goes_with_any_decoder(compose):
 
 
 def test_text_alone_and_images_train_together(train_tiny, shapes):
-    """Lines of ``"image": null`` train the decoder's own objective; evaluation wants images and has a file of its own."""
+    """Lines of ``"image": null`` train by themselves; evaluation wants images, so it has its own file."""
     lines = [{"image": file.name, "caption": "a red thing"} for file in sorted(shapes.glob("*.png"))[:4]]
     lines += [{"image": None, "caption": f"words {i} alone"} for i in range(4)]
     (shapes / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
