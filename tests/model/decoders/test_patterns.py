@@ -94,6 +94,19 @@ def test_a_position_sees_the_inputs_up_to_itself_and_the_visible_ones_and_no_oth
 
 
 @both
+@pytest.mark.parametrize("mixing", range(4))
+def test_every_layer_reads_by_the_pattern(fusion, packed, mixing):
+    """With one layer alone that mixes positions: or what another has seen would hide that this one does not look."""
+    decoder = make_decoder(fusion, packed)
+    layers = [*decoder.unimodal_layers, *decoder.multimodal_layers]
+    with torch.no_grad():
+        for layer in layers[:mixing] + layers[mixing + 1 :]:
+            for parameter in layer.self_attention.output.parameters():
+                parameter.zero_()
+    assert torch.equal(really_sees(decoder, VISIBLE), should_see(VISIBLE))
+
+
+@both
 @pytest.mark.parametrize("visible", [0, 1, "all"])
 def test_none_and_one_visible_are_causal_and_all_are_not(fusion, packed, visible):
     given = INPUTS if visible == "all" else torch.full((C,), visible)
