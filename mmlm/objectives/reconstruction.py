@@ -60,7 +60,7 @@ class MaskedReconstruction(Objective):
             raise UserError(f"depth: {depth} must be at least 1, or patches would not see each other")
         self.masked_share, self.width, self.normalise = masked_share, width, normalise
         # Objectives that mask the same share see the same patches.
-        self.view = PatchView(f"masked {masked_share:g}")
+        self.view = PatchView(f"masked {masked_share}")
         self.views = frozenset({self.view})
         self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.blocks = nn.Sequential(*[Block(width, num_heads, qkv_bias=True) for _ in range(depth)])
@@ -84,7 +84,7 @@ class MaskedReconstruction(Objective):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
-        nn.init.normal_(self.head.weight, std=0.02)  # near each patch's mean, where MAE starts twice as far off
+        nn.init.normal_(self.head.weight, std=0.02)  # starts near each patch's mean
 
     def draw(self, batch: Batch, moment: Moment) -> Drawn:
         """The patches of each image that the encoder sees."""
