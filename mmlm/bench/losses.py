@@ -98,7 +98,7 @@ def _document(settings: LossesSettings, argv: Sequence[str]) -> Iterator[str]:
     yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'losses', *argv])}`"
     yield ""
     yield (
-        f"{device_name(device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, float32. Forward and "
+        f"{device_name(device)}, PyTorch {torch.__version__}, float32. Forward and "
         f"backward, {_meaning(device)}, each in a process of its own; medians of {settings.rounds} that took turns. "
         "×: ours over theirs, measured right after each other."
     )
