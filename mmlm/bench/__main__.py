@@ -1,11 +1,12 @@
-"""``python -m mmlm.bench``: a table of what every part costs (``parts``), and of whether it learns (``learns``)."""
+"""``python -m mmlm.bench``: tables of what every part costs (``parts``) and whether it learns (``learns``), and of what
+losses cost (``losses``)."""
 
-from mmlm.bench import learns, parts
+from mmlm.bench import learns, losses, parts
 from mmlm.cli import report_user_errors
 from mmlm.errors import UserError
 
-USAGE = "python -m mmlm.bench parts|learns [key=value ...]"
-BENCHMARKS = {"parts": parts.main, "learns": learns.main}
+USAGE = "python -m mmlm.bench parts|learns|losses [key=value ...]"
+BENCHMARKS = {"parts": parts.main, "learns": learns.main, "losses": losses.main}
 
 
 def main(argv: list[str]) -> int:
@@ -15,7 +16,8 @@ def main(argv: list[str]) -> int:
             f"{USAGE}\n"
             "parts: parameters, FLOPs, memory and step time of every part; parts --help lists its settings.\n"
             "learns: trains every part for a few hundred steps and says whether it learns; learns --help lists its "
-            "settings."
+            "settings.\n"
+            "losses: time and memory of the losses against those of open_clip; losses --help lists its settings."
         )
         return 0
     if not argv or argv[0] not in BENCHMARKS:

@@ -13,7 +13,7 @@ from mmlm.flow import EMBED, Loss, Term
 from mmlm.objectives.candidates import Candidates, Positives
 from mmlm.objectives.keys import Keys
 from mmlm.objectives.objective import Comparison
-from mmlm.objectives.tiled import TILE, BestPositive, PositiveTile, add_product, any_of, product, tiles
+from mmlm.objectives.tiled import TILE, BestPositive, PositiveTile, add_product, hits_of, product, tiles
 
 
 class Sigmoid(Comparison):
@@ -118,15 +118,14 @@ class _SigmoidSum(torch.autograd.Function):
         scaled, best, total = image * scale, BestPositive(image), image.new_zeros(())
         of_image, of_text, of_bias = torch.zeros_like(image), torch.zeros_like(text), image.new_zeros(())
         for i, j in tiles(len(image), len(text), tile):
-            logits, matches = product(scaled[i], text[j].T).add_(bias), any_of(positive(i, j))
-            best.add(i, logits, matches)
-            signed = logits if matches is None else torch.where(matches, -logits, logits)
-            total += F.softplus(signed).sum()
+            logits, hits = product(scaled[i], text[j].T).add_(bias), hits_of(positive(i, j))
+            best.add(i, logits, hits)
+            logits[hits] *= -1
+            total += F.softplus(logits).sum()
             if not needed:
                 continue
-            change = signed.sigmoid_()
-            if matches is not None:
-                change = torch.where(matches, -change, change)
+            change = logits.sigmoid_()
+            change[hits] *= -1
             add_product(of_image[i], change, text[j])
             add_product(of_text[j], change.T, scaled[i])
             of_bias += change.sum()

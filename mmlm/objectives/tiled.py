@@ -75,10 +75,10 @@ class _CrossEntropies(torch.autograd.Function):
         best = BestPositive(image)
         scaled = image * scale
         found = _Tiles(scaled, text, positive, tile)
-        for i, j, similarity, matches in found:
-            rows.add(i, similarity, matches, 1, label_smoothing > 0)
-            columns.add(j, similarity, matches, 0, label_smoothing > 0)
-            best.add(i, similarity, matches)
+        for i, j, similarity, hits in found:
+            rows.add(i, similarity, hits, 1, label_smoothing > 0)
+            columns.add(j, similarity, hits, 0, label_smoothing > 0)
+            best.add(i, similarity, hits)
         columns.add_other_ranks()
         ctx.save_for_backward(image, text, scale, *rows.for_backward(), *columns.for_backward())
         ctx.tiles, ctx.label_smoothing = found, label_smoothing
@@ -95,11 +95,10 @@ class _CrossEntropies(torch.autograd.Function):
         row_hits, column_hits = (1 - a) * of_rows / row_counts[0], (1 - a) * of_columns / column_counts[0]
         row_all, column_all = a * of_rows / row_counts[1], a * of_columns / column_counts[1]
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
-        for i, j, similarity, matches in ctx.tiles:
+        for i, j, similarity, hits in ctx.tiles:
             change = (similarity - row_sums[i, None]).exp_().mul_(of_rows[i, None])
             change.add_((similarity - column_sums[None, j]).exp_().mul_(of_columns[None, j]))
-            if matches is not None:
-                change.sub_((row_hits[i, None] + column_hits[None, j]).mul_(matches))
+            change[hits] -= row_hits[i][hits[0]] + column_hits[j][hits[1]]
             if a > 0:
                 change.sub_(row_all[i, None] + column_all[None, j])
             add_product(image_gradient[i], change, text[j])
@@ -109,21 +108,30 @@ class _CrossEntropies(torch.autograd.Function):
         return image_gradient.mul_(scale), text_gradient, scale_gradient, None, None, None
 
 
+Hits = tuple[Tensor, Tensor]
+"""Rows and columns of the positives of a tile, int64[k] each: in most tiles of a large batch there are none."""
+
+
 class _Tiles:
     """Tiles of similarities and positives, computed anew each time they are gone through unless there is just one."""
 
     def __init__(self, scaled: Tensor, text: Tensor, positive: PositiveTile, size: int) -> None:
         self.scaled, self.text, self.positive = scaled, text, positive
         self.places = list(tiles(len(scaled), len(text), size))
-        self.kept: tuple[Tensor, Tensor | None] | None = None
+        self.kept: tuple[Tensor, Hits] | None = None
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-        """Rows, columns, float[r, c] similarities and bool[r, c] positives, None where there are none."""
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Hits]]:
+        """Rows, columns, float[r, c] similarities and the positives."""
         for i, j in self.places:
-            found = self.kept or (product(self.scaled[i], self.text[j].T), any_of(self.positive(i, j)))
+            found = self.kept or (product(self.scaled[i], self.text[j].T), hits_of(self.positive(i, j)))
             if len(self.places) == 1:
                 self.kept = found
             yield i, j, *found
+
+
+def hits_of(positive: Tensor) -> Hits:
+    """Where bool[r, c] is true."""
+    return positive.nonzero(as_tuple=True)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -138,11 +146,6 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
 
 
-def any_of(positive: Tensor) -> Tensor | None:
-    """The positives of a tile, or None: most tiles of a large batch have none, and are spared what is for them."""
-    return positive if bool(positive.any()) else None
-
-
 class _Seen:
     """What the tiles of each of K rows (or columns) that have been seen add up to."""
 
@@ -155,16 +158,16 @@ class _Seen:
         self.all, self.num_all = like.new_zeros(size), like.new_zeros(size)
         """Sum (only when it is asked for) and number of all."""
 
-    def add(self, place: slice, similarity: Tensor, matches: Tensor | None, dim: int, sum_all: bool) -> None:
+    def add(self, place: slice, similarity: Tensor, hits: Hits, dim: int, sum_all: bool) -> None:
         """A tile, summed over ``dim``."""
         maximum = torch.maximum(self.maximum[place], similarity.amax(dim))
         exponentials = (similarity - maximum.unsqueeze(dim)).exp_().sum(dim)
         self.exponentials[place] *= (self.maximum[place] - maximum).exp_()
         self.exponentials[place] += exponentials
         self.maximum[place] = maximum
-        if matches is not None:
-            self.hits[place] += (similarity * matches).sum(dim)
-            self.num_hits[place] += matches.sum(dim)
+        values, index = similarity[hits], hits[1 - dim]
+        self.hits[place].index_add_(0, index, values)
+        self.num_hits[place].index_add_(0, index, torch.ones_like(values))
         if sum_all:
             self.all[place] += similarity.sum(dim)
         self.num_all[place] += similarity.shape[dim]
@@ -200,13 +203,13 @@ class BestPositive:
         self._positive = image.new_full((len(image),), float("-inf"))
         self._other = self._positive.clone()
 
-    def add(self, rows: slice, similarity: Tensor, matches: Tensor | None) -> None:
-        """A tile float[r, c] and its positives bool[r, c], if any."""
-        other = similarity if matches is None else similarity.masked_fill(matches, float("-inf"))
-        self._other[rows] = torch.maximum(self._other[rows], other.amax(1))
-        if matches is not None:
-            positive = similarity.masked_fill(~matches, float("-inf")).amax(1)
-            self._positive[rows] = torch.maximum(self._positive[rows], positive)
+    def add(self, rows: slice, similarity: Tensor, hits: Hits) -> None:
+        """A tile float[r, c] and its positives."""
+        values = similarity[hits]
+        self._positive[rows].scatter_reduce_(0, hits[0], values, "amax")
+        similarity[hits] = float("-inf")
+        self._other[rows] = torch.maximum(self._other[rows], similarity.amax(1))
+        similarity[hits] = values
 
     def correct(self) -> Tensor:
         """bool[n]."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mmlm.errors import UserError
 from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, Moment
+from mmlm.objectives import contrastive, tiled
 from mmlm.objectives.contrastive import InfoNCE
 
 
@@ -122,6 +124,41 @@ def test_equals_open_clip_s_loss(make_batch, make_output):
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_own_positives_are_clip_s_whatever_the_concepts_and_texts(make_batch, make_output):
+    batch = make_batch((3, 0, 2, 1), 4, image_concept=(5, 5, 6, 6), caption_key=(1, 1, 1, 2))
+    output = make_output(batch)
+    objective = InfoNCE(positives="own")
+    loss, gradients = run(objective, output, batch)
+    inputs = [output.image_embedding, output.text_embedding, objective.logit_scale]
+    expected = ClipLoss()(inputs[0][batch.image_index], inputs[1], objective.logit_scale.exp())
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_equal_texts_without_concepts(make_batch, make_output):
+    """As if every concept were of one image only."""
+    case = {"image_index": (0, 0, 1, 2, 3), "num_images": 4, "caption_key": (1, 2, 2, 3, 4)}
+    batch, apart = make_batch(**case, image_concept=(5, 6, 5, 5)), make_batch(**case)
+    output = make_output(batch)
+    loss, _ = run(InfoNCE(positives="text"), output, batch)
+    torch.testing.assert_close(loss, run(InfoNCE(), output, apart)[0], rtol=1e-12, atol=1e-12)
+    assert (loss - run(InfoNCE(), output, batch)[0]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("tile", [1, 2, 4])
+@pytest.mark.parametrize("positives", ["concept", "own"])
+def test_tiles_change_nothing(make_batch, make_output, monkeypatch, tile, positives):
+    batch = make_batch(**BATCHES["all at once"])
+    output = make_output(batch)
+    expected, expected_gradients = run(InfoNCE(label_smoothing=0.1, positives=positives), output, batch)
+    monkeypatch.setattr(contrastive, "cross_entropies", partial(tiled.cross_entropies, tile=tile))
+    loss, gradients = run(InfoNCE(label_smoothing=0.1, positives=positives), output, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_label_smoothing_is_pytorch_s(make_batch, make_output):

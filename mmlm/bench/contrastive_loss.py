@@ -1,0 +1,61 @@
+"""The contrastive losses that ``mmlm.bench.losses`` measures: forward and backward on random embeddings.
+
+Each function makes the inputs of a batch of ``batch_size`` images with a caption each, of ``width`` numbers, and
+returns the work. Its arguments are strings: it is called in a process of its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.bench.process import Work
+from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.keys import Keys
+from mmlm.objectives.objective import Comparison
+from mmlm.objectives.sigmoid import Sigmoid
+
+
+def info_nce(batch_size: str, width: str, device: str) -> Work:
+    """Our InfoNCE as training calls it, with the search for positives."""
+    return _ours(InfoNCE(), batch_size, width, device)
+
+
+def sigmoid(batch_size: str, width: str, device: str) -> Work:
+    """Our sigmoid loss, likewise."""
+    return _ours(Sigmoid(), batch_size, width, device)
+
+
+def clip_loss(batch_size: str, width: str, device: str) -> Work:
+    """open_clip's InfoNCE."""
+    from open_clip.loss import ClipLoss
+
+    loss, scale = ClipLoss(), InfoNCE().to(device).logit_scale
+    image, text = _embeddings(batch_size, width, device)
+    return lambda: torch.autograd.grad(loss(image, text, scale.exp()), [image, text, scale])
+
+
+def siglip_loss(batch_size: str, width: str, device: str) -> Work:
+    """open_clip's sigmoid loss."""
+    from open_clip.loss import SigLipLoss
+
+    loss, parameters = SigLipLoss(), Sigmoid().to(device)
+    scale, bias = parameters.logit_scale, parameters.logit_bias
+    image, text = _embeddings(batch_size, width, device)
+    return lambda: torch.autograd.grad(loss(image, text, scale.exp(), bias), [image, text, scale, bias])
+
+
+def _ours(objective: Comparison, batch_size: str, width: str, device: str) -> Work:
+    objective = objective.to(device)
+    image, text = _embeddings(batch_size, width, device)
+    rows = torch.arange(len(image), device=device)
+    keys = Keys(rows, rows, rows, rows)
+    inputs = [image, text, *objective.parameters()]
+    return lambda: torch.autograd.grad(objective.compare(image, text, keys).total, inputs)
+
+
+def _embeddings(batch_size: str, width: str, device: str) -> tuple[Tensor, Tensor]:
+    """Twice float32[B, E] of unit length, with gradient; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(2, int(batch_size), int(width), generator=generator)
+    image, text = F.normalize(both, dim=-1).to(device)
+    return image.clone().requires_grad_(), text.clone().requires_grad_()
