@@ -208,7 +208,8 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None,
 def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
     """float[B, ...] -> float[C, ...]: each caption's image row; text-only captions get some row, or zeros if B is 0."""
     if len(values) == 0:
-        return values.new_zeros(len(image_index), *values.shape[1:])
+        # The sum of nothing keeps the graph: what made the values is reached whatever a batch holds.
+        return values.new_zeros(len(image_index), *values.shape[1:]) + values.sum()
     return values[image_index.clamp(min=0)]
 
 

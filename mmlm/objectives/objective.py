@@ -96,7 +96,8 @@ class Surrogate:
     text_gradient: Tensor
     """float32[C, E]."""
     parameter_gradients: Mapping[str, Tensor]
-    """With respect to the objective's own parameters; all in the first micro-batch, none in the others."""
+    """With respect to the objective's own parameters; all in the first micro-batch, and 0 in the others, which data
+    parallelism waits for there too."""
 
     def carried(self, output: ModelOutput, objective: nn.Module) -> Term:
         """The term with a graph: its gradients are the known ones, carried on into what made the embeddings."""
@@ -114,7 +115,7 @@ class Surrogate:
             _only_first(number, self.term),
             self.image_gradient.split(images)[number],
             self.text_gradient.split(texts)[number],
-            {} if number else self.parameter_gradients,
+            {name: gradient * (number == 0) for name, gradient in self.parameter_gradients.items()},
         )
 
 

@@ -9,10 +9,12 @@ nothing trainable is used outside of it.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mmlm.diagnosis import Diagnosis
 from mmlm.distributed import anywhere
@@ -184,17 +186,26 @@ def backward(train_step: nn.Module, batches: Sequence[Batch], moment: Moment, di
     """
     surveys, states = _survey(train_step, batches, moment)
     losses = []
-    for batch, survey, state in zip(batches, surveys, states, strict=True):
+    for number, (batch, survey, state) in enumerate(zip(batches, surveys, states, strict=True), start=1):
         if state is not None:
             state.restore()
-        loss = train_step(batch, moment, survey, diagnose=diagnose)
-        if not loss.total.requires_grad:
-            raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
-        loss.total.backward()
+        with nullcontext() if number == len(batches) else _without_reduction(train_step):
+            loss = train_step(batch, moment, survey, diagnose=diagnose)
+            if not loss.total.requires_grad:
+                raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
+            loss.total.backward()
         losses.append(loss)
     for parameter in inner(train_step).unreached(moment.step):
         parameter.grad = None  # it is 0, and an optimizer would shrink the weight all the same
     return Loss.joined(losses)
+
+
+def _without_reduction(train_step: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay on their rank: the last micro-batch reduces all of them at once.
+
+    Or those that have been reduced already would be again, and ranks of fewer micro-batches would be waited for.
+    """
+    return train_step.no_sync() if isinstance(train_step, DistributedDataParallel) else nullcontext()
 
 
 def _survey(

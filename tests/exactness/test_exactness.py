@@ -26,6 +26,8 @@ from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, w
 
 MICRO_BATCHES = (8, 2, 1)
 """Images a forward pass: with 8 a rank has one micro-batch."""
+DDP_MICRO_BATCHES = (8, 2)
+"""Likewise; with 2 some ranks have more micro-batches than others."""
 NO_CAPTIONS = ("model.decoder.multimodal", "model.decoder.norm")
 NO_EMBEDDINGS = ("model.image_projection", "model.text_projection", "model.text_norm")
 UNREACHED = {
@@ -123,10 +125,11 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
             for micro_batch in MICRO_BATCHES:
                 # A rank may need fewer micro-batches than the others.
                 found[name, str(dtype), micro_batch] = results(make_step(parts, dtype), batch, micro_batch)
-        step = make_step(parts)
-        wrapper = DistributedDataParallel(step)
-        wrapper.register_comm_hook(None, sum_gradients)
-        found[name, str(torch.float64), "DDP"] = results(step, batch, 8, wrapper)
+        for micro_batch in DDP_MICRO_BATCHES:
+            step = make_step(parts)
+            wrapper = DistributedDataParallel(step)
+            wrapper.register_comm_hook(None, sum_gradients)
+            found[name, str(torch.float64), f"{micro_batch} under DDP"] = results(step, batch, micro_batch, wrapper)
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
 
@@ -157,7 +160,8 @@ def test_ranks_and_micro_batches_together_change_nothing(tmp_path, size):
     for name, parts in SUMS.items():
         for dtype in TOLERANCES:
             expected = results(make_step(parts, dtype), whole_batch(), 8)
-            for micro_batch in (*MICRO_BATCHES, "DDP") if dtype == torch.float64 else MICRO_BATCHES:
+            under_ddp = [f"{images} under DDP" for images in DDP_MICRO_BATCHES] if dtype == torch.float64 else []
+            for micro_batch in (*MICRO_BATCHES, *under_ddp):
                 for each in found:
                     what = f"{name}, micro-batches of {micro_batch}"
                     assert_same(each[name, str(dtype), micro_batch], expected, dtype, what)

@@ -136,8 +136,11 @@ class HuggingFaceDecoder(nn.Module):
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
         """See ``Decoder``; a pass of the LM without any image, of which the state at the end token is pooled."""
         self._check_length(tokens.shape[1])
+        count = len(tokens)
+        tokens, lengths = _at_least_one(tokens), _at_least_one(lengths, 1)
         states = self._run(self._embed(tokens))
-        return TextStates(states, states[torch.arange(len(states), device=states.device), lengths - 1])
+        pooled = states[torch.arange(len(states), device=states.device), lengths - 1]
+        return TextStates(states[:count], pooled[:count])
 
     def hidden(
         self,
@@ -149,7 +152,9 @@ class HuggingFaceDecoder(nn.Module):
         record: AttentionRecord | None = None,
     ) -> Tensor:
         """See ``Decoder``; ``text`` is of no use, since the image changes every layer that follows it."""
-        inputs = tokens[:, :-1]
+        # One that stands in has a single token, which predicts nothing: it adds no row to the result.
+        tokens, lengths = _at_least_one(tokens), _at_least_one(lengths, 1)
+        image_index, inputs = _at_least_one(image_index, TEXT_ONLY), tokens[:, :-1]
         self._check_length(inputs.shape[1])
         if self.fusion == "prefix":
             return self._hidden_after_prefix(inputs, lengths - 1, memory, image_index, record)
@@ -226,6 +231,11 @@ class HuggingFaceDecoder(nn.Module):
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self.max_tokens:
             raise ValueError(f"{num_tokens} tokens are more than the decoder's max_tokens {self.max_tokens}")
+
+
+def _at_least_one(rows: Tensor, value: int = 0) -> Tensor:
+    """int64[C, ...] -> the same, or one row of ``value`` if C is 0: language models fail on a batch of nothing."""
+    return rows if len(rows) else rows.new_full((1, *rows.shape[1:]), value)
 
 
 def _between(states: Tensor, start: Tensor, end: Tensor) -> Tensor:

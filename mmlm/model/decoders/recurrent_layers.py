@@ -178,7 +178,8 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, sizes: Sequence[int], state: State, sight: Sight | None = None) -> Reading:
         """float[P, D], step by step, and a state of float[C, D] each -> the layer's reading."""
         hidden, contexts, weights = [], [], []
-        for inputs in self.input(x).split(list(sizes)):
+        # No token at all is one step of nothing, so that every parameter is reached whatever a batch holds.
+        for inputs in self.input(x).split(list(sizes) or [0]):
             state = tuple(part[: len(inputs)] for part in state)
             if sight is not None:
                 sight = sight.first(len(inputs))
@@ -188,6 +189,6 @@ class RecurrentLayer(nn.Module):
                 weights.append(weight)
             state = self.cell.step(inputs, self.recurrent(state[0]), state)
             hidden.append(state[0])
-        if sight is None or not hidden:
-            return Reading(torch.cat(hidden) if hidden else state[0], state)
+        if sight is None:
+            return Reading(torch.cat(hidden), state)
         return Reading(torch.cat(hidden), state, torch.cat(contexts), torch.cat(weights))
