@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def with_known_gradients(compute: Compute, hidden: Tensor, head_weight: Tensor) 
     """``compute`` as a part of the graph -> (loss_sum float32[], correct int64[]).
 
     Backward multiplies the stored gradients by the gradient of ``loss_sum`` and leaves them as they are, so that a
-    retained graph can be gone through again. Gradients of gradients do not exist.
+    retained graph can be gone through again. Gradients of gradients do not exist: RuntimeError.
     """
     return _GradientsInForward.apply(hidden, head_weight, compute, Wanted.by(hidden, head_weight))
 
@@ -67,7 +67,8 @@ class _GradientsInForward(torch.autograd.Function):
         return summed.loss_sum, summed.correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: autograd would take the stored gradients for constants
+            raise RuntimeError("a loss whose gradients are made in forward has no gradients of gradients")
         scaled = (None if stored is None else stored * gradient for stored in ctx.saved_tensors)
         return (*scaled, None, None)

@@ -121,28 +121,42 @@ def _chunked(
     narrow = hidden.new_empty(rows, len(head_weight))
     wide = _widened(narrow)  # the same tensor if it is wide enough
     losses, right = wide.new_zeros(len(hidden)), torch.zeros_like(real)
-    hidden_gradient = torch.empty_like(hidden) if wanted.hidden else None
-    head_gradient = torch.zeros_like(head_weight, dtype=wide.dtype) if wanted.head else None
-    head_product = torch.empty_like(head_weight) if wanted.head and wide is not narrow else None
+    gradients = _Gradients(hidden, head_weight, wanted, wide.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, len(hidden), rows):
             at = slice(start, min(start + rows, len(hidden)))
-            part, product = hidden[at], narrow[: at.stop - start]
-            torch.mm(part, head_weight.T, out=product)
+            product = torch.mm(hidden[at], head_weight.T, out=narrow[: at.stop - start])
             logits = product if wide is narrow else wide[: at.stop - start].copy_(product)
             losses[at], right[at] = _score(logits, targets[at], label_smoothing, differentiate=wanted.any)
-            if wide is not narrow and wanted.any:
-                product.copy_(logits)
-            if hidden_gradient is not None:
-                torch.mm(product, head_weight, out=hidden_gradient[at])
-            if head_gradient is not None:
-                _add_product(head_gradient, product.T, part, head_product)
+            if wanted.any:
+                gradients.add(at, logits if wide is narrow else product.copy_(logits))
     return Summed(
         (losses * real).sum(),
         (right & real).sum(),
-        None if hidden_gradient is None else hidden_gradient.masked_fill_(~real[:, None], 0).to(given[0]),
-        None if head_gradient is None else head_gradient.to(given[1]),
+        None if gradients.hidden is None else gradients.hidden.masked_fill_(~real[:, None], 0).to(given[0]),
+        None if gradients.head is None else gradients.head.to(given[1]),
     )
+
+
+class _Gradients:
+    """The gradients of a linear layer's inputs, which every chunk adds to. The head's is summed in ``wide``."""
+
+    def __init__(self, hidden: Tensor, head_weight: Tensor, wanted: Wanted, wide: torch.dtype) -> None:
+        self._inputs = hidden, head_weight
+        self.hidden = torch.empty_like(hidden) if wanted.hidden else None
+        self.head = torch.zeros_like(head_weight, dtype=wide) if wanted.head else None
+        narrower = wanted.head and wide != head_weight.dtype
+        self._head_product = torch.empty_like(head_weight) if narrower else None
+
+    def add(self, at: slice, of_logits: Tensor) -> None:
+        """A chunk's gradient with respect to its logits, float[R, V]."""
+        hidden, head_weight = self._inputs
+        if self.hidden is not None:
+            torch.mm(of_logits, head_weight, out=self.hidden[at])
+        if self._head_product is not None:
+            self.head += torch.mm(of_logits.T, hidden[at], out=self._head_product)
+        elif self.head is not None:
+            self.head.addmm_(of_logits.T, hidden[at])
 
 
 def _score(logits: Tensor, targets: Tensor, label_smoothing: float, differentiate: bool) -> tuple[Tensor, Tensor]:
@@ -164,14 +178,6 @@ def _score(logits: Tensor, targets: Tensor, label_smoothing: float, differentiat
         if label_smoothing:
             logits -= label_smoothing / logits.shape[1]
     return (total.log() - expected).squeeze(1), best.squeeze(1) == targets
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor, product: Tensor | None) -> None:
-    """``total += left @ right``; factors narrower than ``total`` need a place for their ``product``."""
-    if product is None:
-        total.addmm_(left, right)
-    else:
-        total += torch.mm(left, right, out=product)
 
 
 def _operands(*tensors: Tensor) -> list[Tensor]:

@@ -38,7 +38,7 @@ class Sum:
 
 SUMS: Mapping[str, Sum] = {
     "contrastive": Sum({"contrastive": lambda: InfoNCE(0.3, label_smoothing=0.1)}, {"contrastive": 1.0}),
-    "captioning": Sum({"captioning": lambda: Captioning(0.05)}, {"captioning": 1.0}),
+    "captioning": Sum({"captioning": lambda: Captioning(0.05, chunk_rows=7)}, {"captioning": 1.0}),
     "coca": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning}, {"contrastive": 0.7, "captioning": 2.0}
     ),
