@@ -18,7 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from mmlm.report.run_folder import Series
@@ -61,11 +61,12 @@ class Line:
         return Series(series.steps, tuple(running_mean(series.values))), series
 
 
-def draw_chart(lines: Sequence[Line], name: str, percent: bool = False) -> str:
+def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: bool = False) -> str:
     """One chart over optimizer steps as an ``<svg>`` element.
 
     ``name`` keeps the ids of this chart apart from those of another one on the same page and is read out by screen
-    readers. ``percent``: values are shares of 1, marked in per cent.
+    readers. ``percent``: values are shares of 1, marked in per cent. ``log``: on a logarithmic axis, where values that
+    are not above 0 are left out.
     """
     with mpl.rc_context({**_SVG_SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
@@ -74,7 +75,7 @@ def draw_chart(lines: Sequence[Line], name: str, percent: bool = False) -> str:
         _style_axes(axes, percent)
         for line in lines:
             _draw_line(axes, line)
-        _limit_axes(axes, lines)
+        _limit_axes(axes, lines, log)
         drawn = io.StringIO()
         canvas.print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _to_inline_svg(drawn.getvalue(), name)
@@ -167,17 +168,34 @@ def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
     )
 
 
-def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line]) -> None:
+def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
     """The range of what is finite, so that one bad value does not hide a curve; the first steps may leave the top."""
     steps = [step for line in lines for step in line.series.steps]
     drawn = [series for line in lines for series in (line.series, line.low, line.high) if series]
     values = np.array([value for series in drawn for value in series.values if math.isfinite(value)])
+    values = values[values > 0] if log else values
     axes.set_xlim(min(0, *steps) if steps else 0, max([1, *steps]) * 1.02)
-    if values.size:
+    if values.size and log:
+        _limit_log_axis(axes, float(values.min()), float(values.max()))
+    elif values.size:
         low, high = float(values.min()), float(np.quantile(values, 0.995)) if values.size > 100 else float(values.max())
         low = min(low, 0.0) if low <= 0.35 * high else low
         margin = 0.08 * (high - low) or max(abs(high), 1.0) * 0.1
         axes.set_ylim(low - (margin if low else 0), high + margin)
+
+
+def _limit_log_axis(axes: mpl.axes.Axes, low: float, high: float) -> None:
+    """A logarithmic axis from ``low`` to ``high`` (above 0) with about four marks."""
+    axes.set_yscale("log")
+    decades = math.log10(high / low)
+    margin = 10 ** max(0.08 * decades, 0.04)
+    axes.set_ylim(low / margin, high * margin)
+    marks: Locator = MaxNLocator(4)
+    if decades > 0.7:
+        marks = LogLocator(subs=(1, 2, 5)) if decades < 1.5 else LogLocator(numticks=5)
+    axes.yaxis.set_major_locator(marks)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact_number(value)))
 
 
 def _to_inline_svg(drawn: str, name: str) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from mmlm.report.curves_section import curves
 from mmlm.report.run_folder import RunFolder, read_run_folder
 from mmlm.report.samples_section import samples_section
-from mmlm.report.scores_section import curves, headline, newest_scores, scores_table, split_colors
+from mmlm.report.scores_section import headline, newest_scores, scores_table, split_colors
 from mmlm.report.style import SCRIPT, STYLE
 
 PAGE_NAME = "report.html"

@@ -1,12 +1,11 @@
-"""The scores of every split, each metric said in plain words, and the curves that led there."""
+"""The scores of every split, each metric said in plain words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
-from mmlm.report.charts import Line, draw_chart
-from mmlm.report.run_folder import Metrics, RunFolder, Scores, Series, SplitScores
+from mmlm.report.run_folder import RunFolder, Scores, SplitScores
 
 SERIES_COLORS = 6
 """Colours for splits; a seventh split starts again."""
@@ -76,15 +75,6 @@ GROUPS = (
         ),
     ),
 )
-
-LOSS_TERMS = ("contrastive", "captioning", "matching", "reconstruction", "distillation")
-"""Training figures that are terms of the loss, beside any that a split reports as ``loss/<name>``."""
-
-TRAINING_FIGURES = {"lr": "learning rate", "temperature": "temperature", "examples_per_second": "examples a second"}
-"""Names to show for figures of training, in this order; any other follows under its own name."""
-
-NOISELESS = ("lr", "temperature")
-"""Figures that a running mean would only bend."""
 
 
 def split_colors(run: RunFolder) -> Mapping[str, str]:
@@ -203,86 +193,4 @@ def _all_scores(scores: Scores) -> str:
     return (
         '<details class="more"><summary>Every score</summary><div class="scroll"><table class="plain">'
         f"<tr><th></th>{head}</tr>{rows}</table></div></details>"
-    )
-
-
-def curves(metrics: Metrics, colors: Mapping[str, str]) -> str:
-    """Small charts over steps: the loss and its terms, the validation scores, then how the run was driven."""
-    train = {n.removeprefix("train/"): series for n, series in metrics.series.items() if n.startswith("train/")}
-    reported = {name.split("/loss/", 1)[1] for name in metrics.series if "/loss/" in name}
-    losses = [name for name in train if name == "loss" or _leaf(name) in LOSS_TERMS or name in reported]
-    known = [name for figure in TRAINING_FIGURES for name in train if _leaf(name) == figure]
-    others = [*known, *(name for name in train if name not in losses and name not in known)]
-    blocks = (
-        ("Loss", "", [_loss_chart(name, train[name], metrics, colors) for name in losses]),
-        (
-            "Validation",
-            "",
-            [_validation_chart(metric, metrics, colors) for group in GROUPS for metric in group.metrics],
-        ),
-        ("Training", " small", [_training_chart(name, train[name]) for name in others]),
-    )
-    return "".join(
-        f'<h3>{title}</h3><div class="charts{size}">{"".join(charts)}</div>'
-        for title, size, charts in blocks
-        if any(charts)
-    )
-
-
-def _leaf(name: str) -> str:
-    """The last part of a name: ``temperature`` of ``contrastive/temperature``."""
-    return name.rsplit("/", 1)[-1]
-
-
-def _loss_chart(name: str, series: Series, metrics: Metrics, colors: Mapping[str, str]) -> str:
-    lines = {"train": Line(series, "ink", smooth=True)} | _split_lines(f"loss/{name}", metrics, colors)
-    return _chart("total" if name == "loss" else name, lines, "loss: ")
-
-
-def _validation_chart(metric: Metric, metrics: Metrics, colors: Mapping[str, str]) -> str:
-    direction = {"image_to_text": "Image to text, ", "text_to_image": "Text to image, "}.get(
-        metric.key.split("/")[0], ""
-    )
-    # Three ranks a direction crowd the page; the table has the others.
-    if metric.key.endswith(("R@1", "R@10")) or metric.key in ("captioning/BLEU-4", "captioning/ROUGE-L"):
-        return ""
-    return _chart(direction + metric.name, _split_lines(metric.key, metrics, colors), "validation: ", metric.share)
-
-
-def _training_chart(name: str, series: Series) -> str:
-    figure = _leaf(name)
-    title = TRAINING_FIGURES.get(figure, name.replace("/", " ").replace("_", " "))
-    line = Line(series, "ink", smooth=figure not in NOISELESS)
-    return _chart(title, {"": line}, f"training: {name}, ", percent=figure == "accuracy")
-
-
-def _split_lines(key: str, metrics: Metrics, colors: Mapping[str, str]) -> dict[str, Line]:
-    bounds = {side: f"{GAP}/{side}" if key == f"{GAP}/mean" else "" for side in ("low", "high")}
-    lines = {}
-    for split in metrics.splits:
-        series = metrics.series.get(f"{split}/{key}")
-        if series is not None:
-            low, high = (metrics.series.get(f"{split}/{bounds[side]}") for side in ("low", "high"))
-            lines[split] = Line(series, colors[split], low=low, high=high)
-    return lines
-
-
-def _chart(title: str, lines: Mapping[str, Line], kind: str, percent: bool = False) -> str:
-    if not lines:
-        return ""
-    drawing = draw_chart(tuple(lines.values()), kind + title, percent)
-    legend = _legend(lines, percent)
-    return (
-        f'<figure><figcaption><b>{escape(title)}</b><div class="legend">{legend}</div></figcaption>{drawing}</figure>'
-    )
-
-
-def _legend(lines: Mapping[str, Line], percent: bool) -> str:
-    several: Sequence[str] = tuple(lines) if len(lines) > 1 or "" not in lines else ()
-    if not several:
-        return f"<span>now <b>{format_value(lines[''].drawn()[0].last, percent)}</b></span>"
-    return "".join(
-        f'<span><i style="background:var(--{lines[name].color})"></i>{escape(name)} '
-        f"<b>{format_value(lines[name].drawn()[0].last, percent)}</b></span>"
-        for name in several
     )

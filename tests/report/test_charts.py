@@ -61,6 +61,25 @@ def test_ticks_keep_their_digits():
     assert "%" in draw_chart([Line(small, "ink")], "share", percent=True)
 
 
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((1e-5, 1e-1), ["1e-05", "0.0001", "0.001", "0.01", "0.1"]),
+        ((3.0, 30.0), ["5", "10", "20"]),
+        ((1.0, 1.2), ["1", "1.2"]),
+        ((0.0, 2.0, -1.0, math.nan), ["2"]),
+        ((0.0, 0.0), ["0"]),
+    ],
+)
+def test_a_logarithmic_axis_has_a_few_round_marks(values, ticks):
+    series = Series(tuple(range(len(values))), values)
+    svg = draw_chart([Line(series, "ink")], "log", log=True)
+    marks = re.findall(r">([\d.e-]+)</text>", svg)
+    assert set(ticks) <= set(marks)
+    assert len(marks) <= 12
+    assert "nan" not in svg.lower()
+
+
 def test_name_is_escaped():
     assert 'aria-label="&lt;b&gt; &quot;x&quot;"' in draw_chart([Line(falling(3), "ink")], '<b> "x"')
 

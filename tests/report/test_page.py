@@ -233,6 +233,55 @@ def test_figures_of_objectives_have_their_own_charts(make_run):
     assert "matching odd thing now 0.500" in training
 
 
+def test_diagnoses_have_a_chart_for_each_family(make_run):
+    folder = make_run(steps=5)
+    values = {
+        "train/gradient_at_bridge/contrastive": 0.02,
+        "train/gradient_at_bridge/captioning": 0.0,
+        "train/gradient_cosine/contrastive-captioning": -0.25,
+        "train/modality_gap": 1.1,
+        "train/effective_rank/image": 30.0,
+        "train/update_ratio/text_encoder": 0.001,
+    }
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 6} | values) + "\n")
+    page = written(folder)
+    before, after = text_of(page).split(" Diagnoses ", 1)
+    assert "contrastive-captioning" not in before
+    assert before.count("contrastive train") == 1, "a gradient is no loss"
+    diagnoses, training = after.split(" Training ", 1)
+    for said in (
+        "gradient at the bridge contrastive 0.020 captioning 0",
+        "cosine of gradients contrastive-captioning -0.250",
+        "modality gap now 1.10",
+        "effective rank of embeddings image 30.00",
+        "update to weight ratio text encoder 0.001",
+    ):
+        assert said in diagnoses, said
+    assert "ratio" not in training
+    assert Outline(page).open == []
+
+
+def test_weighted_losses_share_a_chart_with_those_of_weight_one(make_run):
+    folder = make_run(steps=5)
+    assert "adds to the total" not in text_of(written(folder))
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 6, "train/captioning/weighted": 1.5, "train/captioning/perplexity": 2.0}) + "\n")
+    loss, training = text_of(written(folder)).split(" Training ", 1)
+    assert "what each adds to the total contrastive 0.800 captioning 1.50" in loss
+    assert "weighted" not in training
+    assert "captioning perplexity now 2.00" in training
+
+
+def test_any_objective_is_among_the_losses_by_its_plain_name(make_run):
+    folder = make_run(steps=5)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 6, "train/parallel": 1.5, "train/gradient_norm": 2.0}) + "\n")
+    loss, training = text_of(written(folder)).split(" Training ", 1)
+    assert "parallel train 1.50" in loss
+    assert "gradient norm now 2.00" in training
+
+
 def test_an_interval_that_holds_zero_and_a_dirty_tree_are_said(make_run, change_json):
     folder = make_run()
     assert "not above 0" not in text_of(written(folder))
