@@ -64,7 +64,7 @@ class Matching(FusionObjective):
                 "objective: matching needs a decoder that reads text and image; choose one, or leave it out"
             )
         self.head = nn.Linear(sizes.decoder_width, 1)
-        nn.init.normal_(self.head.weight, std=sizes.decoder_width**-0.5)
+        nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:

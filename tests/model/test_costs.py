@@ -115,6 +115,19 @@ def test_each_other_way_to_read_captions_is_a_pass_of_its_own():
         }
 
 
+@pytest.mark.parametrize("fusion", ["cross_attention", "prefix"])
+def test_a_pair_costs_a_pass_of_the_decoder_without_its_head(fusion):
+    model = make_model(fusion)
+    without, one, three = (model_costs(model, IMAGE, TOKENS, {EMBED}, pairs).flops for pairs in (0, 1, 3))
+    # The end token is an input too; the image's keys and values are computed once for all of its pairs.
+    image = 0 if fusion == "prefix" else linear(QUERIES, WIDTH, 2 * WIDTH)
+    cross = linear(TOKENS, WIDTH, 2 * WIDTH) + attention(TOKENS, QUERIES)
+    text = layer(TOKENS) + (layer(QUERIES + TOKENS) if fusion == "prefix" else layer(TOKENS) + cross)
+    assert one["decoder"] - without["decoder"] == text + image
+    assert three["decoder"] - without["decoder"] == 3 * text + image
+    assert {**three, "decoder": 0} == {**without, "decoder": 0}
+
+
 def test_two_towers_count_though_torch_would_fuse_them():
     model = ImageTextModel(PooledVit(), None, None, EMBEDDING, TorchTower())
     costs = model_costs(model, IMAGE, TOKENS)
