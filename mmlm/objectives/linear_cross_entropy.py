@@ -56,10 +56,9 @@ def linear_cross_entropy(
         correct  = | {p : argmax z[p] = y[p]} |
 
     Rows are taken a chunk at a time, and each chunk's gradient with respect to its logits, ``softmax(z[p]) - (1 - s)
-    onehot(y[p]) - s / V``, is turned into those of the inputs at once: the trick that the kernels of Liger
-    (arXiv:2410.10989) share. So neither ``[P, V]`` logits nor their gradient ever exist. Products are in the precision
-    of autocast, all else in at least float32; unlike Liger, the head's gradient is summed in float32 as well. A single
-    chunk is PyTorch's ``linear`` and ``cross_entropy``.
+    onehot(y[p]) - s / V``, is turned into those of the inputs at once (as in Liger, arXiv:2410.10989). So neither
+    ``[P, V]`` logits nor their gradient ever exist. Products are in the precision of autocast, all else in at least
+    float32, sums of chunks included. What fits one chunk is PyTorch's ``linear`` and ``cross_entropy``.
 
     Args:
         hidden: float[P, D].
