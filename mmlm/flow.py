@@ -210,12 +210,22 @@ class PatchView(View):
     name: str
 
 
+@dataclass(frozen=True)
+class ImageView(View):
+    """Embeddings of other pixels than the batch's, drawn for each batch: uint8[K, 3, S, S]."""
+
+    name: str
+    """``whole`` are the batch's images as they are and nothing is drawn; any other is the drawing objective's."""
+
+
 EMBED = EmbedView()
 CAPTION = TextView("causal")
+WHOLE_IMAGE = ImageView("whole")
 
 Drawn = Mapping[View, TextPattern | Tensor]
-"""What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view.
-Both are made by the objective that asks for the view, keyed by ``Moment`` and example."""
+"""What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view,
+pixels for each image view but ``WHOLE_IMAGE``. All are made by the objective that asks for the view, keyed by
+``Moment`` and example."""
 NOTHING_DRAWN: Drawn = MappingProxyType({})
 
 
@@ -259,6 +269,8 @@ class ModelSizes:
     """D of the decoder's hidden states."""
     vocab_size: int | None
     """V."""
+    teacher: "ModelSizes | None" = None
+    """Those of the teacher; None: there is no teacher."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +299,10 @@ class ModelOutput:
     """What was chosen to be fused, and"""
     fused: Tensor | None = None
     """float[Q, D]: the decoder's states at the end of each pair's text."""
+    view_embedding: Mapping[View, Tensor] = field(default_factory=dict)
+    """Of each image view, float32[K, E], unit length."""
+    projected: Mapping[View, Tensor] = field(default_factory=dict)
+    """What an objective's own head made of those, float[K, ...]; see ``Objective.project``."""
     teacher: "ModelOutput | None" = None
     """What the teacher made of the same batch, without gradient."""
 

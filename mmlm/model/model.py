@@ -15,6 +15,7 @@ from mmlm.flow import (
     NOTHING_DRAWN,
     Batch,
     Drawn,
+    ImageView,
     ModelOutput,
     ModelSizes,
     Pairs,
@@ -91,6 +92,10 @@ class ImageTextModel(nn.Module):
                 hidden[view] = self.decoder.hidden(*reading, text)
             else:
                 hidden[view] = self.decoder.hidden_by(*reading, drawn[view])
+        view_embedding = {}
+        for view in sorted((view for view in views if isinstance(view, ImageView)), key=lambda view: view.name):
+            vector = self._see(drawn[view])[0] if view in drawn else image_vector
+            view_embedding[view] = self._embed_image(vector)
         return ModelOutput(
             image_embedding,
             text_embedding,
@@ -99,6 +104,7 @@ class ImageTextModel(nn.Module):
             patches={view: self._see_some(batch.images, drawn[view]) for view in views if isinstance(view, PatchView)},
             image_tokens=encoded.tokens,
             memory=memory,
+            view_embedding=view_embedding,
         )
 
     def fuse(self, output: ModelOutput, pairs: Pairs) -> Tensor:
