@@ -53,14 +53,15 @@ class SelfDistillation(Objective):
         center <- center_momentum * center + (1 - center_momentum) * mean_b teacher_head(teacher(image[b]))
 
     made once a step, after its last micro-batch, from sums over all ranks: it is the same for any number of ranks and
-    micro-batches. Without it one prototype would win for every image.
+    micro-batches. Without it one prototype would win for every image. In its first steps it is the plain mean of them,
+    so that it does not start from 0.
 
     Where we differ: crops have the model's image size (in the papers they are smaller); the head reads the embedding
     that texts are compared with, not the vector it is projected from; there is one whole view, and no masked prediction
     of patches, which is the other half of SigLIP 2's last phase. To begin late, as there (at 80% of training), give it
     the weight ``mmlm.objectives.weights.Ramp``.
 
-    Figure ``entropy``: of the teacher's distribution, in nats. At 0, or at ln K, it has collapsed.
+    Figure ``entropy``: of the teacher's distribution, in nats. At ln K it tells no image from another.
 
     Args:
         num_local: crops an image.
@@ -121,6 +122,7 @@ class SelfDistillation(Objective):
         widths = (sizes.embedding_width, self.hidden_width, self.bottleneck_width)
         self.head = PrototypeHead(*widths, self.num_prototypes)
         self.register_buffer("center", torch.zeros(self.num_prototypes))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def draw(self, batch: Batch, moment: Moment) -> Drawn:
         """The crops of every image: uint8[num_local * B, 3, S, S], first crops first."""
@@ -159,6 +161,9 @@ class SelfDistillation(Objective):
             return
         total, count = sum_over_ranks(torch.stack(self._sums).sum(dim=0)).split([self.num_prototypes, 1])
         self._sums.clear()
-        moved = self.center.lerp(total / count, 1 - self.center_momentum)
+        rate = (1 / (self.steps + 1)).clamp(min=1 - self.center_momentum).to(self.center.dtype)
+        moved = self.center.lerp(total / count, rate)
         # Not a number without images, or if the step fails: the centre of a state that is saved has to be one.
-        self.center.copy_(torch.where(moved.isfinite().all(), moved, self.center))
+        seen = moved.isfinite().all()
+        self.center.copy_(torch.where(seen, moved, self.center))
+        self.steps += seen

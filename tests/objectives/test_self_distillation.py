@@ -76,6 +76,7 @@ def test_equals_a_plain_version_with_gradients(make_batch):
 def test_the_centre_moves_once_a_step_by_the_mean_of_all_micro_batches(make_batch):
     objective, teacher = make_objective(center_momentum=0.75), make_objective()
     objective.center.fill_(0.5)
+    objective.steps.fill_(10)
     outputs = [make_output(3), make_output(1, seed=2)]
     for output in outputs:
         before = objective.center.clone()
@@ -87,6 +88,18 @@ def test_the_centre_moves_once_a_step_by_the_mean_of_all_micro_batches(make_batc
     after = objective.center.clone()
     objective.finish()
     assert torch.equal(objective.center, after)
+    assert objective.steps == 11
+
+
+def test_the_first_centres_are_plain_means(make_batch):
+    objective, teacher = make_objective(center_momentum=0.9), make_objective()
+    means = []
+    for seed in range(3):
+        output = make_output(2, seed=seed)
+        loss_of(objective, output, make_batch((), 2), 2, teacher)
+        objective.finish()
+        means.append(teacher.head(output.teacher.view_embedding[WHOLE_IMAGE]).mean(dim=0))
+        torch.testing.assert_close(objective.center, torch.stack(means).mean(dim=0))
 
 
 @pytest.mark.parametrize("spoilt", [False, True], ids=["no images", "scores that are no numbers"])
