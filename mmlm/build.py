@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -13,17 +13,18 @@ from torch import Tensor
 from mmlm.config import Config, InitSettings, load_config
 from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import Source
-from mmlm.data.tokenizer import HuggingFace, OpenClip, Tokenizer
+from mmlm.data.tokenizer import HuggingFace, OpenClip, Tokenizer, same_tokens
 from mmlm.data.transforms import Transform
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
-from mmlm.flow import CAPTION, PatchView, TextView
+from mmlm.flow import CAPTION, EMBED, ModelSizes, PatchView, TextView
 from mmlm.freeze import FreezePlan, check_plan
 from mmlm.loop import TrainState
 from mmlm.lora import merge_adapters
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import OPEN_CLIP, Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.objective import FusionObjective, WeightedSum
+from mmlm.objectives.teacher import Teacher
 from mmlm.objectives.train_step import TrainStep
 from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
 from mmlm.parts import build_part
@@ -106,12 +107,15 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
     objective = build_objective(config)
-    objective.connect(model.sizes)
-    train_step = TrainStep(model, objective, plan).to(device)
+    teacher = load_teacher(config, objective, tokenizer, source, device)
+    objective.connect(_with_teacher(config, model.sizes, None if teacher is None else teacher.sizes))
+    train_step = TrainStep(model, objective, plan, None if teacher is None else Teacher(teacher)).to(device)
     optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
     ema = None
     if config.train.ema_decay is not None:
         ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
+    if config.teacher.ema:
+        train_step.teacher = Teacher.averaging(model, objective, ema)
     return Experiment(
         state=TrainState(
             train_step,
@@ -227,8 +231,10 @@ def check_cell(config: Config) -> None:
     check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})
     _check_views(objective, model)
     _check_patch_views(objective, model, plan, config.train.steps)
+    _check_teacher(config, objective)
     with torch.device("meta"):
-        objective.connect(model.sizes)
+        teacher = None if config.teacher.run is None else _planned_teacher(config).sizes
+        objective.connect(_with_teacher(config, model.sizes, teacher))
     if model.decoder is None:
         for name, evaluator in build_evaluators(config).items():
             if evaluator.needs_decoder:
@@ -265,6 +271,60 @@ def _check_patch_views(objective: WeightedSum, model: ImageTextModel, plan: Free
                 f"{key}: the encoder is frozen, so it would train its own head only; set objective.weights.{name}=0 "
                 "or freeze less, such as freeze=none"
             )
+
+
+def _check_teacher(config: Config, objective: WeightedSum) -> None:
+    """UserError for a teacher that nothing learns from, none where one is needed, and one of the wrong kind."""
+    given = config.teacher.run is not None or config.teacher.ema
+    if given and not objective.needs_teacher:
+        key = "ema" if config.teacher.ema else "run"
+        raise UserError(
+            f"teacher.{key}: no objective learns from a teacher; use objective=coca_distillation, or leave it"
+        )
+    for name, part in objective.objectives.items():
+        key = f"objective.objectives.{name}"
+        if part.needs_average and not config.teacher.ema:
+            raise UserError(f"{key}: it learns from the average of this run; set teacher.ema=true and train.ema_decay")
+        if part.needs_teacher and not given:
+            raise UserError(f"{key}: it needs a teacher; give teacher.run=DIR, or teacher.ema=true")
+        if not any(objective.weights_at(step).get(name) for step in range(config.train.steps)):
+            raise UserError(
+                f"objective.weights.{name}: it is 0 in all of train.steps={config.train.steps}; let it begin earlier"
+            )
+
+
+def _planned_teacher(config: Config) -> ImageTextModel:
+    """The model of ``teacher.run``, without its weights. Raises UserError if it cannot read this run's batches."""
+    folder = find_run(cast(str, config.teacher.run))
+    theirs = load_config(folder / CONFIG)
+    size, most = theirs.data.image_size, theirs.data.max_tokens
+    if config.data.image_size != size:
+        raise UserError(f"data.image_size: {config.data.image_size}, and the teacher {folder} sees images of {size}")
+    if config.data.max_tokens > most:
+        raise UserError(f"data.max_tokens: {config.data.max_tokens}, and the teacher {folder} reads {most} at most")
+    return build_model(theirs, _ASSUMED_VOCABULARY, load_weights=False)
+
+
+def _with_teacher(config: Config, sizes: ModelSizes, teacher: ModelSizes | None) -> ModelSizes:
+    """``sizes`` with those of the teacher: of a run, or of the average of the model itself."""
+    return replace(sizes, teacher=sizes if config.teacher.ema else teacher)
+
+
+def load_teacher(
+    config: Config, objective: WeightedSum, tokenizer: Tokenizer, source: Source, device: torch.device
+) -> ImageTextModel | None:
+    """The model of ``teacher.run``, if that is set. Raises UserError if it reads other tokens than this run's."""
+    if config.teacher.run is None:
+        return None
+    run = load_run(config.teacher.run, device)
+    views = frozenset().union(*(part.teacher_views for part in objective.objectives.values()))
+    reads = any(view == EMBED or isinstance(view, TextView) for view in views)
+    if reads and not same_tokens(tokenizer, run.tokenizer, source.captions()):
+        raise UserError(
+            f"teacher.run: the tokenizer of {run.folder} makes other ids than this run's; use the same tokenizer, "
+            "fitted on the same captions, for both"
+        )
+    return run.model
 
 
 def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:

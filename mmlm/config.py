@@ -105,6 +105,16 @@ class InitSettings:
 
 
 @dataclass
+class TeacherSettings:
+    """The frozen model that objectives of distillation learn from, which is no part of what is trained or saved."""
+
+    run: str | None = None
+    """Run folder of the teacher, of the same image size and tokenizer. Keep it until this run is finished."""
+    ema: bool = False
+    """The teacher is the moving average of this run's own weights instead; needs train.ema_decay."""
+
+
+@dataclass
 class Config:
     """One experiment."""
 
@@ -148,6 +158,7 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     train: FitSettings = field(default_factory=FitSettings)
     init_from: InitSettings = field(default_factory=InitSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
@@ -169,6 +180,7 @@ def check_config(cfg: DictConfig) -> Config:
         check_part(node, f"evaluators.{name}", EVALUATOR_ARGUMENTS, config.plugins)
     _check_numbers(config)
     _check_init_from(config.init_from)
+    _check_teacher(config)
     return config
 
 
@@ -207,6 +219,13 @@ def _check_init_from(settings: InitSettings) -> None:
                 raise UserError(f"init_from.{key}: has no effect without init_from.run or weights; give one of them")
     if settings.parts == []:
         raise UserError("init_from.parts: names no part; null takes all, and without init_from.run none is taken")
+
+
+def _check_teacher(config: Config) -> None:
+    if config.teacher.run is not None and config.teacher.ema:
+        raise UserError("teacher.ema: teacher.run is set too; give one of them")
+    if config.teacher.ema and config.train.ema_decay is None:
+        raise UserError("teacher.ema: there is no moving average to be the teacher; set train.ema_decay, such as 0.999")
 
 
 def config_values(config: Config) -> dict[str, Any]:

@@ -216,16 +216,25 @@ class PatchView(View):
     name: str
 
 
+@dataclass(frozen=True)
+class ImageView(View):
+    """Embeddings of other pixels than the batch's, drawn for each batch: uint8[K, 3, S, S]."""
+
+    name: str
+    """``whole`` are the batch's images as they are and nothing is drawn; any other is the drawing objective's."""
+
+
 EMBED = EmbedView()
 CAPTION = TextView("causal")
+WHOLE_IMAGE = ImageView("whole")
 
 LEFT_BY_DROPOUT = PatchView("left by dropout")
 """No objective asks for it: what patch dropout leaves of the images in the pass that all but patch views share."""
 
 Drawn = Mapping[View, TextPattern | Tensor]
-"""What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view.
-Both are made by the objective that asks for the view (``LEFT_BY_DROPOUT`` by the model), keyed by ``Moment`` and
-example.
+"""What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view,
+pixels for each image view but ``WHOLE_IMAGE``. All are made by the objective that asks for the view (those of
+``LEFT_BY_DROPOUT`` by the model), keyed by ``Moment`` and example.
 """
 NOTHING_DRAWN: Drawn = MappingProxyType({})
 
@@ -272,6 +281,8 @@ class ModelSizes:
     """V."""
     patch_size: tuple[int, int] | None = None
     """Rows and columns of pixels of a patch; None if the encoder cannot see some patches only."""
+    teacher: "ModelSizes | None" = None
+    """Those of the teacher; None: there is no teacher."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +313,10 @@ class ModelOutput:
     """What was chosen to be fused, and"""
     fused: Tensor | None = None
     """float[Q, D]: the decoder's states at the end of each pair's text."""
+    view_embedding: Mapping[View, Tensor] = field(default_factory=dict)
+    """Of each image view, float32[K, E], unit length."""
+    projected: Mapping[View, Tensor] = field(default_factory=dict)
+    """What an objective's own head made of those, float[K, ...]; see ``Objective.project``."""
     teacher: "ModelOutput | None" = None
     """What the teacher made of the same batch, without gradient."""
 

@@ -20,6 +20,7 @@ VOCABULARY = 2000
 NOT_HERE = {
     "MODEL": "stands for a name of the reader's own",
     "text_encoder=clip": "is downloaded",
+    "teacher.run=DIR": "has to be trained first",
     "plugins=[mean_bridge]": "is tried by a test of its own",
     "-m": "is several commands",
 }

@@ -223,3 +223,18 @@ def test_ctrl_c_in_a_real_process(tiny, tiny_config, start_process, finish_proce
     assert f"resumed at step {step}" in resumed.out
     assert [row["step"] for row in rows(folder)] == [*range(1, 301), 300]
     assert (folder / "report.html").is_file()
+
+
+def test_a_run_that_learns_from_its_own_average_resumes_exactly(trained, train_tiny, monkeypatch):
+    """Its average, that of its head, and its centre go on."""
+    head = "objective.objectives.self_distillation"
+    start = "objective.weights.self_distillation"
+    settings = (*RANDOM, "teacher.ema=true", "objective=coca_self_distillation", f"{head}.num_prototypes=9")
+    settings = (*settings, f"{start}.first=2", f"{start}.last=2", "train.micro_batch_size=3")
+    straight = trained(*settings, "name=straight")
+    with monkeypatch.context() as context:
+        interrupt_at(context, 4)
+        assert train_tiny(*settings, "name=stopped").status == 130
+    torch.manual_seed(123)
+    assert "resumed at step 4" in train_tiny(*settings, "name=stopped").out
+    assert_same_runs(straight, straight.parent.parent / "stopped" / "seed=0")

@@ -4,6 +4,7 @@ Whatever the tokenizer, padding, start and end are three ids of their own, and n
 become one of them (but for ``OpenClip``'s padding, where it is asked to share an id as open_clip does).
 """
 
+import itertools
 import json
 import os
 import unicodedata
@@ -304,6 +305,26 @@ class HuggingFace:
     def restore(self, folder: Path) -> None:
         """Read the files that :meth:`save` wrote; UserError if they cannot be loaded."""
         self._load(str(folder))
+
+
+_COMPARED = 1000
+"""Captions that ``same_tokens`` encodes."""
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer, captions: Iterable[Caption]) -> bool:
+    """Whether an id means the same to both: equal special ids, words and, of the first captions, encodings."""
+    if (one.vocab_size, one.pad_id, one.end_id) != (other.vocab_size, other.pad_id, other.end_id):
+        return False
+    if any(one.decode([i]) != other.decode([i]) for i in range(one.vocab_size)):
+        return False
+    for caption in itertools.islice(captions, _COMPARED):
+        try:
+            ids = other.encode(caption.text, caption.language, _COMPARED)
+        except UserError:  # a language that it lacks
+            return False
+        if ids != one.encode(caption.text, caption.language, _COMPARED):
+            return False
+    return True
 
 
 def _frame(start: int, ids: list[int], end: int, max_tokens: int) -> list[int]:

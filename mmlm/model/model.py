@@ -16,6 +16,7 @@ from mmlm.flow import (
     NOTHING_DRAWN,
     Batch,
     Drawn,
+    ImageView,
     ModelOutput,
     ModelSizes,
     Moment,
@@ -78,13 +79,13 @@ class ImageTextModel(nn.Module):
     def forward(
         self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN, probe: bool = False
     ) -> ModelOutput:
-        """Runs each of ``views`` once, sharing what they have in common: the pass over the images, but for patch views.
+        """Runs each of ``views`` once, sharing what they have in common: the pass over the images above all.
 
         Embeddings come first: a pass with that view alone draws the same random numbers for them. With ``probe`` the
         image tokens and the pooled vector of the output have gradients of their own, even if the encoder is frozen.
         """
         image_vector = image_tokens = image_pooled = memory = None
-        if any(not isinstance(view, PatchView) for view in views):
+        if any(_sees_whole_images(view, drawn) for view in views):
             encoded = self._encoded(batch.images, drawn)
             image_tokens, image_pooled = encoded.tokens, encoded.pooled
             if probe:
@@ -103,6 +104,10 @@ class ImageTextModel(nn.Module):
                 hidden[view] = self.decoder.hidden(*reading, text)
             else:
                 hidden[view] = self.decoder.hidden_by(*reading, drawn[view])
+        view_embedding = {}
+        for view in sorted((view for view in views if isinstance(view, ImageView)), key=lambda view: view.name):
+            vector = self._see(drawn[view])[0] if view in drawn else image_vector
+            view_embedding[view] = self._embed_image(vector)
         return ModelOutput(
             image_embedding,
             text_embedding,
@@ -112,6 +117,7 @@ class ImageTextModel(nn.Module):
             image_tokens=image_tokens,
             image_pooled=image_pooled,
             memory=memory,
+            view_embedding=view_embedding,
         )
 
     def fuse(self, output: ModelOutput, pairs: Pairs) -> Tensor:
@@ -209,6 +215,11 @@ class ImageTextModel(nn.Module):
         over_patches = over_memory @ rows_of(self.bridge.patch_attention(patches), batch.image_index).float()
         over_patches = over_patches * (batch.image_index >= 0)[:, None, None]
         return over_patches[..., self.encoder.num_prefix_tokens :].unflatten(-1, self.encoder.grid)
+
+
+def _sees_whole_images(view: View, drawn: Drawn) -> bool:
+    """Whether a view needs the pass over the batch's images: patch views and other pixels have one of their own."""
+    return not isinstance(view, PatchView) and not (isinstance(view, ImageView) and view in drawn)
 
 
 def _probe(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ at a time, and in a ``Survey`` what it has to know of the others; see ``mmlm/obj
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -41,7 +41,14 @@ class Objective(nn.Module):
     views: frozenset[View] = frozenset()
     """What the model has to run."""
     needs_teacher = False
-    """Whether ``ModelOutput.teacher`` is needed, with the same views."""
+    """Whether ``ModelOutput.teacher`` is needed."""
+    needs_average = False
+    """Whether the teacher has to be the moving average of the model and of this objective."""
+
+    @property
+    def teacher_views(self) -> frozenset[View]:
+        """What the teacher has to run: the same views, unless a subclass says otherwise."""
+        return self.views if self.needs_teacher else frozenset()
 
     def connect(self, sizes: ModelSizes) -> None:
         """Makes the parts whose widths are the model's, once, before training. Raises UserError if it lacks them."""
@@ -53,6 +60,16 @@ class Objective(nn.Module):
     def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """int64[] by name: the items of this micro-batch in each sum."""
         return {}
+
+    def project(self, output: ModelOutput) -> ModelOutput:
+        """``output`` with ``projected`` filled in by heads of its own; an averaged teacher runs the average of them."""
+        return output
+
+    def finish(self) -> None:
+        """Called once all micro-batches of a step are differentiated, on every rank: for a mean that is kept of them.
+
+        A rank with fewer micro-batches than another calls it once too, so it may reduce over ranks.
+        """
 
     def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         """The loss of a micro-batch; ``counts`` float[] are those of the whole batch, at least 1."""
@@ -69,9 +86,14 @@ class Comparison(Objective):
         """
         raise NotImplementedError
 
+    def compare_with_teacher(self, embedded: ModelOutput, keys: Keys) -> Loss:
+        """As ``compare``, for a subclass that compares with the teacher too: both embeddings, its own and those of
+        ``embedded.teacher`` (if any objective of the step needs one), and no other field."""
+        return self.compare(embedded.image_embedding, embedded.text_embedding, keys)
+
     def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         """The loss of a rank's only micro-batch."""
-        return self.compare(output.image_embedding, output.text_embedding, Keys.of(batch))
+        return self.compare_with_teacher(output, Keys.of(batch))
 
 
 class FusionObjective(Objective):
@@ -200,6 +222,21 @@ class WeightedSum(nn.Module):
         """What the model has to run at an optimizer step."""
         return frozenset().union(*(part.views for part in self.active(step).values()))
 
+    def teacher_views_at(self, step: int, known: Collection[str] = ()) -> frozenset[View]:
+        """What the teacher has to run at an optimizer step, for all objectives but ``known``; it may be nothing."""
+        return frozenset().union(*(part.teacher_views for name, part in self.active(step).items() if name not in known))
+
+    def project(self, output: ModelOutput, step: int) -> ModelOutput:
+        """See ``Objective``; by every objective of an optimizer step."""
+        for part in self.active(step).values():
+            output = part.project(output)
+        return output
+
+    def finish(self, step: int) -> None:
+        """See ``Objective``; of every objective of an optimizer step."""
+        for part in self.active(step).values():
+            part.finish()
+
     def draw(self, batch: Batch, moment: Moment) -> Drawn:
         """What is random about the views of an optimizer step."""
         drawn: dict[View, TextPattern | Tensor] = {}
@@ -219,10 +256,13 @@ class WeightedSum(nn.Module):
         """Whether several micro-batches have to be embedded before the first of them is differentiated."""
         return bool(self.comparisons(step)) or self.fusion(step) is not None
 
-    def compare(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step: int) -> tuple[Survey, ...]:
+    def compare(
+        self, image: Tensor, text: Tensor, batches: Sequence[Batch], step: int, teacher: ModelOutput | None = None
+    ) -> tuple[Survey, ...]:
         """All comparisons, differentiated: what each micro-batch has to know of them (and no counts).
 
-        ``image`` float32[B, E] and ``text`` float32[C, E] are this rank's embeddings, in the order of ``batches``.
+        ``image`` float32[B, E] and ``text`` float32[C, E] are this rank's embeddings, in the order of ``batches``;
+        ``teacher`` has those of the teacher.
         """
         keys = Keys.of(*batches)
         images, texts = [len(batch.image_concept) for batch in batches], [len(batch.lengths) for batch in batches]
@@ -231,7 +271,7 @@ class WeightedSum(nn.Module):
         for name, part in self.comparisons(step).items():
             with torch.enable_grad():
                 image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
-                loss = part.compare(image, text, keys)
+                loss = part.compare_with_teacher(ModelOutput(image, text, teacher=teacher), keys)
             found = {key: _differentiated(term, image, text, part) for key, term in loss.terms.items()}
             for i, (surrogate, figure) in enumerate(zip(surrogates, figures, strict=True)):
                 surrogate[name] = {key: one.of_part(i, images, texts) for key, one in found.items()}

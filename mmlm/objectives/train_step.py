@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from mmlm.diagnosis import Diagnosis
 from mmlm.distributed import anywhere
 from mmlm.errors import UserError
-from mmlm.flow import EMBED, Batch, Loss, ModelOutput, Moment, Pairs
+from mmlm.flow import EMBED, NOTHING_DRAWN, Batch, Loss, ModelOutput, Moment, Pairs
 from mmlm.freeze import FreezePlan
 from mmlm.objectives.objective import FusionObjective, Survey, WeightedSum
+from mmlm.objectives.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,27 @@ class Embeddings:
     """float32[B, E]."""
     text: Tensor
     """float32[C, E]."""
+    teacher: ModelOutput | None = None
+    """Those of the teacher, if a comparison needs them."""
 
 
 class TrainStep(nn.Module):
     """Model and objective in one module: what data parallelism wraps and what checkpoints hold.
 
     Nothing trainable is used outside its forward: temperature and output projection are inside. ``plan`` (its adapters
-    have been added to the model) says what of the model trains; from the start on, what trains at step 0.
+    have been added to the model) says what of the model trains; from the start on, what trains at step 0. ``teacher``
+    is no part of the module: it is neither trained, nor saved, nor moved to another device with it.
     """
 
-    def __init__(self, model: nn.Module, objective: WeightedSum, plan: FreezePlan | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: WeightedSum,
+        plan: FreezePlan | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
+        self.teacher = teacher
         self.model, self.objective, self.plan = model, objective, plan or FreezePlan()
         # What a part has made untrainable by itself (fixed positions) stays so.
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -99,21 +110,31 @@ class TrainStep(nn.Module):
         left = self.model.draw(batch, moment)
         if only_embed:
             output = self.model(batch, {EMBED}, left)
-            return Embeddings(output.image_embedding, output.text_embedding)
+            return Embeddings(output.image_embedding, output.text_embedding, self._teacher_embeddings(batch, moment))
         if survey is None:
             survey = self.objective.count((batch,), moment)
-        drawn = {**left, **self.objective.draw(batch, moment)}
-        output = self.model(batch, self.objective.views_at(moment.step), drawn, probe=diagnose)
+        drawn = self.objective.draw(batch, moment)
+        output = self.model(batch, self.objective.views_at(moment.step), {**left, **drawn}, probe=diagnose)
         fusion = self.objective.fusion(moment.step)
         if fusion is not None:
             pairs = _choose(fusion, output, batch, moment) if survey.pairs is None else survey.pairs
             output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
+        output = self.objective.project(output, moment.step)
+        taught = self.objective.teacher_views_at(moment.step, known=survey.surrogates)
+        if taught:
+            output = replace(output, teacher=self.teacher(batch, taught, drawn, moment.step))
         loss = self.objective(output, batch, moment, survey)
         seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
         if diagnose and seen:  # patch views alone leave nothing to look at
             embeddings = output.image_embedding, output.text_embedding
             loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings))
         return self._with_every_parameter(loss, moment.step)
+
+    def _teacher_embeddings(self, batch: Batch, moment: Moment) -> ModelOutput | None:
+        comparisons = self.objective.comparisons(moment.step).values()
+        if not any(part.needs_teacher for part in comparisons):
+            return None
+        return self.teacher(batch, frozenset({EMBED}), NOTHING_DRAWN, moment.step)
 
     def _with_every_parameter(self, loss: Loss, step: int) -> Loss:
         """The loss plus 0 times what it does not reach, which data parallelism would wait for."""
@@ -197,6 +218,7 @@ def backward(train_step: nn.Module, batches: Sequence[Batch], moment: Moment, di
         losses.append(loss)
     for parameter in inner(train_step).unreached(moment.step):
         parameter.grad = None  # it is 0, and an optimizer would shrink the weight all the same
+    inner(train_step).objective.finish(moment.step)
     return Loss.joined(losses)
 
 
@@ -223,11 +245,20 @@ def _survey(
             embeddings.append(train_step(batch, moment, only_embed=True))
     image = torch.cat([one.image for one in embeddings])
     text = torch.cat([one.text for one in embeddings])
-    surveys = objective.compare(image, text, batches, moment.step)
+    surveys = objective.compare(image, text, batches, moment.step, _joined([one.teacher for one in embeddings]))
     fusion = objective.fusion(moment.step)
     pairs = [None] * len(batches) if fusion is None else fusion.pairs(image, text, batches, moment)
     found = [replace(s, counts=counts.counts, pairs=p) for s, p in zip(surveys, pairs, strict=True)]
     return found, states
+
+
+def _joined(outputs: Sequence[ModelOutput | None]) -> ModelOutput | None:
+    """The teacher's embeddings of all micro-batches of a rank, in order."""
+    found = [output for output in outputs if output is not None]
+    if not found:
+        return None
+    image = torch.cat([output.image_embedding for output in found])
+    return ModelOutput(image, torch.cat([output.text_embedding for output in found]))
 
 
 def inner(train_step: nn.Module) -> TrainStep:

@@ -13,6 +13,7 @@ from mmlm.model.encoders.timm_encoder import TimmVit
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.distillation import AffinityDistillation, CaptionDistillation, EmbeddingDistillation
 from mmlm.objectives.language_modelling import LanguageModelling
 from mmlm.objectives.masked import MaskedLanguageModelling
 from mmlm.objectives.matching import Matching
@@ -20,9 +21,12 @@ from mmlm.objectives.objective import Objective, WeightedSum
 from mmlm.objectives.parallel import ParallelCaptioning
 from mmlm.objectives.prefix import PrefixLanguageModelling
 from mmlm.objectives.reconstruction import MaskedReconstruction
+from mmlm.objectives.self_distillation import SelfDistillation
 from mmlm.objectives.sigmoid import Sigmoid
+from mmlm.objectives.teacher import Teacher
 from mmlm.objectives.train_step import TrainStep
 from mmlm.objectives.weights import Ramp
+from mmlm.optim import ExponentialMovingAverage
 
 PIXELS, TOKENS, VOCABULARY, WIDTH = 16, 8, 17, 16
 MOMENT = Moment(seed=3, step=5)
@@ -34,6 +38,13 @@ class Sum:
 
     parts: Mapping[str, Callable[[], Objective]]
     weights: Mapping[str, float | Ramp]
+
+
+def small_self_distillation() -> SelfDistillation:
+    """With temperatures that leave every prototype a share."""
+    return SelfDistillation(
+        num_prototypes=5, hidden_width=6, bottleneck_width=4, teacher_temperature=0.5, student_temperature=0.8
+    )
 
 
 SUMS: Mapping[str, Sum] = {
@@ -83,6 +94,21 @@ SUMS: Mapping[str, Sum] = {
     "coca with matching": Sum(
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning, "matching": lambda: Matching(temperature=0.3)},
         {"contrastive": 0.7, "captioning": 2.0, "matching": 1.5},
+    ),
+    "embedding distillation": Sum({"embedding": EmbeddingDistillation}, {"embedding": 1.0}),
+    "affinity distillation": Sum({"affinity": lambda: AffinityDistillation(0.2, chunk_size=3)}, {"affinity": 1.0}),
+    "caption distillation": Sum({"caption": lambda: CaptionDistillation(1.5, chunk_size=7)}, {"caption": 1.0}),
+    "self distillation": Sum({"self": small_self_distillation}, {"self": 1.0}),
+    "coca with distillation": Sum(
+        {
+            "contrastive": lambda: InfoNCE(0.3),
+            "captioning": Captioning,
+            "embedding": EmbeddingDistillation,
+            "affinity": AffinityDistillation,
+            "caption": CaptionDistillation,
+            "self": small_self_distillation,
+        },
+        {"contrastive": 0.7, "captioning": 2.0, "embedding": 0.3, "affinity": 0.8, "caption": 1.3, "self": 0.9},
     ),
 }
 """Every objective, and sums that share views or passes."""
@@ -139,23 +165,42 @@ def share_of(rank: int, world_size: int) -> Batch:
 def make_step(parts: Sum, dtype: torch.dtype = torch.float64, patch_dropout: float = 0.0) -> TrainStep:
     """A tiny model with weights that nothing else in the process decides, without dropout, and the objectives."""
     torch.manual_seed(0)
+    model, taught = _model(6, patch_dropout), _model(embedding_width=7)
+    objective = WeightedSum({name: make() for name, make in parts.parts.items()}, parts.weights)
+    average = any(part.needs_average for part in objective.objectives.values())
+    objective.connect(replace(model.sizes, teacher=model.sizes if average else taught.sizes))
+    step = TrainStep(model, objective).to(dtype)
+    _stir(step)
+    if average:
+        step.teacher = _average_of(step)
+    elif objective.needs_teacher:
+        step.teacher = Teacher(taught.to(dtype))
+    return step.train()
+
+
+def _model(embedding_width: int, patch_dropout: float = 0.0) -> ImageTextModel:
     sizes = {"patch_size": 8, "width": WIDTH, "depth": 1, "num_heads": 2}
     encoder = TimmVit(PIXELS, **sizes, class_token=False, patch_dropout=patch_dropout)
     bridge = AttentionalPooler(encoder.width, encoder.grid, WIDTH, num_heads=2, num_queries=2)
     decoder = TransformerDecoder(VOCABULARY, bridge.memory_width, TOKENS, width=WIDTH, num_heads=2)
-    model = ImageTextModel(encoder, bridge, decoder, embedding_width=6)
-    objective = WeightedSum({name: make() for name, make in parts.parts.items()}, parts.weights)
-    objective.connect(model.sizes)
-    step = TrainStep(model, objective).to(dtype)
-    _stir(step)
-    return step.train()
+    return ImageTextModel(encoder, bridge, decoder, embedding_width)
+
+
+def _average_of(step: TrainStep) -> Teacher:
+    """A moving average that has been elsewhere."""
+    average = ExponentialMovingAverage(step, 0.9)
+    teacher = Teacher.averaging(step.model, step.objective, average)
+    _stir(teacher.model)
+    _stir(teacher.objective)
+    return teacher
 
 
 @torch.no_grad()
 def _stir(module: nn.Module) -> None:
-    """Moves every parameter away from where it starts: gates, biases and masks at 0 hide mistakes."""
+    """Moves parameters and running means away from where they start: gates, biases and masks at 0 hide mistakes."""
     generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
+    means = [tensor for name, tensor in module.named_buffers() if name.startswith("objective.")]
+    for parameter in (*module.parameters(), *means):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.add_((0.1 * noise).to(parameter.dtype))
 

@@ -38,17 +38,22 @@ UNREACHED = {
     **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
     "matching alone, hardest": NO_EMBEDDINGS,
     "reconstruction": ("model.bridge", "model.decoder", "model.image_projection", "model.text_"),
+    "embedding distillation": NO_CAPTIONS,
+    "affinity distillation": NO_CAPTIONS,
+    "caption distillation": NO_EMBEDDINGS,
+    "self distillation": ("model.decoder", "model.text_projection", "model.text_norm"),
 }
 """Parameters that a sum does not train at this step; any other sum trains all."""
 TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 
 
 def results(step: TrainStep, batch: Batch, micro_batch: int, wrapper: nn.Module | None = None) -> dict[str, Tensor]:
-    """Loss, terms, figures and gradients, summed over ranks."""
+    """Loss, terms, figures and gradients, summed over ranks; and the running means of objectives, the same on each."""
     loss = backward(wrapper or step, batch.split(micro_batch), MOMENT)
     found = {f"term {name}": sum_over_ranks(term.value) for name, term in loss.terms.items()}
     found |= {f"figure {name}": sum_over_ranks(figure.value) for name, figure in loss.figures.items()}
     found |= {"total": sum_over_ranks(loss.total)}
+    found |= {f"running mean {name}": mean.clone() for name, mean in step.objective.named_buffers()}
     reduce = (lambda gradient: gradient) if wrapper else sum_over_ranks
     return found | {name: reduce(p.grad) for name, p in step.named_parameters() if p.grad is not None}
 

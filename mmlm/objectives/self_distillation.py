@@ -1,0 +1,169 @@
+"""Self-distillation: crops of an image say what the moving average of the model says of the whole image."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.distributed import sum_over_ranks
+from mmlm.errors import UserError
+from mmlm.flow import WHOLE_IMAGE, Batch, Drawn, ImageView, Loss, ModelOutput, ModelSizes, Moment, Stream, Term, View
+from mmlm.objectives.crops import DRAWS, crops
+from mmlm.objectives.objective import Objective
+
+LOCAL_CROPS = ImageView("local crops")
+
+
+class PrototypeHead(nn.Module):
+    """DINO's projection head: an MLP, a vector of unit length, and its cosine with each of K learned prototypes."""
+
+    def __init__(self, width: int, hidden_width: int, bottleneck_width: int, num_prototypes: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden_width),
+            nn.GELU(),
+            nn.Linear(hidden_width, hidden_width),
+            nn.GELU(),
+            nn.Linear(hidden_width, bottleneck_width),
+        )
+        self.prototypes = nn.Parameter(torch.randn(num_prototypes, bottleneck_width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """float[R, E] -> float32[R, K] in [-1, 1]."""
+        bottleneck = self.mlp(embedding)
+        # Not under autocast: divided by a temperature of 0.04, bfloat16's cosines are off by a tenth.
+        with torch.autocast(embedding.device.type, enabled=False):
+            bottleneck = bottleneck.to(self.prototypes.dtype)
+            return F.normalize(bottleneck, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+
+class SelfDistillation(Objective):
+    """Local-to-global consistency (DINO, arXiv:2104.14294; SILC, arXiv:2310.13355; SigLIP 2, arXiv:2502.14786)::
+
+        p[b]    = softmax((teacher_head(teacher(image[b])) - center) / teacher_temperature)
+        q[b, l] = softmax(head(student(crop_l(image[b]))) / student_temperature)
+        loss    = - mean_{b, l} sum_k p[b, k] log q[b, l, k]
+
+    The teacher is the moving average of the model and of the head, and sees the whole image as the student's other
+    objectives see it; the student sees ``num_local`` crops, drawn by (seed, step, image). A head scores the image
+    embedding against K prototypes. ``center`` is a running mean of the teacher's scores over *whole* batches::
+
+        center <- center_momentum * center + (1 - center_momentum) * mean_b teacher_head(teacher(image[b]))
+
+    made once a step, after its last micro-batch, from sums over all ranks: it is the same for any number of ranks and
+    micro-batches. Without it one prototype would win for every image. In its first steps it is the plain mean of them,
+    so that it does not start from 0.
+
+    Where we differ: crops have the model's image size (in the papers they are smaller); the head reads the embedding
+    that texts are compared with, not the vector it is projected from; there is one whole view, and no masked prediction
+    of patches, which is the other half of SigLIP 2's last phase. To begin late, as there (at 80% of training), give it
+    the weight ``mmlm.objectives.weights.Ramp``.
+
+    Figure ``entropy``: of the teacher's distribution, in nats. At ln K it tells no image from another.
+
+    Args:
+        num_local: crops an image.
+        min_area, max_area: share of the image's area that a crop has.
+        num_prototypes, hidden_width, bottleneck_width: K and the widths inside the head.
+        teacher_temperature, student_temperature: the lower, the sharper; the teacher's has to be sharper.
+        center_momentum: in [0, 1).
+    """
+
+    views = frozenset({LOCAL_CROPS})
+    needs_teacher = True
+    needs_average = True
+
+    def __init__(
+        self,
+        num_local: int = 2,
+        min_area: float = 0.1,
+        max_area: float = 0.4,
+        num_prototypes: int = 1024,
+        hidden_width: int = 512,
+        bottleneck_width: int = 128,
+        teacher_temperature: float = 0.04,
+        student_temperature: float = 0.1,
+        center_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "num_local": num_local,
+            "num_prototypes": num_prototypes,
+            "hidden_width": hidden_width,
+            "bottleneck_width": bottleneck_width,
+        }
+        for key, value in sizes.items():
+            if value < 1:
+                raise UserError(f"{key}: {value} must be at least 1")
+        if not 0 < min_area <= max_area <= 1:
+            raise UserError(f"min_area: {min_area} and max_area={max_area} must be shares in order, above 0, at most 1")
+        if not 0 < teacher_temperature < student_temperature:
+            raise UserError(
+                f"teacher_temperature: {teacher_temperature} must be above 0 and below student_temperature="
+                f"{student_temperature}, or there is nothing to learn from it"
+            )
+        if not 0 <= center_momentum < 1:
+            raise UserError(f"center_momentum: {center_momentum} must lie in [0, 1)")
+        self.num_local, self.min_area, self.max_area = num_local, min_area, max_area
+        self.num_prototypes, self.hidden_width, self.bottleneck_width = num_prototypes, hidden_width, bottleneck_width
+        self.teacher_temperature, self.student_temperature = teacher_temperature, student_temperature
+        self.center_momentum = center_momentum
+        self._sums: list[Tensor] = []
+
+    @property
+    def teacher_views(self) -> frozenset[View]:
+        """The whole image."""
+        return frozenset({WHOLE_IMAGE})
+
+    def connect(self, sizes: ModelSizes) -> None:
+        """Makes the head."""
+        widths = (sizes.embedding_width, self.hidden_width, self.bottleneck_width)
+        self.head = PrototypeHead(*widths, self.num_prototypes)
+        self.register_buffer("center", torch.zeros(self.num_prototypes))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+        """The crops of every image: uint8[num_local * B, 3, S, S], first crops first."""
+        draws = moment.uniform(batch.image_key, DRAWS * self.num_local, Stream.LOCAL_VIEW).split(DRAWS, dim=1)
+        return {LOCAL_CROPS: torch.cat([crops(batch.images, one, self.min_area, self.max_area) for one in draws])}
+
+    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        """The images."""
+        return {"images": torch.tensor(len(batch.images), device=batch.tokens.device)}
+
+    def project(self, output: ModelOutput) -> ModelOutput:
+        """The scores float32[K', K] of the whole images, or of the crops: of those views that were run."""
+        embeddings = {
+            view: output.view_embedding[view] for view in (LOCAL_CROPS, WHOLE_IMAGE) if view in output.view_embedding
+        }
+        scores = {view: self.head(embedding) for view, embedding in embeddings.items()}
+        return replace(output, projected={**output.projected, **scores})
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+        """The student's scores of crops float32[num_local * B, K] and the teacher's of images [B, K] -> one term."""
+        teacher = output.teacher.projected[WHOLE_IMAGE]
+        own = output.projected[LOCAL_CROPS].reshape(self.num_local, *teacher.shape)
+        if self.training and torch.is_grad_enabled():
+            self._sums.append(torch.cat([teacher.sum(dim=0), teacher.new_tensor([len(teacher)])]))
+        wanted_log = ((teacher - self.center) / self.teacher_temperature).log_softmax(dim=-1)
+        wanted = wanted_log.exp()
+        cross = -(wanted * (own / self.student_temperature).log_softmax(dim=-1)).sum()
+        images = counts["images"].to(cross.dtype)
+        entropy = -(wanted * wanted_log).sum()
+        return Loss({"self_distillation": Term(cross, images * self.num_local)}, {"entropy": Term(entropy, images)})
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Moves the centre by the scores of all micro-batches and ranks."""
+        if not self._sums:
+            return
+        total, count = sum_over_ranks(torch.stack(self._sums).sum(dim=0)).split([self.num_prototypes, 1])
+        self._sums.clear()
+        rate = (1 / (self.steps + 1)).clamp(min=1 - self.center_momentum).to(self.center.dtype)
+        moved = self.center.lerp(total / count, rate)
+        # Not a number without images, or if the step fails: the centre of a state that is saved has to be one.
+        seen = moved.isfinite().all()
+        self.center.copy_(torch.where(seen, moved, self.center))
+        self.steps += seen
