@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.build import check_cell
 from mmlm.errors import UserError
 from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Moment, Pairs, Stream
 from mmlm.objectives import negatives
@@ -317,6 +318,14 @@ def test_the_head_is_made_for_the_decoder_and_needs_one():
     }
     with pytest.raises(UserError, match="matching needs a decoder"):
         Matching().connect(replace(SIZES, decoder_width=None, vocab_size=None))
+
+
+def test_a_model_without_a_decoder_is_refused_when_it_is_composed(tiny_config, two_towers):
+    matching = "objective.objectives.matching"
+    check_cell(tiny_config("objective=coca_matching", f"{matching}.negatives=hardest", f"{matching}.temperature=null"))
+    message = r"^objective\.objectives\.matching: it needs a decoder, and there is none; choose one, or set objective\."
+    with pytest.raises(UserError, match=message):
+        check_cell(tiny_config("objective=coca_matching", *two_towers))
 
 
 def test_a_sum_knows_how_many_pairs_it_fuses_and_takes_one_matching():
