@@ -27,7 +27,7 @@ class Captioning(Objective):
         kernel: what computes the loss. ``auto``: on a CUDA device Liger or Cut Cross-Entropy if one is installed, else
             our own ``chunked``, as on a CPU. ``chunked``, ``liger`` and ``cut`` insist.
         chunk_rows: tokens whose logits the chunked kernel holds at once (``auto`` then takes it); null is as many as
-            fit in 32 MB.
+            fit in 64 MB.
 
     Raises:
         UserError: a setting out of its range, or a kernel that is not installed or cannot do this.

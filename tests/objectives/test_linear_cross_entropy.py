@@ -199,15 +199,28 @@ def test_gradients_of_gradients_are_refused():
 
 
 def test_the_size_of_a_chunk_follows_from_the_vocabulary(monkeypatch):
-    assert module.default_rows(49_408) == 128
+    assert module.default_rows(49_408) == 320
     assert module.default_rows(2_000) * 2_000 <= module.CHUNK_ELEMENTS
     assert module.default_rows(10**9) == module.ROW_MULTIPLE
     assert all(module.default_rows(v) % module.ROW_MULTIPLE == 0 for v in (1, 300, 50_000))
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64 * V)
+    monkeypatch.setattr(module, "PLAIN_ELEMENTS", 64 * V)
     hidden, head, targets = make()
     ours = token_cross_entropy(hidden, head, targets, 0.1)
     assert "GradientsInForward" in ours[0].grad_fn.name()
     assert_close(ours, reference(hidden, head, targets, 0.1), hidden, head)
+
+
+def test_small_batches_are_plain_and_larger_ones_one_chunk(monkeypatch):
+    hidden, head, targets = make(64)
+    monkeypatch.setattr(module, "PLAIN_ELEMENTS", 64 * V)
+    assert "GradientsInForward" not in token_cross_entropy(hidden, head, targets)[0].grad_fn.name()
+    monkeypatch.setattr(module, "PLAIN_ELEMENTS", 64 * V - 1)
+    with Sizes() as sizes:
+        ours = token_cross_entropy(hidden, head, targets)
+    assert sizes.products == 3
+    assert sizes.largest == 64 * V
+    assert_close(ours, reference(hidden, head, targets), hidden, head)
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 7, 1000, None])
