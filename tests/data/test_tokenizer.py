@@ -10,7 +10,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mmlm.data.tokenizer import BytePair, HuggingFace, OpenClip, normalise_text
+from mmlm.data.tokenizer import BytePair, HuggingFace, OpenClip, normalise_text, same_tokens
 from mmlm.errors import UserError
 from mmlm.flow import Caption
 
@@ -134,6 +134,26 @@ def test_byte_pair_save_and_restore(byte_pair, tmp_path):
     (tmp_path / BytePair.FILE).write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         BytePair(vocab_size=300).restore(tmp_path)
+
+
+def test_the_same_tokens_are_the_same_ids_words_and_encodings(byte_pair, tmp_path):
+    def fitted(captions=CAPTIONS, vocab_size=300, languages=("en", "de"), lowercase=False) -> BytePair:
+        tokenizer = BytePair(vocab_size, languages, lowercase)
+        tokenizer.fit(captions)
+        return tokenizer
+
+    assert same_tokens(byte_pair, fitted(), CAPTIONS)
+    for other in (
+        fitted(vocab_size=290),
+        fitted(languages=("en", "fr"), captions=CAPTIONS[:2] * 2),
+        fitted(languages=("de", "en")),
+        fitted([Caption("quite another text, in which nothing is grinning", "en")]),
+        fitted(lowercase=True),
+    ):
+        assert not same_tokens(byte_pair, other, CAPTIONS)
+    restored = HuggingFace(hugging_face_folder(tmp_path, eos_token="Ċ"))
+    assert same_tokens(restored, HuggingFace(str(tmp_path)), CAPTIONS)
+    assert not same_tokens(restored, byte_pair, CAPTIONS)
 
 
 def test_byte_pair_before_fit():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, ModelOutput
+from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, WHOLE_IMAGE, Batch, ImageView, ModelOutput
 from mmlm.model.blocks import Layout
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
@@ -105,6 +105,18 @@ def test_only_the_views_asked_for_are_run(make_batch):
     assert sorted(calls) == ["encoder", "image", "multimodal"]
     torch.testing.assert_close(both.hidden[CAPTION], caption.hidden[CAPTION], rtol=1e-12, atol=1e-12)
     assert torch.equal(both.text_embedding, embed.text_embedding)
+
+
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_an_image_view_embeds_the_pixels_drawn_for_it(make_batch, bridge):
+    model, batch = make_model(bridge), make_batch()
+    others = ImageView("others")
+    pixels = torch.cat([255 - batch.images, batch.images.flip(0)])
+    output = model(batch, {EMBED, WHOLE_IMAGE, others}, {others: pixels})
+    torch.testing.assert_close(output.view_embedding[WHOLE_IMAGE], output.image_embedding, rtol=1e-12, atol=1e-12)
+    expected = model(replace(batch, images=pixels), {WHOLE_IMAGE}).view_embedding[WHOLE_IMAGE]
+    torch.testing.assert_close(output.view_embedding[others], expected, rtol=1e-12, atol=1e-12)
+    assert not model(batch, {EMBED}).view_embedding
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmlm.errors import UserError
 from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, ModelOutput, ModelSizes
@@ -158,6 +159,36 @@ def test_micro_batches_of_a_comparison_are_compared_with_the_teacher_of_all(make
     theirs = torch.autograd.grad(expected.terms["image_to_text"].local_sum, output.image_embedding)[0]
     found = torch.cat([survey.surrogates["affinity"]["image_to_text"].image_gradient for survey in surveys])
     torch.testing.assert_close(found, theirs)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the elements of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", ["caption", "affinity"])
+def test_no_more_logits_than_a_chunk_exist_forward_or_backward(make_batch, make_output, alone, name):
+    batch = make_batch(range(40), 40, num_tokens=9)
+    output = taught(make_output, batch)
+    largest = {}
+    for chunk_size in (5, 10**6):
+        part = {"caption": CaptionDistillation, "affinity": AffinityDistillation}[name](chunk_size=chunk_size)
+        with LargestTensor() as seen:
+            alone(part, output, batch).total.backward()
+        largest[chunk_size] = seen.elements
+    rows, columns = {"caption": (int(batch.num_targets), 11), "affinity": (40, 40)}[name]
+    states = max(rows * 6, 40 * 6)
+    assert largest[10**6] == rows * columns
+    assert largest[5] <= max(5 * columns, states) < rows * columns
 
 
 def test_what_is_asked_of_the_teacher():
