@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmlm.distributed import gather, rank
-from mmlm.objectives.keys import Keys
+from mmlm.objectives.keys import Keys, own_texts
 
 Positives = Literal["concept", "text", "own"]
 """Which captions are positives of an image: ``own`` its own captions only (CLIP: every other is a negative); ``text``
@@ -42,7 +42,7 @@ class Candidates:
             number = torch.arange(len(images), device=images.device)[images]
             return cls(images, captions, own, ((number + first_image, gather(index + first_image)),))
         texts = gather(keys.caption_key[captions])
-        of_text = [(key, texts) for key in _own_texts(index, keys.caption_key[captions], len(images))[images].T]
+        of_text = [(key, texts) for key in own_texts(index, keys.caption_key[captions], len(images))[images].T]
         if positives == "text":
             return cls(images, captions, own, tuple(of_text))
         of_concept = (keys.image_concept[images], gather(keys.caption_concept[captions]))
@@ -55,19 +55,3 @@ class Candidates:
         for image, caption in others:
             found |= image[rows, None] == caption[None, columns]
         return found
-
-
-def _own_texts(index: Tensor, key: Tensor, num_images: int) -> Tensor:
-    """int64[B, K]: the ``key`` int64[C] of each image's own captions, the first again where it has fewer than K.
-
-    ``index`` int64[C] is the image of each caption. Rows of images without a caption mean nothing.
-    """
-    order = index.argsort(stable=True)
-    index, key = index[order], key[order]
-    counts = index.bincount(minlength=num_images)
-    if len(index) == 0:
-        return key.new_zeros(num_images, 1)
-    firsts = counts.cumsum(0) - counts
-    table = key[firsts.clamp(max=len(key) - 1)][:, None].repeat(1, int(counts.max()))
-    table[index, torch.arange(len(key), device=key.device) - firsts[index]] = key
-    return table

@@ -63,9 +63,25 @@ def positives(images: Keys, captions: Keys) -> Tensor:
 
     ``images`` gives the rows (with the captions that these images have), ``captions`` the columns.
     """
-    same_concept = images.image_concept[:, None] == captions.caption_concept[None, :]
-    rows = torch.arange(len(images.image_concept), device=images.image_index.device)
-    owns = images.image_index[None, :] == rows[:, None]
-    same_text = images.caption_key[:, None] == captions.caption_key[None, :]
-    reached = (owns.float() @ same_text.float()) > 0
-    return (same_concept | reached) & captions.has_image[None, :] & images.has_caption[:, None]
+    found = images.image_concept[:, None] == captions.caption_concept[None, :]
+    owned = images.has_image
+    table = own_texts(images.image_index[owned], images.caption_key[owned], len(images.image_concept))
+    for key in table.T:  # as many as the image with the most captions has
+        found |= key[:, None] == captions.caption_key[None, :]
+    return found & captions.has_image[None, :] & images.has_caption[:, None]
+
+
+def own_texts(index: Tensor, key: Tensor, num_images: int) -> Tensor:
+    """int64[B, K]: the ``key`` int64[C] of each image's own captions, the first again where it has fewer than K.
+
+    ``index`` int64[C] is the image of each caption. Rows of images without a caption mean nothing.
+    """
+    order = index.argsort(stable=True)
+    index, key = index[order], key[order]
+    counts = index.bincount(minlength=num_images)
+    if len(index) == 0:
+        return key.new_zeros(num_images, 1)
+    firsts = counts.cumsum(0) - counts
+    table = key[firsts.clamp(max=len(key) - 1)][:, None].repeat(1, int(counts.max()))
+    table[index, torch.arange(len(key), device=key.device) - firsts[index]] = key
+    return table

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmlm.distributed import gather, rank, sum_over_ranks
 from mmlm.errors import UserError
 from mmlm.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term
-from mmlm.objectives.negatives import NONE, Candidates, HardNegatives, NegativeRule
+from mmlm.objectives.negatives import NONE, Embedded, HardNegatives, NegativeRule
 from mmlm.objectives.objective import FusionObjective
 
 
@@ -74,7 +74,7 @@ class Matching(FusionObjective):
     @torch.no_grad()
     def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], moment: Moment) -> tuple[Pairs, ...]:
         """See ``FusionObjective``. Texts and choices are gathered: every rank has to call it at the same point."""
-        own = Candidates.of(image, text, batches)
+        own = Embedded.of(image, text, batches)
         everyone = own.gathered()
         texts = self.negatives.texts(own, everyone, moment)
         images = gather(self.negatives.images(own, everyone, moment))

@@ -24,7 +24,7 @@ _TILE_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Embedded:
     """Embedded images and captions: those of a rank, or of all."""
 
     image: Tensor
@@ -39,16 +39,16 @@ class Candidates:
     """int64[C]: ``Batch.caption_image_key``."""
 
     @classmethod
-    def of(cls, image: Tensor, text: Tensor, batches: Sequence[Batch]) -> "Candidates":
+    def of(cls, image: Tensor, text: Tensor, batches: Sequence[Batch]) -> "Embedded":
         """All of a rank's embeddings, in the order of its micro-batches."""
         image_key = torch.cat([batch.image_key for batch in batches])
         text_key = torch.cat([batch.caption_image_key for batch in batches])
         return cls(image, text, Keys.of(*batches), image_key, text_key)
 
-    def gathered(self) -> "Candidates":
+    def gathered(self) -> "Embedded":
         """Those of all ranks, joined in rank order."""
         keys = self.keys.gathered()
-        return Candidates(gather(self.image), gather(self.text), keys, gather(self.image_key), gather(self.text_key))
+        return Embedded(gather(self.image), gather(self.text), keys, gather(self.image_key), gather(self.text_key))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class HardNegatives:
         if self.rule == "sampled" and not (self.temperature is not None and 0 < self.temperature < math.inf):
             raise UserError(f"temperature: {self.temperature} must be above 0 to sample negatives, such as 0.07")
 
-    def texts(self, own: Candidates, everyone: Candidates, moment: Moment) -> Tensor:
+    def texts(self, own: Embedded, everyone: Embedded, moment: Moment) -> Tensor:
         """int64[B]: for each of a rank's ``own`` images one of ``everyone``'s captions, or ``NONE``."""
 
         def allowed(rows: slice) -> Tensor:
@@ -88,7 +88,7 @@ class HardNegatives:
         uniform = moment.uniform(own.image_key, 1, Stream.NEGATIVE_TEXT)
         return self._choose(own.image, everyone.text, everyone.text_key.argsort(stable=True), uniform, allowed)
 
-    def images(self, own: Candidates, everyone: Candidates, moment: Moment) -> Tensor:
+    def images(self, own: Embedded, everyone: Embedded, moment: Moment) -> Tensor:
         """int64[C]: for each of a rank's ``own`` captions one of ``everyone``'s images, or ``NONE``."""
 
         def allowed(rows: slice) -> Tensor:

@@ -192,9 +192,9 @@ def test_choices_are_as_frequent_as_the_softmax_says():
     """1,000 equal queries of 40 steps, each of which draws its own number; 0.01 is four standard deviations."""
     image, text = F.normalize(torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     numbers = torch.arange(1000)
-    everyone = negatives.Candidates(image, text, Keys(*[numbers[:5]] * 4), 7 * numbers[:5], 5 - numbers[:5])
+    everyone = negatives.Embedded(image, text, Keys(*[numbers[:5]] * 4), 7 * numbers[:5], 5 - numbers[:5])
     keys = Keys(torch.full((1000,), 9), torch.full((1000,), 9), 5000 + numbers, numbers)
-    own = negatives.Candidates(image[:1].expand(1000, 6), text[:1].expand(1000, 6), keys, numbers, numbers)
+    own = negatives.Embedded(image[:1].expand(1000, 6), text[:1].expand(1000, 6), keys, numbers, numbers)
     chooser, moments = negatives.HardNegatives("sampled", 0.5), [Moment(seed=1, step=step) for step in range(40)]
     for choose, scores in ((chooser.texts, image[0] @ text.T), (chooser.images, image @ text[0])):
         chosen = torch.cat([choose(own, everyone, moment) for moment in moments])
