@@ -1,6 +1,6 @@
 """Time and memory of captioning's loss, forward and backward, against ways that hold all logits.
 
-``python -c "from mmlm.bench.captioning_loss import table; print(table())"`` prints the table (a minute or two).
+``python -m mmlm.bench losses`` prints the table beside that of the contrastive losses.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ VOCABULARY, WIDTH, CAPTIONS, LONGEST = 49_408, 512, 256, 77
 """CLIP's vocabulary and context, the width of CoCa's text decoder in open_clip's ViT-B/32."""
 MEAN_LENGTH = 13
 """Supervised tokens of a caption; lengths are spread evenly from 1 to twice that, less 1."""
+SIZES = f"{CAPTIONS} captions of {MEAN_LENGTH} tokens on average, {VOCABULARY:,} words, states of {WIDTH}"
 REFERENCE = "plain"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from mmlm.bench import captioning_loss
 from mmlm.bench.cells import check_out
 from mmlm.bench.process import Measured, measure
 from mmlm.build import choose_device
@@ -32,8 +33,10 @@ class LossesSettings:
     """Images (and captions) of the contrastive losses."""
     width: int = 512
     """Numbers of an embedding."""
+    captioning: bool = True
+    """Measure captioning's loss too, against ways that hold all logits: open_clip's needs 12 GB."""
     rounds: int = 3
-    """Measurements of each, in turn."""
+    """Measurements of each contrastive loss, in turn."""
     device: str = "auto"
     """auto, cpu or cuda."""
     out: str | None = None
@@ -104,6 +107,9 @@ def _document(settings: LossesSettings, argv: Sequence[str]) -> Iterator[str]:
     )
     sizes = [Size(f"{size:,}", (str(size), str(settings.width), device.type)) for size in settings.batch_sizes]
     yield from _table(f"Contrastive, embeddings of {settings.width}", "B", CONTRASTIVE, sizes, settings.rounds)
+    if settings.captioning:
+        print("captioning", file=sys.stderr, flush=True)
+        yield from ("", f"### Captioning, {captioning_loss.SIZES}; once each", "", captioning_loss.table())
 
 
 def _meaning(device: torch.device) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmlm.bench import __main__ as bench
-from mmlm.bench import contrastive_loss, losses
+from mmlm.bench import captioning_loss, contrastive_loss, losses
 from mmlm.bench.process import Measured
 
 
@@ -34,7 +34,9 @@ def rows_of(text):
 def test_the_table(command, pretend, tmp_path):
     pretend(info_nce=(0.01, 1), clip_loss=(0.02, 4), sigmoid=(0.03, 2), siglip_loss=None)
     out = tmp_path / "table.md"
-    outcome = command(bench, "losses", "batch_sizes=[100,2000]", "rounds=2", "device=cpu", f"out={out}")
+    outcome = command(
+        bench, "losses", "batch_sizes=[100,2000]", "rounds=2", "device=cpu", "captioning=false", f"out={out}"
+    )
     assert outcome.status == 0
     assert outcome.err.splitlines()[0] == "InfoNCE, B = 100"
     assert out.read_text(encoding="utf-8") == outcome.out
@@ -84,3 +86,11 @@ def test_mistakes(command, arguments, message):
 def test_open_clip_has_to_be_there(command, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "open_clip is not installed" in command(bench, "losses").mistake
+
+
+def test_captioning_is_measured_too_unless_it_is_left_out(command, pretend, monkeypatch):
+    pretend(info_nce=(0.01, 1), clip_loss=(0.02, 4), sigmoid=(0.03, 2), siglip_loss=(0.03, 2))
+    monkeypatch.setattr(captioning_loss, "table", lambda: "| the table |")
+    outcome = command(bench, "losses", "batch_sizes=[100]", "rounds=1", "device=cpu")
+    assert "### Captioning, 256 captions of 13 tokens on average, 49,408 words, states of 512; once each" in outcome.out
+    assert outcome.out.endswith("| the table |\n")
