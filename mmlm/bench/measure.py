@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.build import build_model, build_objective, check_cell, seed_everything
+from mmlm.build import build_freeze, build_model, build_objective, check_cell, seed_everything
 from mmlm.config import Config
 from mmlm.flow import Batch, Caption, Moment
 from mmlm.model.costs import ModelCosts, model_costs
@@ -128,17 +128,20 @@ class Trainer:
 
 
 def build_trainer(config: Config, batch_size: int, vocab_size: int, device: torch.device) -> Trainer:
-    """The model of a config with its objective and optimizer, of random weights. Raises UserError."""
+    """The model of a config with its objective, optimizer and freeze plan, of random weights. Raises UserError."""
     check_cell(config)
     seed_everything(config.seed)
     gc.collect()  # what is left of other models
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     # Pretrained weights cost what random ones do.
     model = build_model(config, vocab_size, load_weights=False)
+    plan = build_freeze(config)
+    plan.add_adapters(model)
     objective = build_objective(config)
     objective.connect(model.sizes)
-    train_step = TrainStep(model, objective).to(device).train()
-    optimizer = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))(train_step)
+    train_step = TrainStep(model, objective, plan).to(device).train()
+    optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
+    optimizer = optim(train_step, train_step.learning_rate_scales())
     batch = random_batch(batch_size, config.data.image_size, config.data.max_tokens, vocab_size).to(device)
     return Trainer(config, train_step, optimizer, batch, device, before)
 

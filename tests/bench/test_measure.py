@@ -47,6 +47,17 @@ def test_a_step_trains_and_costs_are_those_of_the_model(trainer):
     assert costs.flops["decoder"] > 0
 
 
+def test_what_is_frozen_costs_no_gradients_and_no_optimizer_state(trainer):
+    built, whole = trainer(4, "freeze=lit"), trainer()
+    before = {name: tensor.clone() for name, tensor in built.model.encoder.state_dict().items()}
+    built.step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in built.model.encoder.state_dict().items())
+    # A gradient and two moments of AdamW for each number that does not train.
+    saved = 4 * 3 * sum(parameter.numel() for parameter in built.model.encoder.parameters())
+    assert built.memory() <= whole.memory() - saved
+    assert trainer(4, "freeze=lora", "freeze.lora.parts=[decoder]").memory() < whole.memory()
+
+
 @dataclass
 class Result:
     """What a train step returns."""
