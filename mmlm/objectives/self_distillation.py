@@ -57,8 +57,8 @@ class SelfDistillation(Objective):
     so that it does not start from 0.
 
     Where we differ: crops have the model's image size (in the papers they are smaller); the head reads the embedding
-    that texts are compared with, not the vector it is projected from; there is one whole view, and no masked prediction
-    of patches, which is the other half of SigLIP 2's last phase. To begin late, as there (at 80% of training), give it
+    that texts are compared with, not the vector it is projected from; there is one whole view. The other
+    half of SigLIP 2's last phase is ``MaskedPrediction``. To begin late, as there (at 80% of training), give it
     the weight ``mmlm.objectives.weights.Ramp``.
 
     Figure ``entropy``: of the teacher's distribution, in nats. At ln K it tells no image from another.

@@ -16,6 +16,7 @@ from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.distillation import AffinityDistillation, CaptionDistillation, EmbeddingDistillation
 from mmlm.objectives.language_modelling import LanguageModelling
 from mmlm.objectives.masked import MaskedLanguageModelling
+from mmlm.objectives.masked_prediction import MaskedPrediction
 from mmlm.objectives.matching import Matching
 from mmlm.objectives.objective import Objective, WeightedSum
 from mmlm.objectives.parallel import ParallelCaptioning
@@ -99,6 +100,7 @@ SUMS: Mapping[str, Sum] = {
     "affinity distillation": Sum({"affinity": lambda: AffinityDistillation(0.2, chunk_size=3)}, {"affinity": 1.0}),
     "caption distillation": Sum({"caption": lambda: CaptionDistillation(1.5, chunk_size=7)}, {"caption": 1.0}),
     "self distillation": Sum({"self": small_self_distillation}, {"self": 1.0}),
+    "masked prediction": Sum({"masked": lambda: MaskedPrediction(0.5, 12, 1, 2)}, {"masked": 1.0}),
     "coca with distillation": Sum(
         {
             "contrastive": lambda: InfoNCE(0.3),

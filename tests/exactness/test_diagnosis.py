@@ -28,7 +28,8 @@ from tests.exactness.cells import MOMENT, PIXELS, SUMS, WIDTH, Sum, make_step, s
 from tests.exactness.test_exactness import run_ranks, sum_gradients
 
 COCA = SUMS["coca"]
-WITH_IMAGES = [name for name in SUMS if name not in ("reconstruction", "self distillation")]
+OTHER_PASSES = ("reconstruction", "masked prediction", "self distillation")
+WITH_IMAGES = [name for name in SUMS if name not in OTHER_PASSES]
 """Sums that look at whole images: of the others there is nothing to tell."""
 MICRO_BATCHES = (8, 2, 1)
 CLOSE = {"rel": 1e-9, "abs": 1e-12}

@@ -37,6 +37,7 @@ UNREACHED = {
     "one that has not begun": NO_CAPTIONS,
     **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
     "matching alone, hardest": NO_EMBEDDINGS,
+    "masked prediction": ("model.bridge", "model.decoder", "model.image_projection", "model.text_"),
     "reconstruction": ("model.bridge", "model.decoder", "model.image_projection", "model.text_"),
     "embedding distillation": NO_CAPTIONS,
     "affinity distillation": NO_CAPTIONS,

@@ -249,5 +249,5 @@ def test_bad_settings_are_refused(settings, message):
 
 
 def test_an_encoder_that_sees_all_or_nothing_is_refused():
-    with pytest.raises(UserError, match=r"^encoder: reconstruction needs one that can see some of its patches only"):
+    with pytest.raises(UserError, match=r"^encoder: masked patches need one that can see some of them only"):
         MaskedReconstruction().connect(replace(SIZES, patch_size=None))

@@ -1,0 +1,67 @@
+"""Masked prediction: what the moving average of the model makes of masked patches, from those that are left."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, Moment, Term, View
+from mmlm.objectives.masked_patches import MaskedPatches
+from mmlm.objectives.patches import other_patches
+
+
+class MaskedPrediction(MaskedPatches):
+    """Masked prediction of an averaged teacher's patch tokens, the other half of SigLIP 2's last phase
+    (arXiv:2502.14786, after TIPS, arXiv:2410.16512)::
+
+        target[b, n] = layer_norm(teacher_tokens(image[b])[n])
+        loss = sum_{b, n masked} mean_i (prediction[b, n, i] - target[b, n, i])^2  /  masked patches of all ranks
+
+    The teacher is the moving average of the model and sees the whole image; the student's encoder sees the patches that
+    are left, and a small decoder predicts the others.
+
+    Where we differ: there mask tokens go through the encoder, and token and target are scored against prototypes; here
+    the encoder sees no masked patch at all, and normalised tokens are predicted, as in data2vec 2.0 (arXiv:2212.07525).
+    Nothing has to be centred that way, so it is a plain sum over patches.
+
+    Figure ``explained``: 1 less the loss over the mean square of the targets; 0 for predicting nothing.
+
+    Args:
+        masked_share: share of the patches that are masked.
+        width, depth, num_heads: of the decoder; ``width`` is a multiple of 4, for its fixed positions.
+
+    Raises:
+        UserError: sizes out of range, or a model whose encoder cannot see some patches only.
+    """
+
+    needs_teacher = True
+    needs_average = True
+
+    def __init__(self, masked_share: float = 0.5, width: int = 96, depth: int = 2, num_heads: int = 3) -> None:
+        super().__init__(masked_share, width, depth, num_heads)
+
+    @property
+    def teacher_views(self) -> frozenset[View]:
+        """The whole image."""
+        return frozenset({WHOLE_IMAGE})
+
+    def connect(self, sizes: ModelSizes) -> None:
+        """Makes what reads the encoder's tokens and what writes the teacher's."""
+        self.make_decoder(sizes, sizes.patch_width)
+
+    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        """The masked patches."""
+        return {"patches": self.num_masked(batch)}
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+        """One term, and the figure ``explained``."""
+        visible, num_patches = output.patches[self.view], len(self.positions)
+        masked = other_patches(visible.kept, num_patches)
+        predicted = self.predictions(visible, masked)
+        # Class and register tokens that the encoder keeps stand before the patches.
+        tokens = output.teacher.image_tokens[:, -num_patches:].to(predicted.dtype)
+        target = F.layer_norm(tokens.take_along_dim(masked[:, :, None], dim=1), tokens.shape[-1:])
+        error = (predicted - target).square().mean(dim=-1).sum()
+        explained = target.square().mean(dim=-1).sum() - error.detach()
+        count = counts["patches"].to(error.dtype)
+        return Loss({"masked_prediction": Term(error, count)}, {"explained": Term(explained, count)})
