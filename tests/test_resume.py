@@ -228,9 +228,10 @@ def test_ctrl_c_in_a_real_process(tiny, tiny_config, start_process, finish_proce
 def test_a_run_that_learns_from_its_own_average_resumes_exactly(trained, train_tiny, monkeypatch):
     """Its average, that of its head, and its centre go on."""
     head = "objective.objectives.self_distillation"
-    start = "objective.weights.self_distillation"
     settings = (*RANDOM, "teacher.ema=true", "objective=coca_self_distillation", f"{head}.num_prototypes=9")
-    settings = (*settings, f"{start}.first=2", f"{start}.last=2", "train.micro_batch_size=3")
+    begin = [f"objective.weights.{name}" for name in ("self_distillation", "masked_prediction")]
+    settings = (*settings, *(f"{one}.{key}=2" for one in begin for key in ("first", "last")))
+    settings = (*settings, "train.micro_batch_size=3")
     straight = trained(*settings, "name=straight")
     with monkeypatch.context() as context:
         interrupt_at(context, 4)

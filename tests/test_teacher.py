@@ -17,6 +17,8 @@ SELF = (
     "objective.objectives.self_distillation.num_prototypes=9",
     "objective.weights.self_distillation.first=1",
     "objective.weights.self_distillation.last=1",
+    "objective.weights.masked_prediction.first=1",
+    "objective.weights.masked_prediction.last=1",
 )
 
 
@@ -44,7 +46,8 @@ def test_a_student_of_another_width_learns_from_a_run(trained, tiny_config):
 def test_the_average_teaches_and_is_saved_once(trained, tiny_config):
     folder = trained(*SELF)
     rows = (folder / "metrics.jsonl").read_text().splitlines()
-    assert ['"train/self_distillation"' in row for row in rows[:3]] == [False, True, True]
+    for name in ("self_distillation", "masked_prediction"):
+        assert [f'"train/{name}"' in row for row in rows[:3]] == [False, True, True]
     names = saved_names(folder, "model")
     assert saved_names(folder, "ema") == names
     assert {name.split(".")[0] for name in names} == {"model", "objective"}
