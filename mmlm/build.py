@@ -26,6 +26,7 @@ from mmlm.model.protocols import OPEN_CLIP, Bridge, Decoder, Encoder, TextEncode
 from mmlm.objectives.objective import FusionObjective, WeightedSum
 from mmlm.objectives.teacher import Teacher
 from mmlm.objectives.train_step import TrainStep
+from mmlm.objectives.weights import WeightSchedule
 from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
 from mmlm.parts import build_part
 from mmlm.runs import (
@@ -232,6 +233,7 @@ def check_cell(config: Config) -> None:
     _check_views(objective, model)
     _check_patch_views(objective, model, plan, config.train.steps)
     _check_teacher(config, objective)
+    _check_weights(objective, config.train.steps)
     with torch.device("meta"):
         teacher = None if config.teacher.run is None else _planned_teacher(config).sizes
         objective.connect(_with_teacher(config, model.sizes, teacher))
@@ -287,9 +289,14 @@ def _check_teacher(config: Config, objective: WeightedSum) -> None:
             raise UserError(f"{key}: it learns from the average of this run; set teacher.ema=true and train.ema_decay")
         if part.needs_teacher and not given:
             raise UserError(f"{key}: it needs a teacher; give teacher.run=DIR, or teacher.ema=true")
-        if not any(objective.weights_at(step).get(name) for step in range(config.train.steps)):
+
+
+def _check_weights(objective: WeightedSum, num_steps: int) -> None:
+    """UserError for an objective that never begins: whose scheduled weight is 0 at every step."""
+    for name, weight in objective.weights.items():
+        if isinstance(weight, WeightSchedule) and not any(weight(step) > 0 for step in range(num_steps)):
             raise UserError(
-                f"objective.weights.{name}: it is 0 in all of train.steps={config.train.steps}; let it begin earlier"
+                f"objective.weights.{name}: it is 0 in all of train.steps={num_steps}; let it begin earlier"
             )
 
 

@@ -13,6 +13,7 @@ Shape letters used in every docstring of the package:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -98,9 +99,9 @@ class Batch:
         """int64[]: supervised tokens of this batch."""
         return (self.lengths - 1).sum()
 
-    @property
+    @cached_property
     def image_key(self) -> Tensor:
-        """int64[B]: stable hash of each image's id; what randomness about it is keyed by."""
+        """int64[B]: stable hash of each image's id; what randomness about it is keyed by. Asked for several times."""
         return torch.tensor([stable_hash(name) for name in self.ids], dtype=torch.int64, device=self.tokens.device)
 
     @property

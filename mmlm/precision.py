@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is: half precision is too little for softmaxes and similarities."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Precision(enum.Enum):

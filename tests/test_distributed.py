@@ -3,8 +3,6 @@
 Run as a script, this file is one rank (``run_ranks`` starts it).
 """
 
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +19,7 @@ from mmlm.flow import CAPTION, TEXT_ONLY, Batch, Caption, Loss, ModelOutput, Mom
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.objective import WeightedSum
+from tests.ranks import run_ranks
 
 TOKENS, VOCABULARY, WIDTH = 6, 9, 5
 
@@ -157,28 +156,10 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     dist.destroy_process_group()
 
 
-def run_ranks(folder: Path, size: int) -> list[dict[str, Tensor]]:
-    """Starts ``size`` ranks as processes; what each of them found."""
-    command = [sys.executable, "-W", "error", __file__, str(folder), str(size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True, env=environment)
-        for number in range(size)
-    ]
-    try:
-        said = [process.communicate(timeout=120)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in ranks] == [0] * size, "\n".join(said)
-    return [torch.load(folder / f"{number}.pt") for number in range(size)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_any_number_of_ranks_gives_one_process_s_loss_and_gradients(tmp_path, size):
-    found = run_ranks(tmp_path, size)
+    found = run_ranks(tmp_path, size, "tests.test_distributed", timeout=120)
     one = results(SHARES[size], None)
     assert len({len(share.image_index) for share in SHARES[size]}) == size
     assert one["sum/gradient/objective.objectives.contrastive.logit_scale"].abs() > 1e-3

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from mmlm.flow import (
 )
 from mmlm.model.blocks import AttentionRecord, rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder, TextStates
+from mmlm.precision import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _projection(width: int, embedding_width: int) -> nn.Linear:
 
 def _unit(embedding: Tensor) -> Tensor:
     """Each row brought to unit length, in at least float32."""
-    return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_float32(embedding), dim=-1)
 
 
 def _image_width(encoder: Encoder, bridge: Bridge | None) -> int:

@@ -1,18 +1,15 @@
 """Captioning: cross-entropy of each next token."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, Batch, Loss, ModelOutput, Moment, Term
+from mmlm.flow import CAPTION, Batch, Moment
 from mmlm.objectives.cross_entropy_kernels import Kernel, check_kernel
 from mmlm.objectives.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.objective import Objective
-from mmlm.objectives.text_positions import Captions, counted, states_at
+from mmlm.objectives.text_positions import Captions, counted
+from mmlm.objectives.token_prediction import TokenPrediction
 
 
-class Captioning(Objective):
+class Captioning(TokenPrediction):
     """Causal language modelling of the caption given the image (CoCa, arXiv:2205.01917, equation 3)::
 
         loss = - sum_{c, t} log p(target[c, t] | inputs[c, <= t], image) / number of real targets of all ranks
@@ -33,7 +30,7 @@ class Captioning(Objective):
         UserError: a setting out of its range, or a kernel that is not installed or cannot do this.
     """
 
-    views = frozenset({CAPTION})
+    view, term = CAPTION, "captioning"
 
     def __init__(
         self,
@@ -42,28 +39,14 @@ class Captioning(Objective):
         kernel: Kernel = "auto",
         chunk_rows: int | None = None,
     ) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
+        super().__init__(label_smoothing)
         check_kernel(kernel, label_smoothing, chunk_rows)
-        self.label_smoothing, self.captions = label_smoothing, captions
-        self.kernel, self.chunk_rows = kernel, chunk_rows
+        self.captions, self.kernel, self.chunk_rows = captions, kernel, chunk_rows
 
-    def _chosen(self, batch: Batch) -> Tensor:
-        """bool[C, T - 1]: the targets that count."""
+    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
+        """bool[C, T - 1]: the real targets of the captions that count."""
         return batch.target_mask & counted(batch, self.captions)[:, None]
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        """The supervised tokens."""
-        return {"tokens": self._chosen(batch).sum()}
-
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
-        """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
-        chosen = self._chosen(batch)
-        hidden = states_at(output.hidden[CAPTION], batch, chosen)
-        losses, correct = token_cross_entropy(
-            hidden, output.head_weight, batch.targets[chosen], self.label_smoothing, self.kernel, self.chunk_rows
-        )
-        count = counts["tokens"].to(losses.dtype)
-        term = Term(losses, count, of_tokens=self.label_smoothing == 0)
-        return Loss({"captioning": term}, {"accuracy": Term(correct, count)})
+    def cross_entropy(self, hidden: Tensor, head_weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """By the kernel that was chosen."""
+        return token_cross_entropy(hidden, head_weight, wanted, self.label_smoothing, self.kernel, self.chunk_rows)

@@ -12,6 +12,7 @@ from mmlm.errors import UserError
 from mmlm.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, Moment, Term
 from mmlm.objectives.keys import Keys
 from mmlm.objectives.objective import Comparison, Objective
+from mmlm.precision import at_least_float32
 
 
 class EmbeddingDistillation(Objective):
@@ -53,7 +54,7 @@ class EmbeddingDistillation(Objective):
     def _distances(embedding: Tensor, teacher: Tensor) -> Tensor:
         """float[R]: 1 - cosine of each row."""
         with torch.autocast(embedding.device.type, enabled=False):
-            return 1 - F.cosine_similarity(_precise(embedding), _precise(teacher), dim=-1)
+            return 1 - F.cosine_similarity(at_least_float32(embedding), at_least_float32(teacher), dim=-1)
 
 
 class AffinityDistillation(Comparison):
@@ -175,19 +176,14 @@ def _divergence(
 ) -> tuple[Tensor, Tensor]:
     """As ``_chunked``, all rows at once."""
     # At least float32: a softmax over thousands of columns is too much for half precision.
-    own = _precise(F.linear(rows, columns)) / temperature
-    wanted = _precise(F.linear(teacher_rows, teacher_columns)) / temperature
+    own = at_least_float32(F.linear(rows, columns)) / temperature
+    wanted = at_least_float32(F.linear(teacher_rows, teacher_columns)) / temperature
     own_log, wanted_log = own.log_softmax(dim=-1), wanted.log_softmax(dim=-1)
     divergence = (wanted_log.exp() * (wanted_log - own_log)).sum()
     if own.numel() == 0:
         return divergence, torch.zeros_like(divergence.detach())
     agreed = own.detach().argmax(dim=-1) == wanted.argmax(dim=-1)
     return divergence, agreed.sum().to(divergence.dtype)
-
-
-def _precise(values: Tensor) -> Tensor:
-    """In at least float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _term(local_sum: Tensor, count: Tensor) -> Term:

@@ -1,16 +1,12 @@
 """Language modelling of text that belongs to no image."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from mmlm.flow import CAPTION, TEXT_ONLY, Batch, Loss, ModelOutput, Moment, Term
-from mmlm.objectives.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.objective import Objective
-from mmlm.objectives.text_positions import check_label_smoothing, states_at
+from mmlm.flow import CAPTION, TEXT_ONLY, Batch, Moment
+from mmlm.objectives.token_prediction import TokenPrediction
 
 
-class LanguageModelling(Objective):
+class LanguageModelling(TokenPrediction):
     """Causal language modelling of the text-only captions of a batch, next token by next token::
 
         loss = - sum_{c without image, t} log p(target[c, t] | inputs[c, <= t]) / number of these targets of all ranks
@@ -27,29 +23,8 @@ class LanguageModelling(Objective):
         UserError: a smoothing out of range.
     """
 
-    views = frozenset({CAPTION})
+    view, term = CAPTION, "language_modelling"
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        check_label_smoothing(label_smoothing)
-        self.label_smoothing = label_smoothing
-
-    @staticmethod
-    def _chosen(batch: Batch) -> Tensor:
+    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
         """bool[C, T - 1]: the targets of text-only captions."""
         return batch.target_mask & (batch.image_index == TEXT_ONLY)[:, None]
-
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        """The supervised tokens."""
-        return {"tokens": self._chosen(batch).sum()}
-
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
-        """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
-        chosen = self._chosen(batch)
-        hidden = states_at(output.hidden[CAPTION], batch, chosen)
-        loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
-        count = counts["tokens"].to(loss.dtype)
-        return Loss(
-            {"language_modelling": Term(loss, count, of_tokens=self.label_smoothing == 0)},
-            {"accuracy": Term(correct, count)},
-        )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmlm.objectives.cross_entropy_kernels import IGNORED, Kernel, choose_kernel, computing_dtype, cut_loss, liger
 from mmlm.objectives.gradients_in_forward import Summed, Wanted, with_known_gradients
+from mmlm.precision import at_least_float32
 
 ROW_MULTIPLE = 64
 """Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
@@ -92,7 +93,9 @@ def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_row
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.cat(
             [
-                F.cross_entropy(_widened(F.linear(part, head_weight)), wanted, reduction="none", ignore_index=IGNORED)
+                F.cross_entropy(
+                    at_least_float32(F.linear(part, head_weight)), wanted, reduction="none", ignore_index=IGNORED
+                )
                 for part, wanted in chunks
             ]
         )
@@ -105,7 +108,7 @@ def default_rows(vocab_size: int) -> int:
 
 def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """All logits at once, differentiated by autograd."""
-    logits = _widened(F.linear(hidden, head_weight))
+    logits = at_least_float32(F.linear(hidden, head_weight))
     losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
     return losses, (logits.detach().argmax(dim=-1) == targets).sum()
 
@@ -121,7 +124,7 @@ def _chunked(
     hidden = hidden.masked_fill(~real[:, None], 0)
     targets = targets.where(real, 0)
     narrow = hidden.new_empty(rows, len(head_weight))
-    wide = _widened(narrow)  # the same tensor if it is wide enough
+    wide = at_least_float32(narrow)  # the same tensor if it is wide enough
     losses, right = wide.new_zeros(len(hidden)), torch.zeros_like(real)
     gradients = _Gradients(hidden, head_weight, wanted, wide.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -185,8 +188,3 @@ def _score(logits: Tensor, targets: Tensor, label_smoothing: float, differentiat
 def _operands(*tensors: Tensor) -> list[Tensor]:
     """The tensors as a matrix product takes them under autocast, each converted once."""
     return [tensor.to(computing_dtype(tensor)) for tensor in tensors]
-
-
-def _widened(logits: Tensor) -> Tensor:
-    """At least float32: a softmax over thousands of words is too much for half precision."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

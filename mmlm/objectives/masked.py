@@ -1,20 +1,17 @@
 """Masked language modelling: tokens of a caption are hidden and found again."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Drawn, Loss, ModelOutput, ModelSizes, Moment, Stream, Term, TextPattern, TextView
-from mmlm.objectives.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.objective import Objective
-from mmlm.objectives.text_positions import Captions, check_label_smoothing, counted, new_mask_embedding, states_at
+from mmlm.flow import Batch, Drawn, ModelSizes, Moment, Stream, TextPattern, TextView
+from mmlm.objectives.text_positions import Captions, counted, new_mask_embedding
+from mmlm.objectives.token_prediction import TokenPrediction
 
 MASKED = TextView("masked")
 
 
-class MaskedLanguageModelling(Objective):
+class MaskedLanguageModelling(TokenPrediction):
     """Masked language modelling given the image (BERT, arXiv:1810.04805; with an image as in ALBEF, arXiv:2107.07651)::
 
         loss = - sum_{c, t in masked[c]} log p(inputs[c, t] | inputs[c, t' not in masked[c]], image)
@@ -38,14 +35,13 @@ class MaskedLanguageModelling(Objective):
         UserError: a share or a smoothing out of range; from ``connect``, no decoder.
     """
 
-    views = frozenset({MASKED})
+    view, term = MASKED, "masked"
 
     def __init__(self, share: float = 0.4, captions: Captions = "all", label_smoothing: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         if not 0 < share <= 1:
             raise UserError(f"share: {share} must lie in (0, 1]")
-        check_label_smoothing(label_smoothing)
-        self.share, self.captions, self.label_smoothing = share, captions, label_smoothing
+        self.share, self.captions = share, captions
         self.register_parameter("mask_embedding", None)
 
     def connect(self, sizes: ModelSizes) -> None:
@@ -65,20 +61,10 @@ class MaskedLanguageModelling(Objective):
         """See ``Objective``."""
         return {MASKED: TextPattern(batch.lengths - 1, self.masked(batch, moment), self.mask_embedding)}
 
-    def _chosen(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
         """bool[C, T - 1]: the masked inputs that count."""
         return self.masked(batch, moment) & counted(batch, self.captions)[:, None]
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        """The masked tokens."""
-        return {"tokens": self._chosen(batch, moment).sum()}
-
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
-        """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of masked tokens found again)."""
-        chosen = self._chosen(batch, moment)
-        hidden = states_at(output.hidden[MASKED], batch, chosen)
-        loss, correct = token_cross_entropy(hidden, output.head_weight, batch.inputs[chosen], self.label_smoothing)
-        count = counts["tokens"].to(loss.dtype)
-        return Loss(
-            {"masked": Term(loss, count, of_tokens=self.label_smoothing == 0)}, {"accuracy": Term(correct, count)}
-        )
+    def wanted(self, batch: Batch) -> Tensor:
+        """The masked tokens themselves."""
+        return batch.inputs

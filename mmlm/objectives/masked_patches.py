@@ -10,6 +10,7 @@ from mmlm.errors import UserError
 from mmlm.flow import Batch, Drawn, ModelSizes, Moment, PatchView, Stream, VisiblePatches
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.patches import grid_positions
+from mmlm.precision import at_least_float32
 
 
 class MaskedPatches(Objective):
@@ -87,4 +88,4 @@ class MaskedPatches(Objective):
         every = every.scatter(1, visible.kept[:, :, None].expand_as(tokens), tokens)
         states = self.norm(self.blocks(every + self.positions.to(tokens.dtype)))
         predicted = self.head(states.take_along_dim(masked[:, :, None], dim=1))
-        return predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        return at_least_float32(predicted)

@@ -11,6 +11,7 @@ from mmlm.errors import UserError
 from mmlm.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term
 from mmlm.objectives.negatives import NONE, Embedded, HardNegatives, NegativeRule
 from mmlm.objectives.objective import FusionObjective
+from mmlm.precision import at_least_float32
 
 
 class Matching(FusionObjective):
@@ -92,8 +93,7 @@ class Matching(FusionObjective):
 
     def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
         """One term, and the figures ``accuracy_matched`` and ``accuracy_unmatched``: the share of each judged right."""
-        logits, matched = self.head(output.fused).squeeze(-1), output.pairs.matched
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits, matched = at_least_float32(self.head(output.fused).squeeze(-1)), output.pairs.matched
         loss = F.binary_cross_entropy_with_logits(logits, matched.to(logits.dtype), reduction="sum")
         right = (logits.detach() > 0) == matched
         count = output.pairs.global_count.to(logits.dtype)

@@ -1,20 +1,17 @@
 """Prefix language modelling: the beginning of a caption is given, the rest is predicted."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Drawn, Loss, ModelOutput, ModelSizes, Moment, Stream, Term, TextPattern, TextView
-from mmlm.objectives.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.objective import Objective
-from mmlm.objectives.text_positions import Captions, check_label_smoothing, counted, states_at
+from mmlm.flow import Batch, Drawn, ModelSizes, Moment, Stream, TextPattern, TextView
+from mmlm.objectives.text_positions import Captions, counted
+from mmlm.objectives.token_prediction import TokenPrediction
 
 PREFIX = TextView("prefix")
 
 
-class PrefixLanguageModelling(Objective):
+class PrefixLanguageModelling(TokenPrediction):
     """Prefix language modelling (SimVLM, arXiv:2108.10904)::
 
         loss = - sum_c sum_{t >= visible[c] - 1} log p(target[c, t] | inputs[c, <= t], image)
@@ -35,12 +32,11 @@ class PrefixLanguageModelling(Objective):
         UserError: a smoothing out of range; from ``connect``, no decoder.
     """
 
-    views = frozenset({PREFIX})
+    view, term = PREFIX, "prefix"
 
     def __init__(self, captions: Captions = "all", label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        check_label_smoothing(label_smoothing)
-        self.captions, self.label_smoothing = captions, label_smoothing
+        super().__init__(label_smoothing)
+        self.captions = captions
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``; there is nothing to make."""
@@ -56,22 +52,8 @@ class PrefixLanguageModelling(Objective):
         """See ``Objective``."""
         return {PREFIX: TextPattern(self.visible(batch, moment))}
 
-    def suffix(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
         """bool[C, T - 1]: the positions whose target lies beyond the prefix and counts."""
         places = torch.arange(batch.tokens.shape[1] - 1, device=batch.tokens.device)
         beyond = places[None, :] >= self.visible(batch, moment)[:, None] - 1
         return beyond & batch.target_mask & counted(batch, self.captions)[:, None]
-
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        """The supervised tokens."""
-        return {"tokens": self.suffix(batch, moment).sum()}
-
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
-        """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
-        chosen = self.suffix(batch, moment)
-        hidden = states_at(output.hidden[PREFIX], batch, chosen)
-        loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
-        count = counts["tokens"].to(loss.dtype)
-        return Loss(
-            {"prefix": Term(loss, count, of_tokens=self.label_smoothing == 0)}, {"accuracy": Term(correct, count)}
-        )

@@ -25,7 +25,8 @@ from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.train_step import TrainStep, backward
 from mmlm.window import Window
 from tests.exactness.cells import MOMENT, PIXELS, SUMS, WIDTH, Sum, make_step, share_of, whole_batch
-from tests.exactness.test_exactness import run_ranks, sum_gradients
+from tests.exactness.test_exactness import sum_gradients
+from tests.ranks import run_ranks
 
 COCA = SUMS["coca"]
 OTHER_PASSES = ("reconstruction", "masked prediction", "self distillation")

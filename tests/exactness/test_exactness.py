@@ -5,8 +5,6 @@ micro-batches each, on unequal shares of one batch, equal those of one process t
 to 1e-10 and in float32 to 1e-5. Run as a script, this file is one rank.
 """
 
-import os
-import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +21,7 @@ from mmlm.flow import Batch
 from mmlm.objectives.train_step import TrainStep, backward
 from mmlm.precision import Precision, computing
 from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, whole_batch
+from tests.ranks import run_ranks
 
 MICRO_BATCHES = (8, 2, 1)
 """Images a forward pass: with 8 a rank has one micro-batch."""
@@ -140,29 +139,10 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     dist.destroy_process_group()
 
 
-def run_ranks(folder: Path, size: int, module: str = "tests.exactness.test_exactness") -> list[dict[tuple, dict]]:
-    """Starts ``size`` ranks as processes, each running ``module``; what each of them found."""
-    command = [sys.executable, "-W", "error", "-m", module, str(folder), str(size)]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    ranks = [
-        subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE, text=True, env=environment, cwd=root)
-        for number in range(size)
-    ]
-    try:
-        said = [process.communicate(timeout=600)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in ranks] == [0] * size, "\n".join(said)
-    return [torch.load(folder / f"{number}.pt") for number in range(size)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_and_micro_batches_together_change_nothing(tmp_path, size):
-    found = run_ranks(tmp_path, size)
+    found = run_ranks(tmp_path, size, "tests.exactness.test_exactness")
     for name, parts in SUMS.items():
         for dtype in TOLERANCES:
             expected = results(make_step(parts, dtype), whole_batch(), 8)

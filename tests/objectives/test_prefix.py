@@ -56,4 +56,4 @@ def test_every_length_that_leaves_a_target_is_as_likely(make_batch, length):
     expected, share = 3000 / (length - 1), 1 / (length - 1)
     deviation = (3000 * share * (1 - share)) ** 0.5
     assert all(abs(count - expected) <= 4 * deviation for count in visible.bincount()[1:].tolist())
-    assert torch.equal(objective.suffix(batch, MOMENT).sum(dim=1), length - visible)
+    assert torch.equal(objective.chosen(batch, MOMENT).sum(dim=1), length - visible)

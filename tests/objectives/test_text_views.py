@@ -49,7 +49,7 @@ def supervised(kind: str, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]
     if kind == "parallel":
         return batch.target_mask, columns + 1
     if kind == "prefix":
-        return objective.suffix(batch, moment), columns + 1
+        return objective.chosen(batch, moment), columns + 1
     return objective.masked(batch, moment), columns
 
 
