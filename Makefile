@@ -1,7 +1,9 @@
-# make train   install into .venv and train the first experiment (about 8 minutes on 2 CPU cores)
+# make train   install into .venv and train the first experiment (under 8 minutes on 2 CPU cores)
 # make test    install into .venv with the development tools and run the tests
 PYTHON ?= python3
 VENV := .venv
+# One process more than cores to test with: that of the SLURM tests mostly waits.
+JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 BIN := $(VENV)/bin
 
 .PHONY: train test lint clean
@@ -23,7 +25,7 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -15,11 +16,12 @@ from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import HuggingFace, OpenClip, Tokenizer, same_tokens
 from mmlm.data.transforms import Transform
+from mmlm.distributed import broadcast_object, rank, world_size
+from mmlm.environment import precision_of_run
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.flow import CAPTION, EMBED, ModelSizes, PatchView, TextView
 from mmlm.freeze import FreezePlan, check_plan
-from mmlm.loop import TrainState
 from mmlm.lora import merge_adapters
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import OPEN_CLIP, Bridge, Decoder, Encoder, TextEncoder
@@ -28,7 +30,9 @@ from mmlm.objectives.teacher import Teacher
 from mmlm.objectives.train_step import TrainStep
 from mmlm.objectives.weights import WeightSchedule
 from mmlm.optim import ExponentialMovingAverage, Optimizer, OptimizerPart, Schedule, carry_state
+from mmlm.parallel import Parallel, check_parallel, prepare
 from mmlm.parts import build_part
+from mmlm.precision import Precision
 from mmlm.runs import (
     CONFIG,
     TOKENIZER,
@@ -38,6 +42,7 @@ from mmlm.runs import (
     model_weights,
     tokenizer_folder,
 )
+from mmlm.train_state import TrainState
 from mmlm.weights import copy_weights, read_weights
 
 _ASSUMED_VOCABULARY = 1000
@@ -56,6 +61,13 @@ class Experiment:
     evaluators: Mapping[str, Evaluator]
     train_source: Source
     device: torch.device
+    precision: Precision
+    """What is computed in, ``auto`` settled."""
+    parallel: Parallel
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which every weight is all there on every rank; all ranks enter and leave it together."""
+        return self.parallel.whole(self.state.train_step)
 
 
 def seed_everything(seed: int) -> None:
@@ -65,27 +77,38 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` to a device. Raises UserError for a device that is not there."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` to a device, the ``local_rank``-th of this machine if there are several.
+
+    Raises UserError for a device that is not there. Under SLURM a rank may see its own accelerator only.
+    """
     available = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if available else "cpu")
+        name = "cuda" if available else "cpu"
     if name not in ("cpu", "cuda"):
         raise UserError(f"device: '{name}' is not one of auto, cpu, cuda")
     if name == "cuda" and not available:
         raise UserError("device: cuda was asked for and torch finds no CUDA device; use device=cpu or device=auto")
-    return torch.device(name)
+    return torch.device("cpu") if name == "cpu" else torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def build_experiment(config: Config, folder: Path) -> Experiment:
-    """All parts of a training run, its tokenizer fitted (or restored from ``folder``). Writes nothing."""
+def build_experiment(config: Config, folder: Path, device: torch.device | None = None) -> Experiment:
+    """All parts of a training run, its tokenizer fitted (or restored from ``folder``). Writes nothing.
+
+    ``device`` None is the one that the config names.
+    """
     seed_everything(config.seed)
-    device = choose_device(config.device)
+    device = device or choose_device(config.device)
     source = build_source(config, config.data.train, "data.train")
     if config.train.batch_size > len(source):
         raise UserError(
             f"train.batch_size: {config.train.batch_size} is larger than the data set, which has {len(source)} "
             f"examples; use at most {len(source)}"
+        )
+    if config.train.batch_size % world_size():
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is no multiple of the {world_size()} ranks that share it; "
+            f"use {config.train.batch_size // world_size() * world_size() or world_size()}"
         )
     tokenizer = build_tokenizer(config, folder, source)
     _check_language(config.data.language, tokenizer)
@@ -99,6 +122,8 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
         config.data.captions_per_image,
         config.data.max_tokens,
         config.data.workers,
+        rank(),
+        world_size(),
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     model = build_model(config, tokenizer.vocab_size)
@@ -111,15 +136,17 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
     teacher = load_teacher(config, objective, tokenizer, source, device)
     objective.connect(_with_teacher(config, model.sizes, None if teacher is None else teacher.sizes))
     train_step = TrainStep(model, objective, plan, None if teacher is None else Teacher(teacher)).to(device)
-    optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
-    ema = None
-    if config.train.ema_decay is not None:
+    optim, ema = build_optim(config), None
+    if config.teacher.ema:  # a copy of the model as it was built
         ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
-    if config.teacher.ema:
         train_step.teacher = Teacher.averaging(model, objective, ema)
+    settings, parallel = config.train, build_parallel(config)
+    trained = prepare(train_step, parallel, device, settings.activation_checkpointing, settings.compile)
+    if ema is None and settings.ema_decay is not None:
+        ema = ExponentialMovingAverage(train_step, settings.ema_decay)
     return Experiment(
         state=TrainState(
-            train_step,
+            trained,
             optim(train_step, train_step.learning_rate_scales()),
             loader,
             ema,
@@ -133,12 +160,24 @@ def build_experiment(config: Config, folder: Path) -> Experiment:
         evaluators=build_evaluators(config),
         train_source=source,
         device=device,
+        precision=broadcast_object(precision_of_run(settings.precision, folder, device), 0),
+        parallel=parallel,
     )
 
 
 def build_objective(config: Config) -> WeightedSum:
     """What is minimised; its parts of the model's widths are made by ``connect``. Raises UserError."""
     return cast(WeightedSum, build_part(config.objective, "objective", {}, config.plugins))
+
+
+def build_optim(config: Config) -> OptimizerPart:
+    """What makes the optimizer."""
+    return cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
+
+
+def build_parallel(config: Config) -> Parallel:
+    """How several ranks share the work."""
+    return cast(Parallel, build_part(config.parallel, "parallel", {}, config.plugins))
 
 
 def build_freeze(config: Config) -> FreezePlan:
@@ -223,6 +262,7 @@ def check_cell(config: Config) -> None:
     Everything that a constructor or the model refuses is refused here, in one line, before the data is read or anything
     real is built. Raises UserError.
     """
+    check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)
     objective = build_objective(config)
     plan = build_freeze(config)
     with torch.device("meta"):

@@ -2,7 +2,8 @@
 
 Two kinds of command: ``run_hydra`` for those composed from ``configs/`` (training), and ``report_user_errors`` with
 ``parse_key_values`` for the small ones (``python -m mmlm.caption run=DIR a.png b.png``). Exit status: 0 done, 2 a
-user's mistake, 130 interrupted, 1 a bug (with its traceback), or whatever ``main`` returns.
+user's mistake, 75 stopped and saved, 130 interrupted, 69 other ranks lost, 1 a bug (with its traceback), or whatever
+``main`` returns.
 """
 
 import argparse
@@ -36,6 +37,10 @@ from mmlm.hydra_config import explain_composing
 PROGRAM = "mmlm"
 USER_ERROR = 2
 INTERRUPTED = 130
+LOST = 69
+"""A rank cannot go on because another one is gone or silent. What sysexits.h calls unavailable."""
+STOPPED = 75
+"""Asked to stop, and saved: the same command goes on. What sysexits.h calls a temporary failure."""
 
 Settings = TypeVar("Settings")
 

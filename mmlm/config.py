@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmlm.evaluation.samples import SampleSettings
 from mmlm.loop import FitSettings
 from mmlm.metrics import MetricsSettings
 from mmlm.parts import check_part
+from mmlm.ranks import RankSettings
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_NAME = "config"
@@ -31,7 +33,16 @@ OUTSIDE_IDENTITY = (
     "train.log_every",
     "train.keep_last",
     "train.diagnose_every",
+    "train.max_skipped_steps",
+    "train.spike.max_rewinds",
+    "train.activation_checkpointing",
+    "train.compile",
+    "parallel",
     "preflight",
+    "processes",
+    "launcher",
+    "ranks",
+    "resume",
 )
 """Keys that do not decide what is computed: where things go, who watches, how many processes help."""
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
@@ -45,9 +56,11 @@ PART_SLOTS: Mapping[str, tuple[str, ...]] = {
     "transform": ("image_size",),
     "optim": (),
     "schedule": (),
+    "launcher": ("processes",),
+    "parallel": (),
 }
 """Each slot and the arguments that ``build`` supplies to its part, if its constructor asks for them."""
-EMPTY_SLOTS = ("bridge", "text_encoder", "decoder")
+EMPTY_SLOTS = ("bridge", "text_encoder", "decoder", "launcher")
 """Slots that may be null: no part stands there."""
 EVALUATOR_ARGUMENTS = ("language",)
 
@@ -114,6 +127,14 @@ class TeacherSettings:
     """The teacher is the moving average of this run's own weights instead; needs train.ema_decay."""
 
 
+class Resume(Enum):
+    """What to do about a run that is in the folder already."""
+
+    auto = "auto"
+    changed = "changed"
+    never = "never"
+
+
 @dataclass
 class Config:
     """One experiment."""
@@ -128,6 +149,14 @@ class Config:
     """Folder that holds all run folders."""
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, or cuda."""
+    processes: int | None = None
+    """Ranks on this machine, which launcher=local starts; null is one for each accelerator."""
+    launcher: Any = None
+    """Part: what starts the ranks; null trains in this process, or in what torchrun or srun started."""
+    ranks: RankSettings = field(default_factory=RankSettings)
+    resume: Resume = Resume.auto
+    """``auto`` goes on with the run that is in the folder if its config is the same, and refuses if it is not;
+    ``changed`` goes on with the new config; ``never`` moves what is there aside and starts anew."""
     preflight: bool = False
     """Print a batch of training data as the model would get it (inputs, targets, mask), and end without a run."""
     plugins: list[str] = field(default_factory=list)
@@ -152,6 +181,8 @@ class Config:
     """Part: optimizer."""
     schedule: Any = MISSING
     """Part: learning rate over the steps."""
+    parallel: Any = field(default_factory=lambda: {"_target_": "mmlm.parallel.DDP"})
+    """Part: how several ranks share the work. It does not change what is computed."""
     evaluators: dict[str, Any] = field(default_factory=dict)
     """Parts by name: what is evaluated on each split."""
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -195,6 +226,9 @@ def _check_numbers(config: Config) -> None:
         "train.save_every": config.train.save_every,
         "train.keep_last": config.train.keep_last,
         "train.clip_norm": config.train.clip_norm,
+        "ranks.timeout_seconds": config.ranks.timeout_seconds,
+        "ranks.watchdog_seconds": config.ranks.watchdog_seconds,
+        "train.spike.threshold": config.train.spike.threshold,
         "data.image_size": config.data.image_size,
         "data.evaluation_batch_size": config.data.evaluation_batch_size,
         "model.width": config.model.width,
@@ -203,6 +237,23 @@ def _check_numbers(config: Config) -> None:
     for key, value in positive.items():
         if value is not None and not value > 0:
             raise UserError(f"{key}: {value} must be above 0")
+    if config.ranks.watchdog_seconds >= config.ranks.timeout_seconds:
+        raise UserError(
+            f"ranks.watchdog_seconds: {config.ranks.watchdog_seconds:g} must be below ranks.timeout_seconds, "
+            f"{config.ranks.timeout_seconds:g}, or the ranks give up before it reports"
+        )
+    if config.processes is not None and config.launcher is None:
+        raise UserError(f"processes: {config.processes} has no effect without a launcher; add launcher=local")
+    at_least = {
+        "train.max_skipped_steps": (config.train.max_skipped_steps, 0),
+        "train.spike.max_rewinds": (config.train.spike.max_rewinds, 0),
+        "train.spike.window": (config.train.spike.window, 2),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            raise UserError(f"{key}: {value} must be at least {least}")
+    if config.train.spike.threshold is not None and config.train.save_every is None:
+        raise UserError("train.spike.threshold: there is no checkpoint to go back to; set train.save_every")
     if config.name is not None and config.name != Path(config.name).name:
         raise UserError(f"name: '{config.name}' must be the name of one folder, without a slash")
     both = config.data.validation.keys() & config.data.test.keys()
@@ -260,6 +311,14 @@ def load_config(file: Path) -> Config:
         raise UserError(f"{file}: {explain(error)}") from error
 
 
+def parse_config(text: str, where: str) -> Config:
+    """The config that ``text`` (YAML, as ``save_config`` writes it) is, checked; ``where`` is for messages."""
+    try:
+        return check_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{where}: {explain(error)}") from error
+
+
 def save_config(config: Config, file: Path) -> None:
     """Writes the config as YAML."""
     file.write_text(OmegaConf.to_yaml(OmegaConf.create(config_values(config))), encoding="utf-8")
@@ -268,9 +327,12 @@ def save_config(config: Config, file: Path) -> None:
 def differences(old: Config, new: Config) -> list[str]:
     """``key: old value -> new value`` for every setting that differs and decides what is computed."""
     before, after = (_flat(dataclasses.asdict(c)) for c in (old, new))
-    ignored = tuple(OUTSIDE_IDENTITY)
-    keys = sorted(key for key in before.keys() | after.keys() if key not in ignored and not key.startswith("metrics."))
+    keys = sorted(key for key in before.keys() | after.keys() if not _is_outside(key))
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _is_outside(key: str) -> bool:
+    return any(key == outside or key.startswith(f"{outside}.") for outside in OUTSIDE_IDENTITY)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mmlm.distributed import sum_over_ranks
+from mmlm.distributed import full_tensor, sum_over_ranks
 
 NEGLIGIBLE = 1e-7
 """Singular values below this share of the largest are taken as 0: the square roots of what rounding leaves."""
@@ -73,7 +73,12 @@ class Diagnosis:
 
     @classmethod
     def of(
-        cls, totals: Mapping[str, Tensor], seen: Sequence[Tensor], image: Tensor | None, text: Tensor | None
+        cls,
+        totals: Mapping[str, Tensor],
+        seen: Sequence[Tensor],
+        image: Tensor | None,
+        text: Tensor | None,
+        scale: Tensor | None = None,
     ) -> "Diagnosis":
         """Of one micro-batch, before its backward pass.
 
@@ -83,12 +88,15 @@ class Diagnosis:
                 encoder pools, float[B, Dp]. Gradients there are taken by ``autograd.grad``: no gradient of a parameter
                 is made, and no hook of data parallelism runs. An objective that does not depend on them has gradient 0.
             image, text: embeddings float[B, E] and float[C, E], if there are any.
+            scale: float32[], the loss scale that gradients need not to vanish in float16; the figures are without it.
         """
-        gradients = [_gradients(total, seen) for total in totals.values()]
+        gradients = [_gradients(total if scale is None else total * scale, seen) for total in totals.values()]
         gram = torch.zeros(len(gradients), len(gradients), dtype=torch.float64, device=seen[0].device)
         for i, first in enumerate(gradients):
             for j, second in enumerate(gradients[: i + 1]):
                 gram[i, j] = gram[j, i] = _dot(first, second)
+        if scale is not None:
+            gram = gram / scale.double() ** 2
         spreads = [None if one is None else Spread.of(one) for one in (image, text)]
         return cls(tuple(totals), gram, *spreads)
 
@@ -178,8 +186,8 @@ class WeightsBefore:
         moved: defaultdict[str, list[Tensor]] = defaultdict(list)
         before: defaultdict[str, list[Tensor]] = defaultdict(list)
         for part, parameter, copy in self._pairs:
-            moved[part].append(torch.linalg.vector_norm(parameter.detach() - copy))
-            before[part].append(torch.linalg.vector_norm(copy))
+            moved[part].append(full_tensor(torch.linalg.vector_norm(parameter.detach() - copy)))
+            before[part].append(full_tensor(torch.linalg.vector_norm(copy)))
         sizes = {part: torch.linalg.vector_norm(torch.stack(norms)).item() for part, norms in before.items()}
         steps = {part: torch.linalg.vector_norm(torch.stack(norms)).item() for part, norms in moved.items()}
         return {f"update_ratio/{part}": steps[part] / size for part, size in sizes.items() if size > 0}

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from mmlm.precision import Precision
+
+ENVIRONMENT = "environment.json"
 PACKAGES = (
     "mmlm",
     "torch",
@@ -39,6 +42,8 @@ class Environment:
     git_dirty: bool | None
     """Whether tracked files differed from that commit."""
     device: str
+    precision: str
+    """What the run computes in, ``auto`` settled; a name of ``Precision``."""
     python: str
     platform: str
     packages: Mapping[str, str]
@@ -46,7 +51,9 @@ class Environment:
     """``{"parameters": {part: count}, "flops": {part: count}}``; FLOPs as ``model.costs`` counts them."""
 
 
-def describe_environment(device: torch.device, model: Mapping[str, Mapping[str, int]]) -> Environment:
+def describe_environment(
+    device: torch.device, precision: Precision, model: Mapping[str, Mapping[str, int]]
+) -> Environment:
     """Looks at the running process; ``model`` is what the caller knows of the model."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return Environment(
@@ -54,6 +61,7 @@ def describe_environment(device: torch.device, model: Mapping[str, Mapping[str, 
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
         device=device_name(device),
+        precision=precision.on(device).name,
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
@@ -68,9 +76,22 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
+def precision_of_run(configured: Precision, folder: Path, device: torch.device) -> Precision:
+    """What a run computes in. ``auto`` is settled where the run begins, and stays that wherever it goes on."""
+    try:
+        recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("precision")
+    except (OSError, ValueError):
+        recorded = None
+    if configured is Precision.auto and recorded in Precision.__members__:
+        return Precision[recorded]
+    return configured.on(device)
+
+
 def save_environment(environment: Environment, folder: Path) -> None:
-    """Writes ``environment.json``."""
-    (folder / "environment.json").write_text(json.dumps(asdict(environment), indent=2) + "\n", encoding="utf-8")
+    """Writes ``environment.json``, which is there as a whole or not at all: it says what a run goes on in."""
+    unfinished = folder / f"{ENVIRONMENT}.new"
+    unfinished.write_text(json.dumps(asdict(environment), indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / ENVIRONMENT)
 
 
 def _git(*arguments: str) -> str | None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from mmlm.build import build_evaluators, build_splits, choose_device, load_run
 from mmlm.cli import parse_key_values, report_user_errors
 from mmlm.config import Config
+from mmlm.environment import precision_of_run
 from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
-from mmlm.loop import describe_corrupt
 from mmlm.metrics import Console
 from mmlm.precision import Precision, computing
 from mmlm.report.page import write_report
+from mmlm.troubles import describe_corrupt
 
 
 @dataclass
@@ -26,7 +27,7 @@ class EvaluateSettings:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Precision | None = None
-    """fp32 or bf16; null takes the run's own."""
+    """auto, fp32, bf16 or fp16; null takes what the run was trained in."""
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     device = choose_device(settings.device)
     run = load_run(settings.run, device)
     config = run.config
+    precision = settings.precision or precision_of_run(config.train.precision, run.folder, device)
     chosen = _choose(config, settings.splits)
     splits = {
         name: batches
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
         evaluators=build_evaluators(config),
         max_tokens=config.data.max_tokens,
         device=device,
-        computing=functools.partial(computing, device, settings.precision or config.train.precision),
+        computing=functools.partial(computing, device, precision),
     )
     scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
     console = Console()

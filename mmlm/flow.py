@@ -124,6 +124,13 @@ class Batch:
         part = torch.where(text_only, part, self.image_index // examples)
         return tuple(self._part(range(len(self.images))[i * examples :][:examples], part == i) for i in range(count))
 
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Two micro-batches; the second is empty if there are fewer than two images."""
+        end = len(self.images)
+        if end > 1:
+            return self.split(-(-end // 2))
+        return self, self._part(range(end, end), torch.zeros_like(self.lengths, dtype=torch.bool))
+
     def _part(self, rows: range, chosen: Tensor) -> "Batch":
         """The images ``rows`` and the captions where bool[C] ``chosen`` is true."""
         index, lengths = self.image_index[chosen], self.lengths[chosen]

@@ -37,6 +37,14 @@ def keyed_permutation(seed: int, epoch: int, size: int, stream: int = 0) -> Tens
     return keyed_uniform(seed, epoch, keys, 1, stream)[:, 0].argsort(stable=True)
 
 
+def keyed_integer(*key: int) -> int:
+    """64 bits, in [0, 2**64), that depend on every integer of ``key`` and on their order: a seed for a generator."""
+    mixed = 0
+    for part in key:
+        mixed = _mix_integer(mixed ^ part)
+    return mixed
+
+
 def stable_hash(text: str) -> int:
     """63 bits of ``text``'s BLAKE2b digest: an int64 key that is equal in every process and on every machine."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -1,25 +1,36 @@
-"""``fit()``: the training story. It is handed its parts and knows no model, objective or evaluator by name."""
+"""``fit()``: the training story. It is handed its parts and knows no model, objective or evaluator by name.
+
+Three rules make a run that was stopped, anywhere and any number of times, the run that was never stopped:
+
+- What a step draws from torch's generators is a function of (seed, step, rank): they are seeded anew at every step. So
+  nothing of them has to be saved, and no evaluation or restart in between can move them.
+- The host learns what a step gave (finite? a spike? stop?) while the device makes the next one, but never acts on the
+  difference: what is decided depends on the step alone, and all is read before anything is told, judged or saved.
+- All ranks decide by the same numbers, reduced in the step itself.
+"""
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
 
-from mmlm.data.loader import TrainLoader
-from mmlm.diagnosis import WeightsBefore
+from mmlm.agreement import MadeStep
+from mmlm.distributed import gather_objects, rank
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Loss, Moment
-from mmlm.metrics import Console, MetricLog
-from mmlm.optim import ExponentialMovingAverage, Optimizer, Schedule, set_learning_rate
-from mmlm.precision import Precision, computing
-from mmlm.window import Window
+from mmlm.keyed_random import keyed_integer
+from mmlm.loss_scale import LossScale
+from mmlm.metrics import Console, Log
+from mmlm.optim import Schedule, set_learning_rate
+from mmlm.precision import Precision
+from mmlm.spikes import LossSpike, SpikeSettings
+from mmlm.stop import StopRequest
+from mmlm.train_state import TrainState
+from mmlm.troubles import NonFiniteLoss, describe_corrupt, describe_skipped, name_ids
+from mmlm.update import Differentiate, Update
+from mmlm.window import Row, Window
 
 
 @dataclass
@@ -33,12 +44,23 @@ class FitSettings:
     micro_batch_size: int | None = None
     """Examples a forward and backward pass, on each rank; the gradient is that of the whole batch all the same, only
     slower and in less memory. null takes all at once."""
-    precision: Precision = Precision.bf16
-    """``bf16`` (autocast, float32 parameters) or ``fp32``."""
+    precision: Precision = Precision.auto
+    """``bf16`` (autocast, float32 parameters), ``fp16`` (likewise, with a dynamic loss scale), ``fp32``, or ``auto``:
+    bf16 where the device is fast in it, else fp32. A run goes on in what it began with."""
     clip_norm: float | None = 1.0
     """Largest L2 norm of all gradients together; null turns clipping off."""
+    max_skipped_steps: int = 3
+    """Optimizer steps of a run whose update may be left out because the loss or a gradient was infinite or not a
+    number; one more ends it. (Gradients that overflow in fp16 lower the loss scale and do not count.)"""
+    spike: SpikeSettings = field(default_factory=SpikeSettings)
     ema_decay: float | None = None
     """Decay of the moving average of the weights that is evaluated and exported, such as 0.999; null turns it off."""
+    activation_checkpointing: bool = False
+    """Keep nothing but the input of each block of the model for the backward pass and compute it again there: the same
+    gradients to the last bit, in less memory and about a third more time."""
+    compile: bool = False
+    """Compile each block of the model (``torch.compile``) for training; equal up to rounding. The first steps take
+    minutes."""
     log_every: int = 20
     """Optimizer steps between rows of training metrics."""
     diagnose_every: int | None = 100
@@ -55,87 +77,20 @@ class FitSettings:
     then evaluated before the first step too. null keeps no best one."""
 
 
-Differentiate = Callable[[nn.Module, Sequence[Batch], Moment, bool], Loss]
-"""Adds the gradients of a batch, given in micro-batches, to the parameters; returns the loss without gradient, with its
-diagnosis where the last argument asks for it."""
+Evaluate = Callable[[int], Mapping[str, float]]
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for has been done
-    """Training was asked to stop (Ctrl-C) and has saved its state at ``step``."""
+    """Training was asked to stop by ``signal_name``, here or on another rank, and has saved its state at ``step``."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step}")
+    def __init__(self, step: int, signal_name: str) -> None:
+        super().__init__(f"stopped at step {step} by {signal_name}")
         self.step = step
+        self.signal_name = signal_name
 
 
-class NonFiniteLoss(UserError):  # noqa: N818 - named after what happened
-    """A loss or gradient was infinite or not a number; the state before that step has been saved."""
-
-
-@dataclass
-class TrainState:
-    """Everything that changes while training and that a checkpoint has to hold."""
-
-    train_step: nn.Module
-    optimizer: Optimizer
-    loader: TrainLoader
-    ema: ExponentialMovingAverage | None = None
-    seed: int = 0
-    """Of what objectives draw (masks, negatives)."""
-    step: int = 0
-    """Optimizer steps done."""
-    seconds: float = 0.0
-    """Wall-clock seconds of training so far, over all sessions, evaluation included."""
-    best: float | None = None
-    """Best value of ``FitSettings.best_metric`` so far."""
-    optimizer_for: Callable[[int, Optimizer], Optimizer] | None = None
-    """Makes trainable in ``train_step`` what trains at a step, and returns the optimizer over it (the given one, if
-    that is what it was over). None: the same parameters train from the first step to the last."""
-
-    def go_to(self, step: int) -> None:
-        """Makes ``step`` the next one: what trains, and the optimizer over it, are a function of it."""
-        self.step = step
-        if self.optimizer_for is not None:
-            self.optimizer = self.optimizer_for(step, self.optimizer)
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """The weights to evaluate and export: the moving average if there is one."""
-        return self.ema.tensors if self.ema else self.train_step.state_dict()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but the weights: optimizer, position, RNG, counters."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "position": self.loader.position,
-            "rng": torch.get_rng_state(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what ``state_dict`` returned."""
-        self.go_to(state["step"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.loader.position = state["position"]
-        torch.set_rng_state(state["rng"])
-        self.seconds, self.best = state["seconds"], state["best"]
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The module in eval mode with the weights to evaluate; training goes on with its own afterwards."""
-        own = None
-        if self.ema is not None:
-            own = {name: tensor.clone() for name, tensor in self.train_step.state_dict().items()}
-            self.train_step.load_state_dict(self.ema.tensors)
-        self.train_step.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            if own is not None:
-                self.train_step.load_state_dict(own)
-            self.train_step.train()
+def unwatched(what: str) -> None:
+    """Tells nobody what is about to be done."""
 
 
 def fit(
@@ -144,12 +99,15 @@ def fit(
     schedule: Schedule,
     differentiate: Differentiate,
     device: torch.device,
-    log: MetricLog,
+    log: Log,
     console: Console,
-    evaluate: Callable[[int], Mapping[str, float]],
+    evaluate: Evaluate,
     save: Callable[[TrainState, bool], None],
+    restore: Callable[[TrainState, int], None],
+    request: StopRequest,
+    mark: Callable[[str], None] = unwatched,
 ) -> None:
-    """Trains ``state`` in place up to ``settings.steps`` optimizer steps.
+    """Trains ``state`` in place up to ``settings.steps`` optimizer steps. All ranks call it, and everything it calls.
 
     Args:
         state: module, optimizer, loader and counters, fresh or resumed.
@@ -157,93 +115,153 @@ def fit(
         schedule: learning rate as a share of its peak.
         differentiate: leaves the gradients of a batch's loss on the parameters; see ``mmlm/objectives/train_step.py``.
         device: where batches go.
-        log: takes every row of metrics.
-        console: shows progress.
-        evaluate: called with the step, module in eval mode and holding the weights to judge; returns named values.
+        log: takes every row of metrics (``NoLog`` on ranks other than 0).
+        console: shows progress (quiet on ranks other than 0).
+        evaluate: called with the step, module in eval mode and holding the weights to judge; returns named values, the
+            same on every rank.
         save: called with the state and whether it is the best so far.
+        restore: called with the state and a step: loads the checkpoint of that step into the state, or an earlier one
+            if that is damaged. For loss spikes only.
+        request: whether this process has been asked to stop; whoever calls decides by what (``stop_request``).
+        mark: called with what is about to be done (``step 12: waiting for data``), for a watchdog; at the same places
+            on all ranks.
 
     Raises:
-        Interrupted: after Ctrl-C, once the running step is done and saved.
-        NonFiniteLoss: with the step and the batch's ids, after saving the state before that step.
+        Interrupted: after one of ``mmlm.stop.SIGNALS`` on any rank, once a step is done and its state saved.
+        NonFiniteLoss: with the step and the batch's ids, after saving the state without that step's update.
+        LossSpike: one more than ``settings.spike.max_rewinds``.
         UserError: ``settings.best_metric`` is not among the values of ``evaluate``, before the first step.
     """
-    batches = iter(state.loader)
-    corrupt: list[str] = []
-    window, begun = Window(), time.monotonic() - state.seconds
+    begun = time.monotonic() - state.seconds
+    batches, unread = iter(state.loader), deque[MadeStep]()
     state.train_step.train()
-    if state.step == 0 and settings.best_metric is not None:
-        # Refuses a name that is not evaluated before any training, and is what training has to beat.
-        save(state, _evaluate(state, settings, log, evaluate))
-    with _interrupt_flag() as interrupted, console.progress(settings.steps, state.step) as progress:
+    if settings.precision is Precision.fp16 and state.loss_scale is None:
+        state.loss_scale = LossScale.start(device)
+    _begin(state, settings, log, evaluate, save)
+    state.window.start()
+    update = Update(differentiate, device, settings.precision, settings.micro_batch_size, settings.clip_norm)
+    with console.progress(settings.steps, state.step) as progress:
         while state.step < settings.steps:
-            epoch, position, rng = state.loader.epoch, state.loader.position, torch.get_rng_state()
-            batch = next(batches)
-            corrupt += batch.corrupt
+            torch.manual_seed(keyed_integer(state.seed, state.step, rank()))
+            mark(f"step {state.step + 1}: waiting for data")
+            epoch, batch = state.loader.epoch, next(batches)
+            mark(f"step {state.step + 1}: training")
             lr = set_learning_rate(state.optimizer, schedule(state.step, settings.steps))
             diagnosed = _is_diagnosed(state.step, settings.diagnose_every)
-            loss, norm = _forward_backward(state, batch, settings, differentiate, device, diagnosed)
-            if not math.isfinite(loss.total.item() + norm.item()):
-                state.optimizer.zero_grad(set_to_none=True)
-                _report_corrupt(corrupt, epoch, console)
-                state.loader.position = position
-                torch.set_rng_state(rng)
-                save(state, False)
-                raise NonFiniteLoss(_describe(state.step, loss, norm, batch))
-            before = WeightsBefore(state.train_step) if diagnosed else None
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-            window.add(loss, norm)
-            if before is not None:
-                window.add_figures(before.update_ratios())
-            if state.ema is not None:
-                state.ema.update(state.train_step, state.step)
+            unread.append(update(state, batch, diagnosed, request))
             state.go_to(state.step + 1)
             state.seconds = time.monotonic() - begun
 
             last = state.step == settings.steps
-            if last or state.step % settings.log_every == 0:
-                row = window.means()
-                shown = row.main | {"lr": lr, "examples_per_second": _rate(window, settings.batch_size)}
-                values = {f"train/{name}": value for name, value in (shown | row.more).items()}
+            row_due, save_due = (last or _due(state.step, n) for n in (settings.log_every, settings.save_every))
+            state.owes_evaluation = last or _due(state.step, settings.eval_every)
+            epoch_ended = last or state.loader.epoch != epoch
+            all_due = row_due or save_due or state.owes_evaluation or epoch_ended
+            found = _read(state, settings, unread, 0 if all_due else 1, console)
+            if found.spike is not None:
+                if found.failure is not None:
+                    raise NonFiniteLoss(found.failure)
+                _rewind(state, settings, found.spike, log, console, restore)
+                batches = iter(state.loader)
+                continue
+            stopping = found.signal_name is not None and not last
+            if row_due:
+                row = state.window.means()
+                shown = row.main | {"lr": lr, "examples_per_second": state.window.rate(settings.batch_size)}
+                values = {f"train/{name}": value for name, value in (shown | _more(state, row)).items()}
                 log.log(state.step, state.loader.position, state.seconds, values)
                 progress.update(state.step, shown)
-                window = Window()
+                state.window = Window()
             is_best = False
-            if last or _due(state.step, settings.eval_every):
-                try:
-                    is_best = _evaluate(state, settings, log, evaluate)
-                except Exception:
-                    save(state, False)  # what has been trained is not lost with an evaluation
-                    raise
-                window.started = time.monotonic()
-            stopping = interrupted()
-            if state.loader.epoch != epoch or last or stopping:
-                corrupt = _report_corrupt(corrupt, epoch, console)
-            if is_best or last or stopping or _due(state.step, settings.save_every):
+            if state.owes_evaluation and not stopping and found.failure is None:
+                mark(f"step {state.step}: evaluating")
+                is_best = _evaluate(state, settings, log, evaluate, save)
+                state.window.started = time.monotonic()
+            if epoch_ended or stopping or found.failure is not None:
+                _report_corrupt(state, epoch, console, epoch_ended)
+            if is_best or last or stopping or save_due or found.failure is not None:
+                mark(f"step {state.step}: saving")
                 save(state, is_best)
-            if stopping and not last:
-                raise Interrupted(state.step)
+            if found.failure is not None:
+                raise NonFiniteLoss(found.failure)
+            if stopping:
+                raise Interrupted(state.step, found.signal_name)
 
 
-def _forward_backward(
+def _begin(
     state: TrainState,
-    batch: Batch,
     settings: FitSettings,
-    differentiate: Differentiate,
-    device: torch.device,
-    diagnosed: bool,
-) -> tuple[Loss, Tensor]:
-    """Leaves gradients on the parameters; returns the loss and the gradients' norm before clipping."""
-    batches = [batch] if settings.micro_batch_size is None else batch.split(settings.micro_batch_size)
-    moment = Moment(state.seed, state.step)
-    with computing(device, settings.precision):
-        loss = differentiate(state.train_step, [micro_batch.to(device) for micro_batch in batches], moment, diagnosed)
-    limit = math.inf if settings.clip_norm is None else settings.clip_norm
-    return loss, nn.utils.clip_grad_norm_(state.train_step.parameters(), limit)
+    log: Log,
+    evaluate: Evaluate,
+    save: Callable[[TrainState, bool], None],
+) -> None:
+    """What has to be there before the first step of a run, or of what is left of one."""
+    fresh, is_best = state.step == 0 and state.rewinds == 0, False
+    if state.owes_evaluation or (fresh and settings.best_metric is not None):
+        # At the start it refuses a name that is not evaluated, and is what training has to beat.
+        is_best = _evaluate(state, settings, log, evaluate, save)
+    if is_best or (fresh and settings.best_metric is not None) or (fresh and settings.spike.threshold is not None):
+        save(state, is_best)
 
 
-def _rate(window: Window, batch_size: int) -> float:
-    return window.steps * batch_size / max(1e-9, time.monotonic() - window.started)
+@dataclass
+class _Found:
+    """What reading steps brought to light, the same on every rank."""
+
+    signal_name: str | None = None
+    spike: MadeStep | None = None
+    failure: str | None = None
+    """One step too many was left out."""
+
+
+def _read(state: TrainState, settings: FitSettings, unread: deque[MadeStep], leave: int, console: Console) -> _Found:
+    """Takes down what the steps gave, oldest first; ``leave`` so many of the newest, unless the run is about to stop.
+
+    Nothing is left after a spike: what was made since is undone.
+    """
+    found = _Found()
+    while len(unread) > (leave if found.signal_name is None and found.failure is None else 0):
+        made = unread.popleft()
+        verdict = made.agreement.verdict()
+        found.signal_name = found.signal_name or verdict.signal_name
+        state.corrupt += made.corrupt
+        state.window.steps += 1
+        if verdict.counts and settings.spike.is_spike(verdict.loss, state.recent_losses):
+            found.spike = made
+            unread.clear()
+        elif verdict.counts:
+            state.window.add(made.loss, made.norm)
+            state.window.add_figures(made.update_ratios)
+            state.recent_losses = settings.spike.remembered(verdict.loss, state.recent_losses)
+        elif not verdict.overflowed:
+            state.skipped_steps += 1
+            what, most = describe_skipped(made), settings.max_skipped_steps
+            console.line(f"{what}; its update is left out ({state.skipped_steps} so far, at most {most})")
+            if state.skipped_steps > most:
+                found.failure = (
+                    f"{what}; that is update {state.skipped_steps} to be left out, and train.max_skipped_steps is "
+                    f"{most}; the state without it is saved; lower optim.lr or look at these examples"
+                )
+    return found
+
+
+def _rewind(
+    state: TrainState,
+    settings: FitSettings,
+    spike: MadeStep,
+    log: Log,
+    console: Console,
+    restore: Callable[[TrainState, int], None],
+) -> None:
+    """Goes back to before a loss spike, and on with the data after it."""
+    loss, most = spike.agreement.verdict().loss, settings.spike.max_rewinds
+    what = f"step {spike.step}: the loss {loss:g} is a spike on the batch {name_ids(spike.ids)}"
+    if state.rewinds >= most:
+        raise LossSpike(f"{what}; train.spike.max_rewinds is {most}; lower optim.lr or look at these examples")
+    state.rewind(settings.spike.goes_back_to(spike.step, settings.save_every), spike.position, restore)
+    state.window.start()
+    log.resume_from(state.step)
+    console.line(f"{what}; back to step {state.step} and on with the data after it ({state.rewinds} of at most {most})")
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -255,63 +273,40 @@ def _is_diagnosed(step: int, every: int | None) -> bool:
     return every is not None and (step == 0 or (step + 1) % every == 0)
 
 
+def _more(state: TrainState, row: Row) -> dict[str, float]:
+    """What a row of metrics tells besides what is shown; what does not concern a run is left out."""
+    skipped = {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
+    scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale.item()}
+    return {**row.more, **skipped, **scale}
+
+
 def _evaluate(
-    state: TrainState, settings: FitSettings, log: MetricLog, evaluate: Callable[[int], Mapping[str, float]]
+    state: TrainState, settings: FitSettings, log: Log, evaluate: Evaluate, save: Callable[[TrainState, bool], None]
 ) -> bool:
     """Logs the evaluation's values; says whether they are the best so far."""
-    with state.evaluating():
-        values = evaluate(state.step)
+    try:
+        with state.evaluating():
+            values = evaluate(state.step)
+        if settings.best_metric is not None and settings.best_metric not in values:
+            names = ", ".join(sorted(values))
+            raise UserError(f"train.best_metric: '{settings.best_metric}' is not evaluated; there are: {names}")
+    except Exception:
+        if state.step > 0:
+            save(state, False)  # what has been trained is not lost with an evaluation
+        raise
     log.log(state.step, state.loader.position, state.seconds, values)
-    if settings.best_metric is None:
-        return False
-    if settings.best_metric not in values:
-        raise UserError(
-            f"train.best_metric: '{settings.best_metric}' is not evaluated; there are: {', '.join(sorted(values))}"
-        )
-    value = values[settings.best_metric]
+    state.owes_evaluation = False
+    value = math.nan if settings.best_metric is None else values[settings.best_metric]
     if math.isnan(value) or (state.best is not None and value <= state.best):
         return False
     state.best = value
     return True
 
 
-def _describe(step: int, loss: Loss, norm: Tensor, batch: Batch) -> str:
-    terms = ", ".join(f"{name} {term.value.item():g}" for name, term in loss.terms.items())
-    ids = ", ".join(batch.ids[:8]) + (f" and {len(batch.ids) - 8} more" if len(batch.ids) > 8 else "")
-    return (
-        f"step {step}: the loss is not finite ({terms}, gradient norm {norm.item():g}) on the batch {ids}; the state "
-        "before this step is saved; lower optim.lr or look at these examples"
-    )
-
-
-def _report_corrupt(corrupt: list[str], epoch: int, console: Console) -> list[str]:
-    """Names what could not be decoded in the epoch that ended; returns an empty list for the next one."""
+def _report_corrupt(state: TrainState, epoch: int, console: Console, epoch_ended: bool) -> None:
+    """Names what any rank could not decode in the epoch; once it has ended, the next one starts with an empty list."""
+    corrupt = [entry for entries in gather_objects(state.corrupt) for entry in entries]
     if corrupt:
         console.line(describe_corrupt(f"epoch {epoch}", corrupt))
-    return []
-
-
-def describe_corrupt(where: str, corrupt: Sequence[str]) -> str:
-    """One line with the number and the first ten of the images (``id: reason``) that could not be decoded."""
-    distinct = sorted(set(corrupt))
-    count = "1 image" if len(distinct) == 1 else f"{len(distinct)} images"
-    more = f"; and {len(distinct) - 10} more" if len(distinct) > 10 else ""
-    return f"{where}: {count} could not be decoded: {'; '.join(distinct[:10])}{more}"
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag that is read between steps; a second one stops at once."""
-    asked = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if epoch_ended:
+        state.corrupt = []

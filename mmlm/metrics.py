@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 import rich.console
 import rich.progress
@@ -57,6 +57,37 @@ class MetricsSettings:
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+class Log(Protocol):
+    """What training needs of a log of metrics."""
+
+    def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Takes one row: optimizer steps, examples seen in all, seconds of training, and the values by name."""
+        ...
+
+    def resume_from(self, step: int | None) -> int:
+        """Drops the rows after ``step``, or all of them if None; returns how many."""
+        ...
+
+
+class NoLog:
+    """The log of ranks other than 0: it takes nothing down."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+    def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
+        """See ``Log``."""
+
+    def resume_from(self, step: int | None) -> int:
+        """See ``Log``."""
+        return 0
 
 
 class MetricLog:

@@ -92,10 +92,11 @@ def _made(folder: RunFolder, config: Config, step: int) -> str:
     environment = folder.environment
     commit, dirty = environment.get("git_commit"), environment.get("git_dirty")
     packages = environment.get("packages")
+    precision = environment.get("precision", config.train.precision.name)
     shown = packages.items() if isinstance(packages, Mapping) else ()
     lines = [
         f"- {step:,} optimizer steps of {config.train.batch_size:,} examples, seed {config.seed}, "
-        f"{config.train.precision.name}, on {environment.get('device', 'an unknown device')}",
+        f"{precision}, on {environment.get('device', 'an unknown device')}",
         f"- git commit {f'`{commit}`' if commit else 'unknown'}{', with changes' if dirty else ''}",
         f"- {sum(folder.parameters.values()):,} parameters: "
         + ", ".join(f"{part} {count:,}" for part, count in folder.parameters.items()),

@@ -8,9 +8,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
+from mmlm.distributed import local_part, sum_over_ranks
 from mmlm.errors import UserError
 from mmlm.lora import is_adapter
+from mmlm.muon import BatchedMuon
 
 NO_SCALES: Mapping[str, float] = MappingProxyType({})
 """Every parameter has the whole learning rate."""
@@ -251,13 +255,13 @@ class OptimizerPair:
 
 
 def hidden_matrices(module: nn.Module) -> set[str]:
-    """Names of the linear layers' weights between a model's inputs and its outputs.
+    """Names of the linear layers' weights between a model's inputs and its outputs, GPT-2's transposed ones too.
 
     Left out: embeddings, kernels, the last projections (vocabulary head and both embedding projections), and the
     factors of low-rank adapters (Muon would make all of their few singular values alike).
     """
     last = ("head", "lm_head", "embed_out", "image_projection", "text_projection")
-    linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    linear = {name for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
     return {
         f"{name}.weight"
         for name in linear
@@ -297,12 +301,8 @@ class Muon:
         adamw = AdamW(self.lr, self.weight_decay, self.betas, self.eps)
         if not matrices:
             return adamw.over(others)
-        muon = torch.optim.Muon(
-            _as_torch(matrices, self.lr),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            adjust_lr_fn="match_rms_adamw",
+        muon = BatchedMuon(
+            _as_torch(matrices, self.lr), lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum
         )
         return OptimizerPair(muon, adamw.over(others)) if others else muon
 
@@ -320,16 +320,34 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
     return max(group["lr"] for group in optimizer.param_groups)
 
 
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """Scales all gradients down to a joint L2 norm of ``limit`` if theirs is larger; returns the norm before, float[].
+
+    As ``nn.utils.clip_grad_norm_``, also where some are sharded over ranks (FSDP2): every rank calls this, and the norm
+    is that of one process, an ordinary tensor.
+    """
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    sharded = [gradient.to_local() for gradient in found if isinstance(gradient, DTensor)]
+    others = [gradient for gradient in found if not isinstance(gradient, DTensor)]
+    norm = nn.utils.get_total_norm(others)
+    if sharded:
+        norm = (sum_over_ranks(nn.utils.get_total_norm(sharded).square()) + norm.square()).sqrt()
+    if found:
+        torch._foreach_mul_([*sharded, *others], (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 def carry_state(old: Optimizer, new: Optimizer) -> Optimizer:
     """``new``, which goes on from the state of ``old`` where both have the same parameter; others start fresh."""
-    state = {parameter: kept for part in _members(old) for parameter, kept in part.state.items()}
-    for part in _members(new):
+    state = {parameter: kept for part in members(old) for parameter, kept in part.state.items()}
+    for part in members(new):
         for group in part.param_groups:
             part.state.update({parameter: state[parameter] for parameter in group["params"] if parameter in state})
     return new
 
 
-def _members(optimizer: Optimizer) -> tuple[Any, ...]:
+def members(optimizer: Optimizer) -> tuple[Any, ...]:
+    """The ``torch.optim.Optimizer``s that it is made of."""
     return (optimizer.first, optimizer.second) if isinstance(optimizer, OptimizerPair) else (optimizer,)
 
 
@@ -353,8 +371,8 @@ class ExponentialMovingAverage:
         averages, values = [], []
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
-                averages.append(self.tensors[name])
-                values.append(tensor.detach())
+                averages.append(local_part(self.tensors[name]))
+                values.append(local_part(tensor.detach()))
             else:
                 self.tensors[name].copy_(tensor)
         torch._foreach_lerp_(averages, values, 1 - decay)

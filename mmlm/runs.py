@@ -13,6 +13,8 @@ from mmlm.weights import Weights, match_weights
 
 CHECKPOINTS = "checkpoints"
 TOKENIZER = "tokenizer"
+ASIDE = ".before-"
+"""In the name of a run folder that was moved aside for a new run."""
 CONFIG = "config.yaml"
 MODEL_TYPE = "mmlm"
 """``model_type`` in the config.json of an exported model."""
@@ -25,6 +27,7 @@ def find_run(path: str) -> Path:
         return root
     # Not any config.yaml: wandb writes one of its own below the run folder.
     found = sorted(file.parent for file in root.glob(f"**/seed=*/{CONFIG}")) if root.is_dir() else []
+    found = [folder for folder in found if ASIDE not in folder.name]
     if len(found) == 1:
         return found[0]
     if found:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,9 @@ from PIL import Image, ImageDraw
 from mmlm import hydra_config, train
 from mmlm.cli import hydra_override, report_user_errors, run_hydra
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
-from mmlm.data.loader import EvaluationBatches
-from mmlm.data.tokenizer import BytePair
-from mmlm.data.transforms import Transform
 from mmlm.evaluation.split import EncodedSplit, encode_split
-from mmlm.flow import Caption, Example
-from mmlm.model.bridges.attentional_pooler import AttentionalPooler
-from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
-from mmlm.model.model import ImageTextModel
+from mmlm.flow import Example
+from tests.evaluation.hand_made import MOST_TOKENS, ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (240, 210, 20)}
 SHAPES = ("square", "circle")
@@ -44,6 +38,7 @@ TINY = (
     "schedule=cosine",
     "data=folder",
     f"data.image_size={IMAGE_SIZE}",
+    "data.workers=0",
     f"data.max_tokens={MAX_TOKENS}",
     "encoder.width=32",
     "encoder.depth=1",
@@ -71,6 +66,11 @@ TINY = (
 """Overrides that make ``caption_base`` tiny, whatever it is tuned to; the folders of data and runs are to be added."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's tests first: one process runs them all and mostly waits, so it must not begin with them last."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 # Data
 
 
@@ -83,27 +83,32 @@ def draw(colour: str, shape: str, size: int = IMAGE_SIZE) -> Image.Image:
     return image
 
 
-@pytest.fixture
-def write_captions() -> Callable[[Path, Sequence[dict[str, object]]], None]:
-    """``write_captions(folder, lines)``: the captions.jsonl of an ``ImageFolder``."""
-
-    def write(folder: Path, lines: Sequence[dict[str, object]]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / "captions.jsonl").write_text(text, encoding="utf-8")
-
-    return write
+def write_lines(folder: Path, lines: Sequence[dict[str, object]]) -> None:
+    """The captions.jsonl of an ``ImageFolder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "captions.jsonl").write_text(text, encoding="utf-8")
 
 
-@pytest.fixture
-def shapes(tmp_path: Path, write_captions: Callable[..., None]) -> Path:
-    """An ``ImageFolder`` of 8 drawn images with one caption each, such as "a red square"."""
-    folder = tmp_path / "shapes"
+def write_shapes(folder: Path) -> Path:
+    """Makes an ``ImageFolder`` of 8 drawn images with one caption each, such as "a red square"; returns it."""
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    write_captions(folder, [{"image": f"{c}_{s}.png", "caption": f"a {c} {s}"} for c, s in pairs])
+    write_lines(folder, [{"image": f"{c}_{s}.png", "caption": f"a {c} {s}"} for c, s in pairs])
     for colour, shape in pairs:
         draw(colour, shape).save(folder / f"{colour}_{shape}.png")
     return folder
+
+
+@pytest.fixture
+def write_captions() -> Callable[[Path, Sequence[dict[str, object]]], None]:
+    """``write_captions(folder, lines)``: the captions.jsonl of an ``ImageFolder``."""
+    return write_lines
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """An ``ImageFolder`` of 8 drawn images with one caption each, such as "a red square"."""
+    return write_shapes(tmp_path / "shapes")
 
 
 # Configs
@@ -283,18 +288,6 @@ def pictures(tmp_path: Path) -> Pictures:
 
 # Models and splits
 
-MOST_TOKENS = 96
-"""Longest caption of the splits that ``make_split`` makes."""
-
-
-class ExampleList(list[Example]):
-    """Examples as a ``Source``."""
-
-    def captions(self) -> Iterator[Caption]:
-        """Every caption."""
-        for example in self:
-            yield from example.captions
-
 
 @pytest.fixture
 def make_split() -> Callable[..., EncodedSplit]:
@@ -307,18 +300,9 @@ def make_split() -> Callable[..., EncodedSplit]:
         vocab_size: int = 300,
         fusion: str = "cross_attention",
     ) -> EncodedSplit:
-        torch.manual_seed(0)
-        tokenizer = BytePair(vocab_size, languages)
-        tokenizer.fit([caption for example in examples for caption in example.captions])
-        encoder = TimmVit(IMAGE_SIZE, width=32, depth=1, num_heads=2, patch_size=4)
-        bridge = AttentionalPooler(encoder.width, encoder.grid, 32, num_heads=2, num_queries=3)
-        decoder = TransformerDecoder(
-            tokenizer.vocab_size, 32, width=32, num_heads=2, max_tokens=MOST_TOKENS, fusion=fusion
-        )
-        model = ImageTextModel(encoder, bridge, decoder, embedding_width=16).eval()
-        batches = EvaluationBatches(
-            ExampleList(examples), tokenizer, Transform(IMAGE_SIZE, None), batch_size, MOST_TOKENS
-        )
+        tokenizer = fitted_tokenizer(examples, vocab_size, languages)
+        model = small_model(tokenizer, fusion)
+        batches = evaluation_batches(ExampleList(examples), tokenizer, batch_size)
         return encode_split("hand_made", model, tokenizer, batches, torch.device("cpu"), MOST_TOKENS)
 
     return make

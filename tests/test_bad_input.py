@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlm import train
+from mmlm import train, training
 from mmlm.cli import hydra_override
 from mmlm.config import CONFIG_DIR, run_folder
 from mmlm.metrics import read_metrics
@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_before_training_starts(train_tiny, tmp_path, monk
         raise AssertionError("training was started")
 
     if "best_metric" not in override:  # which needs an evaluation to be known
-        monkeypatch.setattr(train, "fit", fit)
+        monkeypatch.setattr(training, "fit", fit)
     outcome = train_tiny(override)
     assert message in outcome.mistake
     assert "step 1/3" not in outcome.out
@@ -135,22 +135,29 @@ def test_every_image_is_corrupt(train_tiny, shapes):
     assert re.search(r"all 4 images of a batch are corrupt \(the first is .*png: is not an image", train_tiny().mistake)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_ids_after_saving(train_tiny, tiny_config):
-    wild = ("optim.lr=1e30", "train.steps=50", "train.clip_norm=null")
+def test_losses_that_are_not_finite_stop_with_step_and_ids_after_saving(train_tiny, tiny_config):
+    wild = ("optim.lr=1e30", "train.steps=50", "train.clip_norm=null", "train.max_skipped_steps=1")
     outcome = train_tiny(*wild)
-    found = re.fullmatch(
+    what = (
         r"step (\d+): the loss is not finite \(contrastive \S+, captioning \S+, gradient norm \S+\) on the batch "
-        r"((?:\w+\.png(?:, )?){4}); the state before this step is saved; lower optim\.lr or look at these examples",
-        outcome.mistake,
+        r"(?:\w+\.png(?:, )?){4}; "
     )
+    end = (
+        r"to be left out, and train\.max_skipped_steps is 1; the state without it is saved; lower optim\.lr or look at "
+    )
+    found = re.fullmatch(what + "that is update 2 " + end + "these examples", outcome.mistake)
     assert found, outcome.err
-    step = int(found.group(1))
+    assert len(re.findall(what + "its update is left out", outcome.out)) == 2
+    step = int(found.group(1)) + 1
     folder = run_folder(tiny_config(*wild))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step={step:06d}"]
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == list(range(1, step + 1))
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, step + 1))
+    assert rows[-1]["train/skipped_steps"] == 2
     again = train_tiny(*wild)
     assert f"resumed at step {step}" in again.out
-    assert again.mistake == outcome.mistake, "the same batch again"
+    assert again.mistake.startswith(f"step {step}: the loss is not finite"), "the next batch"
+    assert "that is update 3 to be left out" in again.mistake
 
 
 def test_a_value_that_hydra_cannot_read_is_refused_in_one_line(command):

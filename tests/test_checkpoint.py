@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlm import checkpoint
+from mmlm import checkpoint, checkpoint_files
 from mmlm.checkpoint import (
     CorruptCheckpointError,
     best_checkpoint,
@@ -18,8 +18,10 @@ from mmlm.checkpoint import (
     load_weights,
     mark_best,
     prune,
+    remove_after,
     save_checkpoint,
 )
+from mmlm.checkpoint_files import read_manifest
 from mmlm.errors import UserError
 
 
@@ -146,6 +148,18 @@ def test_a_damaged_manifest_is_a_damaged_checkpoint(tmp_path, damage):
     assert (folder, len(messages)) == (before, 1)
 
 
+def test_no_flipped_bit_of_a_manifest_changes_what_it_says(tmp_path):
+    folder = save(tmp_path, 10)
+    file = folder / "manifest.json"
+    content, manifest = file.read_bytes(), read_manifest(folder)
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert read_manifest(folder) == manifest
+        except CorruptCheckpointError:
+            continue
+
+
 def test_weights_are_verified_even_when_only_they_are_read(tmp_path):
     folder = save(tmp_path, 10)
     flip_one_bit(folder / "state.pt")
@@ -179,7 +193,7 @@ class CrashError(Exception):
 
 
 @pytest.mark.parametrize("step", [20, 10], ids=["new", "same step"])
-@pytest.mark.parametrize("call", ["save_weights", "_write_json", "_flush", "rename"])
+@pytest.mark.parametrize("call", ["save_weights", "write_json", "flush", "rename"])
 def test_a_crash_at_any_point_leaves_an_intact_checkpoint(tmp_path, monkeypatch, call, step):
     save(tmp_path, 10, value=1.0)
 
@@ -192,7 +206,7 @@ def test_a_crash_at_any_point_leaves_an_intact_checkpoint(tmp_path, monkeypatch,
             rename = Path.rename
             patch.setattr(Path, "rename", lambda a, b: crash() if a.name.startswith(".saving") else rename(a, b))
         else:
-            patch.setattr(checkpoint, call, crash)
+            patch.setattr(checkpoint if call == "save_weights" else checkpoint_files, call, crash)
         with pytest.raises(CrashError):
             save(tmp_path, step, value=2.0)
     folder, messages = latest_checkpoint(tmp_path)
@@ -256,3 +270,14 @@ def test_other_files_are_left_alone(tmp_path):
     save(tmp_path, 20)
     prune(tmp_path, 1)
     assert names(tmp_path) == ["notes.txt", "step=000020", "step=notes"]
+
+
+def test_of_a_run_that_goes_back_later_checkpoints_are_neither_taken_nor_kept_but_for_the_best(tmp_path):
+    folders = {step: save(tmp_path, step) for step in (2, 4, 5, 6, 8)}
+    mark_best(tmp_path, folders[6], "score", 1.0)
+    assert latest_checkpoint(tmp_path, at_most=5) == (folders[5], [])
+    assert latest_checkpoint(tmp_path, at_most=3) == (folders[2], [])
+    assert latest_checkpoint(tmp_path, at_most=1) == (None, [])
+    assert set(remove_after(tmp_path, 4)) == {folders[5], folders[8]}
+    assert names(tmp_path) == ["best.json", "step=000002", "step=000004", "step=000006"]
+    assert best_checkpoint(tmp_path).folder == folders[6]

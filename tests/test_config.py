@@ -1,5 +1,6 @@
 """The schema: what names a run, what is refused, and what a run's own file gives back."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,15 @@ OUTSIDE = {
     "data.workers": "2",
     "train.log_every": "5",
     "train.diagnose_every": "null",
+    "train.max_skipped_steps": "9",
+    "train.spike.max_rewinds": "9",
+    "train.activation_checkpointing": "true",
+    "train.compile": "true",
+    "parallel": "fsdp",
     "preflight": "true",
+    "launcher": "local",
+    "ranks.timeout_seconds": "900",
+    "resume": "never",
     "train.keep_last": "9",
 }
 """Settings that do not decide what is computed, with values that are not the tiny run's."""
@@ -49,7 +58,15 @@ INSIDE = {
 
 
 def test_the_outside_of_identity_is_listed_here_in_full():
-    assert {key.split(".")[0] if key.startswith("metrics") else key for key in OUTSIDE} == set(OUTSIDE_IDENTITY)
+    nodes = ("metrics", "launcher", "ranks")
+    named = {key.split(".")[0] if key.startswith(nodes) else key for key in OUTSIDE}
+    assert named | {"processes"} == set(OUTSIDE_IDENTITY)  # which needs a launcher beside it: tested below
+
+
+def test_the_number_of_processes_is_outside_and_needs_a_launcher(tiny_config):
+    assert identity(tiny_config("launcher=local", "processes=2")) == identity(tiny_config())
+    with pytest.raises(UserError, match="processes: 2 has no effect without a launcher; add launcher=local"):
+        tiny_config("processes=2")
 
 
 @pytest.mark.parametrize("key", OUTSIDE)
@@ -189,3 +206,21 @@ def test_checking_builds_nothing(compose, monkeypatch):
     monkeypatch.setattr("mmlm.model.encoders.timm_encoder.TimmVit.__init__", refuse.__get__(object()))
     monkeypatch.setattr("mmlm.data.emoji._read_table", refuse)
     assert check_config(compose("experiment=caption_base")).data.train["split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("override", "mistake"),
+    [
+        ("train.max_skipped_steps=-1", "train.max_skipped_steps: -1 must be at least 0"),
+        ("train.spike.max_rewinds=-1", "train.spike.max_rewinds: -1 must be at least 0"),
+        ("train.spike.window=1", "train.spike.window: 1 must be at least 2"),
+        ("train.spike.threshold=0", "train.spike.threshold: 0.0 must be above 0"),
+        (
+            "train.spike.threshold=6",
+            "train.spike.threshold: there is no checkpoint to go back to; set train.save_every",
+        ),
+    ],
+)
+def test_settings_of_guards_are_checked(tiny_config, override, mistake):
+    with pytest.raises(UserError, match=f"^{re.escape(mistake)}$"):
+        tiny_config(override)

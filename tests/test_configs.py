@@ -29,7 +29,7 @@ NEEDS = {
     ("decoder", "hugging_face_gated"): ("decoder.name_or_path=gpt2",),
 }
 """What the user of an option has to give."""
-EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own")}
+EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own"), ("launcher", "none")}
 """Options that leave their slot empty."""
 GOES_WITH = {("bridge", "mlp"): ("decoder=prefix",)}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlm.keyed_random import keyed_permutation, keyed_uniform, stable_hash
+from mmlm.keyed_random import keyed_integer, keyed_permutation, keyed_uniform, stable_hash
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -112,3 +112,14 @@ def test_stable_hash_is_pinned_and_fits_an_int64():
     assert len(set(values)) == len(values)
     assert all(0 <= value < 2**63 for value in values)
     assert torch.tensor(values).dtype == torch.int64
+
+
+def test_an_integer_depends_on_every_part_of_its_key_and_on_their_order():
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0), (-1, 0, 0), (2**40, 3, 5), (3, 2**40, 5)]
+    found = [keyed_integer(*key) for key in keys]
+    assert len(set(found)) == len(keys)
+    assert all(0 <= one < 2**64 for one in found)
+    assert keyed_integer(7, 8, 9) == keyed_integer(7, 8, 9)
+    torch.manual_seed(max(found))
+    low = {keyed_integer(0, step, rank) % 2**32 for step in range(1000) for rank in range(8)}
+    assert len(low) > 7995, "torch's CPU generator takes 32 bits of its seed"

@@ -1,157 +1,18 @@
 """``fit()`` on a toy module: what is logged, evaluated and saved when, and how a run stops."""
 
-import io
 import math
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from mmlm.errors import UserError
-from mmlm.flow import Batch, Caption, Loss, Moment, Term
-from mmlm.loop import FitSettings, Interrupted, NonFiniteLoss, TrainState, describe_corrupt, fit
-from mmlm.metrics import Console
-from mmlm.optim import Constant, Cosine, ExponentialMovingAverage
+from mmlm.loop import Interrupted
+from mmlm.optim import Cosine
 from mmlm.precision import Precision
-
-CPU = torch.device("cpu")
-
-
-def make_batch(number: int, corrupt: tuple[str, ...] = ()) -> Batch:
-    """A batch of two images whose pixels all are ``number``."""
-    keys = torch.tensor([2 * number, 2 * number + 1])
-    return Batch(
-        images=torch.full((2, 3, 2, 2), number % 256, dtype=torch.uint8),
-        tokens=torch.tensor([[2, 5, 1], [2, 6, 1]]),
-        lengths=torch.tensor([3, 3]),
-        image_index=torch.tensor([0, 1]),
-        image_concept=keys,
-        caption_concept=keys,
-        caption_key=keys,
-        ids=(f"image{2 * number}", f"image{2 * number + 1}"),
-        captions=(Caption("a"), Caption("b")),
-        corrupt=corrupt,
-    )
-
-
-@dataclass
-class ToyLoader:
-    """Batch i holds examples 2i and 2i + 1; an epoch has 6 examples."""
-
-    position: int = 0
-    corrupt: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def epoch(self) -> int:
-        return self.position // 6
-
-    def __iter__(self):
-        while True:
-            number = self.position // 2
-            self.position += 2
-            yield make_batch(number, self.corrupt.get(number, ()))
-
-
-class Toy(nn.Module):
-    """Loss (weight - 1)^2 * scale with dropout-like noise from torch's own generator, and a NaN where asked for."""
-
-    def __init__(self, nan_at: int | None = None, noise: float = 0.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([3.0]))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.nan_at, self.noise = nan_at, noise
-        self.autocast: list[bool] = []
-        self.training_modes: list[bool] = []
-        self.diagnosed_steps: list[int] = []
-        """Counted from 1."""
-
-    def forward(self, batch: Batch) -> Loss:
-        self.autocast.append(torch.is_autocast_enabled("cpu"))
-        self.training_modes.append(self.training)
-        number = int(batch.images[0, 0, 0, 0])
-        error = (self.weight - 1 + self.noise * torch.randn(1)).square().sum()
-        if number == self.nan_at:
-            error = error * math.nan
-        one = torch.tensor(1.0)
-        return Loss({"error": Term(error, one)}, {"error/number": Term(torch.tensor(float(number)), one)})
-
-
-def differentiate(toy: nn.Module, batches: Sequence[Batch], moment: Moment, diagnose: bool) -> Loss:
-    (batch,) = batches
-    if diagnose:
-        toy.diagnosed_steps.append(moment.step + 1)
-    loss = toy(batch)
-    loss.total.backward()
-    return loss
-
-
-@dataclass
-class Recorder:
-    """Stands in for log, save and evaluate; ``events`` is the order in which they were called."""
-
-    toy: Toy
-    rows: list[tuple[int, int, dict[str, float]]] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    states: dict[int, dict[str, object]] = field(default_factory=dict)
-    scores: Mapping[int, float] = field(default_factory=dict)
-    signal_at: int | None = None
-
-    def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
-        self.rows.append((step, examples, dict(values)))
-        if step == self.signal_at and "train/loss" in values:
-            signal.raise_signal(signal.SIGINT)
-
-    def evaluate(self, step: int) -> Mapping[str, float]:
-        assert not self.toy.training
-        assert not torch.is_grad_enabled()
-        self.events.append(f"evaluate {step}")
-        return {"split/score": self.scores.get(step, float(step)), "weight": self.toy.weight.item()}
-
-    def save(self, state: TrainState, is_best: bool) -> None:
-        self.events.append(f"save {state.step}" + " best" * is_best)
-        weights = {name: tensor.clone() for name, tensor in state.train_step.state_dict().items()}
-        self.states[state.step] = state.state_dict() | {"weights": weights}
-
-    def training_rows(self) -> list[tuple[int, dict[str, float]]]:
-        return [(step, values) for step, _, values in self.rows if "train/loss" in values]
-
-
-@dataclass
-class Run:
-    """A toy run; ``go`` trains it."""
-
-    toy: Toy
-    state: TrainState
-    recorder: Recorder
-    console: io.StringIO
-
-    def go(self, schedule=None, **settings) -> "Run":
-        defaults = {"steps": 6, "batch_size": 2, "log_every": 1, "eval_every": None, "save_every": None}
-        fit_settings = FitSettings(**(defaults | {"precision": Precision.fp32, "clip_norm": None} | settings))
-        recorder, console = self.recorder, Console(self.console)
-        schedule = schedule or Constant(0)
-        fit(self.state, fit_settings, schedule, differentiate, CPU, recorder, console, recorder.evaluate, recorder.save)
-        return self
-
-
-def make_run(loader: ToyLoader | None = None, ema: float | None = None, lr: float = 0.1, **toy_settings) -> Run:
-    toy = Toy(**toy_settings)
-    optimizer = torch.optim.SGD([{"params": [toy.weight], "peak_lr": lr}], lr=lr, momentum=0.9)
-    average = None if ema is None else ExponentialMovingAverage(toy, ema)
-    return Run(toy, TrainState(toy, optimizer, loader or ToyLoader(), average), Recorder(toy), io.StringIO())
-
-
-def expected_weights(steps: int, lr: float = 0.1) -> list[float]:
-    """SGD with momentum on (w - 1)^2, by hand."""
-    weight, velocity, found = 3.0, 0.0, []
-    for _ in range(steps):
-        velocity = 0.9 * velocity + 2 * (weight - 1)
-        weight -= lr * velocity
-        found.append(weight)
-    return found
+from mmlm.troubles import NonFiniteLoss, describe_corrupt
+from tests.toy_run import ToyLoader, expected_weights, make_run, restore, states_equal, timeless
 
 
 def test_trains_and_logs_every_step():
@@ -217,7 +78,7 @@ def test_the_optimizer_follows_the_step_before_it_is_made_and_before_it_is_saved
     run.go(steps=4, save_every=2)
     assert asked == [1, 2, 3, 4]
     assert run.toy.weight.item() == pytest.approx(expected_weights(2)[-1], rel=1e-5)
-    assert run.recorder.states[2]["optimizer"]["param_groups"][0]["momentum"] == 0, "that of the other"
+    assert run.recorder.states[2]["optimizer"]["groups"][0]["settings"]["momentum"] == 0, "that of the other"
 
 
 def test_the_learning_rate_follows_the_schedule():
@@ -235,7 +96,7 @@ def test_gradients_are_clipped_and_their_norm_is_told_from_before():
 @pytest.mark.parametrize("precision", list(Precision))
 def test_precision_reaches_the_forward_pass(precision):
     run = make_run().go(steps=2, precision=precision)
-    assert run.toy.autocast == [precision is Precision.bf16] * 2
+    assert run.toy.autocast == [precision.on(torch.device("cpu")) is not Precision.fp32] * 2
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -319,53 +180,87 @@ def test_own_weights_come_back_after_an_evaluation_that_fails():
 # Stopping
 
 
-def states_equal(first: Mapping[str, object], second: Mapping[str, object]) -> bool:
-    if first.keys() != second.keys():
-        return False
-    pairs = [(first[key], second[key]) for key in first if key != "seconds"]
-    return all(
-        states_equal(a, b)
-        if isinstance(a, dict)
-        else torch.equal(a, b)
-        if isinstance(a, Tensor)
-        else len(a) == len(b) and all(states_equal({"": x}, {"": y}) for x, y in zip(a, b, strict=True))
-        if isinstance(a, list)
-        else a == b
-        for a, b in pairs
-    )
-
-
-def test_ctrl_c_finishes_the_step_saves_and_goes_on_exactly():
-    torch.manual_seed(1)
-    straight = make_run(noise=0.3).go()
-    torch.manual_seed(1)
+@pytest.mark.parametrize(("log_every", "step"), [(1, 4), (6, 5)])
+def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(log_every, step):
+    straight = make_run(noise=0.3).go(log_every=log_every, steps=8)
     stopped = make_run(noise=0.3)
-    stopped.recorder.signal_at = 3
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="stopped at step 3") as interrupted:
-        stopped.go()
-    assert interrupted.value.step == 3
-    assert stopped.recorder.events == ["save 3"]
-    assert signal.getsignal(signal.SIGINT) is before
+    stopped.toy.signal_at = 3  # while the fourth step is made
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} by SIGTERM") as interrupted:
+        stopped.go(log_every=log_every, steps=8)
+    assert (interrupted.value.step, interrupted.value.signal_name) == (step, "SIGTERM")
+    assert stopped.recorder.events == [f"save {step}"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
     torch.manual_seed(99)
-    saved = stopped.recorder.states[3]
     resumed = make_run(noise=0.3)
-    resumed.toy.load_state_dict(saved["weights"])
-    resumed.state.load_state_dict(saved)
-    resumed.go()
-    assert states_equal(resumed.recorder.states[6], straight.recorder.states[6])
-    rows = [values | {"train/examples_per_second": 0} for _, values in stopped.recorder.training_rows()]
-    rows += [values | {"train/examples_per_second": 0} for _, values in resumed.recorder.training_rows()]
-    assert rows == [values | {"train/examples_per_second": 0} for _, values in straight.recorder.training_rows()]
-    assert resumed.state.seconds > saved["seconds"]
+    restore(resumed.state, stopped.recorder.states[step])
+    resumed.go(log_every=log_every, steps=8)
+    assert states_equal(resumed.recorder.states[8], straight.recorder.states[8])
+    rows = timeless(stopped.recorder.rows) + timeless(resumed.recorder.rows)
+    assert rows == timeless(straight.recorder.rows)
+    assert resumed.state.seconds > stopped.recorder.states[step]["seconds"]
 
 
-def test_ctrl_c_at_the_last_step_is_an_ordinary_end():
+def test_a_signal_at_the_last_step_is_an_ordinary_end():
     run = make_run()
-    run.recorder.signal_at = 6
-    run.go()
+    run.toy.signal_at = 5
+    run.go(steps=6)
     assert run.recorder.events == ["evaluate 6", "save 6"]
+
+
+def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_made_up_for():
+    settings = {"eval_every": 2, "best_metric": "split/score", "steps": 6}
+    straight = make_run().go(**settings)
+    stopped = make_run()
+    stopped.toy.signal_at = 3
+    with pytest.raises(Interrupted):
+        stopped.go(**settings)
+    assert stopped.recorder.events[-2:] == ["save 2 best", "save 4"]
+    resumed = make_run()
+    restore(resumed.state, stopped.recorder.states[4])
+    resumed.go(**settings)
+    assert resumed.recorder.events[:2] == ["evaluate 4", "save 4 best"]
+    assert timeless(stopped.recorder.rows + resumed.recorder.rows) == timeless(straight.recorder.rows)
+    assert states_equal(resumed.recorder.states[6], straight.recorder.states[6])
+
+
+def test_every_step_draws_what_its_number_says():
+    """Whatever was drawn before it: by another run, by an evaluation."""
+    torch.manual_seed(1)
+    run = make_run(noise=0.3).go(steps=4)
+    torch.manual_seed(2)
+    other = make_run(noise=0.3)
+    evaluate = other.recorder.evaluate
+
+    def draws(step):
+        torch.rand(5)
+        return evaluate(step)
+
+    other.recorder.evaluate = draws
+    other.go(steps=4, eval_every=1)
+    assert torch.equal(run.toy.weight, other.toy.weight)
+    assert len(set(run.toy.draws)) == 4
+    seeded = make_run(noise=0.3)
+    seeded.state.seed = 1
+    assert not set(seeded.go(steps=4).toy.draws) & set(run.toy.draws)
+
+
+def test_a_state_from_before_windows_were_saved_is_read():
+    run = make_run().go(steps=2)
+    state = {
+        key: run.recorder.states[2][key] for key in ("optimizer", "position", "step", "seconds", "best", "weights")
+    }
+    resumed = make_run()
+    restore(resumed.state, state | {"rng": torch.get_rng_state()})
+    assert resumed.go(steps=4).toy.weight.item() == pytest.approx(expected_weights(4)[-1], rel=1e-5)
+
+
+def test_a_state_holds_only_what_can_be_read_without_running_code(tmp_path):
+    run = make_run().go(steps=3, log_every=2)
+    file = tmp_path / "state.pt"
+    torch.save({key: value for key, value in run.recorder.states[3].items() if key != "weights"}, file)
+    assert torch.load(file, weights_only=True)["windows"][0]["steps"] == 0
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -382,32 +277,6 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_ids_after_saving_the_state_before():
-    torch.manual_seed(0)
-    healthy = make_run(noise=0.1).go(steps=2)
-    torch.manual_seed(0)
-    run = make_run(nan_at=2, noise=0.1)
-    with pytest.raises(NonFiniteLoss) as stopped:
-        run.go()
-    message = str(stopped.value)
-    assert message.startswith(
-        "step 2: the loss is not finite (error nan, gradient norm nan) on the batch image4, image5;"
-    )
-    assert "\n" not in message
-    assert run.recorder.events == ["save 2"]
-    # Data position and random state too: a run that goes on from here meets the same batch again.
-    assert states_equal(run.recorder.states[2], healthy.recorder.states[2])
-    assert run.recorder.states[2]["position"] == 4
-    assert run.toy.weight.grad is None
-
-
-def test_an_infinite_gradient_counts_as_not_finite():
-    run = make_run()
-    run.toy.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NonFiniteLoss, match=r"step 0: .* \(error 4, gradient norm inf\) on the batch image0, image1"):
-        run.go()
-
-
 # Corrupt images
 
 
@@ -421,19 +290,19 @@ def test_corrupt_images_are_named_at_the_end_of_their_epoch():
     ]
 
 
-@pytest.mark.parametrize("end", ["last step", "ctrl-c", "not finite"])
+@pytest.mark.parametrize("end", ["last step", "signal", "not finite"])
 def test_corrupt_images_of_an_unfinished_epoch_are_named_too(end):
     loader = ToyLoader(corrupt={0: ("b.png: is damaged",)})
-    run = make_run(loader, nan_at=1 if end == "not finite" else None)
+    run = make_run(loader, nan_at=(1,) if end == "not finite" else ())
     if end == "last step":
         run.go(steps=1)
-    elif end == "ctrl-c":
-        run.recorder.signal_at = 1
+    elif end == "signal":
+        run.toy.signal_at = 0
         with pytest.raises(Interrupted):
             run.go()
     else:
         with pytest.raises(NonFiniteLoss):
-            run.go()
+            run.go(max_skipped_steps=0)
     assert "epoch 0: 1 image could not be decoded: b.png: is damaged\n" in run.console.getvalue()
 
 

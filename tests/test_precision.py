@@ -15,12 +15,13 @@ def state() -> tuple[object, ...]:
     return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_grad_enabled(), *attention
 
 
-def test_bf16_computes_products_in_bfloat16_and_keeps_float32_parameters_and_gradients():
+@pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp16])
+def test_products_are_in_half_precision_and_parameters_and_gradients_stay_float32(precision):
     layer = nn.Linear(4, 3)
     x = torch.randn(2, 4)
-    with computing(CPU, Precision.bf16):
+    with computing(CPU, precision):
         out = layer(x)
-        assert out.dtype == torch.bfloat16
+        assert out.dtype == precision.autocast
         assert out.float().log_softmax(-1).dtype == torch.float32
         out.float().sum().backward()
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
@@ -49,3 +50,12 @@ def test_state_is_restored_after_an_error():
     with pytest.raises(ZeroDivisionError), computing(CPU, Precision.bf16):
         _ = 1 / 0
     assert state() == before
+
+
+@pytest.mark.parametrize(("able", "found"), [(True, Precision.bf16), (False, Precision.fp32)])
+def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(monkeypatch, able, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": able})
+    assert Precision.auto.on(CPU) is found
+    assert Precision.bf16.on(CPU) is Precision.bf16
+    with computing(CPU, Precision.auto):
+        assert torch.is_autocast_enabled("cpu") is able

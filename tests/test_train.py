@@ -29,6 +29,7 @@ def test_a_run_folder(trained):
         "environment.json",
         "metrics.jsonl",
         "checkpoints",
+        "lock",
         "tokenizer",
         "samples.json",
         "scores.json",

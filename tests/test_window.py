@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
+from mmlm import window as window_module
 from mmlm.flow import Loss, Term
-from mmlm.window import Window
+from mmlm.window import Row, Window
+
+CPU = torch.device("cpu")
 
 
 def term(value: float, weight: float = 1.0, of_tokens: bool = False) -> Term:
@@ -51,3 +54,39 @@ def test_figures_of_some_steps_are_averaged_over_those():
     window.add_figures({"update_ratio/a": 1.0})
     window.add_figures({"update_ratio/a": 2.0, "modality_gap": 5.0})
     assert window.means().more == {"update_ratio/a": 1.5, "modality_gap": 5.0}
+
+
+# In a checkpoint
+
+FIRST = [Loss({"a": term(v, of_tokens=True), "b": term(v, 0.5)}, {"a/accuracy": term(v / 10)}) for v in (0.1, 0.7)]
+SECOND = [Loss({"a": term(v, of_tokens=True), "c": term(v)}) for v in (0.3, 1.1)]
+
+
+def test_it_goes_on_bit_for_bit():
+    straight = filled(*FIRST, *SECOND)
+    straight.add_figures({"modality_gap": 0.1})
+    first = filled(*FIRST)
+    first.add_figures({"modality_gap": 0.1})
+    again = Window.restored([first.state_dict()], ranks=1, device=CPU)
+    for loss in SECOND:
+        again.add(loss, torch.tensor(2.0))
+    assert again.means() == straight.means()
+    assert list(again.means().main) == list(straight.means().main)
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, number: int, states: list[dict[str, object]], ranks: int) -> Row:
+    monkeypatch.setattr(window_module, "rank", lambda: number)
+    return Window.restored(states, ranks, CPU).means()
+
+
+def test_every_rank_gets_its_own_back_and_of_another_number_the_first_gets_the_sum(monkeypatch):
+    windows = [filled(*FIRST), filled(*FIRST[::-1])]
+    states = [window.state_dict() for window in windows]
+    for number, window in enumerate(windows):
+        assert as_rank(monkeypatch, number, states, ranks=2) == window.means()
+    alone = as_rank(monkeypatch, 0, states, ranks=1)
+    assert alone.main["a"] == pytest.approx(0.8)
+    assert alone.main["gradient_norm"] == 2.0
+    three = [as_rank(monkeypatch, number, states, ranks=3) for number in range(3)]
+    assert [row.main["a"] for row in three] == pytest.approx([0.8, 0, 0])
+    assert [row.main["gradient_norm"] for row in three] == [2.0] * 3

@@ -23,10 +23,14 @@ from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Evaluator, ImageUse
 from mmlm.flow import CAPTION, Caption, Example
-from mmlm.loop import NonFiniteLoss, TrainState, fit
+from mmlm.loop import fit
 from mmlm.metrics import Console, MetricLog, MetricsSettings, read_metrics
 from mmlm.objectives.train_step import backward
 from mmlm.precision import computing
+from mmlm.spikes import SpikeSettings
+from mmlm.stop import stop_request
+from mmlm.train_state import TrainState
+from mmlm.troubles import NonFiniteLoss
 
 MARGIN = 0.5
 """Nats a token that the held-out captioning loss has to be below the unigrams' entropy."""
@@ -190,7 +194,15 @@ def _fit(
     folder: Path,
 ) -> list[dict[str, float]]:
     """Trains; returns the rows of metrics: one a step, then the evaluation's."""
-    settings = dataclasses.replace(config.train, log_every=1, eval_every=None, save_every=None, best_metric=None)
+    settings = dataclasses.replace(
+        config.train,
+        log_every=1,
+        eval_every=None,
+        save_every=None,
+        best_metric=None,
+        max_skipped_steps=0,
+        spike=SpikeSettings(),
+    )
 
     def evaluate(step: int) -> Mapping[str, float]:
         values = evaluation.all_scores(held_out)
@@ -201,9 +213,13 @@ def _fit(
     def save(state: TrainState, is_best: bool) -> None:
         """Nothing is kept."""
 
-    with MetricLog(folder, MetricsSettings(), {}, "") as log:
+    def restore(state: TrainState, step: int) -> None:
+        """There is nothing to go back to, and spikes are off."""
+
+    with MetricLog(folder, MetricsSettings(), {}, "") as log, stop_request() as request:
         console = Console(sys.stderr)
-        fit(experiment.state, settings, experiment.schedule, backward, experiment.device, log, console, evaluate, save)
+        parts = (experiment.schedule, backward, experiment.device, log, console, evaluate, save, restore, request)
+        fit(experiment.state, settings, *parts)
         return read_metrics(log.path)
 
 

@@ -197,11 +197,12 @@ def _document(
 ) -> Iterator[str]:
     """The lines of the whole text."""
     found = [row for table in tables.values() for row in table.values() if isinstance(row, Learned)]
+    precision = base.train.precision.on(choose_device(settings.device)).name
     devices = " and ".join(sorted({row.device for row in found})) or "nothing was trained"
     yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'learns', *argv])}`"
     yield ""
     yield (
-        f"{devices}, PyTorch {torch.__version__}, {base.train.precision.name}. {settings.steps} steps of "
+        f"{devices}, PyTorch {torch.__version__}, {precision}. {settings.steps} steps of "
         f"{base.train.batch_size} images, seed {settings.seed}; held out: {settings.split}"
         f"{'' if settings.examples is None else f', {settings.examples} examples of it'}."
     )

@@ -152,11 +152,11 @@ def _document(
 ) -> Iterator[str]:
     """The lines of the whole text."""
     trainer = reference.trainer
-    data, train = trainer.config.data, trainer.config.train
+    data, precision = trainer.config.data, trainer.config.train.precision.on(trainer.device)
     yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'parts', *argv])}`"
     yield ""
     yield (
-        f"{device_name(trainer.device)}, PyTorch {torch.__version__}, {train.precision.name}. A batch of "
+        f"{device_name(trainer.device)}, PyTorch {torch.__version__}, {precision.name}. A batch of "
         f"{len(trainer.batch.images)} random images of {data.image_size} pixels, each with a random caption of "
         f"3 to {data.max_tokens} tokens out of {settings.vocab_size:,}."
     )

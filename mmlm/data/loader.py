@@ -5,11 +5,16 @@ The global order is one seeded permutation of the source after another. Batch b 
 Augmentation and the choice of captions are keyed by (seed, epoch, example), so they do not depend on who makes them.
 """
 
+import atexit
 import itertools
 import multiprocessing
-import signal
+import os
+import sys
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 
 import torch
 from torch import Tensor
@@ -22,6 +27,7 @@ from mmlm.data.transforms import Transform
 from mmlm.errors import CorruptImage, UserError
 from mmlm.flow import Batch, Example
 from mmlm.keyed_random import keyed_permutation, keyed_uniform
+from mmlm.stop import children_spared, ignore_stop_signals
 
 _ORDER, _AUGMENT, _CAPTIONS = 0, 1, 2
 """Streams of `keyed_uniform`: the loader's three uses of randomness."""
@@ -41,21 +47,41 @@ class _Shares(Dataset):
     """This rank's share of the global batch that starts at a position. Runs in the workers; draws from no generator."""
 
     def __init__(
-        self, source: Source, transform: Transform, seed: int, captions_per_image: int | None, share: range
+        self,
+        source: Source,
+        transform: Transform,
+        seed: int,
+        captions_per_image: int | None,
+        batch_size: int,
+        share: range,
     ) -> None:
         self._source = source
         self._transform = transform
         self._seed = seed
         self._captions_per_image = captions_per_image
+        self._batch_size = batch_size
         self._share = share
         self._order: tuple[int, Tensor] | None = None
 
     def __getitem__(self, position: int) -> Prepared | UserError:
         # A worker process that raised would lose the message's one line.
         try:
-            return self._prepare([self._locate(position + offset) for offset in self._share])
+            prepared = self._prepare([self._locate(position + offset) for offset in self._share])
+            if not prepared.examples:
+                self._check_whole_batch(position)
+            return prepared
         except UserError as error:
             return error
+
+    def _check_whole_batch(self, position: int) -> None:
+        """UserError, on every rank alike, if nothing of a batch can be decoded. One rank's share may be empty."""
+        reads = (_read(self._source, self._locate(position + offset)[1]) for offset in range(self._batch_size))
+        corrupt = list(itertools.takewhile(lambda read: isinstance(read, CorruptImage), reads))
+        if len(corrupt) == self._batch_size:
+            raise UserError(
+                f"all {len(corrupt)} images of a batch are corrupt (the first is {corrupt[0]}); "
+                f"check the data set's files"
+            )
 
     def _locate(self, position: int) -> tuple[int, int]:
         """The epoch and example index at a global position."""
@@ -69,13 +95,7 @@ class _Shares(Dataset):
         uniforms = None
         if self._transform.augment is not None:
             uniforms = torch.cat([self._uniforms(epoch, list(group)) for epoch, group in _by_epoch(located)])
-        prepared = prepare(examples, self._transform, uniforms)
-        if not prepared.examples:
-            count, first = len(located), prepared.corrupt[0]
-            raise UserError(
-                f"all {count} images of a batch are corrupt (the first is {first}); check the data set's files"
-            )
-        return prepared
+        return prepare(examples, self._transform, uniforms)
 
     def _uniforms(self, epoch: int, indices: list[int]) -> Tensor:
         return keyed_uniform(self._seed, epoch, torch.tensor(indices), self._transform.num_uniforms, _AUGMENT)
@@ -154,7 +174,8 @@ class TrainLoader:
         self._bucket = bucket
         self._encode = caption_encoder(tokenizer, max_tokens)
         local = batch_size // world_size
-        self._shares = _Shares(source, transform, seed, captions_per_image, range(rank * local, (rank + 1) * local))
+        share = range(rank * local, (rank + 1) * local)
+        self._shares = _Shares(source, transform, seed, captions_per_image, batch_size, share)
         self._workers = _start_workers(self._shares, self._cursor, workers) if workers else None
 
     @property
@@ -184,10 +205,13 @@ class TrainLoader:
         return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first."""
+        """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first.
+
+        A rank's share of which nothing can be decoded is an empty batch. Raises UserError, on all ranks, if that is so
+        of the whole batch.
+        """
         start = self._cursor.position
-        prepared_shares = map(self._shares.__getitem__, self._cursor) if self._workers is None else self._workers
-        for prepared in prepared_shares:
+        for prepared in self._prepared_shares():
             if self._cursor.position != start:
                 raise RuntimeError("the loader's position was changed while iterating; take a new iterator")
             if isinstance(prepared, UserError):
@@ -198,6 +222,12 @@ class TrainLoader:
             self._cursor.position = start
             yield batch
 
+    def _prepared_shares(self) -> Iterator[Prepared | UserError]:
+        if self._workers is None:
+            return map(self._shares.__getitem__, self._cursor)
+        with children_spared():
+            return iter(self._workers)
+
 
 def _start_workers(shares: _Shares, cursor: _Cursor, workers: int) -> DataLoader:
     """Worker processes that each prepare whole shares, handed over in order. They start at the first iteration.
@@ -206,34 +236,64 @@ def _start_workers(shares: _Shares, cursor: _Cursor, workers: int) -> DataLoader
     """
     server = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if server else "spawn")
-    context.set_forkserver_preload([__name__])  # import torch once, not once a worker
-    return DataLoader(
+    if server:
+        # Workers import the main module again, and all it needs: once for all of them, and while the model is built.
+        context.set_forkserver_preload([name for name in sys.modules if name.startswith("mmlm.")])
+        with children_spared():
+            forkserver.ensure_running()
+    loader = DataLoader(
         shares,
         batch_size=None,
         sampler=cursor,
         num_workers=workers,
         collate_fn=_identity,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_begin_worker,
         multiprocessing_context=context,
         persistent_workers=True,
         # Its own generator: the loader must not move the run's global random state.
         generator=torch.Generator(),
     )
+    atexit.register(_end_workers, weakref.ref(loader))
+    return loader
+
+
+def _end_workers(reference: "weakref.ref[DataLoader]") -> None:
+    """Ends the workers of an iteration that is alive when the process ends.
+
+    multiprocessing would do it by SIGTERM, which ours leave alone, and then wait for them for ever.
+    """
+    loader = reference()
+    if loader is not None and loader._iterator is not None:
+        loader._iterator._shutdown_workers()
 
 
 def _identity(prepared: Prepared | UserError) -> Prepared | UserError:
     return prepared
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent finishes its step and saves, and needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _begin_worker(worker: int) -> None:
+    """Leaves signals to the training process, and ends with it.
+
+    Ctrl-C reaches every process of the terminal; the training process finishes its step and saves, and needs its
+    workers. One that is killed can stop nobody, and torch looks at the wrong process here: a worker is the child of
+    the fork server, which lives as long as its workers hold the pipe that tells it of the end.
+    """
+    ignore_stop_signals()
+    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class EvaluationBatches:
     """Every example of a source once, in order, with all of its captions and without augmentation.
 
-    Iterating again starts over. An image that cannot be decoded is left out and named in ``corrupt``.
+    A sequence of batches, each of which is read when it is asked for: ranks share them out without decoding the
+    others'. An image that cannot be decoded is left out and named in its batch's ``corrupt``.
     """
 
     def __init__(
@@ -249,7 +309,7 @@ class EvaluationBatches:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1")
         self.corrupt: tuple[str, ...] = ()
-        """``id: reason`` of every image left out so far in the current (or last) iteration."""
+        """``id: reason`` of every image that the last evaluation left out, whatever rank read it; set by it."""
         self._source = source
         self._transform = transform
         self._batch_size = batch_size
@@ -264,15 +324,17 @@ class EvaluationBatches:
         return len(self._source)
 
     def __len__(self) -> int:
-        """Number of batches, if no batch is corrupt from end to end."""
+        """Number of batches."""
         return -(-len(self._source) // self._batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches in the source's order; one in which nothing could be decoded is left out."""
-        self.corrupt = ()
-        for start in range(0, len(self._source), self._batch_size):
-            indices = range(start, min(start + self._batch_size, len(self._source)))
-            prepared = prepare((_read(self._source, index) for index in indices), self._transform, None)
-            self.corrupt += prepared.corrupt
-            if prepared.examples:
-                yield collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
+    def __getitem__(self, number: int) -> Batch:
+        """A batch, in the source's order; without images and captions if nothing of it could be decoded.
+
+        Raises IndexError beyond the last.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} is none of the split's {len(self)}")
+        start = number * self._batch_size
+        indices = range(start, min(start + self._batch_size, len(self._source)))
+        prepared = prepare((_read(self._source, index) for index in indices), self._transform, None)
+        return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)

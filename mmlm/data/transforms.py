@@ -5,7 +5,7 @@ Geometry is one affine `grid_sample`, colour is one affine map of RGB per image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -222,7 +222,10 @@ def _framed(inverse: NDArray[np.float64], pictures: Tensor, fill: int, margin: f
 
     ``pictures`` uint8[G, 3, H, W]. A picture with nothing on its ground keeps its frame.
     """
-    drawn = ((pictures.to(torch.int16) - fill).abs() > GROUND_TOLERANCE).any(dim=1).numpy()
+    off = pictures < max(0, fill - GROUND_TOLERANCE)
+    if fill + GROUND_TOLERANCE < 255:
+        off |= pictures > fill + GROUND_TOLERANCE
+    drawn = (off[:, 0] | off[:, 1] | off[:, 2]).numpy()
     half_side = min(pictures.shape[-2:]) / 2
     centres, halves = [], []
     for line in (drawn.any(axis=1), drawn.any(axis=2)):  # columns give x, rows give y
@@ -326,13 +329,27 @@ def _mean_grey(pixels: Tensor) -> NDArray[np.float64]:
 
 def _outline(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
     grey = pixels.mean(dim=1, keepdim=True)
-    spread = F.max_pool2d(grey, 3, stride=1, padding=1) + F.max_pool2d(-grey, 3, stride=1, padding=1)
+    spread = _around(grey, torch.maximum) + _around(-grey, torch.maximum)
     strength = np.where(draws["outline"] < settings.outline, 2 * draws["outline_strength"], 0.0)
     return (pixels - spread * _float(strength)[:, None, None, None]).clamp_(min=0)
 
 
+def _around(pixels: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Each 3x3 neighbourhood combined into one value, rows first; what lies outside of the image is left out.
+
+    On a CPU 20 times as fast as ``F.max_pool2d``, which vectorises nothing of images this small.
+    """
+    for dim in (2, 3):
+        size = pixels.shape[dim] - 1
+        first, last = pixels.narrow(dim, 0, size), pixels.narrow(dim, 1, size)
+        pixels = pixels.clone()
+        for place, beside in ((pixels.narrow(dim, 0, size), last), (pixels.narrow(dim, 1, size), first)):
+            place.copy_(combine(place, beside))
+    return pixels
+
+
 def _vary_sharpness(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
-    blurred = F.avg_pool2d(pixels, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+    blurred = _around(pixels, torch.add) / _around(torch.ones_like(pixels[:1, :1]), torch.add)
     factor = _float(_factor(draws["sharpness"], settings.sharpness))[:, None, None, None]
     return torch.lerp(blurred, pixels, factor)
 

@@ -1,7 +1,11 @@
-"""All evaluators over all splits, and the files that the report reads."""
+"""All evaluators over all splits, and the files that the report reads.
+
+With several ranks, all of them have to call each method alike: they share the work and get the same results.
+"""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +15,10 @@ import torch
 
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
+from mmlm.distributed import gather_objects, gather_results, rank
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.samples import SampleSettings, collect_samples
-from mmlm.evaluation.split import EncodedSplit, encode_split
+from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
 
 SCORES = "scores.json"
@@ -31,11 +36,15 @@ class Evaluation:
     device: torch.device
     computing: Callable[[], AbstractContextManager[None]]
     """The context to compute in (precision)."""
+    tick: Callable[[str], None] = no_tick
+    """Called before each batch that this rank works on, with what it does ("evaluating validation, batch 3 of 12")."""
 
-    def encode(self, name: str, batches: Iterable[Any]) -> EncodedSplit:
-        """A split, encoded."""
+    def encode(self, name: str, batches: EvaluationBatches) -> EncodedSplit:
+        """A split, encoded; sets ``batches.corrupt``."""
         with self.computing():
-            return encode_split(name, self.model, self.tokenizer, batches, self.device, self.max_tokens)
+            split = encode_split(name, self.model, self.tokenizer, batches, self.device, self.max_tokens, self.tick)
+        batches.corrupt = split.corrupt
+        return split
 
     def scores(self, split: EncodedSplit) -> dict[str, float]:
         """Values of one split, named ``evaluator/name``; retrieval's names stand alone (``image_to_text/R@1``)."""
@@ -44,7 +53,8 @@ class Evaluation:
             for name, evaluator in self.evaluators.items():
                 prefix = "" if name == "retrieval" else f"{name}/"
                 values |= {f"{prefix}{key}": value for key, value in evaluator(split)}
-        return values
+        # Ranks on unlike hardware could differ in the last bit, and then about what is best.
+        return gather_objects(values)[0]
 
     def all_scores(self, splits: Mapping[str, EvaluationBatches]) -> dict[str, float]:
         """Values of every split, named ``split/evaluator/name``."""
@@ -62,7 +72,10 @@ class Evaluation:
         samples: SampleSettings,
         language: str | None,
     ) -> dict[str, dict[str, float]]:
-        """Evaluates every split and merges the results into ``scores.json`` and ``samples.json`` of a run folder."""
+        """Evaluates every split and merges the results into ``scores.json`` and ``samples.json`` of a run folder.
+
+        Rank 0 writes them; they are there when it returns, on any rank.
+        """
         scores: dict[str, dict[str, float]] = {}
         shown: dict[str, Any] = {}
         for name, batches in splits.items():
@@ -71,15 +84,25 @@ class Evaluation:
             scores[name] = counts | self.scores(split)
             with self.computing():
                 shown[name] = collect_samples(split, samples, language)
-        _merge(folder / SCORES, step, scores)
-        _merge(folder / SAMPLES, step, shown)
+
+        def merge() -> None:
+            if rank() == 0:
+                _merge(folder / SCORES, step, scores)
+                _merge(folder / SAMPLES, step, shown)
+
+        gather_results(merge)
         return scores
 
 
 def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:
-    """Adds splits to a file; results of another step are dropped, for they belong to other weights."""
+    """Adds splits to a file; results of another step are dropped, for they belong to other weights.
+
+    The file is replaced in one step: a run that is killed here leaves the one before.
+    """
     kept: dict[str, Any] = {}
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         kept = before["splits"] if before["step"] == step else {}
-    file.write_text(json.dumps({"step": step, "splits": kept | dict(splits)}, ensure_ascii=False), encoding="utf-8")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"step": step, "splits": kept | dict(splits)}, ensure_ascii=False), encoding="utf-8")
+    draft.replace(file)

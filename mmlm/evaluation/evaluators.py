@@ -1,6 +1,7 @@
 """Evaluators: each takes an encoded split and yields ``(name, value)``."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -10,13 +11,17 @@ from mmlm.evaluation.caption_scores import score_captions
 from mmlm.evaluation.decoding import greedy
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.retrieval import score_retrieval
-from mmlm.evaluation.split import EncodedSplit
+from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.flow import TEXT_ONLY, Batch
 from mmlm.objectives.linear_cross_entropy import token_losses
 
 
 class Evaluator(Protocol):
-    """What evaluation needs of an evaluator. Names are made unique by the caller (``split/evaluator/name``)."""
+    """What evaluation needs of an evaluator. Names are made unique by the caller (``split/evaluator/name``).
+
+    Every rank calls it with the same split. What needs pixels or memory, or takes long, goes through
+    ``split.over_batches``; the rest is computed by every rank for itself, from the same numbers.
+    """
 
     needs_decoder: bool
     """Whether it makes or scores captions."""
@@ -44,7 +49,7 @@ class CaptionLoss:
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``captioning``."""
-        tokens = torch.cat([item.batch.lengths - 1 for item in split.batches])
+        tokens = split.lengths - 1
         yield "captioning", float((caption_losses(split, None) * tokens).sum() / tokens.sum())
 
 
@@ -99,32 +104,29 @@ class ImageUse:
 @torch.no_grad()
 def generate_captions(split: EncodedSplit, language: str | None) -> list[str]:
     """A greedy caption of every image, in order."""
-    start = split.tokenizer.start_id(language)
-    captions: list[str] = []
-    for item in split.batches:
+    model, tokenizer = split.model, split.tokenizer
+    start = tokenizer.start_id(language)
+
+    def of_batch(item: EncodedBatch) -> list[str]:
         start_ids = torch.full((len(item.batch.images),), start, device=item.batch.tokens.device)
-        tokens = greedy(
-            split.model, item.features, start_ids, split.tokenizer.end_id, split.tokenizer.pad_id, split.max_tokens
-        )
-        captions += [split.tokenizer.decode(row) for row in tokens.tolist()]
-    return captions
+        tokens = greedy(model, item.features, start_ids, tokenizer.end_id, tokenizer.pad_id, split.max_tokens)
+        return [tokenizer.decode(row) for row in tokens.tolist()]
+
+    return list(chain.from_iterable(split.over_batches(of_batch)))
 
 
 @torch.no_grad()
 def caption_losses(split: EncodedSplit, swap: Tensor | None) -> Tensor:
     """float32[C]: each caption's mean cross-entropy a token, given its own image or image ``swap[own]`` (int64[B])."""
-    losses, first = [], 0
-    for item in split.batches:
-        features = item.features
-        count = len(item.batch.images)
-        if swap is not None:
-            features = split.features[swap[first : first + count]]
-        hidden = split.model.caption_hidden(features, item.batch)
+
+    def of_batch(item: EncodedBatch) -> Tensor:
+        hidden = split.model.caption_hidden(item.features, item.batch)
         targets = item.batch.targets[item.batch.target_mask]
         each = token_losses(hidden, split.model.decoder.head_weight, targets)
-        losses.append(per_caption_mean(each, item.batch))
-        first += count
-    return torch.cat(losses)
+        return per_caption_mean(each, item.batch)
+
+    shown = split if swap is None else split.with_images_of(swap)
+    return torch.cat(shown.over_batches(of_batch))
 
 
 def per_caption_mean(token_losses: Tensor, batch: Batch) -> Tensor:

@@ -49,32 +49,41 @@ def collect_samples(split: EncodedSplit, settings: SampleSettings, language: str
     """The split's entry of ``samples.json``: ``examples`` and ``queries``.
 
     Without a decoder nothing is ``generated`` (null) and so nothing is ``exact``; ``attention`` is null as well where
-    the decoder cannot record it.
+    the decoder cannot record it. Every rank has to call it, and gets the same.
     """
     gallery = split.gallery
     similarity = gallery.image_embedding @ gallery.text_embedding.T
     matches = set(map(tuple, gallery.pairs.tolist()))
     generated = None if split.model.decoder is None else generate_captions(split, language)
-    ids = list(split.image_ids())
+    rows = spaced(settings.examples, len(split.image_ids))
+    found = {text: _found(text, similarity) for text in spaced(settings.queries, len(gallery.texts))}
+    shown = [*rows, *(row for images in found.values() for row, _ in images)]
+    uris = split.over_images(shown, lambda row, image: data_uri(image))
+    attention = _attention(split, rows[: settings.attention], generated, language)
     examples = []
-    for place, row in enumerate(spaced(settings.examples, len(ids))):
+    for row in rows:
         truths = [c.text for c in split.references[row] if language in (None, c.language)]
         said = None if generated is None else generated[row]
-        attention = None
-        if said is not None and split.model.decoder.records_attention and place < settings.attention:
-            attention = _attention(split, row, said, language)
         examples.append(
             {
-                "id": ids[row],
-                "image": data_uri(split.image(row)),
+                "id": split.image_ids[row],
+                "image": uris[row],
                 "captions": truths,
                 "generated": said,
                 "exact": said in truths,
                 "nearest_captions": _nearest(split, row, similarity, matches),
-                "attention": attention,
+                "attention": attention.get(row),
             }
         )
-    queries = [_query(split, text, similarity, matches) for text in spaced(settings.queries, len(gallery.texts))]
+    queries = [
+        {
+            "caption": gallery.texts[text],
+            "images": [
+                {"image": uris[row], "similarity": value, "match": (row, text) in matches} for row, value in images
+            ],
+        }
+        for text, images in found.items()
+    ]
     return {"examples": examples, "queries": queries}
 
 
@@ -86,22 +95,28 @@ def _nearest(split: EncodedSplit, row: int, similarity: Tensor, matches: set[tup
     ]
 
 
-def _query(split: EncodedSplit, text: int, similarity: Tensor, matches: set[tuple[int, int]]) -> dict[str, Any]:
+def _found(text: int, similarity: Tensor) -> list[tuple[int, float]]:
+    """(image row, similarity) of the nearest images of a text, the best first."""
     best = similarity[:, text].topk(min(NEIGHBOURS, len(similarity)))
-    images = [
-        {"image": data_uri(split.image(row)), "similarity": value, "match": (row, text) in matches}
-        for value, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
-    return {"caption": split.gallery.texts[text], "images": images}
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
-def _attention(split: EncodedSplit, row: int, caption: str, language: str | None) -> dict[str, Any] | None:
-    """Where the decoder looked for each word of its own caption."""
-    image = split.image(row)[None].to(split.image_index.device)
-    words, maps = attention_of_words(split.model, split.tokenizer, image, Caption(caption, language), split.max_tokens)
-    if not words:
-        return None
-    return {"words": words, "grid": list(maps.shape[1:]), "maps": maps.flatten(1).tolist()}
+def _attention(
+    split: EncodedSplit, rows: Sequence[int], generated: Sequence[str] | None, language: str | None
+) -> dict[int, dict[str, Any] | None]:
+    """Where the decoder looked for each word of its own caption of some images; empty if it cannot say so."""
+    if generated is None or not split.model.decoder.records_attention:
+        return {}
+
+    def of_image(row: int, image: Tensor) -> dict[str, Any] | None:
+        caption = Caption(generated[row], language)
+        image = image[None].to(split.device)
+        words, maps = attention_of_words(split.model, split.tokenizer, image, caption, split.max_tokens)
+        if not words:
+            return None
+        return {"words": words, "grid": list(maps.shape[1:]), "maps": maps.flatten(1).tolist()}
+
+    return split.over_images(rows, of_image)
 
 
 @torch.no_grad()

@@ -1,17 +1,32 @@
-"""An evaluation split as the model sees it: every image and caption encoded once, shared by all evaluators."""
+"""An evaluation split as the model sees it: every image and caption encoded once, shared by all evaluators.
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+Several ranks share the batches out: rank r of W encodes batches r, r + W, ... of the same batches that one process
+would encode, so that every number comes out the same. Afterwards each rank knows the whole split but for what is large:
+
+- Whole on every rank: embeddings of images and texts, tokens, positives keys, captions, ids. Retrieval is among all of
+  them.
+- On the rank that encoded the batch only: pixels and the decoder's memory. What needs them is computed there and
+  gathered (``EncodedSplit.over_batches``, ``over_images``); ``with_images_of`` exchanges memory where an evaluator
+  shows a caption the image of another batch.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from mmlm.data.tokenizer import Tokenizer
+from mmlm.distributed import broadcast_object, gather_results, rank, world_size
 from mmlm.errors import UserError
 from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
 from mmlm.flow import TEXT_ONLY, Batch, Caption
 from mmlm.model.model import ImageFeatures, ImageTextModel
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -19,9 +34,32 @@ class EncodedBatch:
     """A batch with what the model made of it, on the model's device."""
 
     batch: Batch
+    """On another rank than ``owner`` without pixels: ``images`` is uint8[B, 3, 0, 0]."""
     features: ImageFeatures
+    """On another rank than ``owner`` without memory."""
     text_embedding: Tensor
     """float32[C, E], unit length."""
+    owner: int = 0
+    """The rank that encoded it."""
+    first: int = 0
+    """The row in the split of its first image."""
+
+    @property
+    def rows(self) -> range:
+        """The rows in the split of its images."""
+        return range(self.first, self.first + len(self.batch.images))
+
+    def without_pixels_and_memory(self) -> "EncodedBatch":
+        """What other ranks need of it."""
+        batch = replace(self.batch, images=self.batch.images.new_empty(len(self.batch.images), 3, 0, 0))
+        return replace(self, batch=batch, features=ImageFeatures(self.features.embedding, None))
+
+    def to(self, device: torch.device | str) -> "EncodedBatch":
+        """The same with every tensor on ``device``."""
+        memory = self.features.memory
+        features = ImageFeatures(self.features.embedding.to(device), None if memory is None else memory.to(device))
+        text_embedding = self.text_embedding.to(device)
+        return replace(self, batch=self.batch.to(device), features=features, text_embedding=text_embedding)
 
 
 @dataclass(frozen=True)
@@ -38,33 +76,44 @@ class Gallery:
     """K texts."""
 
 
+def no_tick(doing: str) -> None:
+    """Nobody wants to know how far an evaluation is."""
+
+
 @dataclass(frozen=True)
 class EncodedSplit:
-    """All batches of a split. Rows of images and captions count through the batches in order."""
+    """All batches of a split. Rows of images and captions count through the batches in order.
+
+    Every property is the same on all ranks. ``over_batches``, ``over_images`` and ``with_images_of`` are to be called
+    by all ranks alike, since they wait for one another.
+    """
 
     name: str
     model: ImageTextModel
     tokenizer: Tokenizer
     max_tokens: int
     batches: tuple[EncodedBatch, ...]
+    """In the source's order, those in which nothing could be decoded left out."""
+    corrupt: tuple[str, ...] = ()
+    """``id: reason`` of every image left out, in order."""
+    tick: Callable[[str], None] = no_tick
+    """Called before each batch that this rank works on, with what it does: a sign of life."""
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.batches[0].text_embedding.device
 
     @cached_property
-    def features(self) -> ImageFeatures:
-        """Embeddings float32[B, E] and, with a decoder, memory float[B, M, Dm] of all images."""
-        memories = [b.features.memory for b in self.batches if b.features.memory is not None]
-        return ImageFeatures(
-            torch.cat([b.features.embedding for b in self.batches]),
-            torch.cat(memories) if memories else None,
-        )
+    def image_embedding(self) -> Tensor:
+        """float32[B, E], unit length."""
+        return torch.cat([b.features.embedding for b in self.batches])
 
     @cached_property
     def image_index(self) -> Tensor:
         """int64[C]: the image row of each caption, or ``TEXT_ONLY``."""
-        shifted, first = [], 0
-        for item in self.batches:
-            index = item.batch.image_index
-            shifted.append(torch.where(index == TEXT_ONLY, index, index + first))
-            first += len(item.batch.images)
+        index = [item.batch.image_index for item in self.batches]
+        shifted = [torch.where(i == TEXT_ONLY, i, i + b.first) for i, b in zip(index, self.batches, strict=True)]
         return torch.cat(shifted)
 
     @cached_property
@@ -76,6 +125,11 @@ class EncodedSplit:
     def captions(self) -> tuple[Caption, ...]:
         """All C captions."""
         return tuple(caption for b in self.batches for caption in b.batch.captions)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """int64[C]: tokens of each caption, start and end included."""
+        return torch.cat([b.batch.lengths for b in self.batches])
 
     @cached_property
     def references(self) -> list[list[Caption]]:
@@ -95,25 +149,84 @@ class EncodedSplit:
         kept, pairs = merge_equal_captions(pairs, caption_key)
         text_embedding = torch.cat([b.text_embedding for b in self.batches])
         return Gallery(
-            image_embedding=self.features.embedding,
+            image_embedding=self.image_embedding,
             text_embedding=text_embedding[kept.to(text_embedding.device)],
             pairs=pairs,
             texts=tuple(self.captions[row].text for row in kept.tolist()),
         )
 
-    def image(self, row: int) -> Tensor:
-        """uint8[3, S, S] of an image row, on the CPU."""
-        first = 0
-        for item in self.batches:
-            if row < first + len(item.batch.images):
-                return item.batch.images[row - first].cpu()
-            first += len(item.batch.images)
-        raise IndexError(f"image row {row} is beyond the split's last")
+    @cached_property
+    def image_ids(self) -> tuple[str, ...]:
+        """The example id of each image, B of them."""
+        return tuple(chain.from_iterable(item.batch.ids for item in self.batches))
 
-    def image_ids(self) -> Iterator[str]:
-        """The example id of each image, in order."""
-        for item in self.batches:
-            yield from item.batch.ids
+    def over_batches(self, function: Callable[[EncodedBatch], Result]) -> list[Result]:
+        """``function`` of every batch, in order: each rank computes those of its own batches, and all get them all.
+
+        What it returns is a tensor, which comes back on ``device``, or plain values (strings, numbers, and lists and
+        dictionaries of them). An error in it is raised on all ranks (``gather_results``). It is called for each batch
+        once, and may not talk to other ranks.
+        """
+        several = world_size() > 1
+
+        def own() -> dict[int, Result]:
+            results = {}
+            for number, item in enumerate(self.batches):
+                if item.owner == rank():
+                    self.tick(f"evaluating {self.name}, batch {number + 1} of {len(self.batches)}")
+                    result = function(item)
+                    results[number] = result.cpu() if several and isinstance(result, Tensor) else result
+            return results
+
+        every = {number: result for part in gather_results(own) for number, result in part.items()}
+        ordered = [every[number] for number in range(len(self.batches))]
+        return [result.to(self.device) if isinstance(result, Tensor) else result for result in ordered]
+
+    def over_images(self, rows: Collection[int], function: Callable[[int, Tensor], Result]) -> dict[int, Result]:
+        """``function(row, uint8[3, S, S] on the CPU)`` of some images, by row, in order: computed where the pixels are.
+
+        As ``over_batches``, but for tensors, which it may not return. Raises IndexError for a row that there is not.
+        """
+        wanted = set(rows)
+        if not wanted <= set(range(len(self.image_ids))):
+            raise IndexError(f"image row {max(wanted)} is none of the split's {len(self.image_ids)}")
+
+        def of_batch(item: EncodedBatch) -> dict[int, Result]:
+            images = item.batch.images
+            return {row: function(row, images[row - item.first].cpu()) for row in item.rows if row in wanted}
+
+        return {row: result for part in self.over_batches(of_batch) for row, result in part.items()}
+
+    def with_images_of(self, swap: Tensor) -> "EncodedSplit":
+        """The same captions, each image's features replaced by those of image ``swap[row]`` (int64[B]).
+
+        Memory is sent around batch by batch: beside its own, a rank holds what it needs (as much again) and one batch.
+        """
+        swap = swap.cpu()
+        taken = {n: swap[b.first : b.rows.stop] for n, b in enumerate(self.batches) if b.owner == rank()}
+        memory: dict[int, Tensor] = {}
+        for source in self.batches:
+            theirs = _sent(source.features.memory, source.owner)
+            for number, rows in taken.items() if theirs is not None else ():
+                here = (rows >= source.first) & (rows < source.rows.stop)
+                if number not in memory:
+                    memory[number] = theirs.new_empty(len(rows), *theirs.shape[1:], device=self.device)
+                picked = theirs[(rows[here] - source.first).to(theirs.device)]
+                memory[number][here.to(self.device)] = picked.to(self.device)
+        embedding = self.image_embedding[swap.to(self.device)]
+        batches = tuple(
+            replace(item, features=ImageFeatures(embedding[item.first : item.rows.stop], memory.get(number)))
+            for number, item in enumerate(self.batches)
+        )
+        return replace(self, batches=batches)
+
+
+def _sent(memory: Tensor | None, source: int) -> Tensor | None:
+    """The memory that rank ``source`` has: on its own device with one process, else on the CPU."""
+    if world_size() == 1:
+        return memory
+    own = memory.cpu().contiguous() if memory is not None and source == rank() else None
+    return broadcast_object(own, source)
 
 
 @torch.no_grad()
@@ -121,16 +234,41 @@ def encode_split(
     name: str,
     model: ImageTextModel,
     tokenizer: Tokenizer,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     device: torch.device,
     max_tokens: int,
+    tick: Callable[[str], None] = no_tick,
 ) -> EncodedSplit:
-    """Encodes every batch. The caller puts the model in eval mode. Raises UserError for an empty split."""
-    encoded = []
-    for batch in batches:
-        batch = batch.to(device)
-        features = model.encode_image(batch.images)
-        encoded.append(EncodedBatch(batch, features, model.encode_text(batch.tokens, batch.lengths)))
+    """Encodes every batch, each on one rank. The caller puts the model, the same on all ranks, in eval mode.
+
+    The model may not talk to other ranks: they hold different numbers of batches. Only a rank's own batches are read
+    of ``batches``. Raises UserError, on all ranks, for an empty split.
+    """
+    own: dict[int, EncodedBatch] = {}
+
+    def encode_own() -> list[tuple[int, EncodedBatch | None, tuple[str, ...]]]:
+        corrupt: dict[int, tuple[str, ...]] = {}
+        for number in range(rank(), len(batches), world_size()):
+            tick(f"encoding {name}, batch {number + 1} of {len(batches)}")
+            batch = batches[number].to(device)
+            corrupt[number] = batch.corrupt
+            if batch.ids or batch.captions:
+                features = model.encode_image(batch.images)
+                own[number] = EncodedBatch(batch, features, model.encode_text(batch.tokens, batch.lengths), rank())
+        return [(number, _travelling(own.get(number)), names) for number, names in corrupt.items()]
+
+    found = sorted(chain.from_iterable(gather_results(encode_own)), key=lambda part: part[0])
+    encoded, first = [], 0
+    for number, light, _ in found:
+        if light is not None:
+            item = replace(own[number] if number in own else light.to(device), first=first)
+            encoded.append(item)
+            first = item.rows.stop
     if not encoded:
         raise UserError(f"evaluation split '{name}' has no image that can be decoded")
-    return EncodedSplit(name, model, tokenizer, max_tokens, tuple(encoded))
+    corrupt = tuple(chain.from_iterable(names for _, _, names in found))
+    return EncodedSplit(name, model, tokenizer, max_tokens, tuple(encoded), corrupt, tick)
+
+
+def _travelling(item: EncodedBatch | None) -> EncodedBatch | None:
+    return None if item is None else item.without_pixels_and_memory().to("cpu")

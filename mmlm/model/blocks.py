@@ -210,7 +210,10 @@ def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
     if len(values) == 0:
         # The sum of nothing keeps the graph: what made the values is reached whatever a batch holds.
         return values.new_zeros(len(image_index), *values.shape[1:]) + values.sum()
-    return values[image_index.clamp(min=0)]
+    rows = image_index.clamp(min=0)
+    # The gradient of the first is summed in any order on an accelerator, that of the second in one order and, on a CPU,
+    # three times as slowly.
+    return values.index_select(0, rows) if values.device.type == "cpu" else values[rows]
 
 
 def visible_mask(visible: Tensor, num_tokens: int) -> Tensor:

@@ -16,10 +16,8 @@ from mmlm.model.blocks import AttentionRecord, FeedForward, MultiHeadAttention, 
 class Memory:
     """What one block reads during one pass."""
 
-    keys: Tensor
-    """float[B, H, M, D/H]."""
-    values: Tensor
-    """float[B, H, M, D/H]."""
+    source: Tensor | tuple[Tensor, Tensor]
+    """float[B, M, Dm], or the keys and values that ``keys_values`` has made of it, float[B, H, M, D/H] each."""
     image_index: Tensor | None = None
     """int64[C]: the row each caption reads, or ``TEXT_ONLY``; None: caption i reads row i."""
     record: AttentionRecord | None = None
@@ -58,12 +56,14 @@ class GatedCrossAttention(nn.Module):
         self._memory: Memory | None = None
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, M, Dm] -> keys and values, float[B, H, M, D/H] each."""
+        """float[B, M, Dm] -> keys and values, float[B, H, M, D/H] each: for decoding, to make them once."""
         return self.attention.keys_values(memory)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """float[C, T, D] -> float[C, T, D]."""
-        keys, values, index = memory.keys, memory.values, memory.image_index
+        # Made in here while training: outside of its forward a block's weights may be sharded over ranks.
+        keys, values = self.keys_values(memory.source) if isinstance(memory.source, Tensor) else memory.source
+        index = memory.image_index
         if index is not None:
             keys, values = rows_of(keys, index), rows_of(values, index)
         queries = self.attention.heads(self.attention.query(self.attention_norm(x)))

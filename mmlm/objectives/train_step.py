@@ -8,16 +8,18 @@ first, so that dropout is the same. Unlike there, the temperature's gradient goe
 nothing trainable is used outside of it.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from mmlm.diagnosis import Diagnosis
-from mmlm.distributed import anywhere
+from mmlm.distributed import Replicated, anywhere, max_over_ranks, sum_over_ranks, unwrapped
 from mmlm.errors import UserError
 from mmlm.flow import EMBED, NOTHING_DRAWN, Batch, Loss, ModelOutput, Moment, Pairs
 from mmlm.freeze import FreezePlan
@@ -56,18 +58,18 @@ class TrainStep(nn.Module):
         self.teacher = teacher
         self.model, self.objective, self.plan = model, objective, plan or FreezePlan()
         # What a part has made untrainable by itself (fixed positions) stays so.
-        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # By name: sharding puts other tensors in the place of parameters.
+        self._trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._in_eval: list[nn.Module] = []
         self._unfrozen: frozenset[str] | None = None
-        self._unreached: dict[frozenset[str], tuple[nn.Parameter, ...]] = {}
+        self._unreached: dict[frozenset[str], tuple[nn.Parameter, ...] | None] = {}
         self.freeze_for(0)
 
     def freeze_for(self, step: int) -> bool:
         """Freezes and unfreezes what the plan says for optimizer step ``step``; says whether that changed what trains.
 
-        Afterwards the optimizer has to be built anew over what now trains, and so has a wrapper that looks at it once:
-        ``DistributedDataParallel`` reduces the gradients of those parameters that train when it is constructed, so it
-        has to be constructed after this call, over the same module.
+        Afterwards the optimizer has to be built anew over what now trains. What shares the work among ranks follows by
+        itself, if all ranks call this.
         """
         unfrozen = self.plan.unfrozen(step)
         if unfrozen == self._unfrozen:
@@ -76,7 +78,8 @@ class TrainStep(nn.Module):
         self._unreached.clear()
         frozen = self.plan.frozen_parameters(self.model, step)
         changed = False
-        for parameter in self._trainable:
+        named = dict(self.model.named_parameters())
+        for parameter in (named[name] for name in self._trainable):
             changed |= parameter.requires_grad is (parameter in frozen)
             parameter.requires_grad_(parameter not in frozen)
         self._in_eval = self.plan.modules_in_eval(self.model, step)
@@ -101,10 +104,12 @@ class TrainStep(nn.Module):
         survey: Survey | None = None,
         only_embed: bool = False,
         diagnose: bool = False,
+        scale: Tensor | None = None,
     ) -> Loss | Embeddings:
         """The loss of one micro-batch; ``survey`` None: it is all that this rank has.
 
-        With ``diagnose`` the loss has a diagnosis: it costs a part of a backward pass for each objective.
+        With ``diagnose`` the loss has a diagnosis: it costs a part of a backward pass for each objective, and is made
+        at the loss scale float32[] ``scale`` if there is one. The loss itself is never scaled.
         With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
         """
         left = self.model.draw(batch, moment)
@@ -127,7 +132,7 @@ class TrainStep(nn.Module):
         seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
         if diagnose and seen:  # patch views alone leave nothing to look at
             embeddings = output.image_embedding, output.text_embedding
-            loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings))
+            loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings, scale))
         return self._with_every_parameter(loss, moment.step)
 
     def _teacher_embeddings(self, batch: Batch, moment: Moment) -> ModelOutput | None:
@@ -142,9 +147,9 @@ class TrainStep(nn.Module):
             return loss
         key = frozenset(self.objective.active(step))
         if key not in self._unreached:
-            self._unreached[key] = _unreached(loss.total, self.parameters())
+            self._unreached[key] = self._find_unreached(loss.total)
         unreached = self._unreached[key]
-        if len(unreached) == sum(parameter.requires_grad for parameter in self.parameters()):
+        if unreached is None:
             # What has a gradient is no parameter but what a diagnosis looks at.
             return replace(loss, terms={name: term.detached() for name, term in loss.terms.items()})
         if not unreached:
@@ -153,24 +158,40 @@ class TrainStep(nn.Module):
         name, first = next(iter(loss.terms.items()))
         return replace(loss, terms={**loss.terms, name: replace(first, local_sum=first.local_sum + nothing)})
 
+    def _find_unreached(self, total: Tensor) -> tuple[nn.Parameter, ...] | None:
+        """The parameters that train and that the graph of ``total`` does not lead to; None: it leads to none at all.
+
+        Under FSDP2 nobody waits for them, so they need not be known: all ranks leave the same ones out.
+        """
+        reached = _leaves(total)
+        if not any(isinstance(leaf, nn.Parameter) for leaf in reached):
+            return None
+        if isinstance(self, FSDPModule):
+            return ()
+        known = {id(leaf) for leaf in reached}
+        return tuple(p for p in self.parameters() if p.requires_grad and id(p) not in known)
+
     def unreached(self, step: int) -> tuple[nn.Parameter, ...]:
-        """The parameters that train, but not by the objectives of an optimizer step; known after its forward."""
-        return self._unreached.get(frozenset(self.objective.active(step)), ())
+        """The parameters that train, but not by the objectives of an optimizer step; known after its forward.
+
+        None under FSDP2, where they have no gradient in the first place.
+        """
+        return self._unreached.get(frozenset(self.objective.active(step))) or ()
 
 
-def _unreached(total: Tensor, parameters: Iterable[nn.Parameter]) -> tuple[nn.Parameter, ...]:
-    """Those that require a gradient and that the graph of ``total`` does not lead to."""
+def _leaves(total: Tensor) -> list[Tensor]:
+    """The tensors that the graph of ``total`` leads to and that require a gradient."""
     seen, ahead = set(), [total.grad_fn]
-    reached = set()
+    reached = []
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):  # only the nodes of leaves have it
-            reached.add(id(node.variable))
+            reached.append(node.variable)
         ahead += [parent for parent, _ in node.next_functions]
-    return tuple(p for p in parameters if p.requires_grad and id(p) not in reached)
+    return reached
 
 
 def _choose(fusion: FusionObjective, output: ModelOutput, batch: Batch, moment: Moment) -> Pairs:
@@ -195,39 +216,82 @@ class _RandomState:
             torch.cuda.set_rng_state(self.cuda)
 
 
-def backward(train_step: nn.Module, batches: Sequence[Batch], moment: Moment, diagnose: bool = False) -> Loss:
+def backward(
+    train_step: nn.Module,
+    batches: Sequence[Batch],
+    moment: Moment,
+    diagnose: bool = False,
+    scale: Tensor | None = None,
+) -> Loss:
     """Adds the gradient of the whole batch's loss that goes through this rank's micro-batches to the parameters.
 
     Summed over ranks these are the gradients of one process on the joined batch. A parameter that the objectives of
-    the step do not reach has no gradient. ``train_step`` is a ``TrainStep`` or a wrapper of one. To be called in the
-    precision to compute in; the micro-batches have to be on the device.
+    the step do not reach has no gradient. ``train_step`` is a ``TrainStep``, sharded or not, or a wrapper of one. To be
+    called in the precision to compute in; the micro-batches have to be on the device.
 
-    Returns the loss of this rank's share, without gradient, with its diagnosis if that is asked for. Raises UserError
-    if nothing that trains has a part in it.
+    With a loss scale float32[] ``scale`` the gradients are that many times larger.
+
+    Returns the loss of this rank's share (unscaled), without gradient, with its diagnosis if that is asked for. Raises
+    UserError if nothing that trains has a part in it.
     """
+    sharded = isinstance(train_step, FSDPModule)
+    if sharded:
+        batches = _as_many_on_every_rank(batches)
     surveys, states = _survey(train_step, batches, moment)
     losses = []
     for number, (batch, survey, state) in enumerate(zip(batches, surveys, states, strict=True), start=1):
         if state is not None:
             state.restore()
-        with nullcontext() if number == len(batches) else _without_reduction(train_step):
-            loss = train_step(batch, moment, survey, diagnose=diagnose)
+        with _reducing(train_step, number == len(batches)):
+            loss = train_step(batch, moment, survey, diagnose=diagnose, scale=scale)
             if not loss.total.requires_grad:
                 raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
-            loss.total.backward()
+            (loss.total if scale is None else loss.total * scale).backward()
         losses.append(loss)
+    if sharded:
+        _sum_unsharded_gradients(train_step.parameters())
     for parameter in inner(train_step).unreached(moment.step):
         parameter.grad = None  # it is 0, and an optimizer would shrink the weight all the same
     inner(train_step).objective.finish(moment.step)
     return Loss.joined(losses)
 
 
-def _without_reduction(train_step: nn.Module) -> AbstractContextManager[None]:
-    """Gradients stay on their rank: the last micro-batch reduces all of them at once.
+@contextmanager
+def _reducing(train_step: nn.Module, is_last: bool) -> Iterator[None]:
+    """Gradients stay on their rank until the last micro-batch reduces all of them at once.
 
     Or those that have been reduced already would be again, and ranks of fewer micro-batches would be waited for.
     """
-    return train_step.no_sync() if isinstance(train_step, DistributedDataParallel) else nullcontext()
+    if isinstance(train_step, Replicated) and not is_last:
+        with train_step.no_sync():
+            yield
+        return
+    if isinstance(train_step, FSDPModule):
+        train_step.set_requires_gradient_sync(is_last)
+        train_step.set_is_last_backward(is_last)
+    yield
+
+
+def _as_many_on_every_rank(batches: Sequence[Batch]) -> list[Batch]:
+    """The micro-batches, some of them split further: with sharded weights all ranks make each pass together.
+
+    Ranks may hold unequal shares of a batch. One that has fewer images than another has micro-batches ends in empty
+    ones.
+    """
+    most = int(max_over_ranks(torch.tensor(float(len(batches)), device=batches[0].tokens.device)))
+    parts = list(batches)
+    while len(parts) < most:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i].images))
+        parts[largest : largest + 1] = parts[largest].halves()
+    return parts
+
+
+def _sum_unsharded_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sums over ranks the gradients of what FSDP2 cannot shard (tensors without dimensions) and leaves to us."""
+    gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]
+    if gradients:
+        for gradient, total in zip(gradients, sum_over_ranks(torch.stack(gradients)), strict=True):
+            gradient.copy_(total)
 
 
 def _survey(
@@ -263,6 +327,4 @@ def _joined(outputs: Sequence[ModelOutput | None]) -> ModelOutput | None:
 
 def inner(train_step: nn.Module) -> TrainStep:
     """The ``TrainStep`` inside its wrappers."""
-    while not isinstance(train_step, TrainStep):
-        train_step = train_step.module
-    return train_step
+    return cast(TrainStep, unwrapped(train_step))

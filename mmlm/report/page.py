@@ -97,7 +97,8 @@ def _facts(run: RunFolder) -> dict[str, str]:
         meaning = "forward, one image and one caption of the longest length; a multiply-add is 2"
         facts["One example"] = f'<span title="{meaning}">{format_flops(sum(run.flops.values()))}</span>'
     if "device" in run.environment:
-        facts["Device"] = escape(str(run.environment["device"]))
+        precision = run.environment.get("precision")
+        facts["Device"] = escape(f"{run.environment['device']}{f', {precision}' if precision else ''}")
     commit = run.environment.get("git_commit")
     if commit:
         dirty = ' <span class="warning">uncommitted changes</span>' if run.environment.get("git_dirty") else ""

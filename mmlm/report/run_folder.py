@@ -2,8 +2,8 @@
 
     runs/<experiment>/<name or hash>/seed=<n>/
         config.yaml        the resolved config, shown as it is
-        environment.json   {"command", "git_commit", "git_dirty", "device", "model": {"parameters": {part: count},
-                           "flops": {part: count}}, ...}
+        environment.json   {"command", "git_commit", "git_dirty", "device", "precision",
+                           "model": {"parameters": {part: count}, "flops": {part: count}}, ...}
         metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
         scores.json        {"step", "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
         samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}

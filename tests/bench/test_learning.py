@@ -10,7 +10,8 @@ from mmlm.bench import learning
 from mmlm.bench.learning import Captioned, Drawn, Learned, train_cell, unigram_entropy
 from mmlm.build import build_experiment, build_source, build_tokenizer
 from mmlm.flow import Moment
-from mmlm.loop import Interrupted, NonFiniteLoss
+from mmlm.loop import Interrupted
+from mmlm.troubles import NonFiniteLoss
 
 GOOD = Learned(Captioned(2.0, 2.5, 0.4, 0.1, 0.7), math.log(8) / 2 - 0.01, 8, 1.0, "CPU")
 
@@ -119,7 +120,7 @@ def test_weights_that_are_not_finite_at_the_end_are_a_failure(tiny_config, monke
 
 def test_an_interruption_goes_through(tiny_config, monkeypatch):
     def stopped(*arguments):
-        raise Interrupted(2)
+        raise Interrupted(2, "SIGINT")
 
     monkeypatch.setattr(learning, "fit", stopped)
     with pytest.raises(Interrupted):

@@ -105,7 +105,7 @@ def test_missing_cells_only_are_run(check, trained_cells, tmp_path):
 
 
 def test_an_interruption_keeps_what_is_done(check, trained_cells, tmp_path):
-    trained_cells[1].extend([YES, Interrupted(1)])
+    trained_cells[1].extend([YES, Interrupted(1, "SIGINT")])
     outcome = check("slots=[bridge]", "options=[mlp,patches]", f"out={tmp_path / 'table.md'}")
     assert (outcome.status, outcome.out) == (INTERRUPTED, "")
     assert len((tmp_path / "table.md.jsonl").read_text().splitlines()) == 1

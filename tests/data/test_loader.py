@@ -2,6 +2,9 @@
 
 import io
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -376,15 +379,81 @@ def test_evaluation_gives_everything_once_in_order(tokenizer):
         assert [len(batch.ids) for batch in got] == [8, 8, 4]
         assert [id for batch in got for id in batch.ids] == [f"picture/{i}" for i in range(20)]
         assert [caption for batch in got for caption in batch.captions] == list(source.captions())
+        assert not any(batch.corrupt for batch in got)
         images = torch.cat([batch.images for batch in got])
         assert torch.equal(images, Transform(16, None)([source[i].image for i in range(20)], None))
-        assert batches.corrupt == ()
 
 
-def test_evaluation_collects_corrupt_images(tokenizer):
+def test_evaluation_reads_only_the_batch_that_is_asked_for(tokenizer):
+    class Watched(Pictures):
+        read: list[int]
+
+        def __getitem__(self, index: int) -> Example:
+            self.read.append(index)
+            return super().__getitem__(index)
+
+    source = Watched(10)
+    source.read = []
+    assert evaluation(tokenizer, source, batch_size=4)[2].ids == ("picture/8", "picture/9")
+    assert source.read == [8, 9]
+    for beyond in (3, -1):
+        with pytest.raises(IndexError, match="none of the split's 3"):
+            evaluation(tokenizer, source, batch_size=4)[beyond]
+
+
+def test_evaluation_names_corrupt_images_in_their_batch(tokenizer):
     batches = evaluation(tokenizer, Pictures(6, corrupt=(1, 2, 3)), batch_size=2)
-    for _ in range(2):
-        assert [batch.ids for batch in batches] == [("picture/0",), ("picture/4", "picture/5")]
-        assert [name.split(":")[0] for name in batches.corrupt] == ["picture/1", "picture/2", "picture/3"]
+    assert [batch.ids for batch in batches] == [("picture/0",), (), ("picture/4", "picture/5")]
+    names = [[name.split(":")[0] for name in batch.corrupt] for batch in batches]
+    assert names == [["picture/1"], ["picture/2", "picture/3"], []]
+    assert batches[1].captions == ()
     with pytest.raises(UserError, match="batch_size=0"):
         evaluation(tokenizer, Pictures(6), batch_size=0)
+
+
+TRAINING = """
+import multiprocessing, sys, time
+from pathlib import Path
+from mmlm.data.loader import TrainLoader
+from mmlm.data.sources import ImageFolder
+from mmlm.data.tokenizer import BytePair
+from mmlm.data.transforms import Transform
+
+if __name__ == "__main__":
+    source = ImageFolder(Path(sys.argv[1]))
+    tokenizer = BytePair(vocab_size=280, languages=("en", "de"))
+    tokenizer.fit(source.captions())
+    batches = iter(TrainLoader(source, tokenizer, Transform(16, None), 4, 0, 1, 16, workers=2))
+    next(batches)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+"""A training process that has its two workers at work, prints their ids, and lives for some seconds more."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_the_workers_of_a_killed_training_end(tmp_path):
+    """Killed, it can stop nobody: workers, their fork server and its tracker have to see it by themselves."""
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    write_folder(tmp_path, Pictures(8))
+    command = [sys.executable, str(script), str(tmp_path), "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(word) for word in process.stdout.readline().split()]
+        process.kill()
+    assert len(pids) == 2
+    limit = time.monotonic() + 120
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < limit, "they were left"
+        time.sleep(0.02)
+
+
+def test_a_process_ends_in_the_middle_of_an_iteration(tmp_path):
+    """Its workers ignore the signal by which multiprocessing would end them."""
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    write_folder(tmp_path, Pictures(8))
+    command = [sys.executable, str(script), str(tmp_path), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) == 2

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Retrieval
 from mmlm.evaluation.samples import SampleSettings
 from mmlm.flow import Caption, Example
+from tests.evaluation.hand_made import ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 CPU = torch.device("cpu")
+EXAMPLES = [
+    Example(name, torch.zeros(3, 16, 16, dtype=torch.uint8), (Caption(f"a {name}"), Caption("a thing")))
+    for name in ("cat", "dog", "bird")
+]
 NONE = SampleSettings(examples=2, queries=1, attention=1)
 
 
@@ -25,15 +31,13 @@ class Counted:
 
 
 @pytest.fixture
-def evaluation(make_split):
+def evaluation():
     """``evaluation(**evaluators)`` and the batches of its one split."""
 
     def make(computing=contextlib.nullcontext, **evaluators):
-        image = torch.zeros(3, 16, 16, dtype=torch.uint8)
-        examples = [Example(name, image, (Caption(f"a {name}"), Caption("a thing"))) for name in ("cat", "dog", "bird")]
-        split = make_split(examples, 2)
-        batches = [item.batch for item in split.batches]
-        return Evaluation(split.model, split.tokenizer, evaluators, 48, CPU, computing), batches
+        tokenizer = fitted_tokenizer(EXAMPLES)
+        batches = evaluation_batches(ExampleList(EXAMPLES), tokenizer, 2)
+        return Evaluation(small_model(tokenizer), tokenizer, evaluators, 48, CPU, computing), batches
 
     return make
 
@@ -54,9 +58,10 @@ def test_everything_is_computed_in_the_context_given(evaluation):
     assert made.scores(split)["counted/autocast"] == 1.0
     assert not torch.is_autocast_enabled("cpu")
     exact, _ = evaluation(counted=Counted())
-    close = exact.encode("one", batches).features.memory
-    assert not torch.equal(split.features.memory.float(), close)
-    torch.testing.assert_close(split.features.memory.float(), close, rtol=0.1, atol=0.1)
+    close = exact.encode("one", batches).batches[0].features.memory
+    memory = split.batches[0].features.memory.float()
+    assert not torch.equal(memory, close)
+    torch.testing.assert_close(memory, close, rtol=0.1, atol=0.1)
 
 
 def test_writes_scores_and_samples(evaluation, tmp_path):
@@ -81,8 +86,17 @@ def test_splits_of_the_same_weights_are_merged_and_others_dropped(evaluation, tm
     made.write(tmp_path, 7, {"val": batches}, NONE, None)
     made.write(tmp_path, 7, {"test": batches}, NONE, None)
     assert written("scores.json") == written("samples.json") == (7, ["test", "val"])
-    made.write(tmp_path, 7, {"val": batches[:1]}, NONE, None)
+    fewer = evaluation_batches(ExampleList(EXAMPLES[:2]), made.tokenizer, 2)
+    made.write(tmp_path, 7, {"val": fewer}, NONE, None)
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["splits"]
     assert (scores["val"]["images"], scores["test"]["images"]) == (2, 3)
     made.write(tmp_path, 8, {"test": batches}, NONE, None)
     assert written("scores.json") == written("samples.json") == (8, ["test"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["samples.json", "scores.json"], "no draft is left"
+
+
+def test_a_sign_of_life_before_each_batch(evaluation):
+    made, batches = evaluation(loss=CaptionLoss(), retrieval=Retrieval())
+    said = []
+    replace(made, tick=said.append).all_scores({"one": batches})
+    assert said == [f"{doing} one, batch {number} of 2" for doing in ("encoding", "evaluating") for number in (1, 2)]

@@ -38,7 +38,8 @@ def examples(texts=TEXTS, language=None) -> list[Example]:
 def plain_loss(split: EncodedSplit, text: str, row: int | None, language: str | None = None) -> torch.Tensor:
     """float32[t]: the token losses of one caption given one image (None: no image), by the model's other path."""
     ids = torch.tensor([split.tokenizer.encode(text, language, split.max_tokens)])
-    features = split.features[torch.tensor([row])]
+    item = next(item for item in split.batches if row in item.rows)
+    features = item.features[torch.tensor([row - item.first])]
     cache = split.model.start_decoding(features)
     with torch.no_grad():
         logits = split.model.decode(ids[:, :-1], cache)[0]

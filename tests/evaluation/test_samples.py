@@ -56,11 +56,12 @@ def test_what_is_collected_of_a_split(make_split):
     assert [example["id"] for example in samples["examples"]] == ["image0", "image1", "image2", "image3"]
     generated = generate_captions(split, None)
     similarity = split.gallery.image_embedding @ split.gallery.text_embedding.T
+    uris = [data_uri(example.image) for example in examples()]
     for row, example in enumerate(samples["examples"]):
         assert example["captions"] == [TEXTS[row]]
         assert example["generated"] == generated[row]
         assert example["exact"] is (generated[row] == TEXTS[row])
-        assert example["image"] == data_uri(split.image(row))
+        assert example["image"] == uris[row]
         best = similarity[row].argsort(descending=True).tolist()
         assert [near["text"] for near in example["nearest_captions"]] == [split.gallery.texts[text] for text in best]
         assert [near["match"] for near in example["nearest_captions"]] == [text == row for text in best]
@@ -68,7 +69,7 @@ def test_what_is_collected_of_a_split(make_split):
     for place, query in zip(spaced(2, 4), samples["queries"], strict=True):
         assert query["caption"] == TEXTS[place]
         best = similarity[:, place].argsort(descending=True).tolist()
-        assert [found["image"] for found in query["images"]] == [data_uri(split.image(row)) for row in best]
+        assert [found["image"] for found in query["images"]] == [uris[row] for row in best]
         assert [found["match"] for found in query["images"]] == [row == place for row in best]
 
 
@@ -93,7 +94,8 @@ def test_a_caption_of_nothing_has_no_attention(make_split, monkeypatch, said):
 
 
 def word_maps(split, text):
-    return attention_of_words(split.model, split.tokenizer, split.image(0)[None], Caption(text), split.max_tokens)
+    image = split.batches[0].batch.images[:1]
+    return attention_of_words(split.model, split.tokenizer, image, Caption(text), split.max_tokens)
 
 
 @pytest.mark.parametrize("fusion", ["cross_attention", "prefix"])

@@ -1,10 +1,12 @@
 """An encoded split: rows through the batches, references, and the gallery of distinct texts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mmlm.errors import CorruptImage, UserError
-from mmlm.evaluation.split import encode_split
+from mmlm.evaluation.split import EncodedSplit, encode_split
 from mmlm.flow import TEXT_ONLY, Caption, Example
 
 
@@ -28,11 +30,16 @@ EXAMPLES = [
 """With a batch size of 2 or 3, batches differ in images, captions and lengths."""
 
 
+def memory_of(split: EncodedSplit) -> torch.Tensor:
+    """float[B, M, Dm] of all images."""
+    return torch.cat([item.features.memory for item in split.batches])
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
 def test_rows_count_through_the_batches(make_split, batch_size):
     split = make_split(EXAMPLES, batch_size)
     assert len(split.batches) == -(-5 // batch_size)
-    assert list(split.image_ids()) == ["a", "b", "c", "d"]
+    assert split.image_ids == ("a", "b", "c", "d")
     assert split.image_index.tolist() == [0, 0, 1, TEXT_ONLY, 2, 3, 3]
     assert [caption.text for caption in split.captions] == [c.text for e in EXAMPLES for c in e.captions]
     assert [[c.text for c in found] for found in split.references] == [
@@ -41,7 +48,8 @@ def test_rows_count_through_the_batches(make_split, batch_size):
         ["a cat"],
         ["A bird", "a  bird"],
     ]
-    assert [int(split.image(row)[0, 0, 0]) for row in range(4)] == [10, 20, 30, 40]
+    assert split.over_images(range(4), lambda row, image: int(image[0, 0, 0])) == {0: 10, 1: 20, 2: 30, 3: 40}
+    assert [row for item in split.batches for row in item.rows] == [0, 1, 2, 3]
     assert split.image_concept[0] == split.image_concept[2]
     assert len(split.image_concept.unique()) == 3
 
@@ -49,8 +57,8 @@ def test_rows_count_through_the_batches(make_split, batch_size):
 @pytest.mark.parametrize("batch_size", [2, 3])
 def test_batching_does_not_change_what_is_encoded(make_split, batch_size):
     whole, parts = make_split(EXAMPLES, 5), make_split(EXAMPLES, batch_size)
-    torch.testing.assert_close(parts.features.embedding, whole.features.embedding)
-    torch.testing.assert_close(parts.features.memory, whole.features.memory)
+    torch.testing.assert_close(parts.image_embedding, whole.image_embedding)
+    torch.testing.assert_close(memory_of(parts), memory_of(whole))
     torch.testing.assert_close(parts.gallery.text_embedding, whole.gallery.text_embedding)
     assert parts.gallery.texts == whole.gallery.texts
     assert torch.equal(parts.gallery.pairs, whole.gallery.pairs)
@@ -76,13 +84,14 @@ def test_a_text_stands_for_its_own_embedding(make_split):
 
 
 def test_a_row_beyond_the_last_is_a_bug(make_split):
-    with pytest.raises(IndexError, match="row 4"):
-        make_split(EXAMPLES, 2).image(4)
+    with pytest.raises(IndexError, match="row 4 is none of the split's 4"):
+        make_split(EXAMPLES, 2).over_images([0, 4], lambda row, image: row)
 
 
 def test_nothing_is_kept_for_gradients(make_split):
     split = make_split(EXAMPLES, 2)
-    assert not split.features.memory.requires_grad
+    assert not memory_of(split).requires_grad
+    assert not split.image_embedding.requires_grad
     assert not split.gallery.text_embedding.requires_grad
 
 
@@ -102,4 +111,27 @@ def test_corrupt_images_are_left_out(make_split, monkeypatch):
 
     monkeypatch.setattr("mmlm.data.loader._read", read)
     broken = Broken("broken", None, (Caption("a fish"),))
-    assert list(make_split([EXAMPLES[0], broken, EXAMPLES[1]], 2).image_ids()) == ["a", "b"]
+    split = make_split([EXAMPLES[0], broken, EXAMPLES[1], broken, broken, EXAMPLES[2]], 2)
+    assert split.image_ids == ("a", "b")
+    assert split.corrupt == ("broken: is damaged",) * 3
+    assert [len(item.batch.captions) for item in split.batches] == [2, 1, 1], (
+        "each batch holds what of it could be read"
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_captions_with_the_images_of_others(make_split, batch_size):
+    split = make_split(EXAMPLES, batch_size)
+    swap = torch.tensor([2, 0, 3, 1])
+    swapped = split.with_images_of(swap)
+    assert torch.equal(memory_of(swapped), memory_of(split)[swap])
+    assert torch.equal(swapped.image_embedding, split.image_embedding[swap])
+    assert swapped.captions == split.captions
+    assert torch.equal(memory_of(swapped.with_images_of(swap.argsort())), memory_of(split))
+
+
+def test_each_batch_is_worked_on_once_after_a_sign_of_life(make_split):
+    seen = []
+    split = replace(make_split(EXAMPLES, 2), tick=seen.append)
+    assert split.over_batches(lambda item: (len(seen), item.batch.ids)) == [(1, ("a", "b")), (2, ("c",)), (3, ("d",))]
+    assert seen == [f"evaluating hand_made, batch {number} of 3" for number in (1, 2, 3)]

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
+from mmlm.distributed import Replicated
 from mmlm.errors import UserError
 from mmlm.flow import Batch
 from mmlm.model.encoders.timm_encoder import TimmVit
@@ -25,7 +25,6 @@ from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.train_step import TrainStep, backward
 from mmlm.window import Window
 from tests.exactness.cells import MOMENT, PIXELS, SUMS, WIDTH, Sum, make_step, share_of, whole_batch
-from tests.exactness.test_exactness import sum_gradients
 from tests.ranks import run_ranks
 
 COCA = SUMS["coca"]
@@ -194,8 +193,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     batch = share_of(number, size)
     found = dict(cases(batch))
     step = make_step(COCA)
-    wrapper = DistributedDataParallel(step)
-    wrapper.register_comm_hook(None, sum_gradients)
+    wrapper = Replicated(step)
     found["DDP"] = diagnosed(step, batch, 8, wrapper)
     gradients = [parameter.grad for parameter in step.parameters()]
     found["DDP gradient norm"] = {"norm": torch.stack([g.norm() for g in gradients]).norm().item()}

@@ -13,9 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from mmlm.distributed import sum_over_ranks, world_size
+from mmlm.distributed import Replicated, sum_over_ranks, world_size
 from mmlm.errors import UserError
 from mmlm.flow import Batch
 from mmlm.objectives.train_step import TrainStep, backward
@@ -112,12 +111,6 @@ def test_patch_dropout_is_that_of_the_whole_batch():
     assert_same(found, expected, torch.float64, "another order")
 
 
-def sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Sums over ranks, where DDP would average."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
-
-
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, computes every sum, and leaves what it found in ``folder``."""
     torch.set_num_threads(1)
@@ -132,9 +125,8 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
                 found[name, str(dtype), micro_batch] = results(make_step(parts, dtype), batch, micro_batch)
         for micro_batch in DDP_MICRO_BATCHES:
             step = make_step(parts)
-            wrapper = DistributedDataParallel(step)
-            wrapper.register_comm_hook(None, sum_gradients)
-            found[name, str(torch.float64), f"{micro_batch} under DDP"] = results(step, batch, micro_batch, wrapper)
+            under_ddp = results(step, batch, micro_batch, Replicated(step))
+            found[name, str(torch.float64), f"{micro_batch} under DDP"] = under_ddp
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
 

@@ -37,23 +37,23 @@ def test_a_gated_block_is_the_formula():
     first, _, last = block.feed_forward
     inner = nn.functional.gelu(first(block.feed_forward_norm(after)))
     expected = after + block.gate_feed_forward.tanh() * last(inner)
-    torch.testing.assert_close(block(x, Memory(*block.keys_values(memory))), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(block(x, Memory(block.keys_values(memory))), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_each_caption_reads_its_own_row_and_a_text_only_one_stays_as_it_is():
     block, x, memory = make_block(), numbers(4, 5, 8), numbers(2, 3, 6, seed=2)
     index = torch.tensor([1, TEXT_ONLY, 0, 1])
-    out = block(x, Memory(*block.keys_values(memory), index))
+    out = block(x, Memory(block.keys_values(memory), index))
     assert torch.equal(out[1], x[1])
     for c in (0, 2, 3):
-        own = block(x[c : c + 1], Memory(*block.keys_values(memory[index[c]][None])))
+        own = block(x[c : c + 1], Memory(block.keys_values(memory[index[c]][None])))
         torch.testing.assert_close(out[c], own[0], rtol=1e-10, atol=1e-10)
 
 
 def test_a_new_block_changes_nothing():
     x, memory = numbers(2, 5, 8).float(), numbers(2, 3, 6).float()
     block = GatedCrossAttention(8, 2, memory_width=6, mlp_ratio=4)
-    assert torch.equal(block(x, Memory(*block.keys_values(memory))), x)
+    assert torch.equal(block(x, Memory(block.keys_values(memory))), x)
 
 
 class Doubling(nn.Module):
@@ -64,7 +64,7 @@ class Doubling(nn.Module):
 def test_a_block_stands_before_its_layer_only_while_it_reads():
     block, layer, other, x = make_block(), Doubling(), Doubling(), numbers(2, 5, 8)
     block.insert_before(layer)
-    memory = Memory(*block.keys_values(numbers(2, 3, 6, seed=2)))
+    memory = Memory(block.keys_values(numbers(2, 3, 6, seed=2)))
     seen = block(x, memory)
     with reading([block], [memory]):
         assert torch.equal(layer(x), 2 * seen)
@@ -80,7 +80,7 @@ def test_a_copied_model_reads_with_its_own_block():
     both = nn.ModuleDict({"block": make_block(), "layer": Doubling()})
     both["block"].insert_before(both["layer"])
     twin, x = copy.deepcopy(both), numbers(2, 5, 8)
-    memory = Memory(*both["block"].keys_values(numbers(2, 3, 6, seed=2)))
+    memory = Memory(both["block"].keys_values(numbers(2, 3, 6, seed=2)))
     with reading([both["block"]], [memory]):
         assert torch.equal(twin["layer"](x), 2 * x)
     with torch.no_grad():

@@ -137,6 +137,15 @@ CELLS = list(whole_grid())
 MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 SMALL = ("experiment=caption_base", "data=emoji", "tokenizer=byte_pair", "model.width=32", "model.embedding_width=16")
 
+SHALLOW = {
+    "encoder=vit": ("encoder.depth=2",),
+    "encoder=vit_small_images": ("encoder.depth=2",),
+    "encoder=timm": ("encoder.settings={depth: 2}",),
+    "encoder=hf_vit_tiny": ("encoder.settings.num_hidden_layers=2",),
+    "encoder=convnext_small_images": ("encoder.settings.depths=[1,1,1,1]",),
+}
+"""What fits together does not depend on how deep an encoder is, and how long it takes to put LoRA on it does."""
+
 
 @functools.cache
 def composed(*overrides: str) -> Config:
@@ -150,7 +159,8 @@ def config_of(cell: Cell) -> Config:
     for slot in SLOTS:
         name = getattr(cell, slot)
         pool = ("encoder.pool=mean",) if name.endswith(POOLED) else ()
-        parts[slot] = getattr(composed(f"{slot}={name.removesuffix(POOLED)}", *pool), slot)
+        option = f"{slot}={name.removesuffix(POOLED)}"
+        parts[slot] = getattr(composed(option, *SHALLOW.get(option, ()), *pool), slot)
     towers = ("objective.weights.captioning=0", "evaluators=retrieval") if cell.two_towers else ()
     return dataclasses.replace(composed(*towers), **parts)
 

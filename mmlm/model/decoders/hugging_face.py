@@ -158,7 +158,7 @@ class HuggingFaceDecoder(nn.Module):
         self._check_length(inputs.shape[1])
         if self.fusion == "prefix":
             return self._hidden_after_prefix(inputs, lengths - 1, memory, image_index, record)
-        with reading(self.gated_blocks, self._memories(memory, image_index, record)):
+        with reading(self.gated_blocks, [Memory(memory, image_index, record)] * len(self.gated_blocks)):
             states = self._run(self._embed(inputs))
         return states[_between(states, torch.zeros_like(lengths), lengths - 1)]
 
@@ -186,7 +186,7 @@ class HuggingFaceDecoder(nn.Module):
         layers = DynamicCache(config=self.lm.config)
         if self.fusion == "prefix":
             return LanguageModelCache(layers, prefix=self._prefix(memory))
-        return LanguageModelCache(layers, self._memories(memory))
+        return LanguageModelCache(layers, [Memory(block.keys_values(memory)) for block in self.gated_blocks])
 
     def decode(self, tokens: Tensor, cache: LanguageModelCache) -> Tensor:
         """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds them too."""
@@ -204,12 +204,6 @@ class HuggingFaceDecoder(nn.Module):
 
     def _prefix(self, memory: Tensor) -> Tensor:
         return memory if self.prefix_projection is None else self.prefix_projection(memory)
-
-    def _memories(
-        self, memory: Tensor, image_index: Tensor | None = None, record: AttentionRecord | None = None
-    ) -> list[Memory]:
-        """What each gated block reads."""
-        return [Memory(*block.keys_values(memory), image_index, record) for block in self.gated_blocks]
 
     def _run(self, embedded: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """float[C, T, D] of embeddings -> states float[C, T, D] after the last norm."""

@@ -67,7 +67,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def memory_keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, M, Dm] -> keys and values of the cross-attention, float[B, K, M, d] each."""
+        """float[B, M, Dm] -> keys and values of the cross-attention, float[B, K, M, d] each: to make them once."""
         return self.cross_attention.keys_values(memory if self.memory_norm is None else self.memory_norm(memory))
 
     def _self_attention(
@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         layout: Layout,
-        memory: tuple[Tensor, Tensor] | None = None,
+        memory: Tensor | tuple[Tensor, Tensor] | None = None,
         image_index: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
@@ -122,12 +122,15 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Packed states float[P, D] -> float[P, D].
 
-        ``memory`` is what ``memory_keys_values`` made; ``image_index`` int64[C] says which of its rows each caption
-        reads (None: caption i reads row i); a text-only caption gets nothing from it.
+        ``memory`` is float[B, M, Dm], or what ``memory_keys_values`` made of it; ``image_index`` int64[C] says which of
+        its rows each caption reads (None: caption i reads row i); a text-only caption gets nothing from it.
         """
         x = x + self.dropout(self._self_attention(self.self_norm(x), layout, mask, cache, self_record))
         if self.self_feed_forward is not None:
             x = x + self.dropout(self.self_feed_forward(self.self_feed_forward_norm(x)))
         if self.cross_attention is not None:
+            # Keys and values are made in here while training: outside of its forward a layer's weights may be sharded
+            # over ranks.
+            memory = self.memory_keys_values(memory) if isinstance(memory, Tensor) else memory
             x = x + self.dropout(self._cross_attention(x, layout, memory, image_index, cross_record))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

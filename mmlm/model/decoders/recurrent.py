@@ -138,13 +138,13 @@ class RecurrentDecoder(nn.Module):
 
     def _see(self, memory: Tensor, image_index: Tensor | None = None) -> Sight:
         """Memory float[B, M, Dm] -> what caption c has of row ``image_index[c]`` (of row c without an index)."""
-        keys, start = self.layers[0].attention.key(memory), torch.tanh(self.initial_state(memory.mean(dim=1)))
-        has_image = None
+        start = torch.tanh(self.initial_state(memory.mean(dim=1)))
+        has_image, images = None, memory
         if image_index is not None:
-            memory, keys, start = (rows_of(part, image_index) for part in (memory, keys, start))
+            memory, start = (rows_of(part, image_index) for part in (memory, start))
             has_image = (image_index != TEXT_ONLY).to(memory.dtype)[:, None]
             start = start * has_image
-        return Sight(memory, keys, start.chunk(self.cell.num_states, dim=-1), has_image)
+        return Sight(images, image_index, memory, start.chunk(self.cell.num_states, dim=-1), has_image)
 
     def _start(self, count: int, sight: Sight | None) -> list[State]:
         """The first state of every layer, float[count, D]; only the first layer's comes from the image."""
@@ -171,7 +171,7 @@ class RecurrentDecoder(nn.Module):
 
     def start_decoding(self, memory: Tensor) -> RecurrentCache:
         """Memory float[B, M, Dm] -> the first states, with the memory's keys computed once."""
-        sight = self._see(memory)
+        sight = self.layers[0].attention.with_keys(self._see(memory))
         return RecurrentCache(self._start(len(memory), sight), sight)
 
     def decode(self, tokens: Tensor, cache: RecurrentCache) -> Tensor:

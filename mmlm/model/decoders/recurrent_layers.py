@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.blocks import Layout
+from mmlm.model.blocks import Layout, rows_of
 
 CellName = Literal["lstm", "gru"]
 State = tuple[Tensor, ...]
@@ -99,21 +99,26 @@ class Steps:
 class Sight:
     """What each of C captions has of its image while it is read, in the order of the steps."""
 
+    images: Tensor
+    """float[B, M, Dm]: the memory of all images."""
+    image_index: Tensor | None
+    """int64[C]: the row of ``images`` that each caption reads, or ``TEXT_ONLY``; None: caption i reads row i."""
     memory: Tensor
     """float[C, M, Dm]."""
-    keys: Tensor
-    """float[C, M, D]: the memory's part of the attention scores, the same at every step."""
     start: State
     """The first state; zeros without an image."""
     has_image: Tensor | None = None
     """float[C, 1], 0 for text-only captions; None if there are none."""
+    keys: Tensor | None = None
+    """float[C, M, D]: the memory's part of the attention scores, the same at every step; None until a layer makes it.
+    """
 
     def first(self, count: int) -> "Sight":
-        """Memory and keys of the first ``count`` captions. Narrowed step by step: so are then the gradients."""
+        """Memory and keys (made) of the first ``count`` captions. Narrowed step by step: so are then the gradients."""
         if count == len(self.memory):
             return self
         has_image = None if self.has_image is None else self.has_image[:count]
-        return Sight(self.memory[:count], self.keys[:count], self.start, has_image)
+        return replace(self, memory=self.memory[:count], has_image=has_image, keys=self.keys[:count])
 
 
 class SoftAttention(nn.Module):
@@ -131,6 +136,13 @@ class SoftAttention(nn.Module):
         self.key = nn.Linear(memory_width, width, bias=False)
         self.score = nn.Linear(width, 1, bias=False) if attention == "additive" else None
         self.gate = nn.Linear(width, 1) if gated else None
+
+    def with_keys(self, sight: Sight) -> Sight:
+        """The same with its keys: projected once for each image and all steps."""
+        if sight.keys is not None:
+            return sight
+        keys = self.key(sight.images)
+        return replace(sight, keys=keys if sight.image_index is None else rows_of(keys, sight.image_index))
 
     def forward(self, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
         """float[n, D] of the n captions of ``sight`` -> context float[n, Dm], weights float[n, M] (0: no image)."""
@@ -178,6 +190,8 @@ class RecurrentLayer(nn.Module):
     def forward(self, x: Tensor, sizes: Sequence[int], state: State, sight: Sight | None = None) -> Reading:
         """float[P, D], step by step, and a state of float[C, D] each -> the layer's reading."""
         hidden, contexts, weights = [], [], []
+        if sight is not None:
+            sight = self.attention.with_keys(sight)
         # No token at all is one step of nothing, so that every parameter is reached whatever a batch holds.
         for inputs in self.input(x).split(list(sizes) or [0]):
             state = tuple(part[: len(inputs)] for part in state)

@@ -221,7 +221,7 @@ class TransformerDecoder(nn.Module):
     def _placed(self, x: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Packed float[P, D] with the position embedding of ``positions`` int64[C, T] added, if there is one."""
         table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
-        return x if table is None else x + table[layout.pack(positions)]
+        return x if table is None else x + F.embedding(layout.pack(positions), table)
 
     def unimodal(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float[C, T, D]: text-only states; what stands at padding means nothing."""
@@ -285,8 +285,7 @@ class TransformerDecoder(nn.Module):
         layout = Layout.of_lengths(lengths, states.shape[1], self.packed)
         x = layout.pack(states)
         for layer in self.multimodal_layers:
-            keys_values = layer.memory_keys_values(memory)
-            x = layer(x, layout, memory=keys_values, image_index=image_index, mask=mask, cross_record=record)
+            x = layer(x, layout, memory=memory, image_index=image_index, mask=mask, cross_record=record)
         return self._real_positions(self.norm(x), layout, lengths)
 
     def _with_prefix(

@@ -11,6 +11,7 @@ from mmlm.config import check_config
 from mmlm.flow import CAPTION, EMBED, TEXT_ONLY
 from mmlm.model.blocks import AttentionRecord, Layout
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
+from mmlm.model.decoders.language_model import layers_of
 from mmlm.model.gated_cross_attention import Memory
 from mmlm.optim import hidden_matrices
 
@@ -150,7 +151,7 @@ def test_blocks_run_before_every_so_many_layers(cross_every, places):
     for number, layer in enumerate(lm.h):
         if number in places:
             block = next(blocks)
-            x = block(x, Memory(*block.keys_values(memory)))
+            x = block(x, Memory(block.keys_values(memory)))
         # Without a memory at hand the layer is the language model's own.
         x = layer(x)
     hidden = decoder.hidden(tokens, torch.tensor([T]), memory, torch.tensor([0]))
@@ -322,14 +323,15 @@ def test_a_decoder_is_built_on_the_meta_device(architecture, fusion):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
-def test_the_head_is_no_hidden_matrix(architecture):
+def test_the_matrices_of_the_layers_are_hidden_matrices_and_the_head_is_none(architecture):
     settings = FAMILIES.get(architecture) or {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
     decoder = HuggingFaceDecoder(
         V, 6, M, T, architecture=architecture, settings=settings | {"tie_word_embeddings": False}
     )
-    head = decoder.lm.get_output_embeddings()
-    names = dict(decoder.named_parameters())
-    assert not any(names.get(name) is head.weight for name in hidden_matrices(decoder))
+    names, layers = dict(decoder.named_parameters()), layers_of(decoder.lm)
+    hidden = {id(names[name]) for name in hidden_matrices(decoder) if name.startswith("lm.")}
+    assert hidden == {id(p) for p in layers.parameters() if p.ndim == 2}
+    assert id(decoder.lm.get_output_embeddings().weight) not in hidden
 
 
 OPTIONS = [f"{name}_tiny{end}" for name in ("gpt2", "llama", "qwen", "smollm") for end in ("", "_gated")]

@@ -1,0 +1,1 @@
+"""What starts the ranks of a run: processes on this machine, or a SLURM job."""

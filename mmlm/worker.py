@@ -1,0 +1,49 @@
+"""``python -m mmlm.worker RUN``: trains a prepared run folder, as one rank if the environment makes it one.
+
+What launchers start: the config has been composed and checked once, and stands in the folder.
+"""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+
+from mmlm.cli import parse_key_values, report_user_errors
+from mmlm.config import load_config
+from mmlm.errors import UserError
+from mmlm.launch.local import PARENT_PIPE
+from mmlm.ranks import Meeting, find_place
+from mmlm.runs import CONFIG, find_run
+from mmlm.training import train_run
+
+
+@dataclass
+class WorkerSettings:
+    """Train a run folder that a launcher has prepared: start it, or go on from its last checkpoint."""
+
+
+def main(argv: list[str]) -> int:
+    """Trains; returns the exit status."""
+    _, folders = parse_key_values(argv, WorkerSettings, "RUN")
+    if len(folders) != 1:
+        raise UserError(f"give one run folder, such as runs/NAME/HASH/seed=0; there are {len(folders)}")
+    _stop_with_the_parent()
+    folder = find_run(folders[0])
+    return train_run(load_config(folder / CONFIG), folder, Meeting(find_place(os.environ)))
+
+
+def _stop_with_the_parent() -> None:
+    """Ends like on SIGTERM, saving what there is, once the process that started this rank is gone."""
+    pipe = os.environ.get(PARENT_PIPE)
+    if pipe is None:
+        return
+
+    def wait() -> None:
+        if os.read(int(pipe), 1) == b"":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    report_user_errors(main)

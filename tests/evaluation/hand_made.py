@@ -1,0 +1,49 @@
+"""Hand-made splits and a small random model that encodes them, for tests in this process and in several."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from mmlm.data.loader import EvaluationBatches
+from mmlm.data.sources import Source
+from mmlm.data.tokenizer import BytePair, Tokenizer
+from mmlm.data.transforms import Transform
+from mmlm.flow import Caption, Example
+from mmlm.model.bridges.attentional_pooler import AttentionalPooler
+from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.model import ImageTextModel
+
+IMAGE_SIZE = 16
+MOST_TOKENS = 96
+"""Longest caption."""
+
+
+class ExampleList(list[Example]):
+    """Examples as a ``Source``."""
+
+    def captions(self) -> Iterator[Caption]:
+        """Every caption."""
+        for example in self:
+            yield from example.captions
+
+
+def fitted_tokenizer(examples: Sequence[Example], vocab_size: int = 300, languages: Sequence[str] = ()) -> BytePair:
+    """A tokenizer of the examples' captions."""
+    tokenizer = BytePair(vocab_size, languages)
+    tokenizer.fit([caption for example in examples for caption in example.captions])
+    return tokenizer
+
+
+def small_model(tokenizer: Tokenizer, fusion: str = "cross_attention") -> ImageTextModel:
+    """The same random weights every time, in eval mode."""
+    torch.manual_seed(0)
+    encoder = TimmVit(IMAGE_SIZE, width=32, depth=1, num_heads=2, patch_size=4)
+    bridge = AttentionalPooler(encoder.width, encoder.grid, 32, num_heads=2, num_queries=3)
+    decoder = TransformerDecoder(tokenizer.vocab_size, 32, width=32, num_heads=2, max_tokens=MOST_TOKENS, fusion=fusion)
+    return ImageTextModel(encoder, bridge, decoder, embedding_width=16).eval()
+
+
+def evaluation_batches(source: Source, tokenizer: Tokenizer, batch_size: int) -> EvaluationBatches:
+    """The batches of a split."""
+    return EvaluationBatches(source, tokenizer, Transform(IMAGE_SIZE, None), batch_size, MOST_TOKENS)

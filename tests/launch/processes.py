@@ -1,0 +1,115 @@
+"""Commands in processes of their own, and the tiny run that tests of ranks share."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import COLOURS, PLUGIN, SHAPES, TINY, Outcome, draw
+
+ROOT = PLUGIN.parents[1]
+PATIENCE = 240.0
+"""Seconds to wait for what a process does: it takes a few, on a busy machine more."""
+LOCAL = ("launcher=local", "processes=2")
+TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m mmlm.train"
+FAULTY = ("plugins=[own_faults]", "schedule=constant", "schedule.warmup_steps=2")
+FAULTY = (*FAULTY, "schedule._target_=own_faults.FaultySchedule")
+RANDOM = (*FAULTY, "transform=augment", "decoder.dropout=0.1", "train.ema_decay=0.9", "train.steps=6")
+RANDOM = (*RANDOM, "train.save_every=2")
+"""A run with all kinds of randomness and state in it, and faults to order; an epoch has 2 steps."""
+
+
+@dataclass
+class Commands:
+    """Starts commands, and ends what is left of them."""
+
+    folder: Path
+    """For files of their own."""
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def start(
+        self, module: str, *arguments: str, fault: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[str]":
+        """``python -m <module> <arguments>``, with a fault of ``own_faults`` in it; a module may bring arguments."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA", "SLURM", "MMLM", "OWN_FAULT"))}
+        own = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN}", "OMP_NUM_THREADS": "1", "OWN_FAULT_PID": str(self.pid_file)}
+        ordered = {} if fault is None else {"OWN_FAULT": fault}
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module.split(), *arguments],
+            env={**kept, **own, **ordered, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def run(
+        self, module: str, *arguments: str, fault: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """What it left in the terminal, once it has ended."""
+        return finish(self.start(module, *arguments, fault=fault, environment=environment))
+
+    @property
+    def pid_file(self) -> Path:
+        """Where a rank notes itself before it is killed or stopped."""
+        return self.folder / "pid"
+
+    def pid(self) -> int:
+        """The rank that a fault has struck, once it has."""
+        wait(lambda: self.pid_file.exists() and self.pid_file.read_text() != "", "no fault came")
+        return int(self.pid_file.read_text())
+
+
+def finish(process: "subprocess.Popen[str]") -> Outcome:
+    """Waits for the end of it."""
+    out, err = process.communicate(timeout=PATIENCE)
+    return Outcome(process.returncode, out, err)
+
+
+def wait(condition: Callable[[], bool], told: str) -> None:
+    """Until a condition holds; AssertionError with ``told`` after a generous time."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, told
+        time.sleep(0.05)
+
+
+@contextmanager
+def commands(folder: Path) -> Iterator[Commands]:
+    """Commands that all have ended once it is left; what they started ends with them."""
+    started = Commands(folder)
+    try:
+        yield started
+    finally:
+        for process in started.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+def told(outcome: Outcome) -> list[str]:
+    """The lines of stderr that are its own, without the name before them."""
+    return [line.removeprefix("mmlm: ") for line in outcome.err.splitlines() if line.startswith("mmlm: ")]
+
+
+def write_shapes(folder: Path) -> Path:
+    """An ``ImageFolder`` of 8 drawn images with one caption each."""
+    folder.mkdir(parents=True)
+    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    lines = [json.dumps({"image": f"{c}_{s}.png", "caption": f"a {c} {s}"}) for c, s in pairs]
+    (folder / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for colour, shape in pairs:
+        draw(colour, shape).save(folder / f"{colour}_{shape}.png")
+    return folder
+
+
+def tiny_on(images: Path, runs: Path) -> tuple[str, ...]:
+    """The command line of a tiny run on a folder of images."""
+    folders = (f"data.train.folder={images}", f"data.validation.validation.folder={images}", f"runs={runs}")
+    return (*TINY, *folders)

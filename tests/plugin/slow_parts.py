@@ -1,0 +1,43 @@
+"""A captioning loss for tests that have to hit a training in a certain moment: slow, and once not a number."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from mmlm.distributed import rank, world_size
+from mmlm.flow import Batch, Loss, ModelOutput, Moment
+from mmlm.objectives.captioning import Captioning
+from mmlm.objectives.cross_entropy_kernels import Kernel
+from mmlm.objectives.text_positions import Captions
+
+
+class SlowCaptioning(Captioning):
+    """Captioning whose every forward pass takes ``sleep_seconds`` longer.
+
+    At optimizer step ``nan_step`` (from 0) its loss is not a number on the last rank; None: it never is.
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        captions: Captions = "all",
+        kernel: Kernel = "auto",
+        chunk_rows: int | None = None,
+        sleep_seconds: float = 0.0,
+        nan_step: int | None = None,
+    ) -> None:
+        super().__init__(label_smoothing, captions, kernel, chunk_rows)
+        self.sleep_seconds, self.nan_step = sleep_seconds, nan_step
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+        """See ``Captioning``."""
+        time.sleep(self.sleep_seconds)
+        loss = super().forward(output, batch, moment, counts)
+        if moment.step != self.nan_step or rank() < world_size() - 1:
+            return loss
+        return replace(
+            loss, terms={name: replace(term, local_sum=math.nan * term.local_sum) for name, term in loss.terms.items()}
+        )
