@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Outcome
-from tests.launch.processes import LOCAL, RANDOM, Commands, commands, tiny_on, write_shapes
+from tests.conftest import Outcome, write_shapes
+from tests.launch.processes import LOCAL, RANDOM, Commands, commands, tiny_on
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Commands in processes of their own, and the tiny run that tests of ranks share."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conftest import COLOURS, PLUGIN, SHAPES, TINY, Outcome, draw
+from tests.conftest import PLUGIN, TINY, Outcome
 
 ROOT = PLUGIN.parents[1]
 PATIENCE = 240.0
@@ -33,12 +32,20 @@ class Commands:
     started: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def start(
-        self, module: str, *arguments: str, fault: str | None = None, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        fault: str | None = None,
+        after: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
-        """``python -m <module> <arguments>``, with a fault of ``own_faults`` in it; a module may bring arguments."""
+        """``python -m <module> <arguments>``, a module may bring arguments; with a fault of ``own_faults`` in it.
+
+        The fault waits for ``after`` to exist: a checkpoint, which is written while training goes on.
+        """
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA", "SLURM", "MMLM", "OWN_FAULT"))}
         own = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN}", "OMP_NUM_THREADS": "1", "OWN_FAULT_PID": str(self.pid_file)}
-        ordered = {} if fault is None else {"OWN_FAULT": fault}
+        ordered = {} if fault is None else {"OWN_FAULT": fault, "OWN_FAULT_AFTER": str(after or self.folder)}
         process = subprocess.Popen(
             [sys.executable, "-m", *module.split(), *arguments],
             env={**kept, **own, **ordered, **(environment or {})},
@@ -50,10 +57,15 @@ class Commands:
         return process
 
     def run(
-        self, module: str, *arguments: str, fault: str | None = None, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        *arguments: str,
+        fault: str | None = None,
+        after: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Outcome:
         """What it left in the terminal, once it has ended."""
-        return finish(self.start(module, *arguments, fault=fault, environment=environment))
+        return finish(self.start(module, *arguments, fault=fault, after=after, environment=environment))
 
     @property
     def pid_file(self) -> Path:
@@ -96,17 +108,6 @@ def commands(folder: Path) -> Iterator[Commands]:
 def told(outcome: Outcome) -> list[str]:
     """The lines of stderr that are its own, without the name before them."""
     return [line.removeprefix("mmlm: ") for line in outcome.err.splitlines() if line.startswith("mmlm: ")]
-
-
-def write_shapes(folder: Path) -> Path:
-    """An ``ImageFolder`` of 8 drawn images with one caption each."""
-    folder.mkdir(parents=True)
-    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    lines = [json.dumps({"image": f"{c}_{s}.png", "caption": f"a {c} {s}"}) for c, s in pairs]
-    (folder / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for colour, shape in pairs:
-        draw(colour, shape).save(folder / f"{colour}_{shape}.png")
-    return folder
 
 
 def tiny_on(images: Path, runs: Path) -> tuple[str, ...]:

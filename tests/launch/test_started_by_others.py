@@ -26,7 +26,8 @@ def test_torchrun_starts_again_after_a_killed_rank(straight, ordered, tiny_there
     # Else torchrun's agent and the first group of processes would share a port, which the second group finds taken.
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     settings = (*tiny_there, *RANDOM, "name=restarted")
-    outcome = ordered.run(RESTARTING, *settings, fault="kill:1:3", environment=own_store)
+    saved = folder_of("restarted") / "checkpoints" / "step=000002"
+    outcome = ordered.run(RESTARTING, *settings, fault="kill:1:3", after=saved, environment=own_store)
     assert outcome.status == 0, outcome
     assert "resumed at step 2" in outcome.out
     assert_same_runs(straight[1], folder_of("restarted"))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from mmlm.optim import Constant
 
 _PATIENCE = 120.0
-"""Seconds for a signal to arrive."""
+"""Seconds for a signal or a file to arrive."""
 _LEAPT: list[int] = []
 """Where this process has leapt."""
 
@@ -19,6 +20,8 @@ _LEAPT: list[int] = []
 @dataclass(frozen=True)
 class FaultySchedule(Constant):
     """Does what the environment's ``OWN_FAULT=<what>:<rank>:<step>`` says before that step, the first time only.
+
+    It waits until the file or folder ``OWN_FAULT_AFTER`` exists.
 
     kill, stop: SIGKILL or SIGSTOP to this rank, whose process is noted in ``OWN_FAULT_PID``, a file.
     raise: a bug.
@@ -36,8 +39,15 @@ class FaultySchedule(Constant):
             _LEAPT.append(step)
             return 1e4
         if (rank, step) == (int(number), int(at)) and not again:
+            _wait(Path(os.environ["OWN_FAULT_AFTER"]).exists)
             _do(what)
         return super().__call__(step, num_steps)
+
+
+def _wait(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + _PATIENCE
+    while not condition() and time.monotonic() < limit:
+        time.sleep(0.01)
 
 
 def _do(what: str) -> None:
@@ -67,6 +77,4 @@ def _tell_parent(number: signal.Signals) -> None:
     for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(one, note(signal.getsignal(one)))
     os.kill(os.getppid(), number)
-    limit = time.monotonic() + _PATIENCE
-    while not asked and time.monotonic() < limit:
-        time.sleep(0.01)
+    _wait(lambda: asked)

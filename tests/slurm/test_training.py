@@ -1,6 +1,5 @@
 """Two ranks on two nodes of a real SLURM: whatever happens to a run, it ends bit-equal to one that was left alone."""
 
-import json
 import os
 import re
 import shlex
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mmlm.checkpoint_files import folders
 from mmlm.metrics import read_metrics
-from tests.conftest import COLOURS, SHAPES, TINY, draw
+from tests.conftest import TINY, write_shapes
 from tests.plugin.slow_images import SLOW
 from tests.slurm.local import ROOT, LocalCluster
 from tests.test_resume import assert_same_runs
@@ -98,6 +98,12 @@ class Job:
 
         self.cluster.wait(reached, f"step {step}", lambda: self.log)
 
+    def wait_for_checkpoint(self) -> None:
+        """Until a checkpoint is on the disk, which is written while training goes on, and it is some steps further."""
+        self.wait_for_step(SAVE_EVERY + 3)
+        root = self.folder / "checkpoints"
+        self.cluster.wait(lambda: bool(folders(root)), "no checkpoint is written", lambda: self.log)
+
     def wait_for(self, text: str) -> None:
         """Until it has said something."""
         self.cluster.wait(lambda: text in self.log, f"job {self.number} does not say '{text}'", lambda: self.log)
@@ -130,14 +136,7 @@ class Job:
 def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn images and room for runs, which lie where all nodes see them."""
     folder = tmp_path_factory.mktemp("study")
-    images = folder / "images"
-    images.mkdir()
-    lines = []
-    for colour in COLOURS:
-        for shape in SHAPES:
-            draw(colour, shape).save(images / f"{colour}_{shape}.png")
-            lines.append(json.dumps({"image": f"{colour}_{shape}.png", "caption": f"a {colour} {shape}"}))
-    (images / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    write_shapes(folder / "images")
     return folder
 
 
@@ -210,7 +209,7 @@ def test_a_step_that_is_told_to_end(study, straight):
 def test_a_step_that_is_cancelled(study, straight):
     """SLURM kills its processes at once; the batch file asks for the restart."""
     job = study.submit("cancelled_step")
-    job.wait_for_step(SAVE_EVERY + 3)
+    job.wait_for_checkpoint()
     study.cluster.run("scancel", f"{job.number}.0")
     job.wait_for("requeued")
     finish(study, job, straight)
@@ -219,7 +218,7 @@ def test_a_step_that_is_cancelled(study, straight):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed(study, straight, rank):
     job = study.submit(f"rank_{rank}")
-    job.wait_for_step(SAVE_EVERY + 3)
+    job.wait_for_checkpoint()
     os.kill(job.rank(rank), signal.SIGKILL)
     job.wait_for("requeued")
     finish(study, job, straight)
@@ -229,7 +228,7 @@ def test_a_rank_that_is_killed(study, straight, rank):
 def test_a_node_that_goes_away_and_returns(study, straight, node):
     """n1 runs the batch script and rank 0."""
     job = study.submit(f"node_{node}")
-    job.wait_for_step(SAVE_EVERY + 3)
+    job.wait_for_checkpoint()
     study.cluster.stop_node(node)
     study.cluster.wait(lambda: study.cluster.node_state(node).startswith("down"), f"{node} is not down")
     study.cluster.wait_for_state(job.number, "PENDING")
@@ -239,7 +238,7 @@ def test_a_node_that_goes_away_and_returns(study, straight, node):
 
 def test_a_job_that_is_cancelled_waits_to_be_submitted_again(study, straight):
     job = study.submit("cancelled")
-    job.wait_for_step(SAVE_EVERY + 3)
+    job.wait_for_checkpoint()
     study.cluster.run("scancel", job.number)
     assert study.cluster.wait_for_end(job.number)["JobState"] == "CANCELLED"
     study.slow.unlink()
