@@ -8,7 +8,7 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlm.build import check_cell
+from mmlm.cell import check_cell
 from mmlm.checkpoint import latest_checkpoint
 from mmlm.checkpoint_files import step_of
 from mmlm.cli import USER_ERROR, report_user_errors, run_hydra

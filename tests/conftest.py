@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
 from mmlm import hydra_config, train
+from mmlm.build import Experiment, build_experiment
 from mmlm.cli import hydra_override, report_user_errors, run_hydra
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
 from mmlm.evaluation.split import EncodedSplit, encode_split
@@ -64,6 +65,10 @@ TINY = (
     "device=cpu",
 )
 """Overrides that make ``caption_base`` tiny, whatever it is tuned to; the folders of data and runs are to be added."""
+
+
+OTHER_TOKENIZER = ("~tokenizer.languages", "~tokenizer.lowercase")
+"""Overrides that take away what other tokenizers than ``byte_pair`` do not have."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -132,6 +137,12 @@ def tiny(tmp_path: Path, shapes: Path) -> tuple[str, ...]:
 def tiny_config(tiny: tuple[str, ...], compose: Callable[..., DictConfig]) -> Callable[..., Config]:
     """``tiny_config(*overrides)``: the checked config of a tiny run."""
     return lambda *overrides: check_config(compose(*tiny, *overrides))
+
+
+@pytest.fixture
+def build(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[..., Experiment]:
+    """``build(*overrides)``: a tiny experiment, in a folder without a run."""
+    return lambda *overrides: build_experiment(tiny_config(*overrides), tmp_path / "new")
 
 
 @pytest.fixture

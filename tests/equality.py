@@ -1,9 +1,11 @@
-"""Nested values compared to the last bit."""
+"""Nested values and weights compared to the last bit."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+
+from mmlm.build import Experiment
 
 
 def assert_same(first: Any, second: Any, where: str = "", but: Collection[str] = ()) -> None:
@@ -22,3 +24,15 @@ def assert_same(first: Any, second: Any, where: str = "", but: Collection[str] =
             assert_same(one, other, f"{where}.{index}", but)
     else:
         assert first == second, where
+
+
+def weights_of(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """Copies of a model's tensors."""
+    return {name: tensor.clone() for name, tensor in experiment.model.state_dict().items()}
+
+
+def same(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], prefix: str = "") -> bool:
+    """Whether the tensors whose names begin with ``prefix``, one at least, are equal bit for bit."""
+    keys = [key for key in first if key.startswith(prefix)]
+    assert keys
+    return all(torch.equal(first[key], second[key]) for key in keys)

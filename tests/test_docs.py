@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlm.build import build_freeze, build_model, check_cell
+from mmlm.build import build_freeze, build_model
+from mmlm.cell import check_cell
 from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.model.model import parameter_counts
 

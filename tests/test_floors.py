@@ -45,7 +45,7 @@ FLOORS = {
     2: ("data", "model", "objectives", "checkpoint_writer", "metrics", "environment", "watchdog", "repeated_blocks"),
     3: ("loop", "parallel", "preflight", "evaluation", "report"),
     4: ("parts", "config_errors", "config", "hydra_config"),
-    5: ("runs", "resume", "build"),
+    5: ("runs", "resume", "build", "cell"),
     6: (
         "cli",
         "train",

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmlm.build import build_experiment, check_cell, load_run
+from mmlm.build import build_experiment, load_run
+from mmlm.cell import check_cell
 from mmlm.checkpoint import load_checkpoint
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Caption, Moment

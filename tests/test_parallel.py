@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from mmlm.build import build_model, check_cell
+from mmlm.build import build_model
+from mmlm.cell import check_cell
 from mmlm.diagnosis import WeightsBefore
 from mmlm.distributed import Replicated, full_tensor, local_part, rank, sum_over_ranks, world_size
 from mmlm.errors import UserError

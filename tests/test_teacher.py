@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlm.build import build_experiment, check_cell
+from mmlm.build import build_experiment
+from mmlm.cell import check_cell
 from mmlm.checkpoint import load_checkpoint
 from mmlm.errors import UserError
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from mmlm.build import Experiment, build_experiment, build_source, build_transform, check_cell
+from mmlm.build import Experiment, build_experiment, build_source, build_transform
+from mmlm.cell import check_cell
 from mmlm.config import Config
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source

@@ -10,7 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.build import build_freeze, build_model, build_objective, check_cell, seed_everything
+from mmlm.build import build_freeze, build_model, build_objective, seed_everything
+from mmlm.cell import check_cell
 from mmlm.config import Config
 from mmlm.flow import Batch, Caption, Moment
 from mmlm.model.costs import ModelCosts, model_costs

@@ -8,7 +8,7 @@ from mmlm.bench import __main__ as bench
 from mmlm.bench import learns
 from mmlm.bench.learning import Captioned, Learned
 from mmlm.bench.learns import COMPANIONS, LEARNING_SLOTS
-from mmlm.build import check_cell
+from mmlm.cell import check_cell
 from mmlm.cli import INTERRUPTED
 from mmlm.loop import Interrupted
 

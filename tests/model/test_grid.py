@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlm import build
-from mmlm.build import build_freeze, build_model, check_cell
+from mmlm.build import build_freeze, build_model
+from mmlm.cell import check_cell
 from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Moment

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.build import check_cell
+from mmlm.cell import check_cell
 from mmlm.errors import UserError
 from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Moment, Pairs, Stream
 from mmlm.objectives import negatives

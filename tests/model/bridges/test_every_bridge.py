@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmlm.build import build_model, check_cell
+from mmlm.build import build_model
+from mmlm.cell import check_cell
 from mmlm.config import CONFIG_DIR, check_config
 from mmlm.flow import CAPTION, EMBED
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
