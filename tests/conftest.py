@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
 from mmlm import hydra_config, train
-from mmlm.build import Experiment, build_experiment
+from mmlm.build import Experiment, build_experiment, seed_everything
 from mmlm.cli import hydra_override, report_user_errors, run_hydra
 from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
 from mmlm.evaluation.split import EncodedSplit, encode_split
@@ -74,6 +74,12 @@ OTHER_TOKENIZER = ("~tokenizer.languages", "~tokenizer.lowercase")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The cluster's tests first: one process runs them all and mostly waits, so it must not begin with them last."""
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test draws the same numbers, whichever ran before it in its process."""
+    seed_everything(0)
 
 
 # Data

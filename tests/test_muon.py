@@ -72,7 +72,10 @@ def test_state_is_that_of_torch():
 
 @pytest.mark.parametrize("shape", [(3, 8, 5), (3, 5, 8), (1, 6, 6)])
 def test_singular_values_come_near_one(shape):
-    found = orthogonalized(torch.randn(shape, dtype=torch.float64), COEFFICIENTS, 5, 1e-7)
+    generator = torch.Generator().manual_seed(0)
+    u, s, v = torch.linalg.svd(torch.randn(shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    given = u * torch.linspace(1, 0.1, s.shape[-1], dtype=torch.float64) @ v  # a small one would take more steps
+    found = orthogonalized(given, COEFFICIENTS, 5, 1e-7)
     values = torch.linalg.svdvals(found)
     assert found.shape == shape
     assert values.min() > 0.3

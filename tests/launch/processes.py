@@ -45,7 +45,8 @@ class Commands:
         """
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA", "SLURM", "MMLM", "OWN_FAULT"))}
         own = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN}", "OMP_NUM_THREADS": "1", "OWN_FAULT_PID": str(self.pid_file)}
-        ordered = {} if fault is None else {"OWN_FAULT": fault, "OWN_FAULT_AFTER": str(after or self.folder)}
+        ordered = {} if fault is None else {"OWN_FAULT": fault}
+        ordered |= {} if after is None else {"OWN_FAULT_AFTER": str(after)}
         process = subprocess.Popen(
             [sys.executable, "-m", *module.split(), *arguments],
             env={**kept, **own, **ordered, **(environment or {})},

@@ -21,7 +21,7 @@ _LEAPT: list[int] = []
 class FaultySchedule(Constant):
     """Does what the environment's ``OWN_FAULT=<what>:<rank>:<step>`` says before that step, the first time only.
 
-    It waits until the file or folder ``OWN_FAULT_AFTER`` exists.
+    It waits until the file or folder ``OWN_FAULT_AFTER`` exists, if that is given.
 
     kill, stop: SIGKILL or SIGSTOP to this rank, whose process is noted in ``OWN_FAULT_PID``, a file.
     raise: a bug.
@@ -39,7 +39,7 @@ class FaultySchedule(Constant):
             _LEAPT.append(step)
             return 1e4
         if (rank, step) == (int(number), int(at)) and not again:
-            _wait(Path(os.environ["OWN_FAULT_AFTER"]).exists)
+            _wait(Path(os.environ.get("OWN_FAULT_AFTER", "/")).exists)
             _do(what)
         return super().__call__(step, num_steps)
 
