@@ -166,9 +166,10 @@ def _check_unfreeze(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
 
 def _check_batch_norms(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
     """A batch norm in train mode makes the result depend on how the batch is split over ranks."""
-    in_eval = set(plan.modules_in_eval(model, num_steps - 1))
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module not in in_eval:
+    batch_norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    in_eval = set(plan.modules_in_eval(model, num_steps - 1)) if batch_norms else set()
+    for name, module in batch_norms.items():
+        if module not in in_eval:
             part = name.split(".")[0]
             freeze = "freeze=lit" if part == "encoder" else f"freeze.frozen=[{part}]"
             raise UserError(

@@ -186,19 +186,20 @@ def _is_callable(value: object) -> bool:
 
 def _import(path: Sequence[str], target: str, slot: str) -> types.ModuleType:
     """Imports one package after the other, so that the first name that does not exist can be told."""
-    siblings: list[str] = []
+    module: types.ModuleType | None = None
     for depth in range(1, len(path) + 1):
         name = ".".join(path[:depth])
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name == name:
-                hint = did_you_mean(path[depth - 1], siblings)
+                places = () if module is None else vars(module).get("__path__", ())
+                hint = did_you_mean(path[depth - 1], [info.name for info in pkgutil.iter_modules(places)])
                 raise UserError(f"{slot}: _target_ '{target}': there is no module '{name}'{hint}") from None
             if error.name is None or error.name.split(".")[0] == path[0]:
                 raise
             raise UserError(f"{slot}: {name} needs the package '{error.name}'; install it") from None
-        siblings = [info.name for info in pkgutil.iter_modules(vars(module).get("__path__", ()))]
+    assert module is not None, "a target has a module"
     return module
 
 

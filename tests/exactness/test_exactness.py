@@ -46,6 +46,11 @@ UNREACHED = {
 TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 
 
+def micro_batches(dtype: torch.dtype, size: int) -> tuple[int, ...]:
+    """Those of W ranks. What float64 shows of four ranks in all ways, float32 need not show in all of them again."""
+    return MICRO_BATCHES if dtype == torch.float64 or size < 4 else MICRO_BATCHES[1:2]
+
+
 def results(step: TrainStep, batch: Batch, micro_batch: int, wrapper: nn.Module | None = None) -> dict[str, Tensor]:
     """Loss, terms, figures and gradients, summed over ranks; and the running means of objectives, the same on each."""
     loss = backward(wrapper or step, batch.split(micro_batch), MOMENT)
@@ -53,8 +58,15 @@ def results(step: TrainStep, batch: Batch, micro_batch: int, wrapper: nn.Module 
     found |= {f"figure {name}": sum_over_ranks(figure.value) for name, figure in loss.figures.items()}
     found |= {"total": sum_over_ranks(loss.total)}
     found |= {f"running mean {name}": mean.clone() for name, mean in step.objective.named_buffers()}
-    reduce = (lambda gradient: gradient) if wrapper else sum_over_ranks
-    return found | {name: reduce(p.grad) for name, p in step.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
+    return found | (gradients if wrapper else summed(gradients))
+
+
+def summed(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Over ranks, in one message."""
+    flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients.values()]))
+    parts = flat.split([gradient.numel() for gradient in gradients.values()])
+    return {name: part.view_as(gradients[name]) for name, part in zip(gradients, parts, strict=True)}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
@@ -120,7 +132,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     batch, found = share_of(number, size), {}
     for name, parts in SUMS.items():
         for dtype in TOLERANCES:
-            for micro_batch in MICRO_BATCHES:
+            for micro_batch in micro_batches(dtype, size):
                 # A rank may need fewer micro-batches than the others.
                 found[name, str(dtype), micro_batch] = results(make_step(parts, dtype), batch, micro_batch)
         for micro_batch in DDP_MICRO_BATCHES:
@@ -139,7 +151,7 @@ def test_ranks_and_micro_batches_together_change_nothing(tmp_path, size):
         for dtype in TOLERANCES:
             expected = results(make_step(parts, dtype), whole_batch(), 8)
             under_ddp = [f"{images} under DDP" for images in DDP_MICRO_BATCHES] if dtype == torch.float64 else []
-            for micro_batch in (*MICRO_BATCHES, *under_ddp):
+            for micro_batch in (*micro_batches(dtype, size), *under_ddp):
                 for each in found:
                     what = f"{name}, micro-batches of {micro_batch}"
                     assert_same(each[name, str(dtype), micro_batch], expected, dtype, what)

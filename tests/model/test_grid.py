@@ -17,19 +17,19 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlm import build
 from mmlm.build import build_freeze, build_model
 from mmlm.cell import check_cell
 from mmlm.config import CONFIG_DIR, Config, check_config
 from mmlm.errors import UserError
 from mmlm.flow import Batch, Moment
-from mmlm.freeze import FreezePlan
+from mmlm.freeze import FreezePlan, check_plan
 from mmlm.hydra_config import compose
 from mmlm.lora import merge_adapters
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.objective import WeightedSum
 from mmlm.objectives.train_step import TrainStep, backward
+from mmlm.parts import build_part
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder", "freeze")
 NEED_A_PATH = {
@@ -170,7 +170,6 @@ def config_of(cell: Cell) -> Config:
 def built_once(monkeypatch) -> None:
     """Parts on the meta device are built once for each node and widths: the cells share them."""
     built: dict[str, object] = {}
-    build_part = build.build_part
 
     def remembered(node: object, slot: str, runtime: Mapping[str, object], plugins: object) -> object:
         if slot not in MODEL_SLOTS:
@@ -191,9 +190,8 @@ def built_once(monkeypatch) -> None:
         finally:
             merge_adapters(model)  # the next cell has these parts again, without adapters
 
-    check_plan = build.check_plan
-    monkeypatch.setattr(build, "build_part", remembered)
-    monkeypatch.setattr(build, "check_plan", with_adapters)
+    monkeypatch.setattr("mmlm.build.build_part", remembered)
+    monkeypatch.setattr("mmlm.cell.check_plan", with_adapters)
 
 
 @pytest.mark.parametrize("freeze", options("freeze"))

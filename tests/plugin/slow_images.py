@@ -1,14 +1,14 @@
-"""Images that take their time while a file says so, for runs that are to be met on their way."""
+"""Images that take the time that a file says while it is there, for runs that are to be met on their way."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mmlm.data.sources import ImageFolder
 from mmlm.flow import Example
 
 SLOW = "slow"
-"""File in the folder of the images: while it is there, an example takes SECONDS."""
-SECONDS = 0.25
+"""File in the folder of the images: while it is there, an example takes the seconds that it holds."""
 
 
 class SlowImages(ImageFolder):
@@ -19,6 +19,6 @@ class SlowImages(ImageFolder):
         self.slow = Path(folder) / SLOW
 
     def __getitem__(self, index: int) -> Example:
-        if self.slow.exists():
-            time.sleep(SECONDS)
+        with suppress(FileNotFoundError):
+            time.sleep(float(self.slow.read_text(encoding="utf-8")))
         return super().__getitem__(index)

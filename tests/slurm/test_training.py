@@ -19,7 +19,7 @@ from tests.slurm.local import ROOT, LocalCluster
 from tests.test_resume import assert_same_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
-STEPS = 200
+STEPS = 60
 SAVE_EVERY = 10
 LAUNCHED = ("launcher=slurm", "launcher.nodes=2", "launcher.cpus_per_task=1")
 
@@ -31,9 +31,18 @@ class Study:
     cluster: LocalCluster
     folder: Path
 
+    def slow_down(self, step_seconds: float = 0.5) -> None:
+        """From now on a step, of two images on each rank, takes so long: a run can be met on its way."""
+        whole = self._slow.with_suffix(".new")
+        whole.write_text(str(step_seconds / 2))
+        whole.replace(self._slow)
+
+    def speed_up(self) -> None:
+        """Lets what is on its way go on at once."""
+        self._slow.unlink()
+
     @property
-    def slow(self) -> Path:
-        """While this file is there, a step takes half a second: a run can be met on its way."""
+    def _slow(self) -> Path:
         return self.folder / "images" / SLOW
 
     def overrides(self, name: str) -> tuple[str, ...]:
@@ -144,7 +153,7 @@ def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(cluster: LocalCluster, study_folder: Path) -> Study:
     """The study, its images slow."""
     study = Study(cluster, study_folder)
-    study.slow.touch()
+    study.slow_down()
     return study
 
 
@@ -153,18 +162,18 @@ def straight(study: Study) -> Path:
     """The folder of the run that nothing happened to, trained once."""
     folder = study.run_folder("straight")
     if not (folder / "report.html").exists():
-        study.slow.unlink()
+        study.speed_up()
         job = study.submit("straight")
         job.wait_for_success()
         assert "2 by srun (gloo), each 2 examples a step" in job.log
         assert study.cluster.facts(job.number)["NumNodes"] == "2"
-        study.slow.touch()
+        study.slow_down()
     return folder
 
 
 def finish(study: Study, job: Job, straight: Path) -> None:
     """Lets a job that has been requeued go on, and compares it with the run that was left alone."""
-    study.slow.unlink()
+    study.speed_up()
     job.wait_for_success()
     assert re.search(r"resumed at step [1-9]", job.log), job.log
     assert int(study.cluster.facts(job.number)["Restarts"]) >= 1
@@ -173,6 +182,7 @@ def finish(study: Study, job: Job, straight: Path) -> None:
 
 def test_the_time_limit(study, straight):
     """SLURM looks every 30 seconds: the signal comes 30 to 60 seconds after a start, in training or before it."""
+    study.slow_down(2.0)
     job = study.submit("time_limit", "launcher.time=00:02:00", "launcher.signal=USR1@60")
     job.wait_for("is requeued (restart")
     assert re.search(r"stopped and saved at step \d+; resume with: sbatch .*/slurm/job\.sh", job.log), job.log
@@ -181,6 +191,7 @@ def test_the_time_limit(study, straight):
 
 def test_the_time_limit_without_a_signal_before_it(study, straight):
     """SIGTERM comes at the limit, twice to every rank, and SIGKILL somewhat later."""
+    study.slow_down(2.0)
     job = study.submit("no_signal", "launcher.time=00:01:00", "launcher.signal=null")
     job.wait_for("is requeued (restart 1)")
     assert "stopped and saved at step" in job.log
@@ -241,7 +252,7 @@ def test_a_job_that_is_cancelled_waits_to_be_submitted_again(study, straight):
     job.wait_for_checkpoint()
     study.cluster.run("scancel", job.number)
     assert study.cluster.wait_for_end(job.number)["JobState"] == "CANCELLED"
-    study.slow.unlink()
+    study.speed_up()
     again = study.cluster.run("sbatch", "--parsable", str(job.folder / "slurm" / "job.sh"))
     second = Job(study.cluster, again, job.folder)
     second.wait_for_success()
@@ -253,7 +264,7 @@ def test_a_run_that_is_submitted_twice_is_trained_by_one_job_at_a_time(study):
     first, second = study.submit("twice"), study.submit("twice")
     first.wait_for_step(1)
     assert study.cluster.facts(second.number)["JobState"] == "PENDING"
-    study.slow.unlink()
+    study.speed_up()
     first.wait_for_success()
     second.wait_for_success()
     assert "finished already at step" in second.log
@@ -288,14 +299,14 @@ def batch(study: Study, tmp_path: Path, script: str, *arguments: str) -> str:
 
 
 def test_single_node_script(study, tmp_path):
-    study.slow.unlink()
+    study.speed_up()
     job = batch(study, tmp_path, "single_node.sbatch", *study.overrides("single_node"), "train.steps=2")
     assert study.cluster.wait_for_end(job)["JobState"] == "COMPLETED", (tmp_path / "mmlm.log").read_text()
     assert (study.run_folder("single_node") / "report.html").is_file()
 
 
 def test_multi_node_script(study, tmp_path):
-    study.slow.unlink()
+    study.speed_up()
     job = batch(study, tmp_path, "multi_node.sbatch", *study.overrides("multi_node"), "train.steps=2")
     log = tmp_path / "mmlm.log"
     assert study.cluster.wait_for_end(job)["JobState"] == "COMPLETED", log.read_text()
@@ -309,14 +320,14 @@ def test_requeue_script(study, tmp_path):
     study.cluster.wait_for_text(study.run_folder("requeue") / "metrics.jsonl", "\n", times=3)
     study.cluster.run("scancel", "--signal=USR1", f"{job}.0")
     study.cluster.wait_for_text(log, f"job {job} is requeued (restart 1)")
-    study.slow.unlink()
+    study.speed_up()
     assert study.cluster.wait_for_end(job)["JobState"] == "COMPLETED", log.read_text()
     assert "restart 1" in log.read_text()
     assert re.search(r"resumed at step [1-9]", log.read_text())
 
 
 def test_array_script(study, tmp_path):
-    study.slow.unlink()
+    study.speed_up()
     runs = tmp_path / "runs.txt"
     lines = [shlex.join([*study.overrides("array"), f"train.steps={steps}", f"seed={steps}"]) for steps in (1, 2)]
     runs.write_text("# a comment\n" + "\n\n".join(lines) + "\n")
