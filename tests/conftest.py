@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,9 @@ OTHER_TOKENIZER = ("~tokenizer.languages", "~tokenizer.lowercase")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster's tests first: one process runs them all and mostly waits, so it must not begin with them last."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """Files with the most slow tests first: one process runs all tests of a file, and must not begin with them last."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(tryfirst=True)

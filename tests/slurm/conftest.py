@@ -16,7 +16,7 @@ REQUIRED = "MMLM_REQUIRE_SLURM"
 
 @pytest.fixture(scope="session")
 def running_cluster() -> Iterator[LocalCluster]:
-    """One cluster for all tests of a process. ``pytest -n 2 --dist loadgroup`` keeps these tests in one process."""
+    """One cluster for all tests of a process. With ``pytest -n 2 --dist loadfile`` a file needs one."""
     # Not tmp_path: the path of a Unix socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="slurm-")).resolve()
     found, why = bring_up(folder)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.slurm.local import bring_up, control
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 
 
 def test_a_job_runs_on_both_nodes(cluster):

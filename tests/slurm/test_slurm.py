@@ -38,7 +38,6 @@ time.sleep(600)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("slurm")
 class TestInJobs:
     def test_a_job_that_saves_and_requeues_goes_on(self, cluster, tmp_path):
         job = cluster.submit(tmp_path, f"srun {cluster.python(COUNTING, 'counter', '2')}")

@@ -18,7 +18,7 @@ from tests.plugin.slow_images import SLOW
 from tests.slurm.local import ROOT, LocalCluster
 from tests.test_resume import assert_same_runs
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 STEPS = 60
 SAVE_EVERY = 10
 LAUNCHED = ("launcher=slurm", "launcher.nodes=2", "launcher.cpus_per_task=1")
