@@ -7,9 +7,8 @@ queue under the same number and runs its batch script again (``man scontrol``, r
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 MAX_RESTARTS = "MMLM_MAX_RESTARTS"
 """Environment variable that a batch script may set: restarts after which a job no longer asks for another."""
@@ -19,42 +18,42 @@ TRIES = 3
 """Times that a command is run which a signal ended: what ends a job step is sent to every process of it."""
 
 
-@dataclass(frozen=True)
-class Requeue:
-    """How asking for a restart went."""
-
-    done: bool
-    """Whether the job is started again by SLURM: it was requeued, now or before."""
-    message: str
-    """One line for the user."""
-
-
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is a task of a job step, started by ``srun``."""
     return "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment
 
 
-def requeue(environment: Mapping[str, str] = os.environ) -> Requeue:
+def requeue(tell: Callable[[str], None], environment: Mapping[str, str] = os.environ) -> bool:
     """Puts the job that this process runs in back into the queue, after everything has been saved; on one rank only.
 
     SLURM then ends all of the job's processes, this one too, so other ranks should have nothing left to do. Not done
     for a job that was cancelled, that may not be requeued, or that was restarted ``MMLM_MAX_RESTARTS`` times. Raises
-    nothing: a command that is missing or fails is told in the message. Of an array, only this task is requeued.
+    nothing: a command that is missing or fails is told. Of an array, only this task is requeued.
+
+    Args:
+        tell: gets a line for the user, before SLURM is asked: afterwards it could be lost with what prints it. What
+            fails then gets a second one.
+        environment: that of the process.
+
+    Returns:
+        Whether the job is started again by SLURM.
     """
     job = _job(environment)
     if job is None:
-        return Requeue(False, "not requeued: this is no SLURM job")
+        tell("not requeued: this is no SLURM job")
+        return False
     try:
         facts = _facts(_answer(["scontrol", "show", "job", job, "--oneliner"]))
         hindrance = _hindrance(facts, environment.get(MAX_RESTARTS))
         if hindrance is not None:
-            return Requeue(False, f"job {job} is not requeued: {hindrance}")
+            tell(f"job {job} is not requeued: {hindrance}")
+            return False
+        tell(f"job {job} is requeued (restart {int(facts.get('Restarts', 0)) + 1}) and goes on when it is its turn")
         _answer(["scontrol", "requeue", job])
     except _CommandError as error:
-        return Requeue(False, f"job {job} could not be requeued: {error}")
-    return Requeue(
-        True, f"job {job} is requeued (restart {int(facts.get('Restarts', 0)) + 1}) and goes on when it is its turn"
-    )
+        tell(f"job {job} could not be requeued: {error}")
+        return False
+    return True
 
 
 def forbid_requeue(environment: Mapping[str, str] = os.environ) -> None:

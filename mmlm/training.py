@@ -150,7 +150,7 @@ def _stopped(step: int, console: Console) -> int:
     console.line(f"stopped and saved at step {step}; resume with: {command()}")
     if in_step():
         if rank() == 0:
-            console.line(requeue().message)
+            requeue(console.line)
         if world_size() > 1:
             dist.barrier()
     return STOPPED

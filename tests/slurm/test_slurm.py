@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
-from mmlm.slurm import Requeue, forbid_requeue, in_step, requeue
+from mmlm.slurm import forbid_requeue, in_step, requeue
 
 COUNTING = """
 import os, pathlib, sys
@@ -16,8 +17,7 @@ print("start", os.environ.get("SLURM_RESTART_COUNT", "0"), "count", count, "in s
 if count == int(sys.argv[2]):
     sys.exit(0)
 file.write_text(str(count + 1))
-answer = requeue()
-print(answer, flush=True)
+requeue(lambda line: print(line, flush=True))
 sys.exit(75)
 """
 """Stands for a training that saves a counter (file, end) and asks for a restart."""
@@ -27,7 +27,7 @@ from mmlm.slurm import requeue
 def stop(number, frame):
     for one in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(one, signal.SIG_IGN)
-    print(signal.Signals(number).name, requeue(), flush=True)
+    requeue(lambda line: print(signal.Signals(number).name, line, flush=True))
     sys.exit(75)
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, stop)
@@ -85,24 +85,24 @@ class TestInJobs:
         cluster.wait_for_text(tmp_path / "log", "ready")
         cluster.run("scancel", "--signal=TERM", f"{job}.0")
         cluster.wait_for_text(tmp_path / "log", "ready", times=2)
-        assert "SIGTERM Requeue(done=True" in (tmp_path / "log").read_text()
+        assert f"SIGTERM job {job} is requeued (restart 1)" in (tmp_path / "log").read_text()
 
     def test_a_job_of_a_lower_partition_makes_room_and_comes_back(self, cluster, tmp_path):
         options = ("--partition=low", "--nodes=2", "--exclusive")
-        cluster.submit(tmp_path, f"srun {cluster.python(STOPPING)}", *options)
+        job = cluster.submit(tmp_path, f"srun {cluster.python(STOPPING)}", *options)
         cluster.wait_for_text(tmp_path / "log", "ready", times=2)
         assert (
             cluster.run("srun", "--partition=high", "--nodes=2", "--exclusive", "echo", "high").split() == ["high"] * 2
         )
         cluster.wait_for_text(tmp_path / "log", "ready", times=4)
-        assert "SIGTERM Requeue(done=True" in (tmp_path / "log").read_text()
+        assert f"SIGTERM job {job} is requeued (restart 1)" in (tmp_path / "log").read_text()
 
     def test_the_signal_before_the_time_limit_gets_to_the_tasks(self, cluster, tmp_path):
         script = f"trap 'echo batch shell' USR1\nsrun {cluster.python(STOPPING)}"
         job = cluster.submit(tmp_path, script, "--time=1", "--signal=USR1@58")
         cluster.wait_for_text(tmp_path / "log", "ready", times=2)
         log = (tmp_path / "log").read_text()
-        assert "SIGUSR1 Requeue(done=True" in log
+        assert f"SIGUSR1 job {job} is requeued (restart 1)" in log
         assert "batch shell" not in log
         assert cluster.facts(job)["Restarts"] == "1"
 
@@ -145,6 +145,12 @@ RUNNING = (
 )
 
 
+def asked_for(environment: Mapping[str, str] = STEP) -> tuple[bool, list[str]]:
+    """Whether a restart was asked for, and what was told."""
+    told: list[str] = []
+    return requeue(told.append, environment), told
+
+
 def test_in_step():
     assert in_step(STEP)
     assert not in_step({"SLURM_JOB_ID": "7"})
@@ -152,41 +158,53 @@ def test_in_step():
 
 
 def test_no_job():
-    assert requeue({}) == Requeue(False, "not requeued: this is no SLURM job")
+    assert asked_for({}) == (False, ["not requeued: this is no SLURM job"])
 
 
 def test_a_task_of_an_array_goes_by_its_place_in_it(monkeypatch):
     asked = fake(monkeypatch, RUNNING, (0, ""))
-    assert requeue({**STEP, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}).done
+    done, told = asked_for({**STEP, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
+    assert done
+    assert told == ["job 7_3 is requeued (restart 3) and goes on when it is its turn"]
     assert [command[-1] for command in asked] == ["--oneliner", "7_3"]
 
 
 def test_a_running_job_is_requeued(monkeypatch):
     asked = fake(monkeypatch, RUNNING, (0, ""))
-    assert requeue(STEP) == Requeue(True, "job 7 is requeued (restart 3) and goes on when it is its turn")
+    before: list[tuple[str, int]] = []
+    assert requeue(lambda line: before.append((line, len(asked))), STEP)
+    assert before == [("job 7 is requeued (restart 3) and goes on when it is its turn", 1)]
     assert asked == [["scontrol", "show", "job", "7", "--oneliner"], ["scontrol", "requeue", "7"]]
+
+
+def test_what_is_not_requeued_in_the_end_gets_a_second_line(monkeypatch):
+    fake(monkeypatch, RUNNING, (1, "Job is pending\n"))
+    done, (first, second) = asked_for()
+    assert not done
+    assert first.startswith("job 7 is requeued (restart 3)")
+    assert second == "job 7 could not be requeued: 'scontrol requeue 7' failed: Job is pending"
 
 
 def test_a_job_to_which_a_signal_is_on_its_way_runs(monkeypatch):
     fake(monkeypatch, (0, RUNNING[1].replace("RUNNING", "SIGNALING")), (0, ""))
-    assert requeue(STEP).done
+    assert asked_for()[0]
 
 
 def test_a_command_that_a_signal_ends_is_run_again(monkeypatch):
     asked = fake(monkeypatch, (-15, ""), RUNNING, (-15, ""), (-15, ""), (0, ""))
-    assert requeue(STEP).done
+    assert asked_for()[0]
     assert len(asked) == 5
     fake(monkeypatch, *[(-15, "")] * 3)
-    assert not requeue(STEP).done
+    assert not asked_for()[0]
 
 
 def test_what_the_time_limit_ends_is_requeued_and_what_else_is_ending_is_not(monkeypatch):
     ending = RUNNING[1].replace("RUNNING", "COMPLETING")
     fake(monkeypatch, (0, ending.replace("Reason=None", "Reason=TimeLimit")), (0, ""))
-    assert requeue(STEP).done
+    assert asked_for()[0]
     for state in ("COMPLETING", "CANCELLED", "PENDING"):
         asked = fake(monkeypatch, (0, RUNNING[1].replace("RUNNING", state)))
-        assert f"(state {state})" in requeue(STEP).message
+        assert f"(state {state})" in asked_for()[1][0]
         assert len(asked) == 1
 
 
@@ -200,10 +218,10 @@ def test_what_the_time_limit_ends_is_requeued_and_what_else_is_ending_is_not(mon
 )
 def test_a_command_that_cannot_answer_is_told_and_not_raised(monkeypatch, answer, said):
     fake(monkeypatch, answer)
-    told = requeue(STEP)
-    assert not told.done
-    assert said in told.message
-    assert "\n" not in told.message
+    done, (told,) = asked_for()
+    assert not done
+    assert said in told
+    assert "\n" not in told
 
 
 def test_a_job_of_a_mistake_is_kept_from_being_requeued(monkeypatch):
@@ -217,7 +235,7 @@ def test_a_job_of_a_mistake_is_kept_from_being_requeued(monkeypatch):
 @pytest.mark.parametrize(("most", "done"), [("3", True), ("2", False), ("x", False)])
 def test_the_limit_of_restarts(monkeypatch, most, done):
     fake(monkeypatch, RUNNING, (0, ""))
-    assert requeue({**STEP, "MMLM_MAX_RESTARTS": most}).done is done
+    assert asked_for({**STEP, "MMLM_MAX_RESTARTS": most})[0] is done
 
 
 def test_it_is_light_to_import():
