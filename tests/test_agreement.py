@@ -85,7 +85,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Trains in several ways, and leaves what came of it in ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size, timeout=timedelta(seconds=120)
     )
     assert gather_objects({"rank": number}) == [{"rank": 0}, {"rank": 1}]
     skipped = make(number, nan_at=(2,)).go(steps=STEPS, log_every=5)
@@ -132,7 +132,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_skip_stop_and_go_on_together(tmp_path):
-    first, second = run_ranks(tmp_path, 2, "tests.test_agreement", timeout=120)
+    first, second = run_ranks(tmp_path, 2, "tests.test_agreement", timeout=240)
     for name in ("skipped", "straight", "unfreezing"):
         assert torch.equal(first[name], second[name]), name
     # One update of seven is missing: that of the batch whose loss is not finite on rank 1 only.

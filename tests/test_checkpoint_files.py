@@ -107,7 +107,7 @@ def write_too_much(root: Path, size: int, limit: str = "") -> list[str]:
     """The lines about weights and state of ``size`` bytes that could not be written, from another process."""
     command = [sys.executable, "-W", "error", "-c", WRITE.replace("LIMIT", limit), str(root), str(size)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 

@@ -208,7 +208,7 @@ def test_real_commands(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
 
     done = run("lrr=1")

@@ -136,7 +136,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
         init_method=f"file://{folder}/store",
         rank=number,
         world_size=size,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=120),
     )
     assert (rank(), world_size()) == (number, size)
     local = rows_of_rank(number).requires_grad_()
@@ -159,7 +159,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_any_number_of_ranks_gives_one_process_s_loss_and_gradients(tmp_path, size):
-    found = run_ranks(tmp_path, size, "tests.test_distributed", timeout=120)
+    found = run_ranks(tmp_path, size, "tests.test_distributed", timeout=240)
     one = results(SHARES[size], None)
     assert len({len(share.image_index) for share in SHARES[size]}) == size
     assert one["sum/gradient/objective.objectives.contrastive.logit_scale"].abs() > 1e-3

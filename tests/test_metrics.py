@@ -110,7 +110,7 @@ def test_wandb_offline_writes_into_the_run_folder_and_prints_nothing(tmp_path):
     environment |= {"HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
     run = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE_RUN, str(run)], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", OFFLINE_RUN, str(run)], env=environment, capture_output=True, text=True, timeout=240
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [row["train/loss"] for row in read_metrics(run / "metrics.jsonl")] == [1.0, 0.5]

@@ -97,7 +97,7 @@ def test_rank_0_hands_the_run_or_its_refusal_to_the_others(status):
     ranks = [context.Process(target=meet, args=(rank, port, said, status)) for rank in range(2)]
     for process in ranks:
         process.start()
-    received = said.get(timeout=120)
+    received = said.get(timeout=240)
     for process in ranks:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0]

@@ -394,7 +394,7 @@ def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_pro
     settings = (*tiny, "train.steps=100", "train.save_every=1000", "data.workers=1", "train.log_every=1")
     folder = run_folder(tiny_config(*settings[len(tiny) :]))
     process = start_process("mmlm.train", *settings, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (folder / "metrics.jsonl").exists() or len(read_metrics(folder / "metrics.jsonl")) < 10:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

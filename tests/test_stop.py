@@ -62,6 +62,6 @@ def test_children_that_are_started_meanwhile_are_spared_and_nothing_is_lost_here
         assert request.signal_name == "SIGUSR1"
     for number in SIGNALS:
         child.send_signal(number)
-    child.communicate("\n", timeout=60)
+    child.communicate("\n", timeout=240)
     assert child.returncode == 0
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)

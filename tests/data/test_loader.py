@@ -442,7 +442,7 @@ def test_the_workers_of_a_killed_training_end(tmp_path):
         pids = [int(word) for word in process.stdout.readline().split()]
         process.kill()
     assert len(pids) == 2
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 240
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < limit, "they were left"
         time.sleep(0.02)
@@ -454,6 +454,6 @@ def test_a_process_ends_in_the_middle_of_an_iteration(tmp_path):
     script.write_text(TRAINING)
     write_folder(tmp_path, Pictures(8))
     command = [sys.executable, str(script), str(tmp_path), "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) == 2

@@ -30,7 +30,7 @@ FLAGS = [
 def open_page(address: str, profile: Path, *flags: str) -> tuple[str, str]:
     """The document after its script ran, and what the browser's console said."""
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
