@@ -100,7 +100,10 @@ def test_a_mistake_is_one_line_before_training_starts(train_tiny, tmp_path, monk
     [
         (("experiment=caption_bse",), f"unknown experiment 'caption_bse'; there are: {EXPERIMENTS}"),
         (("expriment=caption_base",), "expriment: no such setting; did you mean experiment?"),
-        (("experiment=caption_base", "data=coco"), "unknown data 'coco'; there are: emoji, emoji_keywords, folder"),
+        (
+            ("experiment=caption_base", "data=coco"),
+            "unknown data 'coco'; there are: emoji, emoji_keywords, folder, mixture",
+        ),
         (("experiment=caption_base", "data=folder"), "data.train.folder, data.validation.validation.folder: required"),
         ((), f"experiment: required, and not set; write experiment=VALUE; there are: {EXPERIMENTS}"),
         (("experiment=caption_base", "data.train.split=trian"), "split='trian': the emoji data has no such split"),

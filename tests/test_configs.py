@@ -23,6 +23,7 @@ OPTIONS = sorted(
 NEEDS = {
     ("encoder", "hugging_face"): ("encoder.name_or_path=a",),
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
+    ("data", "mixture"): ("data.train.sources.own.folder=a", "data.validation.own.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
     ("text_encoder", "hugging_face"): ("text_encoder.name_or_path=bert-base-uncased",),
     ("decoder", "hugging_face"): ("decoder.name_or_path=gpt2",),
