@@ -194,6 +194,7 @@ def built_once(monkeypatch) -> None:
     monkeypatch.setattr("mmlm.cell.check_plan", with_adapters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", options("freeze"))
 @pytest.mark.parametrize("encoder", options("encoder"))
 @pytest.mark.usefixtures("built_once")
