@@ -175,8 +175,8 @@ def fit(
             is_best = False
             if state.owes_evaluation and not stopping and found.failure is None:
                 mark(f"step {state.step}: evaluating")
-                is_best = _evaluate(state, settings, log, evaluate, save)
-                state.window.started = time.monotonic()
+                with state.window.paused():
+                    is_best = _evaluate(state, settings, log, evaluate, save)
             if epoch_ended or stopping or found.failure is not None:
                 _report_corrupt(state, epoch, console, epoch_ended)
             if is_best or last or stopping or save_due or found.failure is not None:

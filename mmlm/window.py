@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,13 @@ class Window:
         """Starts the clock: what happened between it was made or restored and now was no training."""
         self.started = time.monotonic() - self.seconds
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock: what is done meanwhile is no training."""
+        begun = time.monotonic()
+        yield
+        self.started += time.monotonic() - begun
+
     def add(self, loss: Loss, norm: Tensor) -> None:
         """A step's loss (this rank's share, without gradient) and the norm of its gradients (of all ranks)."""
         self.shares.add("loss", loss.total)
@@ -130,7 +138,7 @@ class Window:
         return Row(means | self.norms.values(), more | self.figures.values())
 
     def rate(self, batch_size: int) -> float:
-        """Examples a second."""
+        """Examples of all ranks a second of training, since the last row."""
         return self.steps * batch_size / max(1e-9, time.monotonic() - self.started)
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,6 +32,24 @@ def test_a_row_has_means_and_the_weighted_losses_only_where_a_weight_is_not_one(
     assert row.more == pytest.approx({"b/weighted": 1.0})
 
 
+def test_the_rate_leaves_out_what_is_done_while_it_is_paused(monkeypatch):
+    """Steps before a pause count, and so does their time: an evaluation between two steps does not change the rate."""
+    now = [100.0]
+    monkeypatch.setattr(window_module.time, "monotonic", lambda: now[0])
+    window = Window()
+    window.start()
+    window.steps, now[0] = 4, now[0] + 2.0
+    with window.paused():
+        now[0] += 30
+    window.steps, now[0] = 5, now[0] + 0.5
+    assert window.rate(batch_size=8) == pytest.approx(16)
+    now[0] += 7
+    restored = Window.restored([window.state_dict()], 1, CPU)
+    now[0] += 1000
+    restored.start()
+    assert restored.rate(batch_size=8) == pytest.approx(5 * 8 / 9.5)
+
+
 def test_perplexity_is_that_of_the_mean_loss():
     row = filled(*(Loss({"a": term(v, of_tokens=True), "b": term(v)}) for v in (1.0, 3.0))).means()
     assert row.more == pytest.approx({"a/perplexity": math.exp(2.0)})
