@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmlm.precision import Precision
+from mmlm.precision import has_bfloat16_units
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -82,7 +82,8 @@ def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], s
 def _computing_dtype(tensor: Tensor) -> torch.dtype:
     if tensor.dtype is torch.float64:
         return torch.float64
-    return Precision.auto.on(tensor.device).autocast or torch.float32
+    # By the kind of device, and not by trying: every rank and every restart has to compute alike.
+    return torch.bfloat16 if has_bfloat16_units(tensor.device) else torch.float32
 
 
 def _set(tensor: Tensor, value: Tensor, skip: Tensor | None) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
 
-from mmlm.precision import Precision, computing
+from mmlm.precision import Precision, _speed_of_bfloat16, computing, has_bfloat16_units
 
 CPU = torch.device("cpu")
 
@@ -52,10 +52,31 @@ def test_state_is_restored_after_an_error():
     assert state() == before
 
 
-@pytest.mark.parametrize(("able", "found"), [(True, Precision.bf16), (False, Precision.fp32)])
-def test_auto_is_bfloat16_where_the_cpu_multiplies_in_it(monkeypatch, able, found):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_bf16": able})
+@pytest.mark.parametrize(
+    ("able", "speed", "found"),
+    [
+        ({"avx512_bf16", "amx_bf16"}, None, Precision.bf16),
+        ({"avx512_bf16"}, 2.0, Precision.bf16),
+        ({"avx512_bf16"}, 1.1, Precision.fp32),
+        ({"avx512_bf16"}, 0.5, Precision.fp32),
+        (set(), None, Precision.fp32),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_faster_in_it(monkeypatch, able, speed, found):
+    """What is known of a kind of CPU is not tried: then ``speed`` is None."""
+
+    def tried() -> float:
+        assert speed is not None
+        return speed
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(able, True))
+    monkeypatch.setattr("mmlm.precision._speed_of_bfloat16", tried)
     assert Precision.auto.on(CPU) is found
     assert Precision.bf16.on(CPU) is Precision.bf16
+    assert has_bfloat16_units(CPU) is ("amx_bf16" in able)
     with computing(CPU, Precision.auto):
-        assert torch.is_autocast_enabled("cpu") is able
+        assert torch.is_autocast_enabled("cpu") is (found is Precision.bf16)
+
+
+def test_the_speed_is_tried_once():
+    assert _speed_of_bfloat16() == _speed_of_bfloat16() > 0
