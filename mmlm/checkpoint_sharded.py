@@ -15,12 +15,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import empty as empty_dtensor
 
-from mmlm.distributed import agreed
+from mmlm.distributed import agreed, sharded_like
 from mmlm.nested import map_leaves
-from mmlm.weights import Weights
+from mmlm.weights import Weights, view_of
 
 NO_LAYOUT: Weights = {}
 """Every tensor is wanted in full."""
@@ -126,8 +126,7 @@ def lay_out(path: str, value: Any, layout: Weights) -> Any:
     model = like(path, value.shape, layout) if isinstance(value, Tensor) and not isinstance(value, DTensor) else None
     if model is None:
         return value
-    # Without a source rank each one cuts its part out of what it has read itself.
-    return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
+    return sharded_like(model, value)
 
 
 def _ties(tensors: Mapping[str, DTensor]) -> dict[str, str]:
@@ -136,7 +135,7 @@ def _ties(tensors: Mapping[str, DTensor]) -> dict[str, str]:
     ties: dict[str, str] = {}
     for name in sorted(tensors):
         local = tensors[name].to_local()
-        view = (local.untyped_storage().data_ptr(), local.storage_offset(), local.shape, local.stride(), local.dtype)
+        view = view_of(local)
         if local.numel() and view in first:
             ties[name] = first[view]
         else:

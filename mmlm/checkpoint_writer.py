@@ -17,7 +17,7 @@ from mmlm.checkpoint_files import explained
 from mmlm.checkpoint_sharded import separate
 from mmlm.distributed import agreed, rank, world_size
 from mmlm.nested import check_storable, map_leaves
-from mmlm.weights import Weights
+from mmlm.weights import Weights, view_of
 
 
 class CheckpointWriter:
@@ -123,10 +123,9 @@ def _snapshot(
         if not isinstance(leaf, Tensor):
             return leaf
         local = leaf.to_local() if isinstance(leaf, DTensor) else leaf
-        memory = (local.untyped_storage().data_ptr(), local.storage_offset(), local.shape, local.stride(), local.dtype)
         if not local.numel():  # without elements all have the address 0
             return _copied(leaf)
-        key = (*memory, local.device, type(leaf))
+        key = (*view_of(local), type(leaf))
         if key not in copies:
             copies[key] = _copied(leaf)
         return copies[key]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mmlm.errors import UserError
@@ -93,6 +93,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that is sharded over ranks, sharing its memory; any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(model: DTensor, tensor: Tensor) -> DTensor:
+    """A full tensor, which every rank has, sharded like another one of its shape: each rank cuts its own part out."""
+    return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
 class _Gather(torch.autograd.Function):

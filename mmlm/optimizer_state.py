@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from mmlm.distributed import sharded_like
 from mmlm.optim import Optimizer, members
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
@@ -83,4 +84,4 @@ def _fitted(value: Any, parameter: nn.Parameter) -> Any:
     sharded = isinstance(parameter, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor)
     if not sharded or value.shape != parameter.shape:
         return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return sharded_like(parameter, value)

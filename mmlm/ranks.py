@@ -21,6 +21,10 @@ import torch.distributed as dist
 from mmlm.distributed import OtherRankFailed
 from mmlm.errors import UserError
 
+COMMAND = "MMLM_COMMAND"
+"""Environment variable that tells a training what starts it again."""
+ATTEMPT = "MMLM_ATTEMPT"
+"""Environment variable of launcher=local: how often all ranks have been started again."""
 _MEETING_SECONDS = 300.0
 """How long ranks wait for each other, and for rank 0's config, before any setting is known."""
 
@@ -93,8 +97,8 @@ def _from_torch(environment: Mapping[str, str]) -> Place:
             world_size=int(environment["WORLD_SIZE"]),
             address=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
-            starter=Starter.local if "MMLM_ATTEMPT" in environment else Starter.torchrun,
-            attempt=int(environment.get("MMLM_ATTEMPT", environment.get("TORCHELASTIC_RESTART_COUNT", "0"))),
+            starter=Starter.local if ATTEMPT in environment else Starter.torchrun,
+            attempt=int(environment.get(ATTEMPT, environment.get("TORCHELASTIC_RESTART_COUNT", "0"))),
         )
     except KeyError as error:
         raise UserError(f"RANK and WORLD_SIZE are set and {error} is not; start ranks by torchrun or srun") from None

@@ -31,7 +31,7 @@ from mmlm.model.model import ImageTextModel
 from mmlm.objectives.train_step import backward
 from mmlm.precision import computing
 from mmlm.preflight import Preflight, check_first_batch
-from mmlm.ranks import Meeting, Starter, is_lost_connection, joined
+from mmlm.ranks import COMMAND, Meeting, Starter, is_lost_connection, joined
 from mmlm.report.page import write_report
 from mmlm.resume import record_config
 from mmlm.runs import CHECKPOINTS, TOKENIZER, exported_weights
@@ -366,4 +366,4 @@ def _finish(config: Config, experiment: Experiment, evaluation: Evaluation, fold
 
 def command() -> str:
     """What starts this run again and so resumes it."""
-    return os.environ.get("MMLM_COMMAND") or shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]])
+    return os.environ.get(COMMAND) or shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]])

@@ -132,6 +132,15 @@ def _read_torch(file: Path, nested: str | None) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
+def view_of(tensor: Tensor) -> tuple[object, ...]:
+    """What two tensors have in common that are one (tied weights): memory, place in it, shape, type and device.
+
+    Tensors without elements all have it in common, though they are not tied.
+    """
+    memory = tensor.untyped_storage().data_ptr()
+    return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
 def _untie(tensors: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors ready for safetensors, each memory once, and which names were left out for which others."""
     unique: dict[str, Tensor] = {}
@@ -139,9 +148,7 @@ def _untie(tensors: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
     seen: dict[tuple[object, ...], str] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
-        memory = tensor.untyped_storage().data_ptr()
-        view = (memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        # Tensors without elements all have the address 0 and are not tied.
+        memory, view = tensor.untyped_storage().data_ptr(), view_of(tensor)
         if tensor.numel() and view in seen:
             aliases[name] = seen[view]
             continue

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from mmlm.cli import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR
 from mmlm.errors import UserError
+from mmlm.ranks import ATTEMPT, COMMAND
 from mmlm.stop import handled
 
 PARENT_PIPE = "MMLM_PARENT_PIPE"
@@ -103,8 +104,8 @@ class Local:
             "WORLD_SIZE": str(self.processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "MMLM_ATTEMPT": str(attempt),
-            "MMLM_COMMAND": command,
+            ATTEMPT: str(attempt),
+            COMMAND: command,
         }
         share = max(1, (os.cpu_count() or 1) // self.processes)
         if self.threads is not None or "OMP_NUM_THREADS" not in os.environ:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmlm.errors import UserError
+from mmlm.ranks import COMMAND
 from mmlm.slurm import MAX_RESTARTS
 
 FOLDER = "slurm"
 """Folder of a run that holds its batch file and the logs of its jobs."""
 JOB_FILE = "job.sh"
-COMMAND = "MMLM_COMMAND"
-"""Environment variable that tells a training what starts it again."""
 FORMATS = {
     "time": (r"(\d+-)?\d{1,2}:\d\d:\d\d", "HH:MM:SS or D-HH:MM:SS (in a file within quotes)"),
     "mem": (r"\d+[KMGT]?", "a number with K, M, G or T, such as 32G"),
