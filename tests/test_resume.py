@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mmlm.metrics import MetricLog, read_metrics
 from mmlm.runs import find_run
 from mmlm.update import Update
 from tests.equality import assert_same
+from tests.waiting import until
 
 RANDOM = ("transform=augment", "decoder.dropout=0.1", "train.ema_decay=0.9", "train.steps=6", "train.save_every=2")
 """A run with all kinds of randomness and state in it; an epoch has 2 steps."""
@@ -394,11 +394,13 @@ def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_pro
     settings = (*tiny, "train.steps=100", "train.save_every=1000", "data.workers=1", "train.log_every=1")
     folder = run_folder(tiny_config(*settings[len(tiny) :]))
     process = start_process("mmlm.train", *settings, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while not (folder / "metrics.jsonl").exists() or len(read_metrics(folder / "metrics.jsonl")) < 10:
+
+    def has_rows() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        file = folder / "metrics.jsonl"
+        return file.exists() and len(read_metrics(file)) >= 10
+
+    assert until(has_rows, 240)
     os.killpg(process.pid, number)
     stopped = finish_process(process)
     assert (stopped.status, stopped.err) == (STOPPED, "")

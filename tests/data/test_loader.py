@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -24,6 +23,7 @@ from mmlm.data.transforms import AugmentSettings, Transform
 from mmlm.errors import UserError
 from mmlm.flow import TEXT_ONLY, Batch, Caption, Example
 from mmlm.keyed_random import stable_hash
+from tests.waiting import until
 
 AUGMENT = AugmentSettings(scale=(0.7, 1.3), rotate=20, translate=0.1, contrast=0.4, hue=0.1, erase=0.3)
 
@@ -442,10 +442,7 @@ def test_the_workers_of_a_killed_training_end(tmp_path):
         pids = [int(word) for word in process.stdout.readline().split()]
         process.kill()
     assert len(pids) == 2
-    limit = time.monotonic() + 240
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < limit, "they were left"
-        time.sleep(0.02)
+    assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 240), "they were left"
 
 
 def test_a_process_ends_in_the_middle_of_an_iteration(tmp_path):

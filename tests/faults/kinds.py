@@ -94,14 +94,23 @@ def _signal(number: signal.Signals) -> Inject:
     return inject
 
 
-def _kill_a_rank(scene: Scene) -> str:
-    moment = wait_anywhere(scene.command, scene.training, scene.rng)
-    ranks = scene.command.ranks()
-    if not ranks:
-        return f"{moment}, no rank there"
-    chosen = scene.rng.choice(sorted(ranks))
-    scene.command.send(signal.SIGKILL, [ranks[chosen]])
-    return f"{moment}, rank {chosen}"
+def _to_a_rank(do: Callable[[Scene, int], str]) -> Inject:
+    """``do(scene, pid)`` to one of the ranks; says what was done."""
+
+    def inject(scene: Scene) -> str:
+        moment = wait_anywhere(scene.command, scene.training, scene.rng)
+        ranks = scene.command.ranks()
+        if not ranks:
+            return f"{moment}, no rank there"
+        chosen = scene.rng.choice(sorted(ranks))
+        return f"{moment}, rank {chosen}{do(scene, ranks[chosen])}"
+
+    return inject
+
+
+def _kill_a_rank(scene: Scene, pid: int) -> str:
+    scene.command.send(signal.SIGKILL, [pid])
+    return ""
 
 
 def _kill_all(scene: Scene) -> str:
@@ -110,16 +119,12 @@ def _kill_all(scene: Scene) -> str:
     return moment
 
 
-def _stop_a_rank(scene: Scene) -> str:
-    moment = wait_anywhere(scene.command, scene.training, scene.rng)
-    ranks = scene.command.ranks()
-    if not ranks:
-        return f"{moment}, no rank there"
-    chosen, seconds = scene.rng.choice(sorted(ranks)), scene.rng.uniform(0.5, 4)
-    scene.command.send(signal.SIGSTOP, [ranks[chosen]])
+def _stop_a_rank(scene: Scene, pid: int) -> str:
+    seconds = scene.rng.uniform(0.5, 4)
+    scene.command.send(signal.SIGSTOP, [pid])
     time.sleep(seconds)
-    scene.command.send(signal.SIGCONT, [ranks[chosen]])
-    return f"{moment}, rank {chosen} for {seconds:.1f} s"
+    scene.command.send(signal.SIGCONT, [pid])
+    return f" for {seconds:.1f} s"
 
 
 def _kill_a_data_worker(scene: Scene) -> str:
@@ -132,23 +137,23 @@ def _kill_a_data_worker(scene: Scene) -> str:
     return f"{moment}, 1 of {len(workers)} workers"
 
 
-def _change_the_ranks(scene: Scene) -> str:
-    moment = wait_for_checkpoint(scene.command, scene.training, scene.rng)
+def _stop_or_kill(scene: Scene) -> str:
     if scene.rng.random() < 0.5:
         scene.command.send(signal.SIGTERM)
-        return f"{moment}, SIGTERM"
+        return "SIGTERM"
     scene.command.kill()
-    return f"{moment}, SIGKILL"
+    return "SIGKILL"
+
+
+def _change_the_ranks(scene: Scene) -> str:
+    moment = wait_for_checkpoint(scene.command, scene.training, scene.rng)
+    return f"{moment}, {_stop_or_kill(scene)}"
 
 
 def _stop_around_the_nan(scene: Scene) -> str:
     step = scene.rng.choice([NAN_STEP - 1, NAN_STEP + 1]) // SAVE_EVERY * SAVE_EVERY
     moment = wait_for_checkpoint(scene.command, scene.training, scene.rng, step, step)
-    if scene.rng.random() < 0.5:
-        scene.command.send(signal.SIGTERM)
-        return f"{moment}, SIGTERM"
-    scene.command.kill()
-    return f"{moment}, SIGKILL"
+    return f"{moment}, {_stop_or_kill(scene)}"
 
 
 # A second run
@@ -205,7 +210,7 @@ PROCESS_KINDS = (
     Kind(
         "SIGKILL of a rank",
         "the launcher starts all ranks again from the last checkpoint",
-        _kill_a_rank,
+        _to_a_rank(_kill_a_rank),
         (0,),
         processes=(2,),
     ),
@@ -217,7 +222,7 @@ PROCESS_KINDS = (
         processes=(2,),
     ),
     Kind("SIGKILL of all", "goes on from the last checkpoint", _kill_all, (0, -signal.SIGKILL)),
-    Kind("SIGSTOP of a rank, SIGCONT", "waits and goes on", _stop_a_rank, (0,)),
+    Kind("SIGSTOP of a rank, SIGCONT", "waits and goes on", _to_a_rank(_stop_a_rank), (0,)),
     Kind(
         "SIGKILL of a data worker",
         "one process: ends with an error; several: the launcher starts all ranks again",

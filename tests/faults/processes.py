@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 _MARK = "MMLM_FAULTS_MARK"
@@ -88,16 +89,6 @@ class Command:
     def output(self) -> str:
         """What it and its processes have printed so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
-
-
-def until(condition: Callable[[], bool], seconds: float, pause: float = 0.01) -> bool:
-    """Waits for a condition; whether it came true within so many seconds."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > limit:
-            return False
-        time.sleep(pause)
-    return True
 
 
 def _all_pids() -> list[int]:

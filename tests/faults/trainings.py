@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import TINY
-from tests.faults.processes import Command, until
+from tests.faults.processes import Command
+from tests.waiting import until
 
 STEPS, SAVE_EVERY, LOG_EVERY = 12, 2, 3
 NAN_STEP = 5

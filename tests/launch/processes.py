@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.conftest import PLUGIN, TINY, Outcome
+from tests.waiting import until
 
 ROOT = PLUGIN.parents[1]
 PATIENCE = 240.0
@@ -87,10 +87,7 @@ def finish(process: "subprocess.Popen[str]") -> Outcome:
 
 def wait(condition: Callable[[], bool], told: str) -> None:
     """Until a condition holds; AssertionError with ``told`` after a generous time."""
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, told
-        time.sleep(0.05)
+    assert until(condition, PATIENCE), told
 
 
 @contextmanager

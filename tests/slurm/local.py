@@ -4,10 +4,11 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "slurm" / "local-cluster" / "cluster.py"
@@ -78,10 +79,7 @@ class LocalCluster:
 
     def wait(self, condition: Callable[[], bool], told: str, seen: Callable[[], object] = str) -> None:
         """Until a condition holds; AssertionError with ``told`` and ``seen`` after a generous time."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, (told, seen(), self.run("squeue"))
-            time.sleep(0.2)
+        assert until(condition, PATIENCE, pause=0.2), (told, seen(), self.run("squeue"))
 
     def wait_for_text(self, file: Path, text: str, times: int = 1) -> None:
         """Until a file holds a text."""
