@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmlm.build import build_transform, choose_device, load_run
-from mmlm.cli import USER_ERROR, parse_key_values, report_user_errors
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.data.images import read_image
-from mmlm.errors import UserError
 from mmlm.evaluation.decoding import greedy
+from mmlm.experiment.build import build_transform
+from mmlm.experiment.device import choose_device
+from mmlm.experiment.saved_run import load_run
 
 BATCH = 64
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.errors import UserError
-from mmlm.report.comparison import draw_curves, score_table
-from mmlm.report.run_folder import RunFolder, read_run_folder
-from mmlm.runs import find_run
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
+from mmlm.record.folder import find_run
+from mmlm.reports.comparison import draw_curves, score_table
+from mmlm.reports.run_folder import RunFolder, read_run_folder
 
 
 @dataclass

@@ -11,18 +11,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mmlm.build import build_model, seed_everything
-from mmlm.checkpoint import save_checkpoint
-from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.config import Config, check_config, config_values, load_config, save_config
+from mmlm.checkpoints.checkpoint import save_checkpoint
+from mmlm.checkpoints.weights import read_weights, save_weights
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.hydra_config import compose
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.errors import UserError
-from mmlm.hydra_config import compose
-from mmlm.model.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
-from mmlm.model.open_clip_config import CocaSizes, open_clip_sizes, read_config
-from mmlm.parts import build_part
-from mmlm.runs import CHECKPOINTS, CONFIG, TOKENIZER, find_run, model_weights, trained_weights
-from mmlm.weights import read_weights, save_weights
+from mmlm.experiment.build import build_model
+from mmlm.experiment.config import Config, check_config, config_values, load_config, save_config
+from mmlm.experiment.device import seed_everything
+from mmlm.experiment.parts import build_part
+from mmlm.experiment.saved_run import model_weights, trained_weights
+from mmlm.pretrained.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
+from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
+from mmlm.record.folder import CHECKPOINTS, CONFIG, TOKENIZER, find_run
 
 COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
 """Experiments whose models are open_clip's CoCa, and open_clip's CLIP with a captioning decoder behind it."""

@@ -4,16 +4,19 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmlm.build import build_evaluators, build_splits, choose_device, load_run
-from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.config import Config
-from mmlm.environment import precision_of_run
-from mmlm.errors import UserError
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
+from mmlm.core.precision import Precision, computing
 from mmlm.evaluation.evaluate import Evaluation
-from mmlm.metrics import Console
-from mmlm.precision import Precision, computing
-from mmlm.report.page import write_report
-from mmlm.troubles import describe_corrupt
+from mmlm.experiment.build import build_evaluators, build_splits
+from mmlm.experiment.config import Config
+from mmlm.experiment.device import choose_device
+from mmlm.experiment.saved_run import load_run
+from mmlm.record.console import Console
+from mmlm.record.environment import precision_of_run
+from mmlm.reports.page import write_report
+from mmlm.training.troubles import describe_corrupt
 
 
 @dataclass

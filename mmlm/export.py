@@ -6,13 +6,14 @@ from shutil import rmtree
 
 import torch
 
-from mmlm.build import load_run
-from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.errors import UserError
-from mmlm.lora import merge_adapters
-from mmlm.model_card import model_card
-from mmlm.pretrained import MmlmModel
-from mmlm.report.run_folder import read_run_folder
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
+from mmlm.experiment.saved_run import load_run
+from mmlm.optim.lora import merge_adapters
+from mmlm.pretrained.card import model_card
+from mmlm.pretrained.model import MmlmModel
+from mmlm.reports.run_folder import read_run_folder
 
 
 @dataclass

@@ -8,18 +8,28 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlm.cell import check_cell
-from mmlm.checkpoint import latest_checkpoint
-from mmlm.checkpoint_files import step_of
-from mmlm.cli import USER_ERROR, report_user_errors, run_hydra
-from mmlm.config import CONFIG_DIR, CONFIG_NAME, Config, Resume, check_config, config_values, parse_config, run_folder
-from mmlm.errors import UserError
+from mmlm.checkpoints.checkpoint import latest_checkpoint
+from mmlm.checkpoints.files import step_of
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.hydra_command import run_hydra
+from mmlm.core.errors import USER_ERROR, UserError
+from mmlm.experiment.cell import check_cell
+from mmlm.experiment.config import (
+    CONFIG_DIR,
+    CONFIG_NAME,
+    Config,
+    Resume,
+    check_config,
+    config_values,
+    parse_config,
+    run_folder,
+)
+from mmlm.experiment.parts import build_part
 from mmlm.launch.launcher import Launcher
-from mmlm.parts import build_part
-from mmlm.ranks import Meeting, Place, find_place
-from mmlm.resume import begin_or_go_on, record_config
-from mmlm.runs import CHECKPOINTS, CONFIG
-from mmlm.training import command, make_folder, train_run
+from mmlm.launch.meeting import Meeting, Place, find_place
+from mmlm.record.folder import CHECKPOINTS, CONFIG
+from mmlm.run.resume import begin_or_go_on, record_config
+from mmlm.run.session import command, make_folder, train_run
 
 
 def main(cfg: DictConfig, meeting: Meeting | None = None) -> int:

@@ -8,13 +8,14 @@ import signal
 import threading
 from dataclasses import dataclass
 
-from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.config import load_config
-from mmlm.errors import UserError
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
+from mmlm.experiment.config import load_config
 from mmlm.launch.local import PARENT_PIPE
-from mmlm.ranks import Meeting, find_place
-from mmlm.runs import CONFIG, find_run
-from mmlm.training import train_run
+from mmlm.launch.meeting import Meeting, find_place
+from mmlm.record.folder import CONFIG, find_run
+from mmlm.run.session import train_run
 
 
 @dataclass

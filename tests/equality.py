@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mmlm.build import Experiment
+from mmlm.experiment.experiment import Experiment
 
 
 def assert_same(first: Any, second: Any, where: str = "", but: Collection[str] = ()) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mmlm import train, training
-from mmlm.cli import hydra_override
-from mmlm.config import CONFIG_DIR, run_folder
-from mmlm.metrics import read_metrics
+from mmlm import train
+from mmlm.cli.hydra_command import hydra_override
+from mmlm.experiment.config import CONFIG_DIR, run_folder
+from mmlm.record.metrics import read_metrics
+from mmlm.run import session as training
 
 EXPERIMENTS = ", ".join(sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")))
 
@@ -59,11 +60,11 @@ REFUSED = [
     ("encoder=vitt", "unknown encoder 'vitt'; there are: convnext_small_images, efficientnet_lite0, hf_vit_tiny, "),
     ("encoder=null", "unknown encoder 'null'; there are: convnext_small_images, efficientnet_lite0, hf_vit_tiny, "),
     (
-        "encoder._target_=mmlm.model.encoders.timm_encoder.TimmVitt",
-        "mmlm.model.encoders.timm_encoder has no 'TimmVitt'; did you mean 'TimmVit'?",
+        "encoder._target_=mmlm.model.encoders.timm_vit.TimmVitt",
+        "mmlm.model.encoders.timm_vit has no 'TimmVitt'; did you mean 'TimmVit'?",
     ),
     ("encoder._target_=os.system", "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.*"),
-    ("bridge._target_=mmlm.model.encoders.timm_encoder.TimmVit", "bridge.num_queries: TimmVit takes no 'num_queries'"),
+    ("bridge._target_=mmlm.model.encoders.timm_vit.TimmVit", "bridge.num_queries: TimmVit takes no 'num_queries'"),
     ("encoder.name=resnet18", "encoder.name: "),
     ("encoder.name=vit_nothing", "encoder.name: timm has no model 'vit_nothing'; it has for example vit_"),
     ("encoder.pretrained=true", "encoder.pretrained: pretrained weights fix width, depth, num_heads, stem"),

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mmlm.compare import main
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 
 
 @pytest.fixture

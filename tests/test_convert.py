@@ -10,10 +10,11 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from safetensors.torch import load_file, save_file
 
 from mmlm import caption, convert
-from mmlm.build import build_experiment, load_run
-from mmlm.checkpoint import load_checkpoint
-from mmlm.config import check_config
+from mmlm.checkpoints.checkpoint import load_checkpoint
 from mmlm.data.images import read_image
+from mmlm.experiment.config import check_config
+from mmlm.experiment.experiment import build_experiment
+from mmlm.experiment.saved_run import load_run
 
 MODEL = {
     "embed_dim": 16,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlm.build import build_freeze, build_model
-from mmlm.cell import check_cell
-from mmlm.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.build import build_freeze, build_model
+from mmlm.experiment.cell import check_cell
+from mmlm.experiment.config import CONFIG_DIR, Config, check_config
 from mmlm.model.model import parameter_counts
 
 ROOT = CONFIG_DIR.parent

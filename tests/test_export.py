@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 
 from mmlm import export
-from mmlm.build import load_run
-from mmlm.pretrained import from_pretrained
-from mmlm.weights import read_weights
+from mmlm.checkpoints.weights import read_weights
+from mmlm.experiment.saved_run import load_run
+from mmlm.pretrained.model import from_pretrained
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_config_names_parts_and_sizes_and_no_folder_of_the_machine(exported,
     _, to, _ = exported()
     config = json.loads((to / "config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("mmlm", ["MmlmModel"])
-    assert config["parts"]["encoder"]["_target_"] == "mmlm.model.encoders.timm_encoder.TimmVit"
+    assert config["parts"]["encoder"]["_target_"] == "mmlm.model.encoders.timm_vit.TimmVit"
     assert config["parts"]["text_encoder"] is None
     assert (config["image_size"], config["max_tokens"], config["vocab_size"]) == (16, 24, 280)
     for file in to.iterdir():

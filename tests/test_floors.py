@@ -1,6 +1,7 @@
-"""The one-way rule: a file imports only from floors below, or from its own folder, and never inside a function."""
+"""The drawn house: every package has a floor, imports go down only, and no circle of files hides inside a package."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,95 +9,126 @@ import pytest
 import mmlm
 
 ROOT = Path(mmlm.__file__).parent
-FLOORS = {
-    1: (
-        "checkpoint",
-        "checkpoint_files",
-        "checkpoint_sharded",
-        "flow",
-        "agreement",
-        "diagnosis",
-        "errors",
-        "wording",
-        "distributed",
-        "freeze",
-        "gated",
-        "keyed_random",
-        "layer_decay",
-        "local_files",
-        "lock",
-        "lora",
-        "muon",
-        "loss_scale",
-        "nested",
-        "optim",
-        "optimizer_state",
-        "precision",
-        "ranks",
-        "slurm",
-        "spikes",
-        "stop",
-        "train_state",
-        "troubles",
-        "update",
-        "weights",
-        "window",
-    ),
-    2: ("data", "model", "objectives", "checkpoint_writer", "metrics", "environment", "watchdog", "repeated_blocks"),
-    3: ("loop", "parallel", "preflight", "evaluation", "report"),
-    4: ("parts", "config_errors", "config", "hydra_config"),
-    5: ("runs", "resume", "build", "cell"),
-    6: (
-        "cli",
-        "train",
-        "training",
-        "worker",
-        "launch",
-        "evaluate",
-        "caption",
-        "compare",
-        "pretrained_config",
-        "pretrained",
-        "model_card",
-        "export",
-        "bench",
-        "convert",
-    ),
+FLOOR_OF = {
+    "core": 1,
+    "data": 2,
+    "model": 2,
+    "objectives": 2,
+    "optim": 2,
+    "checkpoints": 2,
+    "record": 2,
+    "launch": 2,
+    "training": 3,
+    "evaluation": 3,
+    "reports": 3,
+    "experiment": 4,
+    "run": 5,
+    "cli": 5,
+    "pretrained": 5,
+    "bench": 6,
 }
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-ENTRY_POINTS = 6
-"""Where ``__main__.py`` stands, whatever folder it is in."""
-FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py")
+"""Every package and its floor."""
+COMMANDS = 6
+"""The floor of a file in ``mmlm/`` itself: it is a command."""
 OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft", "liger_kernel", "cut_cross_entropy"}
-"""Heavy packages that a function may import when it is called for."""
+"""Heavy packages that a function may import where the option that needs them is built."""
 
 
-def place_of(file: Path) -> str:
-    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+def module_of(file: Path) -> str:
+    """``mmlm.core.flow`` for its file."""
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_imports_go_down(file):
-    here = place_of(file)
-    floor = ENTRY_POINTS if file.name == "__main__.py" else FLOOR_OF[here]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmlm."):
-            there = node.module.split(".")[1]
-            same_place = there == here or FLOOR_OF[there] == floor == 1
-            same_floor_of_files = FLOOR_OF[there] == floor in (4, 5, 6)
-            assert FLOOR_OF[there] < floor or same_place or same_floor_of_files, f"{here} imports {node.module}"
+FILES = {module_of(file): file for file in sorted(ROOT.rglob("*.py"))}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_no_import_hides_in_a_function(file):
-    for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if not isinstance(function, ast.FunctionDef):
+def imported(tree: ast.AST) -> set[str]:
+    """The modules of mmlm that a syntax tree imports, in whichever of Python's three ways."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            # A name is a module (from mmlm.core import flow), or stands in one (from mmlm.core.flow import Batch).
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES else str(node.module) for name in names]
+        else:
             continue
-        for node in ast.walk(function):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                assert {str(name).split(".")[0] for name in names} <= OPTIONAL, f"line {node.lineno}"
+        found |= {name for name in names if name.split(".")[0] == "mmlm"}
+    return found
 
 
-def test_every_file_has_a_floor():
-    assert {place_of(file) for file in FILES} == set(FLOOR_OF)
+def package_of(module: str) -> str | None:
+    """The package that a module is in; None for a command and for ``mmlm`` itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and (ROOT / parts[1]).is_dir() else None
+
+
+def floor_of(module: str) -> int:
+    package = package_of(module)
+    return COMMANDS if package is None else FLOOR_OF[package]
+
+
+def faults(here: str, tree: ast.AST) -> list[str]:
+    """What is wrong with the imports of one file: arrows to the same floor or up, and imports inside functions."""
+    found = []
+    for there in sorted(imported(tree)):
+        same_package = package_of(here) is not None and package_of(here) == package_of(there)
+        if not same_package and floor_of(there) >= floor_of(here):
+            found.append(f"{here} (floor {floor_of(here)}) imports {there} (floor {floor_of(there)})")
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                    if not {str(name).split(".")[0] for name in names} <= OPTIONAL:
+                        found.append(f"{here}, line {node.lineno}: an import inside a function")
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_go_down(module):
+    assert faults(module, ast.parse(FILES[module].read_text(encoding="utf-8"))) == []
+
+
+def test_no_circle_of_files():
+    arrows = {module: imported(ast.parse(file.read_text(encoding="utf-8"))) for module, file in FILES.items()}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_every_package_has_a_floor():
+    packages = {folder.name for folder in ROOT.iterdir() if any(folder.rglob("*.py"))}
+    assert packages == set(FLOOR_OF)
+    assert max(FLOOR_OF.values()) <= 6
+
+
+def test_tests_mirror_the_packages():
+    here = Path(__file__).parent
+    folders = {folder.name for folder in here.iterdir() if any(folder.glob("**/test_*.py"))}
+    assert set(FLOOR_OF) <= folders
+    assert folders - set(FLOOR_OF) == {"exactness", "faults", "slurm"}, "suites of the whole house"
+    modules = {file.stem for file in ROOT.glob("*.py")} | {"bad_input", "docs", "floors"}
+    assert {file.stem.removeprefix("test_") for file in here.glob("test_*.py")} <= modules
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("import mmlm.training.loop", "mmlm.core.flow (floor 1) imports mmlm.training.loop (floor 3)"),
+        ("from mmlm import train", "mmlm.core.flow (floor 1) imports mmlm.train (floor 6)"),
+        ("from mmlm.data import loader", "mmlm.core.flow (floor 1) imports mmlm.data.loader (floor 2)"),
+        ("def f():\n    import torch", "mmlm.core.flow, line 2: an import inside a function"),
+    ],
+)
+def test_a_forbidden_import_is_found(source, fault):
+    assert faults("mmlm.core.flow", ast.parse(source)) == [fault]
+
+
+def test_neighbours_on_one_floor_may_not_import_each_other():
+    assert faults("mmlm.optim.muon", ast.parse("from mmlm.model.blocks import pack")) != []
+    assert faults("mmlm.train", ast.parse("from mmlm import caption")) != []

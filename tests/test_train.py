@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mmlm import caption, evaluate
-from mmlm.build import load_run
-from mmlm.checkpoint import best_checkpoint, load_checkpoint
-from mmlm.config import CONFIG_DIR, run_folder
-from mmlm.metrics import read_metrics
+from mmlm.checkpoints.checkpoint import best_checkpoint, load_checkpoint
+from mmlm.experiment.config import CONFIG_DIR, run_folder
+from mmlm.experiment.saved_run import load_run
+from mmlm.record.metrics import read_metrics
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mmlm.distributed import unwrapped
-from mmlm.flow import Batch, Caption, Loss, Moment, Term
-from mmlm.loop import FitSettings, fit
-from mmlm.metrics import Console
-from mmlm.optim import Constant, ExponentialMovingAverage
-from mmlm.precision import Precision
-from mmlm.stop import stop_request
-from mmlm.train_state import TrainState
+from mmlm.core.flow import Batch, Caption, Loss, Moment, Term
+from mmlm.core.precision import Precision
+from mmlm.core.stop import stop_request
+from mmlm.optim.average import ExponentialMovingAverage
+from mmlm.optim.schedules import Constant
+from mmlm.record.console import Console
+from mmlm.training.loop import FitSettings, fit
+from mmlm.training.replicated import unwrapped
+from mmlm.training.train_state import TrainState
 
 CPU = torch.device("cpu")
 

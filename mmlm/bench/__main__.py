@@ -2,8 +2,8 @@
 losses cost (``losses``)."""
 
 from mmlm.bench import learns, losses, parts
-from mmlm.cli import report_user_errors
-from mmlm.errors import UserError
+from mmlm.cli.exits import report_user_errors
+from mmlm.core.errors import UserError
 
 USAGE = "python -m mmlm.bench parts|learns|losses [key=value ...]"
 BENCHMARKS = {"parts": parts.main, "learns": learns.main, "losses": losses.main}

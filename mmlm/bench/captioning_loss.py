@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.bench.process import Measured, Work, measure
-from mmlm.objectives.cross_entropy_kernels import CUT, IGNORED, LIGER, Kernel, installed
-from mmlm.objectives.linear_cross_entropy import token_cross_entropy
+from mmlm.objectives.kernels.installed import CUT, IGNORED, LIGER, Kernel, installed
+from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 
 VOCABULARY, WIDTH, CAPTIONS, LONGEST = 49_408, 512, 256, 77
 """CLIP's vocabulary and context, the width of CoCa's text decoder in open_clip's ViT-B/32."""

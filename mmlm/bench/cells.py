@@ -9,11 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmlm.config import CONFIG_DIR, Config, check_config
-from mmlm.config_errors import explain
-from mmlm.errors import UserError
-from mmlm.hydra_config import compose
-from mmlm.wording import did_you_mean
+from mmlm.cli.hydra_config import compose
+from mmlm.core.errors import UserError
+from mmlm.core.wording import did_you_mean
+from mmlm.experiment.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.config_errors import explain
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 CANNOT_RUN = (UserError, torch.OutOfMemoryError, OSError)

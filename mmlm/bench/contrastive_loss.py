@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmlm.bench.process import Work
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.keys import Keys
 from mmlm.objectives.objective import Comparison
+from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.sigmoid import Sigmoid
 
 

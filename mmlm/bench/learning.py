@@ -13,25 +13,27 @@ from pathlib import Path
 
 import torch
 
-from mmlm.build import Experiment, build_experiment, build_source, build_transform
-from mmlm.cell import check_cell
-from mmlm.config import Config
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, Caption, Example
+from mmlm.core.precision import computing
+from mmlm.core.stop import stop_request
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.environment import device_name
-from mmlm.errors import UserError
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Evaluator, ImageUse
-from mmlm.flow import CAPTION, Caption, Example
-from mmlm.loop import fit
-from mmlm.metrics import Console, MetricLog, MetricsSettings, read_metrics
-from mmlm.objectives.train_step import backward
-from mmlm.precision import computing
-from mmlm.spikes import SpikeSettings
-from mmlm.stop import stop_request
-from mmlm.train_state import TrainState
-from mmlm.troubles import NonFiniteLoss
+from mmlm.experiment.build import build_source, build_transform
+from mmlm.experiment.cell import check_cell
+from mmlm.experiment.config import Config
+from mmlm.experiment.experiment import Experiment, build_experiment
+from mmlm.record.console import Console
+from mmlm.record.environment import device_name
+from mmlm.record.metrics import MetricLog, MetricsSettings, read_metrics
+from mmlm.training.gradients import backward
+from mmlm.training.loop import fit
+from mmlm.training.spikes import SpikeSettings
+from mmlm.training.train_state import TrainState
+from mmlm.training.troubles import NonFiniteLoss
 
 MARGIN = 0.5
 """Nats a token that the held-out captioning loss has to be below the unigrams' entropy."""

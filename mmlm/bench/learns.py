@@ -29,12 +29,14 @@ from mmlm.bench.cells import (
     reasons,
 )
 from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
-from mmlm.build import build_freeze, choose_device
-from mmlm.cli import INTERRUPTED, hydra_override, parse_key_values
-from mmlm.config import Config, identity
-from mmlm.errors import UserError
-from mmlm.loop import Interrupted
-from mmlm.wording import did_you_mean
+from mmlm.cli.hydra_command import hydra_override
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import INTERRUPTED, UserError
+from mmlm.core.wording import did_you_mean
+from mmlm.experiment.build import build_freeze
+from mmlm.experiment.config import Config, identity
+from mmlm.experiment.device import choose_device
+from mmlm.training.loop import Interrupted
 
 LEARNING_SLOTS = (*SLOTS, "freeze")
 NAMES_ONLY = ("data=emoji", "tokenizer=byte_pair")

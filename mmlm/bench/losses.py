@@ -17,10 +17,10 @@ import torch
 from mmlm.bench import captioning_loss
 from mmlm.bench.cells import check_out
 from mmlm.bench.process import Measured, measure
-from mmlm.build import choose_device
-from mmlm.cli import parse_key_values
-from mmlm.environment import device_name
-from mmlm.errors import UserError
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
+from mmlm.experiment.device import choose_device
+from mmlm.record.environment import device_name
 
 MIB = 2**20
 

@@ -10,16 +10,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.build import build_freeze, build_model, build_objective, seed_everything
-from mmlm.cell import check_cell
-from mmlm.config import Config
-from mmlm.flow import Batch, Caption, Moment
+from mmlm.core.flow import Batch, Caption, Moment
+from mmlm.core.precision import computing
+from mmlm.experiment.build import build_freeze, build_model, build_objective
+from mmlm.experiment.cell import check_cell
+from mmlm.experiment.config import Config
+from mmlm.experiment.device import seed_everything
+from mmlm.experiment.parts import build_part
 from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
-from mmlm.objectives.train_step import TrainStep
-from mmlm.optim import Optimizer, OptimizerPart
-from mmlm.parts import build_part
-from mmlm.precision import computing
+from mmlm.optim.optimizers import Optimizer, OptimizerPart
+from mmlm.training.train_step import TrainStep
 
 SHORTEST_CAPTION = 3
 """Tokens: start, one more, end."""

@@ -25,9 +25,10 @@ from mmlm.bench.cells import (
     reasons,
 )
 from mmlm.bench.measure import Trainer, build_trainer, take_turns
-from mmlm.build import choose_device
-from mmlm.cli import hydra_override, parse_key_values
-from mmlm.environment import device_name
+from mmlm.cli.hydra_command import hydra_override
+from mmlm.cli.key_values import parse_key_values
+from mmlm.experiment.device import choose_device
+from mmlm.record.environment import device_name
 
 WARM_UP = 2
 """Steps before anything is measured."""

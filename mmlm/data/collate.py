@@ -7,11 +7,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Example
+from mmlm.core.keyed_random import stable_hash
 from mmlm.data.tokenizer import Tokenizer, normalise_text
 from mmlm.data.transforms import Transform
-from mmlm.errors import CorruptImage, UserError
-from mmlm.flow import TEXT_ONLY, Batch, Caption, Example
-from mmlm.keyed_random import stable_hash
 
 _CACHED_CAPTIONS = 200_000
 """Encoded captions kept in memory: each is drawn about once an epoch."""

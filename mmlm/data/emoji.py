@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Caption, Example
 from mmlm.data.emoji_splits import SPLITS, division_of, family_of
 from mmlm.data.images import decode_image
-from mmlm.errors import UserError
-from mmlm.flow import Caption, Example
 
 KEYWORDS = "-x-keywords"
 """Appended to the language of a caption that lists keywords."""

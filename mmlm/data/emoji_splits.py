@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mmlm.keyed_random import stable_hash
+from mmlm.core.keyed_random import stable_hash
 
 TRAIN_HANDS = ("noto", "twemoji", "noto_v1", "fxemoji")
 VAL_HANDS = ("openmoji",)

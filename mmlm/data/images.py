@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmlm.errors import CorruptImage
+from mmlm.core.errors import CorruptImage
 
 MAX_MEGAPIXELS = 64
 """Images larger than this (in 2**20 pixels) are refused from their header: decoding one would take gigabytes."""

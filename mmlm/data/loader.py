@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import Batch, Example
+from mmlm.core.keyed_random import keyed_permutation, keyed_uniform
+from mmlm.core.stop import children_spared, ignore_stop_signals
 from mmlm.data.collate import Prepared, caption_encoder, collate, prepare
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
-from mmlm.errors import CorruptImage, UserError
-from mmlm.flow import Batch, Example
-from mmlm.keyed_random import keyed_permutation, keyed_uniform
-from mmlm.stop import children_spared, ignore_stop_signals
 
 _ORDER, _AUGMENT, _CAPTIONS = 0, 1, 2
 """Streams of `keyed_uniform`: the loader's three uses of randomness."""

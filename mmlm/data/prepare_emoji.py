@@ -20,10 +20,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mmlm.data import emoji_corrections as corrections
+from mmlm.core.errors import UserError
 from mmlm.data.emoji import FOLDER, LANGUAGES, NAMES
-from mmlm.data.emoji_compare import content_digest, differences
-from mmlm.data.emoji_drawings import (
+from mmlm.data.emoji_tools import corrections
+from mmlm.data.emoji_tools.compare import content_digest, differences
+from mmlm.data.emoji_tools.drawings import (
     Concept,
     Drawing,
     concept_key,
@@ -34,8 +35,8 @@ from mmlm.data.emoji_drawings import (
     render,
     slug,
 )
-from mmlm.data.emoji_sheet import write_contact_sheet
-from mmlm.data.emoji_sources import (
+from mmlm.data.emoji_tools.sheet import write_contact_sheet
+from mmlm.data.emoji_tools.sources import (
     DERIVED_NAMES_PACKAGE,
     HANDS,
     NAMES_PACKAGE,
@@ -45,7 +46,6 @@ from mmlm.data.emoji_sources import (
     packages,
     read_members,
 )
-from mmlm.errors import UserError
 
 WEBP_QUALITY = 90
 CHECKSUMS = "SHA256SUMS"

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import Caption, Example
+from mmlm.core.wording import first_line
 from mmlm.data.images import decode_image, read_image
-from mmlm.errors import CorruptImage, UserError
-from mmlm.flow import Caption, Example
-from mmlm.wording import first_line
 
 
 class Source(Protocol):

@@ -17,10 +17,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from mmlm.errors import UserError
-from mmlm.flow import Caption
-from mmlm.local_files import locate
-from mmlm.wording import first_line
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Caption
+from mmlm.core.local_files import locate
+from mmlm.core.wording import first_line
 
 
 class Tokenizer(Protocol):

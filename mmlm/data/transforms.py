@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 
 
 @dataclass(frozen=True)

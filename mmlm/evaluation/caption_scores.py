@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 
 MAX_ORDER = 4
 """Longest n-grams that BLEU and CIDEr-D count, in words."""

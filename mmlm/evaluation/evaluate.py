@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 
+from mmlm.core.distributed import gather_objects, gather_results, rank
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.distributed import gather_objects, gather_results, rank
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.samples import SampleSettings, collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
-
-SCORES = "scores.json"
-SAMPLES = "samples.json"
+from mmlm.record.folder import SAMPLES, SCORES
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mmlm.core.flow import TEXT_ONLY, Batch
 from mmlm.evaluation.caption_scores import score_captions
 from mmlm.evaluation.decoding import greedy
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.retrieval import score_retrieval
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
-from mmlm.flow import TEXT_ONLY, Batch
-from mmlm.objectives.linear_cross_entropy import token_losses
+from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
 
 class Evaluator(Protocol):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 
 DRAWS_AT_ONCE = 4_000_000
 """Concept draws held at a time, to bound the bootstrap's memory (8 bytes each, a few copies)."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmlm.core.flow import Batch, Caption
 from mmlm.data.collate import caption_encoder
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.split import EncodedSplit
-from mmlm.flow import Batch, Caption
 from mmlm.model.model import ImageTextModel
 
 NEIGHBOURS = 5

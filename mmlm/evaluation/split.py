@@ -19,11 +19,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mmlm.core.distributed import broadcast_object, gather_results, rank, world_size
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.distributed import broadcast_object, gather_results, rank, world_size
-from mmlm.errors import UserError
 from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
-from mmlm.flow import TEXT_ONLY, Batch, Caption
 from mmlm.model.model import ImageFeatures, ImageTextModel
 
 Result = TypeVar("Result")

@@ -14,10 +14,9 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from mmlm.cli import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR
-from mmlm.errors import UserError
-from mmlm.ranks import ATTEMPT, COMMAND
-from mmlm.stop import handled
+from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, UserError
+from mmlm.core.stop import handled
+from mmlm.launch.meeting import ATTEMPT, COMMAND
 
 PARENT_PIPE = "MMLM_PARENT_PIPE"
 """Names a file descriptor that ends when the process that started the ranks does."""

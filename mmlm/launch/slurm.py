@@ -8,9 +8,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmlm.errors import UserError
-from mmlm.ranks import COMMAND
-from mmlm.slurm import MAX_RESTARTS
+from mmlm.core.errors import UserError
+from mmlm.launch.meeting import COMMAND
+from mmlm.launch.requeue import MAX_RESTARTS
 
 FOLDER = "slurm"
 """Folder of a run that holds its batch file and the logs of its jobs."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 
 INIT_STD = 0.02
 """Standard deviation of embeddings, learned queries and positions at the start (GPT-2)."""
@@ -302,3 +302,12 @@ def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> N
         for part in module.modules():
             if isinstance(part, MultiHeadAttention | FeedForward | SwiGlu):
                 part.output.weight /= math.sqrt(num_residual_layers)
+
+
+def check_sizes(counts: Mapping[str, int], width: int, mlp_ratio: float) -> None:
+    """UserError for one of ``counts`` (by its key) below 1, or a feed-forward layer without hidden units."""
+    for key, value in counts.items():
+        if value < 1:
+            raise UserError(f"bridge.{key}: {value} must be at least 1")
+    if int(width * mlp_ratio) < 1:
+        raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 4.0")

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from mmlm.errors import UserError
-from mmlm.local_files import locate
-from mmlm.wording import closest, did_you_mean, first_line
+from mmlm.core.errors import UserError
+from mmlm.core.local_files import locate
+from mmlm.core.wording import closest, did_you_mean, first_line
 
 TEXT_SUPPLIED: Mapping[str, str] = dict.fromkeys(
     ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "dtype", "attn_implementation"),

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
-from mmlm.flow import (
+from mmlm.core.errors import UserError
+from mmlm.core.flow import (
     CAPTION,
     EMBED,
     LEFT_BY_DROPOUT,
@@ -26,9 +26,9 @@ from mmlm.flow import (
     View,
     VisiblePatches,
 )
+from mmlm.core.precision import at_least_float32
 from mmlm.model.blocks import AttentionRecord, rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder, TextStates
-from mmlm.precision import at_least_float32
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from mmlm.flow import CAPTION, Batch, Moment
-from mmlm.objectives.cross_entropy_kernels import Kernel, check_kernel
-from mmlm.objectives.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.text_positions import Captions, counted
-from mmlm.objectives.token_prediction import TokenPrediction
+from mmlm.core.flow import CAPTION, Batch, Moment
+from mmlm.objectives.kernels.installed import Kernel, check_kernel
+from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
+from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted
 
 
 class Captioning(TokenPrediction):

@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmlm.distributed import gather, sum_over_ranks
-from mmlm.errors import UserError
-from mmlm.flow import EMBED, Loss, Term
-from mmlm.objectives.candidates import Candidates, Positives
-from mmlm.objectives.keys import Keys
+from mmlm.core.distributed import gather, sum_over_ranks
+from mmlm.core.errors import UserError
+from mmlm.core.flow import EMBED, Loss, Term
+from mmlm.objectives.kernels.tiled import cross_entropies
 from mmlm.objectives.objective import Comparison
-from mmlm.objectives.tiled import cross_entropies
+from mmlm.objectives.shared.candidates import Candidates, Positives
+from mmlm.objectives.shared.keys import Keys
 
 
 class InfoNCE(Comparison):
@@ -27,9 +27,9 @@ class InfoNCE(Comparison):
     and of its concept (soft targets as in UniCL, arXiv:2204.03610). Text-only captions and images without a caption
     take no part. ``label_smoothing`` spreads that share of each row's target evenly over the row.
 
-    Similarities are computed in tiles and never held as a whole; see ``mmlm/objectives/tiled.py``. Over W ranks the
-    local images are compared with every rank's texts, which serves both directions; terms are local sums over global
-    counts, so the result does not depend on W.
+    Similarities are computed in tiles and never held as a whole; see ``mmlm/objectives/kernels/tiled.py``. Over W ranks
+    the local images are compared with every rank's texts, which serves both directions; terms are local sums over
+    global counts, so the result does not depend on W.
 
     Args:
         temperature: initial softmax temperature, 1 / exp(log_scale).

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmlm.distributed import gather
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, Moment, Term
-from mmlm.objectives.keys import Keys
+from mmlm.core.distributed import gather
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, Moment, Term
+from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import Comparison, Objective
-from mmlm.precision import at_least_float32
+from mmlm.objectives.shared.keys import Keys
 
 
 class EmbeddingDistillation(Objective):

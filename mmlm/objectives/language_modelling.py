@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from mmlm.flow import CAPTION, TEXT_ONLY, Batch, Moment
-from mmlm.objectives.token_prediction import TokenPrediction
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, Moment
+from mmlm.objectives.shared.token_prediction import TokenPrediction
 
 
 class LanguageModelling(TokenPrediction):

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import Batch, Drawn, ModelSizes, Moment, Stream, TextPattern, TextView
-from mmlm.objectives.text_positions import Captions, counted, new_mask_embedding
-from mmlm.objectives.token_prediction import TokenPrediction
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Batch, Drawn, ModelSizes, Moment, Stream, TextPattern, TextView
+from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted, new_mask_embedding
 
 MASKED = TextView("masked")
 

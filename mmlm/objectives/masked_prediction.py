@@ -5,9 +5,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, Moment, Term, View
-from mmlm.objectives.masked_patches import MaskedPatches
-from mmlm.objectives.patches import other_patches
+from mmlm.core.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, Moment, Term, View
+from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches
 
 
 class MaskedPrediction(MaskedPatches):

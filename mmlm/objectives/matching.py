@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.distributed import gather, rank, sum_over_ranks
-from mmlm.errors import UserError
-from mmlm.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term
-from mmlm.objectives.negatives import NONE, Embedded, HardNegatives, NegativeRule
+from mmlm.core.distributed import gather, rank, sum_over_ranks
+from mmlm.core.errors import UserError
+from mmlm.core.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term
+from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import FusionObjective
-from mmlm.precision import at_least_float32
+from mmlm.objectives.shared.negatives import NONE, Embedded, HardNegatives, NegativeRule
 
 
 class Matching(FusionObjective):
@@ -24,9 +24,9 @@ class Matching(FusionObjective):
     ``state`` is the decoder's at the end of the text while it reads the image. The pairs q of the whole batch are: each
     caption with its image; for each captioned image one text that is not its own; for each caption that has an image
     one other image. The last two are chosen by the similarities of the embeddings among all that the ranks and
-    micro-batches hold, never a positive by ``mmlm.objectives.keys``; see ``HardNegatives``. No gradient goes through
-    the choice, so another objective (contrastive) has to train the embeddings, or they have to be trained already. What
-    has no negative in the batch gets none.
+    micro-batches hold, never a positive by ``mmlm.objectives.shared.keys``; see ``HardNegatives``. No gradient goes
+    through the choice, so another objective (contrastive) has to train the embeddings, or they have to be trained already.
+    What has no negative in the batch gets none.
 
     **Where a pair is made.** Where its image is: images never travel, texts do. An image that many texts choose is
     fused with all of them on the rank, and in the micro-batch, that owns it: its rank may have more pairs than the

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmlm.flow import Batch, Loss, ModelOutput, ModelSizes, Moment, Term
-from mmlm.objectives.masked_patches import MaskedPatches
-from mmlm.objectives.patches import other_patches, patches_of, statistics_of
+from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, Moment, Term
+from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches, patches_of, statistics_of
 
 FLAT = 1e-6
 """Added to a patch's variance (of pixels in [0, 1]): a patch of one colour is all 0."""

@@ -1,5 +1,6 @@
 """Self-distillation: crops of an image say what the moving average of the model says of the whole image."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,11 +8,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.distributed import sum_over_ranks
-from mmlm.errors import UserError
-from mmlm.flow import WHOLE_IMAGE, Batch, Drawn, ImageView, Loss, ModelOutput, ModelSizes, Moment, Stream, Term, View
-from mmlm.objectives.crops import DRAWS, crops
+from mmlm.core.distributed import sum_over_ranks
+from mmlm.core.errors import UserError
+from mmlm.core.flow import (
+    WHOLE_IMAGE,
+    Batch,
+    Drawn,
+    ImageView,
+    Loss,
+    ModelOutput,
+    ModelSizes,
+    Moment,
+    Stream,
+    Term,
+    View,
+)
 from mmlm.objectives.objective import Objective
+
+DRAWS = 4
+"""Numbers that decide one crop: its area, its shape, and where it is from left to right and from top to bottom."""
+
+
+def crops(images: Tensor, draws: Tensor, min_area: float, max_area: float) -> Tensor:
+    """One crop of each image, resized to its size (bilinear): uint8[B, 3, S, S], float64[B, 4] in [0, 1) -> as images.
+
+    A crop has between ``min_area`` and ``max_area`` of the image's area and a width-to-height ratio between 3/4 and 4/3
+    (as in Inception's random crops, arXiv:1409.4842), cut off at the image's own size.
+    """
+    if len(images) == 0:
+        return images
+    area = min_area + (max_area - min_area) * draws[:, 0]
+    ratio = ((2 * draws[:, 1] - 1) * _MOST_OBLONG).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    # In the coordinates of grid_sample, where an image reaches from -1 to 1.
+    left, top = (1 - width) * (2 * draws[:, 2] - 1), (1 - height) * (2 * draws[:, 3] - 1)
+    zero = torch.zeros_like(width)
+    theta = torch.stack([width, zero, left, zero, height, top], dim=1).unflatten(1, (2, 3)).float()
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    found = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return found.round().to(torch.uint8)
+
 
 LOCAL_CROPS = ImageView("local crops")
 
@@ -167,3 +203,6 @@ class SelfDistillation(Objective):
         seen = moved.isfinite().all()
         self.center.copy_(torch.where(seen, moved, self.center))
         self.steps += seen
+
+
+_MOST_OBLONG = math.log(4 / 3)

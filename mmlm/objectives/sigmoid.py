@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmlm.distributed import gather, sum_over_ranks
-from mmlm.errors import UserError
-from mmlm.flow import EMBED, Loss, Term
-from mmlm.objectives.candidates import Candidates, Positives
-from mmlm.objectives.keys import Keys
+from mmlm.core.distributed import gather, sum_over_ranks
+from mmlm.core.errors import UserError
+from mmlm.core.flow import EMBED, Loss, Term
+from mmlm.objectives.kernels.tiled import TILE, BestPositive, PositiveTile, add_product, hits_of, product, tiles
 from mmlm.objectives.objective import Comparison
-from mmlm.objectives.tiled import TILE, BestPositive, PositiveTile, add_product, hits_of, product, tiles
+from mmlm.objectives.shared.candidates import Candidates, Positives
+from mmlm.objectives.shared.keys import Keys
 
 
 class Sigmoid(Comparison):

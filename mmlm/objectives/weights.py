@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 
 
 @runtime_checkable

@@ -8,10 +8,11 @@ import torch
 
 from mmlm.bench import learning
 from mmlm.bench.learning import Captioned, Drawn, Learned, train_cell, unigram_entropy
-from mmlm.build import build_experiment, build_source, build_tokenizer
-from mmlm.flow import Moment
-from mmlm.loop import Interrupted
-from mmlm.troubles import NonFiniteLoss
+from mmlm.core.flow import Moment
+from mmlm.experiment.build import build_source
+from mmlm.experiment.experiment import build_experiment, build_tokenizer
+from mmlm.training.loop import Interrupted
+from mmlm.training.troubles import NonFiniteLoss
 
 GOOD = Learned(Captioned(2.0, 2.5, 0.4, 0.1, 0.7), math.log(8) / 2 - 0.01, 8, 1.0, "CPU")
 

@@ -8,9 +8,9 @@ from mmlm.bench import __main__ as bench
 from mmlm.bench import learns
 from mmlm.bench.learning import Captioned, Learned
 from mmlm.bench.learns import COMPANIONS, LEARNING_SLOTS
-from mmlm.cell import check_cell
-from mmlm.cli import INTERRUPTED
-from mmlm.loop import Interrupted
+from mmlm.core.errors import INTERRUPTED
+from mmlm.experiment.cell import check_cell
+from mmlm.training.loop import Interrupted
 
 YES = Learned(Captioned(1.5, 4.25, 0.5, 0.25, 0.75), 0.5, 4, 12.4, "CPU")
 NO = Learned(Captioned(4.0, 4.25, 0.5, 0.25, 0.75), 1.5, 4, 12.4, "CPU")

@@ -8,7 +8,7 @@ import torch
 from mmlm.bench import __main__ as bench
 from mmlm.bench import cells, parts
 from mmlm.bench.cells import options_of
-from mmlm.build import build_model
+from mmlm.experiment.build import build_model
 from mmlm.model.costs import model_costs
 from mmlm.model.model import parameter_counts
 

@@ -2,11 +2,11 @@
 
 import torch
 
+from mmlm.core.errors import CorruptImage
+from mmlm.core.flow import TEXT_ONLY, Caption, Example
+from mmlm.core.keyed_random import stable_hash
 from mmlm.data.collate import EncodedCaption, Prepared, caption_encoder, collate, prepare
 from mmlm.data.transforms import Transform
-from mmlm.errors import CorruptImage
-from mmlm.flow import TEXT_ONLY, Caption, Example
-from mmlm.keyed_random import stable_hash
 
 PAD = 99
 

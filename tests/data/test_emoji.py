@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import mmlm.data.emoji as emoji
+from mmlm.core.errors import CorruptImage, UserError
 from mmlm.data.emoji import FOLDER, LANGUAGES, NAMES, Emoji
 from mmlm.data.emoji_splits import SPLITS, TEST_HANDS, TRAIN_HANDS, VAL_HANDS, division_of, family_of
-from mmlm.errors import CorruptImage, UserError
 
 HANDS = (*TRAIN_HANDS, *VAL_HANDS, *TEST_HANDS)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mmlm.core.errors import CorruptImage
 from mmlm.data.images import MAX_MEGAPIXELS, decode_image, read_image
-from mmlm.errors import CorruptImage
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Example
+from mmlm.core.keyed_random import stable_hash
 from mmlm.data.images import decode_image
 from mmlm.data.loader import EvaluationBatches, TrainLoader
 from mmlm.data.sources import ImageFolder, Source
 from mmlm.data.tokenizer import BytePair
 from mmlm.data.transforms import AugmentSettings, Transform
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, Batch, Caption, Example
-from mmlm.keyed_random import stable_hash
 from tests.waiting import until
 
 AUGMENT = AugmentSettings(scale=(0.7, 1.3), rotate=20, translate=0.1, contrast=0.4, hue=0.1, erase=0.3)

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from mmlm import train
-from mmlm.cli import STOPPED
-from mmlm.config import check_config, run_folder
+from mmlm.core.errors import STOPPED, CorruptImage, UserError
 from mmlm.data.mixture import Mixture
-from mmlm.errors import CorruptImage, UserError
+from mmlm.experiment.config import check_config, run_folder
 from tests.conftest import IMAGE_SIZE, write_shapes
 from tests.data.test_loader import Pictures, make_loader, write_folder
 from tests.data.test_resume_positions import SEED, Layout, assert_continues, samples_of
 from tests.data.test_resume_positions import tokenizer as tokenizer
-from tests.test_resume import RANDOM, assert_same_runs, interrupt_at
+from tests.run.test_resume import RANDOM, assert_same_runs, interrupt_at
 
 
 def test_an_epoch_has_every_example_as_often_as_its_source_passes():

@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmlm.data import emoji_sources, prepare_emoji
+from mmlm.core.errors import UserError
+from mmlm.data import prepare_emoji
 from mmlm.data.emoji import FOLDER, LANGUAGES
-from mmlm.data.emoji_compare import content_digest, decode_pixels, differences
-from mmlm.data.emoji_drawings import (
+from mmlm.data.emoji_tools import sources as emoji_sources
+from mmlm.data.emoji_tools.compare import content_digest, decode_pixels, differences
+from mmlm.data.emoji_tools.drawings import (
     Concept,
     IconSet,
     concept_key,
@@ -27,9 +29,16 @@ from mmlm.data.emoji_drawings import (
     render,
     slug,
 )
-from mmlm.data.emoji_sheet import CELL, LABEL_WIDTH, contact_sheet
-from mmlm.data.emoji_sources import DERIVED_NAMES_PACKAGE, HANDS, NAMES_PACKAGE, Package, fetch, packages, read_members
-from mmlm.errors import UserError
+from mmlm.data.emoji_tools.sheet import CELL, LABEL_WIDTH, contact_sheet
+from mmlm.data.emoji_tools.sources import (
+    DERIVED_NAMES_PACKAGE,
+    HANDS,
+    NAMES_PACKAGE,
+    Package,
+    fetch,
+    packages,
+    read_members,
+)
 
 PIZZA = Concept("1f355", "pizza", "SLICE OF PIZZA", "Food & Drink", "food-prepared")
 DRESS = Concept("1f45a", "woman’s clothes", "WOMANS CLOTHES", "Objects", "clothing")

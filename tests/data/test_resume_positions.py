@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import ImageFolder
 from mmlm.data.tokenizer import BytePair
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, Batch, Caption
 from tests.data.test_loader import Pictures, make_loader, write_folder
 
 NUM_EXAMPLES = 22

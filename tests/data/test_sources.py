@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import Caption
 from mmlm.data.sources import ImageFolder, ParquetTable
-from mmlm.errors import CorruptImage, UserError
-from mmlm.flow import Caption
 
 
 def png(colour: str = "red", size: tuple[int, int] = (4, 3)) -> bytes:

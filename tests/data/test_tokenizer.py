@@ -10,9 +10,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Caption
 from mmlm.data.tokenizer import BytePair, HuggingFace, OpenClip, normalise_text, same_tokens
-from mmlm.errors import UserError
-from mmlm.flow import Caption
 
 CAPTIONS = [
     Caption("grinning face", "en"),

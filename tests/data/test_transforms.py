@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as reference
 
+from mmlm.core.errors import UserError
 from mmlm.data.transforms import _COLUMNS, AugmentSettings, Transform
-from mmlm.errors import UserError
 
 EVERYTHING = AugmentSettings(
     scale=(0.6, 1.5),

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from mmlm.core.flow import Caption, Example
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import BytePair, Tokenizer
 from mmlm.data.transforms import Transform
-from mmlm.flow import Caption, Example
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel
 
 IMAGE_SIZE = 16

@@ -8,7 +8,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.evaluation.caption_scores import (
     MetricScores,
     bleu,

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmlm.core.flow import Caption, Example
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Retrieval
 from mmlm.evaluation.samples import SampleSettings
-from mmlm.flow import Caption, Example
 from tests.evaluation.hand_made import ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 CPU = torch.device("cpu")

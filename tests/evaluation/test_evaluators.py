@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, Caption, Example
 from mmlm.evaluation.evaluators import (
     CaptionLoss,
     CaptionQuality,
@@ -18,7 +19,6 @@ from mmlm.evaluation.evaluators import (
     per_caption_mean,
 )
 from mmlm.evaluation.split import EncodedSplit, Gallery
-from mmlm.flow import TEXT_ONLY, Caption, Example
 
 TEXTS = [("a cat",), ("a very long caption of a dog in the rain",), ("two birds", "birds"), ("a fish",)]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.evaluation.image_use import ImageUseGap, image_use_gap, shuffled_images
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY
 from mmlm.evaluation.retrieval import (
     RetrievalScores,
     best_positive_ranks,
@@ -12,7 +13,6 @@ from mmlm.evaluation.retrieval import (
     recall_at,
     score_retrieval,
 )
-from mmlm.flow import TEXT_ONLY
 
 
 def integers(*values):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmlm.core.flow import Caption, Example
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.samples import SampleSettings, attention_of_words, collect_samples, data_uri, spaced
-from mmlm.flow import Caption, Example
 
 TEXTS = ("a red square", "a green circle", "un café très grand", "日本 の 旗")
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mmlm.core.distributed import rank
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import Caption, Example
 from mmlm.data.sources import Source
-from mmlm.distributed import rank
-from mmlm.errors import CorruptImage, UserError
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval, caption_losses
 from mmlm.evaluation.samples import SampleSettings
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
-from mmlm.flow import Caption, Example
 from tests.equality import assert_same
 from tests.evaluation.hand_made import ExampleList, evaluation_batches, fitted_tokenizer, small_model
 from tests.ranks import run_ranks

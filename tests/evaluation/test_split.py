@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.errors import CorruptImage, UserError
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import TEXT_ONLY, Caption, Example
 from mmlm.evaluation.split import EncodedSplit, encode_split
-from mmlm.flow import TEXT_ONLY, Caption, Example
 
 
 def picture(value: int) -> torch.Tensor:

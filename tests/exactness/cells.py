@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from mmlm.flow import TEXT_ONLY, Batch, Caption, Moment
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Moment
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
@@ -18,16 +18,17 @@ from mmlm.objectives.language_modelling import LanguageModelling
 from mmlm.objectives.masked import MaskedLanguageModelling
 from mmlm.objectives.masked_prediction import MaskedPrediction
 from mmlm.objectives.matching import Matching
-from mmlm.objectives.objective import Objective, WeightedSum
-from mmlm.objectives.parallel import ParallelCaptioning
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.parallel_captioning import ParallelCaptioning
 from mmlm.objectives.prefix import PrefixLanguageModelling
 from mmlm.objectives.reconstruction import MaskedReconstruction
 from mmlm.objectives.self_distillation import SelfDistillation
 from mmlm.objectives.sigmoid import Sigmoid
-from mmlm.objectives.teacher import Teacher
-from mmlm.objectives.train_step import TrainStep
+from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.objectives.weights import Ramp
-from mmlm.optim import ExponentialMovingAverage
+from mmlm.optim.average import ExponentialMovingAverage
+from mmlm.training.teacher import Teacher
+from mmlm.training.train_step import TrainStep
 
 PIXELS, TOKENS, VOCABULARY, WIDTH = 16, 8, 17, 16
 MOMENT = Moment(seed=3, step=5)

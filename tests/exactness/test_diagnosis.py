@@ -16,14 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmlm.distributed import Replicated
-from mmlm.errors import UserError
-from mmlm.flow import Batch
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Batch
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.train_step import TrainStep, backward
-from mmlm.window import Window
+from mmlm.training.gradients import backward
+from mmlm.training.replicated import Replicated
+from mmlm.training.train_step import TrainStep
+from mmlm.training.window import Window
 from tests.exactness.cells import MOMENT, PIXELS, SUMS, WIDTH, Sum, make_step, share_of, whole_batch
 from tests.ranks import run_ranks
 

@@ -14,11 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmlm.distributed import Replicated, sum_over_ranks, world_size
-from mmlm.errors import UserError
-from mmlm.flow import Batch
-from mmlm.objectives.train_step import TrainStep, backward
-from mmlm.precision import Precision, computing
+from mmlm.core.distributed import sum_over_ranks, world_size
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Batch
+from mmlm.core.precision import Precision, computing
+from mmlm.training.gradients import backward
+from mmlm.training.replicated import Replicated
+from mmlm.training.train_step import TrainStep
 from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, whole_batch
 from tests.ranks import run_ranks
 

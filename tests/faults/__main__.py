@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmlm.cli import parse_key_values, report_user_errors
-from mmlm.errors import UserError
+from mmlm.cli.exits import report_user_errors
+from mmlm.cli.key_values import parse_key_values
+from mmlm.core.errors import UserError
 from tests.faults.file_kinds import KINDS
 from tests.faults.kinds import Kind
 from tests.faults.rounds import Round, kind_of, play

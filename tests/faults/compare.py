@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mmlm.checkpoint import load_checkpoint
-from mmlm.metrics import read_metrics
+from mmlm.checkpoints.checkpoint import load_checkpoint
+from mmlm.record.metrics import read_metrics
 from tests.faults.trainings import STEPS
 
 _OF_THE_CLOCK = ("seconds", "train/examples_per_second")

@@ -6,9 +6,9 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from mmlm.checkpoint import latest_checkpoint
-from mmlm.checkpoint_files import MANIFEST
-from mmlm.errors import UserError
+from mmlm.checkpoints.checkpoint import latest_checkpoint
+from mmlm.checkpoints.files import MANIFEST
+from mmlm.core.errors import UserError
 from tests.faults.disk import fill, make_room
 from tests.faults.kinds import PROCESS_KINDS, Kind, Scene
 from tests.faults.trainings import LIMIT, SAVE_EVERY, STEPS, wait_for_checkpoint

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mmlm.cli import INTERRUPTED, STOPPED
+from mmlm.core.errors import INTERRUPTED, STOPPED
 from tests.faults.processes import Command
 from tests.faults.trainings import (
     LIMIT,

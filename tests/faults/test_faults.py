@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from tests.faults.__main__ import FaultSettings, chosen, main, read_rounds, run
 from tests.faults.compare import differ
 from tests.faults.file_kinds import KINDS

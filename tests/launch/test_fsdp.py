@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from mmlm.cli import STOPPED
+from mmlm.core.errors import STOPPED
 from tests.launch.processes import FAULTY, LOCAL, RANDOM, commands
 from tests.launch.test_local import close
-from tests.test_resume import assert_same_runs, rows
+from tests.run.test_resume import assert_same_runs, rows
 
 pytestmark = pytest.mark.slow
 

@@ -8,10 +8,10 @@ import signal
 import pytest
 
 from mmlm import train
-from mmlm.cli import STOPPED
-from mmlm.metrics import read_metrics
+from mmlm.core.errors import STOPPED
+from mmlm.record.metrics import read_metrics
 from tests.launch.processes import FAULTY, LOCAL, RANDOM, finish, told, wait
-from tests.test_resume import assert_same_runs, rows
+from tests.run.test_resume import assert_same_runs, rows
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mmlm.config import check_config, differences, identity, load_config, save_config
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
+from mmlm.experiment.config import check_config, differences, identity, load_config, save_config
+from mmlm.experiment.parts import build_part
 from mmlm.launch.slurm import Slurm
-from mmlm.parts import build_part
 
 RUN = Path("/shared/runs/caption_base/1a2b/seed=0")
 TYPED = "python -m mmlm.train experiment=caption_base launcher=slurm"

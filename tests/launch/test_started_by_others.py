@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.launch.processes import LOCAL, RANDOM, TORCHRUN, Commands, finish, told
-from tests.test_resume import assert_same_runs
+from tests.run.test_resume import assert_same_runs
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from mmlm.flow import Batch, Caption
+from mmlm.core.flow import Batch, Caption
 
 PAD, START, END = 0, 1, 2
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.blocks import (
     INIT_STD,
     AttentionRecord,

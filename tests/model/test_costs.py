@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import CAPTION, EMBED, TextView
+from mmlm.core.flow import CAPTION, EMBED, TextView
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.costs import model_costs
 from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
 from mmlm.model.protocols import BridgeOutput, EncoderOutput
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import CAPTION, EMBED, Batch, ModelOutput, Pairs
+from mmlm.core.flow import CAPTION, EMBED, Batch, ModelOutput, Pairs
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.recurrent import RecurrentDecoder
 from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import Decoder
 

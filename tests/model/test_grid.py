@@ -17,19 +17,20 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlm.build import build_freeze, build_model
-from mmlm.cell import check_cell
-from mmlm.config import CONFIG_DIR, Config, check_config
-from mmlm.errors import UserError
-from mmlm.flow import Batch, Moment
-from mmlm.freeze import FreezePlan, check_plan
-from mmlm.hydra_config import compose
-from mmlm.lora import merge_adapters
+from mmlm.cli.hydra_config import compose
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Batch, Moment
+from mmlm.experiment.build import build_freeze, build_model
+from mmlm.experiment.cell import check_cell
+from mmlm.experiment.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.parts import build_part
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import WeightedSum
-from mmlm.objectives.train_step import TrainStep, backward
-from mmlm.parts import build_part
+from mmlm.objectives.weighted_sum import WeightedSum
+from mmlm.optim.freeze import FreezePlan, check_plan
+from mmlm.optim.lora import merge_adapters
+from mmlm.training.gradients import backward
+from mmlm.training.train_step import TrainStep
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder", "freeze")
 NEED_A_PATH = {
@@ -190,8 +191,8 @@ def built_once(monkeypatch) -> None:
         finally:
             merge_adapters(model)  # the next cell has these parts again, without adapters
 
-    monkeypatch.setattr("mmlm.build.build_part", remembered)
-    monkeypatch.setattr("mmlm.cell.check_plan", with_adapters)
+    monkeypatch.setattr("mmlm.experiment.build.build_part", remembered)
+    monkeypatch.setattr("mmlm.experiment.cell.check_plan", with_adapters)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.encoders.hugging_face import HuggingFaceVision
 from mmlm.model.hugging_face_loading import check_source, fit_vocabulary, one_line_errors

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, WHOLE_IMAGE, Batch, ImageView, ModelOutput
+from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, WHOLE_IMAGE, Batch, ImageView, ModelOutput
 from mmlm.model.blocks import Layout
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
 from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 BRIDGES = ("pooler", "tokens", "mlp")

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.flow import CAPTION, Batch, Caption, Loss, ModelOutput, Moment
-from mmlm.objectives.objective import Objective, WeightedSum
+from mmlm.core.flow import CAPTION, Batch, Caption, Loss, ModelOutput, Moment
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.weighted_sum import WeightedSum
 
 
 def build_batch(

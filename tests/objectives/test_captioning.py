@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, TEXT_ONLY, Batch, ModelOutput
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelOutput
 from mmlm.objectives.captioning import Captioning
 
 IGNORED = -1

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, Moment
-from mmlm.objectives import contrastive, tiled
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, Moment
+from mmlm.objectives import contrastive
 from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.kernels import tiled
 
 
 def run(objective: InfoNCE, output: ModelOutput, batch: Batch) -> tuple[Tensor, list[Tensor]]:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, ModelOutput, ModelSizes
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, Batch, ModelOutput, ModelSizes
 from mmlm.objectives.distillation import AffinityDistillation, CaptionDistillation, EmbeddingDistillation
-from mmlm.objectives.keys import Keys
-from mmlm.objectives.objective import Objective, WeightedSum
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.shared.keys import Keys
+from mmlm.objectives.weighted_sum import WeightedSum
 
 SIZES = ModelSizes(embedding_width=5, patch_width=4, grid=(2, 2), decoder_width=5, vocab_size=11)
 INDEX = (0, 1, TEXT_ONLY, 0, 3)

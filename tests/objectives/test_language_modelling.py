@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, TEXT_ONLY
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, TEXT_ONLY
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.language_modelling import LanguageModelling
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean

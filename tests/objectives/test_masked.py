@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.flow import CAPTION, TEXT_ONLY, ModelSizes, Moment
+from mmlm.core.flow import CAPTION, TEXT_ONLY, ModelSizes, Moment
 from mmlm.objectives.masked import MASKED, MaskedLanguageModelling
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean
 

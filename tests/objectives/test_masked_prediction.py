@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
-from mmlm.flow import ModelOutput, ModelSizes, Moment, VisiblePatches
+from mmlm.core.errors import UserError
+from mmlm.core.flow import ModelOutput, ModelSizes, Moment, VisiblePatches
 from mmlm.objectives.masked_prediction import MaskedPrediction
 
 SIZES = ModelSizes(

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.cell import check_cell
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Moment, Pairs, Stream
-from mmlm.objectives import negatives
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Moment, Pairs, Stream
+from mmlm.experiment.cell import check_cell
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.keys import Keys
 from mmlm.objectives.matching import Matching
-from mmlm.objectives.objective import WeightedSum
+from mmlm.objectives.shared import negatives
+from mmlm.objectives.shared.keys import Keys
+from mmlm.objectives.weighted_sum import WeightedSum
 from tests.exactness.cells import SUMS, make_step, shuffled, whole_batch
 
 MOMENT = Moment(seed=4, step=9)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmlm.objectives.patches import grid_positions, other_patches, patches_of, statistics_of
+from mmlm.objectives.shared.masked_patches import grid_positions, other_patches, patches_of, statistics_of
 
 
 def pixels(count: int = 2, height: int = 6, width: int = 8) -> torch.Tensor:

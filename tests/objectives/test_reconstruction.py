@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
-from mmlm.flow import Batch, ModelOutput, ModelSizes, Moment, VisiblePatches
-from mmlm.objectives.objective import WeightedSum
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Batch, ModelOutput, ModelSizes, Moment, VisiblePatches
 from mmlm.objectives.reconstruction import MaskedReconstruction
-from mmlm.objectives.train_step import TrainStep, backward
+from mmlm.objectives.weighted_sum import WeightedSum
+from mmlm.training.gradients import backward
+from mmlm.training.train_step import TrainStep
 from tests.exactness.cells import SUMS, Sum, make_step, whole_batch
 from tests.objectives.conftest import build_batch
 

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import WHOLE_IMAGE, Batch, ModelOutput, ModelSizes, Moment
-from mmlm.objectives.crops import crops
-from mmlm.objectives.self_distillation import LOCAL_CROPS, SelfDistillation
+from mmlm.core.errors import UserError
+from mmlm.core.flow import WHOLE_IMAGE, Batch, ModelOutput, ModelSizes, Moment
+from mmlm.objectives.self_distillation import LOCAL_CROPS, SelfDistillation, crops
 
 SIZES = ModelSizes(embedding_width=5, patch_width=4, grid=(2, 2), decoder_width=None, vocab_size=None)
 START = Moment()

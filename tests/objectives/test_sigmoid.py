@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, Batch, ModelOutput, Moment
-from mmlm.objectives.candidates import Candidates
-from mmlm.objectives.keys import Keys
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, Moment
+from mmlm.objectives.shared.candidates import Candidates
+from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.sigmoid import Sigmoid, sigmoid_sum
 
 CASES = {

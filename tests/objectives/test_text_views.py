@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, Moment, TextPattern
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, Moment, TextPattern
 from mmlm.model.blocks import Layout
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.objectives.masked import MASKED, MaskedLanguageModelling
-from mmlm.objectives.objective import Objective, WeightedSum
-from mmlm.objectives.parallel import PARALLEL, ParallelCaptioning
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.parallel_captioning import PARALLEL, ParallelCaptioning
 from mmlm.objectives.prefix import PREFIX, PrefixLanguageModelling
-from mmlm.objectives.text_positions import INIT_STD
+from mmlm.objectives.shared.token_prediction import INIT_STD
+from mmlm.objectives.weighted_sum import WeightedSum
 
 WIDTH, VOCABULARY, TOKENS = 8, 11, 7
 SIZES = ModelSizes(embedding_width=4, patch_width=8, grid=(2, 2), decoder_width=WIDTH, vocab_size=VOCABULARY)

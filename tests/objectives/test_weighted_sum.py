@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, EMBED, Batch, Drawn, Loss, ModelOutput, Moment, Term, View
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, EMBED, Batch, Drawn, Loss, ModelOutput, Moment, Term, View
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import Objective, WeightedSum
-from mmlm.objectives.train_step import TrainStep
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.weighted_sum import WeightedSum
+from mmlm.training.train_step import TrainStep
 
 
 class Recorded(Objective):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from mmlm.errors import UserError
-from mmlm.flow import CAPTION, EMBED
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, EMBED
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import WeightedSum
+from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.objectives.weights import Ramp
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mmlm.optim import Constant
+from mmlm.optim.schedules import Constant
 
 _PATIENCE = 120.0
 """Seconds for a signal or a file to arrive."""

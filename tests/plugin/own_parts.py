@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.model.decoders.transformer import TransformerDecoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.protocols import EncoderOutput
 
 

@@ -4,8 +4,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from mmlm.core.flow import Example
 from mmlm.data.sources import ImageFolder
-from mmlm.flow import Example
 
 SLOW = "slow"
 """File in the folder of the images: while it is there, an example takes the seconds that it holds."""

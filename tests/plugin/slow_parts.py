@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from mmlm.distributed import rank, world_size
-from mmlm.flow import Batch, Loss, ModelOutput, Moment
+from mmlm.core.distributed import rank, world_size
+from mmlm.core.flow import Batch, Loss, ModelOutput, Moment
 from mmlm.objectives.captioning import Captioning
-from mmlm.objectives.cross_entropy_kernels import Kernel
-from mmlm.objectives.text_positions import Captions
+from mmlm.objectives.kernels.installed import Kernel
+from mmlm.objectives.shared.token_prediction import Captions
 
 
 class SlowCaptioning(Captioning):

@@ -1,4 +1,4 @@
-"""mmlm.slurm in jobs of a real SLURM: what is started again, and what is not."""
+"""mmlm.launch.requeue in jobs of a real SLURM: what is started again, and what is not."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from mmlm.slurm import forbid_requeue, in_step, requeue
+from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 
 COUNTING = """
 import os, pathlib, sys
-from mmlm.slurm import in_step, requeue
+from mmlm.launch.requeue import in_step, requeue
 file = pathlib.Path(sys.argv[1] + os.environ.get("SLURM_ARRAY_TASK_ID", ""))
 count = int(file.read_text()) if file.exists() else 0
 print("start", os.environ.get("SLURM_RESTART_COUNT", "0"), "count", count, "in step", in_step(), flush=True)
@@ -23,7 +23,7 @@ sys.exit(75)
 """Stands for a training that saves a counter (file, end) and asks for a restart."""
 STOPPING = """
 import signal, sys, time
-from mmlm.slurm import requeue
+from mmlm.launch.requeue import requeue
 def stop(number, frame):
     for one in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(one, signal.SIG_IGN)
@@ -240,5 +240,5 @@ def test_the_limit_of_restarts(monkeypatch, most, done):
 
 def test_it_is_light_to_import():
     """A batch script may call it: no torch."""
-    program = "import sys, mmlm.slurm; sys.exit('torch' in sys.modules)"
+    program = "import sys, mmlm.launch.requeue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

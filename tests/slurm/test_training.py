@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mmlm.checkpoint_files import folders
-from mmlm.metrics import read_metrics
+from mmlm.checkpoints.files import folders
+from mmlm.record.metrics import read_metrics
 from tests.conftest import TINY, write_shapes
 from tests.plugin.slow_images import SLOW
+from tests.run.test_resume import assert_same_runs
 from tests.slurm.local import ROOT, LocalCluster
-from tests.test_resume import assert_same_runs
 
 pytestmark = pytest.mark.slow
 STEPS = 60

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.blocks import FeedForward, MultiHeadAttention, attention_weights, identity_attention, init_linears
 from mmlm.model.protocols import BridgeOutput
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, init_linears
-from mmlm.model.bridges.sizes import check_sizes
+from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
 

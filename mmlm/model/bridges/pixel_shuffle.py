@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.blocks import identity_attention
 
 

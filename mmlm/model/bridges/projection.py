@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.blocks import init_linears
 from mmlm.model.bridges.pixel_shuffle import PixelShuffle
 from mmlm.model.protocols import BridgeOutput

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
-from mmlm.model.blocks import INIT_STD, AttentionRecord, FeedForward, MultiHeadAttention, init_linears
-from mmlm.model.bridges.sizes import check_sizes
+from mmlm.core.errors import UserError
+from mmlm.model.blocks import INIT_STD, AttentionRecord, FeedForward, MultiHeadAttention, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY
 from mmlm.model.blocks import AttentionRecord, init_linears, rows_of
+from mmlm.model.decoders.gated_cross_attention import GatedCrossAttention, Memory, reading
 from mmlm.model.decoders.language_model import (
     backbone,
     cache_argument,
@@ -20,7 +21,6 @@ from mmlm.model.decoders.language_model import (
     make_language_model,
     makes_attention_explicit,
 )
-from mmlm.model.gated_cross_attention import GatedCrossAttention, Memory, reading
 from mmlm.model.hugging_face_loading import fit_vocabulary
 from mmlm.model.protocols import Fusion, TextStates
 

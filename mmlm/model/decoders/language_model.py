@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.hugging_face_loading import (
     TEXT_SUPPLIED,
     change_config,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
-from mmlm.flow import TEXT_ONLY, TextPattern
+from mmlm.core.errors import UserError
+from mmlm.core.flow import TEXT_ONLY, TextPattern
 from mmlm.model.blocks import (
     INIT_STD,
     NORMS,
@@ -22,10 +22,9 @@ from mmlm.model.blocks import (
     sinusoidal_positions,
     visible_mask,
 )
-from mmlm.model.decoders.layers import DecoderLayer, LayerSettings
 from mmlm.model.protocols import Fusion, TextStates
+from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 
-Positions = Literal["sinusoidal", "learned", "rotary"]
 TextPooling = Literal["end", "cls", "cls_shifted_mask"]
 
 OPEN_CLIP_PAD = 0

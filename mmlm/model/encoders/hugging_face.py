@@ -17,8 +17,9 @@ from transformers.image_utils import (
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from mmlm.errors import UserError
-from mmlm.local_files import locate
+from mmlm.core.errors import UserError
+from mmlm.core.local_files import locate
+from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.unused import leave_out_unused, unused_parameters
@@ -31,7 +32,6 @@ from mmlm.model.hugging_face_loading import (
     saved_config,
 )
 from mmlm.model.protocols import EncoderOutput
-from mmlm.wording import one_line
 
 _CLIP = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
 _HALF = (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.protocols import EncoderOutput
 
 Pool = Literal["cls", "mean"]

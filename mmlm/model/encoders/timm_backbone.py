@@ -7,14 +7,28 @@ from pickle import UnpicklingError  # what torch raises on a file that would run
 
 import timm
 from safetensors import SafetensorError
-from timm.models import load_state_dict
+from timm.models import EfficientNet, load_state_dict
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
-from mmlm.local_files import locate
-from mmlm.model.encoders.efficientnet_weights import timm_names
-from mmlm.wording import one_line
+from mmlm.core.errors import UserError
+from mmlm.core.local_files import locate
+from mmlm.core.wording import one_line
+
+
+def timm_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """The tensors by timm's names; ``state`` as it is where it has them already.
+
+    That layout counts blocks through all stages and underlines its names. Differs in nothing but the names: the two
+    networks compute the same to the last bit (tested with EfficientNet-Lite0). A name that timm has no counterpart of
+    is kept, for the caller to refuse.
+    """
+    if _MARK not in state or not isinstance(backbone, EfficientNet):
+        return state
+    prefixes = [f"blocks.{stage}.{index}" for stage, part in enumerate(backbone.blocks) for index in range(len(part))]
+    expanded = {name.split(".")[1] for name in state if "._expand_conv." in name}
+    return {_renamed(name, prefixes, expanded): tensor for name, tensor in state.items()}
+
 
 _SHOWN = 6
 """Names that a message lists before it says how many more there are."""
@@ -76,8 +90,8 @@ def head_keys(backbone: nn.Module, full: Collection[str]) -> set[str]:
 def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
     """Copies the weights in ``file`` (safetensors; or .pth, .bin, read without running code) into ``backbone``.
 
-    ``file`` is a path or ``package:NAME/inside`` (see ``mmlm.local_files``), in any layout that timm converts for this
-    architecture; tables of positions are resized to the grid.
+    ``file`` is a path or ``package:NAME/inside`` (see ``mmlm.core.local_files``), in any layout that timm converts
+    for this architecture; tables of positions are resized to the grid.
     Keys in ``head`` are left out. Raises UserError for a file that is none, and for missing, unexpected or misshapen
     tensors.
     """
@@ -119,3 +133,27 @@ def _listed(keys: Collection[str]) -> str:
     names = sorted(keys)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+_MARK = "_conv_stem.weight"
+"""A name that only that layout has."""
+_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+"""The layers of a block with and without an expansion."""
+
+
+def _renamed(name: str, prefixes: list[str], expanded: set[str]) -> str:
+    if not name.startswith("_blocks."):
+        layer, _, rest = name.partition(".")
+        return f"{_OUTER.get(layer, layer)}.{rest}"
+    _, block, layer, rest = name.split(".", 3)
+    names = _EXPANDED if block in expanded else _SEPARABLE
+    return f"{prefixes[int(block)]}.{names.get(layer, layer)}.{rest}" if int(block) < len(prefixes) else name

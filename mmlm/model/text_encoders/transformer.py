@@ -5,11 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.blocks import INIT_STD, Layout, init_linears, sinusoidal_positions
-from mmlm.model.decoders.layers import DecoderLayer, LayerSettings
-from mmlm.model.decoders.transformer import Positions
 from mmlm.model.text_encoders.pooling import pooled
+from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 
 
 class TransformerTextEncoder(nn.Module):

@@ -4,7 +4,7 @@ import open_clip.transformer
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 
 B, N, PATCH_WIDTH, WIDTH, HEADS = 3, 6, 10, 8, 2

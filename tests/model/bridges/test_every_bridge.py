@@ -5,16 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmlm.build import build_model
-from mmlm.cell import check_cell
-from mmlm.config import CONFIG_DIR, check_config
-from mmlm.flow import CAPTION, EMBED
+from mmlm.core.flow import CAPTION, EMBED
+from mmlm.experiment.build import build_model
+from mmlm.experiment.cell import check_cell
+from mmlm.experiment.config import CONFIG_DIR, check_config
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 from mmlm.model.bridges.projection import LinearProjection, MlpProjection
 from mmlm.model.bridges.q_former import QFormer
 from mmlm.model.protocols import Bridge
-from mmlm.optim import decays
+from mmlm.optim.optimizers import decays
 
 N, PATCH_WIDTH, WIDTH = 16, 10, 8
 GRID = (4, 4)

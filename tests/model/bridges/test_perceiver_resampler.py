@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 
 N, PATCH_WIDTH, WIDTH, HEADS, DEPTH, LATENTS = 6, 10, 8, 2, 3, 4

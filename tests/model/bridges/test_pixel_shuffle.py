@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.bridges.pixel_shuffle import PixelShuffle
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.bridges.q_former import QFormer
 
 N, PATCH_WIDTH, WIDTH, HEADS, QUERIES = 6, 10, 8, 2, 4

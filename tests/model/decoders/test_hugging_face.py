@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.build import build_model
-from mmlm.config import check_config
-from mmlm.flow import CAPTION, EMBED, TEXT_ONLY
+from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY
+from mmlm.experiment.build import build_model
+from mmlm.experiment.config import check_config
 from mmlm.model.blocks import AttentionRecord, Layout
+from mmlm.model.decoders.gated_cross_attention import Memory
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.language_model import layers_of
-from mmlm.model.gated_cross_attention import Memory
-from mmlm.optim import hidden_matrices
+from mmlm.optim.optimizers import hidden_matrices
 
 LLAMA = {
     "hidden_size": 16,

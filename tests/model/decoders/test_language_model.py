@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mmlm.core.errors import UserError
 from mmlm.data.tokenizer import HuggingFace
-from mmlm.errors import UserError
 from mmlm.evaluation.decoding import greedy
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.language_model import check_language_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.flow import TEXT_ONLY, TextPattern
+from mmlm.core.flow import TEXT_ONLY, TextPattern
 from mmlm.model.blocks import Layout
 from mmlm.model.decoders.transformer import TransformerDecoder
 

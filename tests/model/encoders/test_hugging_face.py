@@ -19,7 +19,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.encoders.hugging_face import HuggingFaceVision
 
 TINY = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.encoders.readout import Normalize, Readout
 
 TOKENS = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmlm.model.encoders.some_patches import only_visible
 from mmlm.model.encoders.timm_any import TimmEncoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 
 SIZES = {"patch_size": 8, "width": 16, "depth": 2, "num_heads": 2}
 SETTINGS = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -5,10 +5,10 @@ import timm
 import torch
 from timm.layers import LayerNorm
 
-from mmlm.errors import UserError
-from mmlm.flow import Moment, Stream
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Moment, Stream
 from mmlm.model.encoders.timm_any import TimmEncoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 
 VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
 CONVNEXT = {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "patch_size": 2, "output_stride": 8}

@@ -9,9 +9,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.encoders.timm_any import TimmEncoder
-from mmlm.model.encoders.timm_encoder import TimmVit
+from mmlm.model.encoders.timm_vit import TimmVit
 
 VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
 OURS = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 8}

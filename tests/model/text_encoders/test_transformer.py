@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.errors import UserError
+from mmlm.core.errors import UserError
 from mmlm.model.blocks import Layout
 from mmlm.model.text_encoders.transformer import TransformerTextEncoder
 

@@ -1,0 +1,263 @@
+"""Checkpoints: written whole or not at all, verified when they are read.
+
+    checkpoints/
+      step=000500/
+        model.safetensors   one file for each named group of weights (``model``, ``ema``)
+        state.pt            everything else a resumed run needs: optimizer, schedule, random states, data position
+        sharded/model/      where ranks hold parts (FSDP2): the parts of that group, and of the ``state``
+        manifest.json       step, time, and size and SHA-256 of the files above; written last
+      best.json             which folder is best, and its score
+
+A checkpoint is written into a temporary folder, flushed to disk and renamed, so that a crash leaves the old ones as
+they were. One flipped bit loads silently from safetensors and from ``torch.load``: the manifest's checksums do not let
+it. Only one process writes (rank 0), but for the sharded tensors, of which each rank writes its own part.
+"""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmlm.checkpoints.files import (
+    SHARDED,
+    STATE,
+    SUFFIX,
+    CorruptCheckpointError,
+    abandon,
+    begin,
+    explained,
+    finish,
+    flush,
+    folders,
+    read_manifest,
+    remove,
+    saved_at,
+    saving_folder,
+    step_of,
+    verify,
+    write_json,
+)
+from mmlm.checkpoints.nested import check_storable, map_leaves
+from mmlm.checkpoints.sharded import NO_LAYOUT, Separated, lay_out, read_sharded, separate, write_sharded
+from mmlm.checkpoints.weights import Weights, read_weights, save_weights
+from mmlm.core.distributed import agreed
+from mmlm.core.errors import UserError
+
+_BEST = "best.json"
+_SHARDED_STATE = "state"
+"""Folder of the state's sharded tensors; no group of weights has this name."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory, on the CPU (but for what was asked for in a sharded layout)."""
+
+    step: int
+    """Optimizer steps taken."""
+    weights: Mapping[str, Weights]
+    """Each group of weights by name (``model``, ``ema``). Tied names hold the same tensor again."""
+    state: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint of a run."""
+
+    folder: Path
+    step: int
+    metric: str
+    score: float
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    weights: Mapping[str, Weights],
+    state: Mapping[str, object],
+    group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Writes ``root/step=<step>`` atomically and returns that folder. An older one of the same step is replaced.
+
+    Each group of ``weights`` becomes a safetensors file: two names of one tensor (tied weights) are stored once with
+    the second name on record, other shared memory is copied. ``state`` may hold tensors, numbers, strings, bytes, None
+    and lists, tuples, dicts of them (what ``torch.load(weights_only=True)`` reads); anything else is a TypeError, so
+    that no run ends in a checkpoint that cannot be read.
+
+    If there are DTensors among the tensors, all ranks of ``group`` (default: of all) have to call this with the same
+    names: each writes its parts, the first rank all else, and all of them raise if one fails. Raises UserError if the
+    disk is full or does not write; what was half written is removed and the checkpoints before stay as they are.
+    """
+    check_storable(dict(state), "state")
+    if _SHARDED_STATE in weights:
+        raise ValueError(f"'{_SHARDED_STATE}' is no name for a group of weights")
+    parts = separate(weights, state)
+    if parts.is_sharded and group is None:
+        group = dist.group.WORLD
+    elif not parts.is_sharded:
+        group = None  # this process's own affair
+    first = group is None or dist.get_rank(group) == 0
+    saving, aliases = saving_folder(root, step), {}
+    try:
+        with agreed(group), explained(root, step):
+            if first:
+                begin(root, step)
+                _make_folders(saving, parts)
+        for name, tensors in _sharded(parts).items():
+            with agreed(group), explained(root, step):
+                aliases[name] = write_sharded(saving / SHARDED / name, tensors, group)
+        with agreed(group), explained(root, step):
+            if first:
+                _write_plain(saving, parts)
+                finish(saving, step, {name: ties for name, ties in aliases.items() if ties})
+    except Exception as error:
+        if first and isinstance(error, UserError):
+            abandon(saving)
+        raise
+    return root / f"step={step:06d}"
+
+
+def load_checkpoint(folder: Path, layout: Weights = NO_LAYOUT, verified: bool = False) -> Checkpoint:
+    """Verifies a checkpoint and reads all of it, whether it was saved sharded or not.
+
+    Args:
+        folder: the checkpoint.
+        layout: a sharded module's ``state_dict()``. Each tensor of one of its parameters (weight, average, optimizer
+            state under the parameter's name) comes back sharded like it, whatever ranks saved it; all others, and
+            without ``layout`` all, in full. No rank waits for another.
+        verified: skips the checksums, for ranks that know another one has just compared them.
+
+    Raises CorruptCheckpointError, or UserError if there is none.
+    """
+    manifest = read_manifest(folder) if verified else verify(folder)
+    groups = [file.removesuffix(SUFFIX) for file in manifest.files if "/" not in file and file != STATE]
+    weights = {name: _read_group(folder, name, manifest.aliases.get(name, {}), layout) for name in groups}
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    parts: Mapping[str, Tensor] = {}
+    if (folder / SHARDED / _SHARDED_STATE).is_dir():
+        aliases = manifest.aliases.get(_SHARDED_STATE, {})
+        parts = read_sharded(folder / SHARDED / _SHARDED_STATE, aliases, layout)
+
+    def complete(path: str, leaf: Any) -> Any:
+        return parts[path] if path in parts else lay_out(path, leaf, layout)
+
+    return Checkpoint(manifest.step, weights, map_leaves(state, complete))
+
+
+def load_weights(folder: Path, group: str = "model") -> dict[str, Tensor]:
+    """Verifies and reads one group of weights only, on the CPU and in full, whether it was saved sharded or not.
+
+    Raises CorruptCheckpointError or UserError.
+    """
+    files = read_manifest(folder).files
+    if f"{group}{SUFFIX}" not in files:
+        groups = ", ".join(file.removesuffix(SUFFIX) for file in files if "/" not in file and file != STATE)
+        raise UserError(f"checkpoint {folder} has no '{group}' weights; there are: {groups}")
+    return _read_group(folder, group, verify(folder, group).aliases.get(group, {}), NO_LAYOUT)
+
+
+def latest_checkpoint(root: Path, at_most: int | None = None) -> tuple[Path | None, list[str]]:
+    """The intact checkpoint of the highest step (``at_most`` this one), and a message for each damaged one passed over.
+
+    ``None`` if there are no checkpoints at all. Raises UserError if there are some but every one is damaged: starting
+    again from nothing has to be the user's decision.
+    """
+    messages = []
+    # The replacing folder before the replaced one of the same step.
+    found = [folder for folder in folders(root) if at_most is None or step_of(folder) <= at_most]
+    for folder in sorted(found, key=lambda folder: (step_of(folder), folder.suffix == ""), reverse=True):
+        try:
+            verify(folder)
+        except CorruptCheckpointError as error:
+            messages.append(f"{error}; falling back to the one before")
+        else:
+            return folder, messages
+    if messages:
+        raise UserError(f"all {len(messages)} checkpoints in {root} are damaged; delete that folder to start again")
+    return None, []
+
+
+def mark_best(root: Path, folder: Path, metric: str, score: float) -> None:
+    """Records ``folder`` (a checkpoint in ``root``) as the best one so far by ``metric``."""
+    write_json(root / f"{_BEST}.new", {"folder": folder.name, "metric": metric, "score": score})
+    flush(root / f"{_BEST}.new")
+    os.replace(root / f"{_BEST}.new", root / _BEST)
+
+
+def best_checkpoint(root: Path) -> Best | None:
+    """The checkpoint that ``mark_best`` recorded last, or None. Raises UserError if the record cannot be read."""
+    file = root / _BEST
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text())
+        folder = root / record["folder"]
+        best = Best(folder, step_of(folder), record["metric"], float(record["score"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); delete it to go on without a best checkpoint") from None
+    if not folder.is_dir():
+        raise UserError(f"{file} names {record['folder']}, which is not there; delete that file to go on")
+    return best
+
+
+def prune(root: Path, keep_last: int, keep: Collection[Path] = ()) -> list[Path]:
+    """Deletes all but the ``keep_last`` most recently saved checkpoints, those in ``keep`` and the best one.
+
+    Returns the deleted folders. Goes by the time of saving, not by step: after a fall-back, a damaged checkpoint of a
+    higher step is older than the good one just saved. Raises UserError if ``keep_last`` is less than 1.
+    """
+    if keep_last < 1:
+        raise UserError(f"keep_last: {keep_last} keeps no checkpoint; it has to be at least 1")
+    best = best_checkpoint(root)
+    kept = {folder.resolve() for folder in keep} | ({best.folder.resolve()} if best else set())
+    by_age = sorted(folders(root), key=lambda folder: (saved_at(folder), step_of(folder)))
+    deleted = [folder for folder in by_age[:-keep_last] if folder.resolve() not in kept]
+    for folder in deleted:
+        remove(folder)
+    return deleted
+
+
+def remove_after(root: Path, step: int) -> list[Path]:
+    """Deletes the checkpoints of higher steps, but not the best one; returns them.
+
+    For a run that has gone back to ``step``: resumed from one of them it would have to go back again.
+    """
+    best = best_checkpoint(root)
+    later = [folder for folder in folders(root) if step_of(folder) > step and not (best and folder == best.folder)]
+    for folder in later:
+        remove(folder)
+    return later
+
+
+def _sharded(parts: Separated) -> dict[str, Mapping[str, Any]]:
+    """The sharded tensors by the name of the folder that they go to, in the same order on all ranks."""
+    return dict(parts.sharded_weights) | ({_SHARDED_STATE: parts.sharded_state} if parts.sharded_state else {})
+
+
+def _make_folders(saving: Path, parts: Separated) -> None:
+    for name in _sharded(parts):
+        (saving / SHARDED / name).mkdir(parents=True)
+
+
+def _write_plain(saving: Path, parts: Separated) -> None:
+    """All but the sharded tensors."""
+    for name, tensors in parts.weights.items():
+        save_weights(tensors, saving / f"{name}{SUFFIX}")
+    with (saving / STATE).open("wb") as opened:  # given a path, torch would say of a full disk only "unexpected pos"
+        torch.save(dict(parts.state), opened)
+
+
+def _read_group(folder: Path, name: str, aliases: Mapping[str, str], layout: Weights) -> dict[str, Tensor]:
+    """One group of weights. Tied tensors are laid out once."""
+    laid_out: dict[int, Tensor] = {}
+    weights = {}
+    for key, tensor in read_weights(folder / f"{name}{SUFFIX}").items():
+        weights[key] = laid_out.setdefault(id(tensor), lay_out(key, tensor, layout))
+    if (folder / SHARDED / name).is_dir():
+        weights |= read_sharded(folder / SHARDED / name, aliases, layout)
+    return weights

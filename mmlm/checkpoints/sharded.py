@@ -1,0 +1,143 @@
+"""Tensors that several ranks hold parts of (``DTensor``, as FSDP2 makes them): written by all ranks, read anywhere.
+
+Every rank writes its own parts with ``torch.distributed.checkpoint``, in its safetensors format, which runs no code
+when it is read. The parts are put together again in full or in any other layout: for another number of ranks, or none.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import empty as empty_dtensor
+
+from mmlm.checkpoints.nested import map_leaves
+from mmlm.checkpoints.weights import Weights, view_of
+from mmlm.core.distributed import agreed, sharded_like
+
+NO_LAYOUT: Weights = {}
+"""Every tensor is wanted in full."""
+
+
+@dataclass(frozen=True)
+class Separated:
+    """What a checkpoint is made of, the sharded tensors apart from all else."""
+
+    weights: Mapping[str, Weights]
+    """The other tensors of each group."""
+    state: Mapping[str, object]
+    """None in the place of each sharded tensor."""
+    sharded_weights: Mapping[str, Mapping[str, DTensor]]
+    """By group, those that have any."""
+    sharded_state: Mapping[str, DTensor]
+    """By path, such as ``optimizer/state/head.weight/exp_avg``."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether there are any."""
+        return bool(self.sharded_weights or self.sharded_state)
+
+
+def separate(weights: Mapping[str, Weights], state: Mapping[str, object]) -> Separated:
+    """Takes the sharded tensors out."""
+    sharded = {
+        group: chosen
+        for group, tensors in weights.items()
+        if (chosen := {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)})
+    }
+    plain = {
+        group: {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+        for group, tensors in weights.items()
+    }
+    found: dict[str, DTensor] = {}
+
+    def take(path: str, leaf: Any) -> Any:
+        if not isinstance(leaf, DTensor):
+            return leaf
+        found[path] = leaf
+        return None
+
+    return Separated(plain, map_leaves(dict(state), take), sharded, found)
+
+
+def write_sharded(folder: Path, tensors: Mapping[str, DTensor], group: dist.ProcessGroup) -> dict[str, str]:
+    """Every rank of ``group`` writes its parts into ``folder``, which is there. Fails on all ranks or on none.
+
+    Tied tensors (two names of one memory) are written once; returns second name -> first name. Raises OSError if a rank
+    could not write, and ValueError unless all ranks give the same names.
+    """
+    with agreed(group):
+        plan: list[Any] = [sorted(tensors), _ties(tensors)]  # of rank 0: a rank whose part is empty sees no ties
+        dist.broadcast_object_list(plan, dist.get_global_rank(group, 0), group)
+        names, aliases = plan
+        if names != sorted(tensors):
+            differing = min(set(names) ^ set(tensors))
+            raise ValueError(f"ranks save different tensors: '{differing}' is not on all of them")
+    once = {name: tensors[name] for name in names if name not in aliases}
+    writer = dcp.HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
+    try:
+        dcp.save(once, storage_writer=writer, process_group=group)
+    except CheckpointException as error:  # a BaseException, on every rank
+        number, (reason, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        if isinstance(reason, OSError):
+            raise reason from error
+        raise RuntimeError(f"rank {number}: {type(reason).__name__}: {reason}") from error
+    return aliases
+
+
+def read_sharded(folder: Path, aliases: Mapping[str, str], layout: Weights = NO_LAYOUT) -> dict[str, Tensor]:
+    """The tensors in ``folder`` by name: sharded like the entry of ``layout`` that ``like`` finds, others in full.
+
+    Needs no process group, and no rank waits for another. Tied names hold the same tensor again.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for name, saved in reader.read_metadata().state_dict_metadata.items():
+        model, dtype = like(name, saved.size, layout), saved.properties.dtype
+        if model is None:
+            tensors[name] = torch.empty(saved.size, dtype=dtype)
+        else:
+            mesh, placements = model.device_mesh, model.placements
+            tensors[name] = empty_dtensor(saved.size, dtype=dtype, device_mesh=mesh, placements=placements)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what we ask for
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors | {alias: tensors[name] for alias, name in aliases.items()}
+
+
+def like(path: str, shape: torch.Size, layout: Weights) -> DTensor | None:
+    """The sharded tensor of ``layout`` whose name is a step of ``path`` and whose global shape is ``shape``."""
+    for step in path.split("/"):
+        found = layout.get(step)
+        if isinstance(found, DTensor) and found.shape == shape:
+            return found
+    return None
+
+
+def lay_out(path: str, value: Any, layout: Weights) -> Any:
+    """A full tensor sharded like the entry of ``layout`` that ``like`` finds; anything else as it is."""
+    model = like(path, value.shape, layout) if isinstance(value, Tensor) and not isinstance(value, DTensor) else None
+    if model is None:
+        return value
+    return sharded_like(model, value)
+
+
+def _ties(tensors: Mapping[str, DTensor]) -> dict[str, str]:
+    """Second name -> first name of those whose local parts are the same memory."""
+    first: dict[tuple[object, ...], str] = {}
+    ties: dict[str, str] = {}
+    for name in sorted(tensors):
+        local = tensors[name].to_local()
+        view = view_of(local)
+        if local.numel() and view in first:
+            ties[name] = first[view]
+        else:
+            first[view] = name
+    return ties

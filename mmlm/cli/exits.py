@@ -1,0 +1,27 @@
+"""How every command ends: a user's mistake is one line on stderr and exit status 2, without a traceback."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from mmlm.core.errors import INTERRUPTED, PROGRAM, USER_ERROR, UserError
+
+
+def report_user_errors(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs ``main(sys.argv[1:])`` and exits with its status, or with 2 and one line if the user made a mistake."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        fail(str(error), USER_ERROR)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    sys.exit(status)
+
+
+def say(message: str) -> None:
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    say(message)
+    sys.exit(status)

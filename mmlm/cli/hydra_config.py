@@ -1,0 +1,54 @@
+"""What Hydra composes configs from, and what it says of a mistake. The only file but ``cli`` that imports Hydra."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from mmlm.core.errors import UserError
+from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
+from mmlm.experiment.config_errors import explain
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    """The config of a command line, neither complete nor checked, outside of a Hydra command.
+
+    ``with_hydra`` adds Hydra's own node, which knows the option chosen of each group. Raises UserError.
+    """
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(explain_composing(error, CONFIG_DIR, overrides)) from None
+
+
+def explain_composing(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:
+    """One line about an exception that Hydra, OmegaConf or YAML raised while composing a config.
+
+    ``config_dir`` and ``overrides`` (the command line) are what the config was composed of.
+    """
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable_override(error)
+    return explain(error, config_dir, overrides)
+
+
+def _missing_config(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").strip("/").rpartition("/")
+    options = ", ".join(sorted(error.options or ()))
+    return f"unknown {group or 'config'} '{name}'" + (f"; there are: {options}" if options else "")
+
+
+def _unreadable_override(error: OverrideParseException) -> str:
+    if "=" not in error.override:
+        return f"'{error.override}' is not a setting; write key=value"
+    lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]
+    return f"cannot read '{error.override}': {' '.join(lines)}; a value with special characters needs '\"quotes\"'"

@@ -1,0 +1,36 @@
+"""Files that a config names: a path, a hub id, or ``package:NAME/inside`` for a file that a Python package carries.
+
+Weights that come as packages (an optional extra) are found wherever they are installed, so that a config with them is
+the same on every machine.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmlm.core.errors import UserError
+
+PACKAGE = "package:"
+
+
+def locate(name: str, key: str) -> str:
+    """``name`` itself, or the path of the file or folder that ``package:NAME/inside`` stands for.
+
+    ``key`` is the config key that holds it and heads every message. Nothing of the package is executed. Raises
+    UserError if the package is not installed or holds no such file.
+    """
+    if not name.startswith(PACKAGE):
+        return name
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    if not package.isidentifier() or ".." in Path(inside).parts:
+        raise UserError(f"{key}: '{name}' names no file of a package; write {PACKAGE}NAME/file")
+    spec = find_spec(package)
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    if not folders:
+        shown = package.replace("_", "-")
+        raise UserError(
+            f"{key}: '{name}' needs the package {shown}; pip install {shown}, or pip install -e .[pretrained]"
+        )
+    found = next((path for folder in folders if (path := Path(folder) / inside).exists()), None)
+    if found is None:
+        raise UserError(f"{key}: the package {package} holds no '{inside}'")
+    return str(found)

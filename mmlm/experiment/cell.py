@@ -1,0 +1,146 @@
+"""Whether the parts of a config fit together, before anything real is built: each cell is accepted or refused here."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+
+from mmlm.core.errors import UserError
+from mmlm.core.flow import CAPTION, PatchView, TextView
+from mmlm.data.tokenizer import HuggingFace, OpenClip
+from mmlm.experiment.build import (
+    build_evaluators,
+    build_freeze,
+    build_model,
+    build_objective,
+    build_optim,
+    build_parallel,
+    sizes_with_teacher,
+)
+from mmlm.experiment.config import Config, load_config
+from mmlm.model.model import ImageTextModel
+from mmlm.model.protocols import OPEN_CLIP, Decoder, TextEncoder
+from mmlm.objectives.objective import FusionObjective
+from mmlm.objectives.weighted_sum import WeightedSum
+from mmlm.objectives.weights import WeightSchedule
+from mmlm.optim.freeze import FreezePlan, check_plan
+from mmlm.record.folder import CONFIG, find_run
+from mmlm.training.parallel import check_parallel
+
+_ASSUMED_VOCABULARY = 1000
+"""Tokens that ``check_cell`` assumes: the tokenizer is fitted only once there is data."""
+
+
+def check_cell(config: Config) -> None:
+    """Puts the model together without memory or weights (on the meta device), and asks whether its parts fit.
+
+    Everything that a constructor or the model refuses is refused here, in one line, before the data is read or anything
+    real is built. Raises UserError.
+    """
+    check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)
+    objective = build_objective(config)
+    plan = build_freeze(config)
+    with torch.device("meta"):
+        model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
+        plan.add_adapters(model)
+    check_plan(plan, model, config.train.steps)
+    check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})
+    _check_views(objective, model)
+    _check_patch_views(objective, model, plan, config.train.steps)
+    _check_teacher(config, objective)
+    _check_weights(objective, config.train.steps)
+    with torch.device("meta"):
+        teacher = None if config.teacher.run is None else _planned_teacher(config).sizes
+        objective.connect(sizes_with_teacher(config, model.sizes, teacher))
+    if model.decoder is None:
+        for name, evaluator in build_evaluators(config).items():
+            if evaluator.needs_decoder:
+                raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
+
+
+def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:
+    """UserError unless the tokenizer is the one that every pretrained text part was trained with.
+
+    ``tokenizer`` is its node in the config. Other tokens would be read as words that they are not.
+    """
+    kind = str(tokenizer["_target_"]).rpartition(".")[2]
+    given = {HuggingFace.__name__: tokenizer.get("name_or_path"), OpenClip.__name__: OPEN_CLIP}.get(kind, kind)
+    needed = {slot: part.vocabulary for slot, part in parts.items() if part is not None and part.vocabulary is not None}
+    if len(set(needed.values())) > 1:
+        both = " and ".join(f"{slot} reads the tokens of '{name}'" for slot, name in needed.items())
+        raise UserError(f"tokenizer: {both}, and there is one tokenizer; choose parts of one vocabulary")
+    for slot, name in needed.items():
+        if name != given:
+            fix = "open_clip" if name == OPEN_CLIP else f"hugging_face tokenizer.name_or_path={name}"
+            raise UserError(
+                f"tokenizer: {slot} reads the tokens of '{name}' and the tokenizer is '{given}'; use tokenizer={fix}"
+            )
+
+
+def _check_views(objective: WeightedSum, model: ImageTextModel) -> None:
+    """UserError for an objective that asks the model for what it cannot do."""
+    for name, part in objective.objectives.items():
+        key = f"objective.objectives.{name}"
+        reads = [view for view in part.views if isinstance(view, TextView)]
+        if model.decoder is None and (reads or isinstance(part, FusionObjective)):
+            raise UserError(
+                f"{key}: it needs a decoder, and there is none; choose one, or set objective.weights.{name}=0"
+            )
+        if any(view != CAPTION for view in reads) and not model.decoder.takes_patterns:
+            kind = type(model.decoder).__name__
+            raise UserError(f"{key}: {kind} reads from left to right only; use decoder=transformer")
+
+
+def _check_patch_views(objective: WeightedSum, model: ImageTextModel, plan: FreezePlan, num_steps: int) -> None:
+    """UserError for an objective on patches with an encoder that cannot see some of them, or learns nothing from it."""
+    frozen = plan.frozen_parameters(model, num_steps - 1)
+    never_trains = all(p in frozen or not p.requires_grad for p in model.encoder.parameters())
+    for name, part in objective.objectives.items():
+        if not any(isinstance(view, PatchView) for view in part.views):
+            continue
+        key = f"objective.objectives.{name}"
+        if not model.encoder.sees_some:
+            kind = type(model.encoder).__name__
+            raise UserError(f"{key}: {kind} cannot see some of its patches only; use encoder=vit")
+        if never_trains:
+            raise UserError(
+                f"{key}: the encoder is frozen, so it would train its own head only; set objective.weights.{name}=0 "
+                "or freeze less, such as freeze=none"
+            )
+
+
+def _check_teacher(config: Config, objective: WeightedSum) -> None:
+    """UserError for a teacher that nothing learns from, none where one is needed, and one of the wrong kind."""
+    given = config.teacher.run is not None or config.teacher.ema
+    if given and not objective.needs_teacher:
+        key = "ema" if config.teacher.ema else "run"
+        raise UserError(
+            f"teacher.{key}: no objective learns from a teacher; use objective=coca_distillation, or leave it"
+        )
+    for name, part in objective.objectives.items():
+        key = f"objective.objectives.{name}"
+        if part.needs_average and not config.teacher.ema:
+            raise UserError(f"{key}: it learns from the average of this run; set teacher.ema=true and train.ema_decay")
+        if part.needs_teacher and not given:
+            raise UserError(f"{key}: it needs a teacher; give teacher.run=DIR, or teacher.ema=true")
+
+
+def _check_weights(objective: WeightedSum, num_steps: int) -> None:
+    """UserError for an objective that never begins: whose scheduled weight is 0 at every step."""
+    for name, weight in objective.weights.items():
+        if isinstance(weight, WeightSchedule) and not any(weight(step) > 0 for step in range(num_steps)):
+            raise UserError(
+                f"objective.weights.{name}: it is 0 in all of train.steps={num_steps}; let it begin earlier"
+            )
+
+
+def _planned_teacher(config: Config) -> ImageTextModel:
+    """The model of ``teacher.run``, without its weights. Raises UserError if it cannot read this run's batches."""
+    folder = find_run(cast(str, config.teacher.run))
+    theirs = load_config(folder / CONFIG)
+    size, most = theirs.data.image_size, theirs.data.max_tokens
+    if config.data.image_size != size:
+        raise UserError(f"data.image_size: {config.data.image_size}, and the teacher {folder} sees images of {size}")
+    if config.data.max_tokens > most:
+        raise UserError(f"data.max_tokens: {config.data.max_tokens}, and the teacher {folder} reads {most} at most")
+    return build_model(theirs, _ASSUMED_VOCABULARY, load_weights=False)

@@ -1,0 +1,172 @@
+"""All live parts of a training run, made once from its config."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from mmlm.core.distributed import broadcast_object, rank, world_size
+from mmlm.core.errors import UserError
+from mmlm.core.precision import Precision
+from mmlm.data.loader import EvaluationBatches, TrainLoader
+from mmlm.data.sources import Source
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.evaluation.evaluators import Evaluator
+from mmlm.experiment.build import (
+    build_evaluators,
+    build_freeze,
+    build_model,
+    build_objective,
+    build_optim,
+    build_parallel,
+    build_source,
+    build_splits,
+    build_transform,
+    sizes_with_teacher,
+)
+from mmlm.experiment.config import Config
+from mmlm.experiment.device import choose_device, seed_everything
+from mmlm.experiment.parts import build_part
+from mmlm.experiment.saved_run import initialise_from, load_teacher, start_weights, tokenizer_folder
+from mmlm.model.model import ImageTextModel
+from mmlm.optim.average import ExponentialMovingAverage
+from mmlm.optim.freeze import check_plan
+from mmlm.optim.optimizers import Optimizer, OptimizerPart, carry_state
+from mmlm.optim.schedules import Schedule
+from mmlm.record.environment import precision_of_run
+from mmlm.record.folder import TOKENIZER
+from mmlm.training.parallel import Parallel, prepare
+from mmlm.training.teacher import Teacher
+from mmlm.training.train_state import TrainState
+from mmlm.training.train_step import TrainStep
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything a training run is made of."""
+
+    state: TrainState
+    schedule: Schedule
+    model: ImageTextModel
+    tokenizer: Tokenizer
+    validation: Mapping[str, EvaluationBatches]
+    evaluators: Mapping[str, Evaluator]
+    train_source: Source
+    device: torch.device
+    precision: Precision
+    """What is computed in, ``auto`` settled."""
+    parallel: Parallel
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which every weight is all there on every rank; all ranks enter and leave it together."""
+        return self.parallel.whole(self.state.train_step)
+
+
+def build_experiment(config: Config, folder: Path, device: torch.device | None = None) -> Experiment:
+    """All parts of a training run, its tokenizer fitted (or restored from ``folder``). Writes nothing.
+
+    ``device`` None is the one that the config names.
+    """
+    seed_everything(config.seed)
+    device = device or choose_device(config.device)
+    source = build_source(config, config.data.train, "data.train")
+    if config.train.batch_size > len(source):
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is larger than the data set, which has {len(source)} "
+            f"examples; use at most {len(source)}"
+        )
+    if config.train.batch_size % world_size():
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size} is no multiple of the {world_size()} ranks that share it; "
+            f"use {config.train.batch_size // world_size() * world_size() or world_size()}"
+        )
+    tokenizer = build_tokenizer(config, folder, source)
+    _check_language(config.data.language, tokenizer)
+    transform = build_transform(config)
+    loader = TrainLoader(
+        source,
+        tokenizer,
+        transform,
+        config.train.batch_size,
+        config.seed,
+        config.data.captions_per_image,
+        config.data.max_tokens,
+        config.data.workers,
+        rank(),
+        world_size(),
+    )
+    validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
+    model = build_model(config, tokenizer.vocab_size)
+    if config.init_from.run is not None or config.init_from.weights is not None:
+        initialise_from(model, config.init_from, *start_weights(config.init_from))
+    plan = build_freeze(config)
+    plan.add_adapters(model)
+    check_plan(plan, model, config.train.steps)
+    objective = build_objective(config)
+    teacher = load_teacher(config, objective, tokenizer, source, device)
+    objective.connect(sizes_with_teacher(config, model.sizes, None if teacher is None else teacher.sizes))
+    train_step = TrainStep(model, objective, plan, None if teacher is None else Teacher(teacher)).to(device)
+    optim, ema = build_optim(config), None
+    if config.teacher.ema:  # a copy of the model as it was built
+        ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
+        train_step.teacher = Teacher.averaging(model, objective, ema)
+    settings, parallel = config.train, build_parallel(config)
+    trained = prepare(train_step, parallel, device, settings.activation_checkpointing, settings.compile)
+    if ema is None and settings.ema_decay is not None:
+        ema = ExponentialMovingAverage(train_step, settings.ema_decay)
+    return Experiment(
+        state=TrainState(
+            trained,
+            optim(train_step, train_step.learning_rate_scales()),
+            loader,
+            ema,
+            config.seed,
+            optimizer_for=optimizer_by_step(train_step, optim),
+        ),
+        schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
+        model=model,
+        tokenizer=tokenizer,
+        validation=validation,
+        evaluators=build_evaluators(config),
+        train_source=source,
+        device=device,
+        precision=broadcast_object(precision_of_run(settings.precision, folder, device), 0),
+        parallel=parallel,
+    )
+
+
+def optimizer_by_step(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
+    """What ``TrainState.optimizer_for`` is: unfreezes when the plan says so; what trained before keeps its state."""
+
+    def optimizer_for(step: int, optimizer: Optimizer) -> Optimizer:
+        if not train_step.freeze_for(step):
+            return optimizer
+        return carry_state(optimizer, optim(train_step, train_step.learning_rate_scales()))
+
+    return optimizer_for
+
+
+def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
+    """The run's tokenizer: restored from ``folder`` or from where its decoder comes from, else fitted."""
+    tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+    saved = folder / TOKENIZER
+    if saved.is_dir():
+        tokenizer.restore(saved)
+        return tokenizer
+    brought = tokenizer_folder(config.init_from)
+    if brought is not None:
+        tokenizer.restore(brought)
+    else:
+        tokenizer.fit(source.captions())
+    return tokenizer
+
+
+def _check_language(language: str | None, tokenizer: Tokenizer) -> None:
+    """Refuses a language that the tokenizer lacks now, and not when the first captions are generated."""
+    try:
+        tokenizer.start_id(language)
+    except UserError as error:
+        raise UserError(f"data.language: {error}") from None

@@ -1,0 +1,301 @@
+"""Parts: the config nodes with a ``_target_``, checked against their constructor before anything is built.
+
+A part is a slot with real alternatives (encoder, bridge, decoder, objective, data source, evaluator). Its node names a
+class or function and gives its arguments::
+
+    encoder:
+      _target_: mmlm.model.encoders.timm_vit.TimmVit
+      depth: 4
+
+``check_part`` binds every key to the signature and checks simple types, so that a typo is refused by name at once and
+not after the data has been loaded. ``build_part`` does the same check of the *whole* node and only then calls anything.
+
+Hydra's own ``instantiate`` differs: it calls any importable object (a config from a shared folder would run code),
+knows no types and reports a wrong key only when it gets to the call.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from mmlm.core.errors import UserError
+from mmlm.core.wording import LISTS, MAPPINGS, describe, did_you_mean, shown
+
+HOME = "mmlm"
+"""The package whose classes and functions any config may name."""
+
+_NOTHING: Mapping[str, object] = types.MappingProxyType({})
+_UNIONS = (typing.Union, types.UnionType)
+
+
+class _MisfitError(Exception):
+    """A plain value that does not fit its annotation. Never leaves this file."""
+
+    def __init__(self, key: str, value: object, hint: object) -> None:
+        super().__init__(f"{key}: {shown(value)} is not {describe(hint)}")
+        self.key = key
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A checked part that is not built yet: what to call and with what (values may hold further calls)."""
+
+    target: Callable[..., object]
+    arguments: Mapping[str, object]
+    supplied: tuple[str, ...]
+    """Names the signature asks for and whoever builds it supplies."""
+
+    def run(self, runtime: Mapping[str, object]) -> object:
+        """Builds the nested parts first, then this one."""
+        given = {name: _run(value, runtime) for name, value in self.arguments.items()}
+        return self.target(**given, **{name: runtime[name] for name in self.supplied})
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for a whole node: the names supplied at run time and the packages that may be named."""
+
+    runtime: frozenset[str]
+    packages: tuple[str, ...]
+
+
+def check_part(node: object, slot: str, runtime: Collection[str] = (), plugins: Collection[str] = ()) -> None:
+    """Checks a part's node and the parts nested in it, building nothing.
+
+    ``slot`` is the key of the node in the config (``data.train``) and heads every message. ``runtime`` names the
+    arguments that are supplied when it is built (widths, a tokenizer): a signature may ask for them, a config may not
+    set them. ``plugins`` are the packages, besides ``mmlm``, that the user allowed by name. Raises UserError.
+    """
+    _plan_part(_plain(node), slot, _Rules(frozenset(runtime), (HOME, *plugins)))
+
+
+def build_part(
+    node: object, slot: str, runtime: Mapping[str, object] = _NOTHING, plugins: Collection[str] = ()
+) -> object:
+    """Checks a part's node as ``check_part`` does, then builds it: nested parts first.
+
+    Every part, nested ones too, receives those ``runtime`` values its signature asks for by name. Where the signature
+    is annotated, a list becomes the annotated tuple or set, a string the Path, an int the float, and a mapping the
+    dataclass. Raises UserError, and whatever the constructor raises.
+    """
+    return _plan_part(_plain(node), slot, _Rules(frozenset(runtime), (HOME, *plugins))).run(runtime)
+
+
+def _plain(node: object) -> object:
+    """The node as plain dicts and lists, interpolations resolved."""
+    if OmegaConf.is_config(node):
+        return OmegaConf.to_container(typing.cast(DictConfig, node), resolve=True)
+    return node
+
+
+def _run(value: object, runtime: Mapping[str, object]) -> object:
+    """The value with every call in it made."""
+    if isinstance(value, _Call):
+        return value.run(runtime)
+    if isinstance(value, Mapping):
+        return {key: _run(item, runtime) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(_run(item, runtime) for item in value)
+    return value
+
+
+def _plan_part(node: object, slot: str, rules: _Rules) -> _Call:
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"{slot}: {shown(node)} is not a part; it needs a mapping with a '_target_'")
+    target = _resolve(node["_target_"], slot, rules)
+    return _plan_call(target, {key: value for key, value in node.items() if key != "_target_"}, slot, rules)
+
+
+def _plan_call(target: Callable[..., object], given: Mapping[object, object], slot: str, rules: _Rules) -> _Call:
+    """Binds ``given`` to the signature of ``target``."""
+    name = target.__name__
+    parameters = _parameters(target)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    hints = _hints(target, slot)
+    arguments = {}
+    for key, value in given.items():
+        at = f"{slot}.{key}"
+        if key in named and key in rules.runtime:
+            raise UserError(f"{at}: {name} receives '{key}' from the other parts; remove it from the config")
+        if key not in named and not takes_any:
+            settable = [key for key in named if key not in rules.runtime]
+            raise UserError(f"{at}: {name} takes no '{key}'{did_you_mean(str(key), settable)}")
+        try:
+            arguments[key] = _fit(value, hints.get(key, object), at, rules)
+        except _MisfitError as misfit:
+            raise UserError(str(misfit)) from None
+    supplied = tuple(key for key in named if key in rules.runtime)
+    for key, parameter in named.items():
+        if parameter.default is parameter.empty and key not in arguments and key not in supplied:
+            expected = describe(hints.get(key, object))
+            raise UserError(f"{slot}.{key}: {name} requires '{key}'" + (f", {expected}" if expected else ""))
+    return _Call(target, arguments, supplied)
+
+
+def _parameters(target: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    init = target.__init__ if inspect.isclass(target) else None
+    # A class below a Protocol without a constructor of its own inherits one that seems to take anything.
+    if inspect.isfunction(init) and init.__module__ == "typing":
+        return {}
+    return inspect.signature(target).parameters
+
+
+def _hints(target: Callable[..., object], slot: str) -> Mapping[str, object]:
+    """The resolved annotation of each argument."""
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError as error:
+        # A name imported under TYPE_CHECKING only, usually in a plug-in.
+        raise UserError(
+            f"{slot}: {target.__name__} annotates an argument with '{error.name}', which its module does not import"
+        ) from None
+
+
+# Targets
+
+
+def _resolve(target: str, slot: str, rules: _Rules) -> Callable[..., object]:
+    """The class or function that ``package.module.name`` names."""
+    if not any(target.startswith(f"{package}.") for package in rules.packages):
+        allowed = ", ".join(f"{package}.*" for package in rules.packages)
+        raise UserError(f"{slot}: _target_ '{target}' is not allowed; it may only name {allowed}")
+    path = target.split(".")
+    if not all(name.isidentifier() and not name.startswith("_") for name in path):
+        raise UserError(f"{slot}: _target_ '{target}' is not the dotted name of a public class or function")
+    module = _import(path[:-1], target, slot)
+    found = vars(module).get(path[-1])
+    # A module also holds what it imports: mmlm.x.os.system is no part of mmlm, whatever path leads to it.
+    if _is_callable(found) and any(f"{found.__module__}.".startswith(f"{package}.") for package in rules.packages):
+        return found
+    own = [k for k, v in vars(module).items() if _is_callable(v) and v.__module__ == module.__name__ and k[0] != "_"]
+    raise UserError(f"{slot}: _target_ '{target}': {module.__name__} has no '{path[-1]}'{did_you_mean(path[-1], own)}")
+
+
+def _is_callable(value: object) -> bool:
+    return inspect.isclass(value) or inspect.isfunction(value)
+
+
+def _import(path: Sequence[str], target: str, slot: str) -> types.ModuleType:
+    """Imports one package after the other, so that the first name that does not exist can be told."""
+    module: types.ModuleType | None = None
+    for depth in range(1, len(path) + 1):
+        name = ".".join(path[:depth])
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name == name:
+                places = () if module is None else vars(module).get("__path__", ())
+                hint = did_you_mean(path[depth - 1], [info.name for info in pkgutil.iter_modules(places)])
+                raise UserError(f"{slot}: _target_ '{target}': there is no module '{name}'{hint}") from None
+            if error.name is None or error.name.split(".")[0] == path[0]:
+                raise
+            raise UserError(f"{slot}: {name} needs the package '{error.name}'; install it") from None
+    assert module is not None, "a target has a module"
+    return module
+
+
+# Values against annotations
+
+
+def _fit(value: object, hint: object, key: str, rules: _Rules) -> object:
+    """The value as its annotation wants it. Raises _MisfitError (a plain value) or UserError (inside a nested part)."""
+    if value == "???":
+        raise UserError(f"{key}: required, and not set")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    kind = hint if origin is None else origin
+    if origin is typing.Annotated:
+        return _fit(value, arguments[0], key, rules)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return _fit_part(value, hint, key, rules)
+    if origin in _UNIONS:
+        return _fit_union(value, hint, key, rules)
+    if hint in (object, typing.Any) or isinstance(hint, typing.TypeVar):
+        kind = dict if isinstance(value, Mapping) else list if isinstance(value, (list, tuple)) else object
+    if kind in LISTS and isinstance(value, (list, tuple)):
+        return _fit_list(value, kind, arguments, key, rules)
+    if kind in MAPPINGS and isinstance(value, Mapping):
+        item_hint = arguments[1] if arguments else object
+        _check_flat(value, item_hint, key)
+        return {name: _fit(item, item_hint, f"{key}.{name}", rules) for name, item in value.items()}
+    if inspect.isclass(kind) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return _plan_call(kind, value, key, rules)
+    return _fit_scalar(value, kind, hint, key)
+
+
+def _check_flat(value: Mapping[object, object], item_hint: object, key: str) -> None:
+    """UserError for mappings inside of one that holds numbers: a dot on the command line begins another level."""
+    entries = dict(_dotted(value))
+    dotted = next((name for name in entries if "." in name and name not in value), None)
+    if item_hint not in (int, float) or dotted is None:
+        return
+    written = ", ".join(f"{name}: {item}" for name, item in entries.items())
+    raise UserError(
+        f"{key}.{dotted}: '{dotted}' is one name, and its dots are read as levels here; write '+{key}={{{written}}}'"
+    )
+
+
+def _dotted(values: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The values of nested mappings, each with the names above it joined by dots."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _fit_scalar(value: object, kind: object, hint: object, key: str) -> object:
+    if kind is object or (kind in (None, types.NoneType) and value is None):
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is typing.Literal and any(value == o and type(value) is type(o) for o in typing.get_args(hint)):
+        return value
+    # The exact type: a bool is an int to Python, but `depth: true` is a mistake.
+    if type(value) is kind:
+        return value
+    raise _MisfitError(key, value, hint)
+
+
+def _fit_union(value: object, hint: object, key: str, rules: _Rules) -> object:
+    told = _MisfitError(key, value, hint)
+    # The exact member first: an int stays an int under `float | int`.
+    for member in sorted(typing.get_args(hint), key=lambda member: member is not type(value)):
+        try:
+            return _fit(value, member, key, rules)
+        except _MisfitError as misfit:
+            if misfit.key != key:  # a list or mapping with a fault inside: that fault says more
+                told = misfit
+    raise told
+
+
+def _fit_list(value: Sequence[object], kind: object, arguments: Sequence[object], key: str, rules: _Rules) -> object:
+    item_hints: Sequence[object] = [arguments[0] if arguments else object] * len(value)
+    if kind is tuple and arguments and Ellipsis not in arguments:
+        item_hints = arguments
+        if len(item_hints) != len(value):
+            raise _MisfitError(key, value, tuple[tuple(item_hints)])
+    fitted = [_fit(item, item_hints[index], f"{key}.{index}", rules) for index, item in enumerate(value)]
+    return kind(fitted) if kind in (tuple, set, frozenset) else fitted
+
+
+def _fit_part(node: Mapping[str, object], hint: object, key: str, rules: _Rules) -> _Call:
+    """A nested part. Where a class is annotated, the part has to be one (what a function returns is not checked)."""
+    call = _plan_part(node, key, rules)
+    members = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    kinds = [typing.get_origin(member) or member for member in members]
+    if not inspect.isclass(call.target) or not all(inspect.isclass(kind) for kind in kinds):
+        return call
+    if any(kind is object or typing.Protocol in kind.__bases__ or issubclass(call.target, kind) for kind in kinds):
+        return call
+    raise UserError(f"{key}: {call.target.__name__} is not {describe(hint)}")

@@ -1,0 +1,174 @@
+"""A run that is there already: its weights, its tokenizer, and starting another run from it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mmlm.checkpoints.checkpoint import best_checkpoint, latest_checkpoint, load_weights
+from mmlm.checkpoints.weights import Weights, copy_weights, match_weights, read_weights
+from mmlm.core.errors import UserError
+from mmlm.core.flow import EMBED, TextView
+from mmlm.data.sources import Source
+from mmlm.data.tokenizer import Tokenizer, same_tokens
+from mmlm.experiment.build import build_freeze, build_model
+from mmlm.experiment.config import Config, InitSettings, load_config
+from mmlm.experiment.parts import build_part
+from mmlm.model.model import ImageTextModel
+from mmlm.objectives.weighted_sum import WeightedSum
+from mmlm.optim.lora import merge_adapters
+from mmlm.record.folder import CHECKPOINTS, CONFIG, TOKENIZER, find_run
+
+MODEL_TYPE = "mmlm"
+"""``model_type`` in the config.json of an exported model."""
+
+
+def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
+    """The step and the model's weights that a run exports. Raises UserError if there is no checkpoint."""
+    step, weights = trained_weights(folder, config)
+    return step, model_weights(weights)
+
+
+def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
+    """The step and all weights, the objective's too, of a run's best checkpoint, or of its last if it keeps no best.
+
+    Names are those in checkpoints. The moving average of the weights is taken where the run has one. Raises UserError
+    if there is no checkpoint.
+    """
+    best = best_checkpoint(folder / CHECKPOINTS)
+    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
+    if checkpoint is None:
+        raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
+    weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
+    return int(checkpoint.name.split("=")[1].split(".")[0]), weights
+
+
+def model_weights(weights: Weights) -> dict[str, Tensor]:
+    """The model's tensors by their names in the model: without the ``model.`` of checkpoints and exported files.
+
+    A checkpoint holds the objective's parameters next to them, which are left out.
+    """
+    own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    return own or dict(weights)
+
+
+def tokenizer_folder(start: InitSettings) -> Path | None:
+    """Where the tokenizer stands that comes with the weights of a part that reads or writes text; None without one.
+
+    It comes with a run, and with the weights of an exported folder; any other file of weights holds none.
+    """
+    if start.parts is not None and not {"decoder", "text_encoder"} & set(start.parts):
+        return None
+    if start.run is not None:
+        return find_run(start.run) / TOKENIZER
+    if start.weights is not None and is_exported(Path(start.weights).parent):
+        return Path(start.weights).parent
+    return None
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether ``mmlm.pretrained`` has saved a model in ``folder``."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def initialise_from(model: ImageTextModel, start: InitSettings, source: Path, given: Weights) -> None:
+    """Copies the named parts' weights out of ``given``; image positions are resized to the new grid.
+
+    ``source`` is where they come from and heads messages; neither ``model`` nor ``given`` has adapters. Raises
+    UserError that lists every name without a counterpart and every tensor of another shape, but for those that
+    ``init_from.missing`` and ``init_from.unexpected`` expect.
+    """
+    target = model.state_dict()
+    if start.parts is not None:
+        known = list(dict.fromkeys(_part(name) for name in target))
+        for part in start.parts:
+            if part not in known:
+                raise UserError(f"init_from.parts: '{part}' is no part of the model; there are: {', '.join(known)}")
+        target = {name: value for name, value in target.items() if _part(name) in start.parts}
+        given = {name: value for name, value in given.items() if _part(name) in start.parts}
+    given = {
+        name: _fitted(name, value, target[name], model) if name in target else value for name, value in given.items()
+    }
+    for name in match_weights(target, given, f"init_from: {source}", start.missing, start.unexpected, _ADVICE):
+        target[name].copy_(given[name])
+
+
+_ADVICE = (
+    "; leave that part out of init_from.parts, or say what you expect: init_from.missing=[PATTERN] keeps this model's "
+    "own tensors, init_from.unexpected=[PATTERN] leaves theirs"
+)
+
+
+def _part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _fitted(name: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
+    """Image positions, resized to the model's grid by the encoder that they belong to; other tensors as they are."""
+    part, _, inner = name.partition(".")
+    if part != "encoder" or old.shape == new.shape:
+        return old
+    resized = model.encoder.resized(inner, old)
+    return old if resized is None else resized
+
+
+def load_teacher(
+    config: Config, objective: WeightedSum, tokenizer: Tokenizer, source: Source, device: torch.device
+) -> ImageTextModel | None:
+    """The model of ``teacher.run``, if that is set. Raises UserError if it reads other tokens than this run's."""
+    if config.teacher.run is None:
+        return None
+    run = load_run(config.teacher.run, device)
+    views = frozenset().union(*(part.teacher_views for part in objective.objectives.values()))
+    reads = any(view == EMBED or isinstance(view, TextView) for view in views)
+    if reads and not same_tokens(tokenizer, run.tokenizer, source.captions()):
+        raise UserError(
+            f"teacher.run: the tokenizer of {run.folder} makes other ids than this run's; use the same tokenizer, "
+            "fitted on the same captions, for both"
+        )
+    return run.model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a finished (or stopped) run left behind, ready to use."""
+
+    folder: Path
+    config: Config
+    step: int
+    """Optimizer steps that the weights have been trained for."""
+    model: ImageTextModel
+    """In eval mode, with the weights that the run exports."""
+    tokenizer: Tokenizer
+
+
+def load_run(path: str, device: torch.device) -> TrainedRun:
+    """The run at (or the only one below) ``path`` with the weights it exports, on ``device``. Raises UserError."""
+    folder = find_run(path)
+    config = load_config(folder / CONFIG)
+    tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+    tokenizer.restore(folder / TOKENIZER)
+    model = build_model(config, tokenizer.vocab_size, load_weights=False)
+    build_freeze(config).add_adapters(model)
+    step, weights = exported_weights(folder, config)
+    copy_weights(model.state_dict(), weights, f"run: {folder}")
+    return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
+
+
+def start_weights(start: InitSettings) -> tuple[Path, dict[str, Tensor]]:
+    """Where ``init_from`` takes weights from, and the model's among them, adapters merged. Raises UserError."""
+    if start.weights is not None:
+        return Path(start.weights), model_weights(read_weights(Path(start.weights)))
+    folder = find_run(cast(str, start.run))
+    config = load_config(folder / CONFIG)
+    if build_freeze(config).lora is None:
+        return folder, exported_weights(folder, config)[1]
+    model = load_run(str(folder), torch.device("cpu")).model
+    merge_adapters(model)
+    return folder, model.state_dict()

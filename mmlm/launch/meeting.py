@@ -1,0 +1,240 @@
+"""Where this process stands among the ranks of a run, and how they find each other.
+
+Three things start ranks: ``launcher=local`` and torchrun (both by RANK, WORLD_SIZE, ...), and ``srun`` (by SLURM_*).
+Without any of them the process is the only rank, and nothing here does anything.
+"""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from mmlm.core.distributed import OtherRankFailed
+from mmlm.core.errors import UserError
+
+COMMAND = "MMLM_COMMAND"
+"""Environment variable that tells a training what starts it again."""
+ATTEMPT = "MMLM_ATTEMPT"
+"""Environment variable of launcher=local: how often all ranks have been started again."""
+_MEETING_SECONDS = 300.0
+"""How long ranks wait for each other, and for rank 0's config, before any setting is known."""
+
+
+class Backend(StrEnum):
+    """What reduces tensors over ranks."""
+
+    auto = "auto"
+    gloo = "gloo"
+    nccl = "nccl"
+
+
+@dataclass
+class RankSettings:
+    """How ranks work together."""
+
+    backend: Backend = Backend.auto
+    """auto (nccl on CUDA, else gloo), gloo or nccl."""
+    timeout_seconds: float = 600.0
+    """How long a rank waits for the others in a reduction before it gives up."""
+    watchdog_seconds: float = 300.0
+    """After how long without progress a rank writes down where it stands (RUN/stacks/) and says which rank is late."""
+
+
+class Starter(StrEnum):
+    """What started this process as a rank."""
+
+    itself = "a single process"
+    local = "launcher=local"
+    torchrun = "torchrun"
+    srun = "srun"
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the ranks."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Among the ranks of this machine."""
+    world_size: int = 1
+    address: str = "127.0.0.1"
+    """Host that keeps the ranks in touch."""
+    port: int = 0
+    starter: Starter = Starter.itself
+    attempt: int = 0
+    """How often all ranks have been started again."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether there are no other ranks."""
+        return self.world_size == 1
+
+
+def find_place(environment: Mapping[str, str]) -> Place:
+    """Reads it off the environment. Raises UserError if that is incomplete."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return _from_torch(environment)
+    # Only in a step: a batch script has a SLURM_PROCID of its own.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
+        return _from_slurm(environment)
+    return Place(attempt=int(environment.get("SLURM_RESTART_COUNT", "0")))
+
+
+def _from_torch(environment: Mapping[str, str]) -> Place:
+    try:
+        return Place(
+            rank=int(environment["RANK"]),
+            local_rank=int(environment["LOCAL_RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
+            address=environment["MASTER_ADDR"],
+            port=int(environment["MASTER_PORT"]),
+            starter=Starter.local if ATTEMPT in environment else Starter.torchrun,
+            attempt=int(environment.get(ATTEMPT, environment.get("TORCHELASTIC_RESTART_COUNT", "0"))),
+        )
+    except KeyError as error:
+        raise UserError(f"RANK and WORLD_SIZE are set and {error} is not; start ranks by torchrun or srun") from None
+
+
+def _from_slurm(environment: Mapping[str, str]) -> Place:
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
+    # A port that ranks agree on without asking, and that steps of different jobs on one node seldom share.
+    number = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment["SLURM_STEP_ID"])
+    return Place(
+        rank=int(environment["SLURM_PROCID"]),
+        local_rank=int(environment["SLURM_LOCALID"]),
+        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        address=environment.get("MASTER_ADDR", first_host(nodes)),
+        port=int(environment.get("MASTER_PORT", 20000 + number % 20000)),
+        starter=Starter.srun,
+        attempt=int(environment.get("SLURM_RESTART_COUNT", "0")),
+    )
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's host list: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
+    bracket = re.match(r"([^,\[]+)(?:\[(\w+))?([^,]*)", nodes)
+    if bracket is None:
+        return nodes
+    prefix, first, rest = bracket.groups()
+    return prefix if first is None else prefix + first + rest.partition("]")[2]
+
+
+class Meeting:
+    """The key-value store that all ranks of a run share, before and beside the process group."""
+
+    def __init__(self, place: Place) -> None:
+        """Waits for rank 0 to be there. Raises UserError if it is not in time."""
+        self.place = place
+        self.store: dist.Store | None = None if place.alone else _connect(place)
+
+    def publish(self, folder: Path, config: str) -> None:
+        """Hands the run (its folder and the text of its config) to the other ranks; rank 0 does it once."""
+        if self.store is not None:
+            self.store.set("run", json.dumps({"folder": str(folder), "config": config}))
+
+    def refuse(self, status: int) -> None:
+        """Lets the other ranks end with ``status``, unless a run has been handed to them."""
+        if self.store is None or self.store.check(["run"]):
+            return
+        self.store.set("run", json.dumps({"status": status}))
+        with suppress(RuntimeError):  # whoever keeps the store must not be gone before they have read it
+            self.store.wait([f"read/{rank}" for rank in range(1, self.place.world_size)], timedelta(seconds=60))
+
+    def receive(self) -> tuple[Path, str] | int:
+        """What rank 0 published, or the status to end with."""
+        if self.store is None:
+            raise ValueError("a single process has nobody to receive a run from")
+        try:
+            said = json.loads(self.store.get("run"))
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"rank {self.place.rank}: rank 0 is gone before it composed the run ({first})") from None
+        self.store.set(f"read/{self.place.rank}", "1")
+        return said["status"] if "status" in said else (Path(said["folder"]), said["config"])
+
+    def first(self, what: str) -> bool:
+        """Whether this rank is the first to ask this about ``what``; True if the store does not answer."""
+        try:
+            return self.store is None or self.store.add(what, 1) == 1
+        except RuntimeError:
+            return True
+
+    def asked(self, what: str) -> bool:
+        """Whether any rank has asked ``first`` about ``what``; False if the store does not answer."""
+        try:
+            return self.store is not None and self.store.check([what])
+        except RuntimeError:
+            return False
+
+
+def _connect(place: Place) -> dist.Store:
+    timeout = timedelta(seconds=_MEETING_SECONDS)
+    try:
+        if place.starter is Starter.torchrun:
+            store = next(iter(dist.rendezvous("env://", timeout=timeout)))[0]
+        else:
+            hosts = place.rank == 0 and place.starter is Starter.srun  # launcher=local keeps it in the parent
+            store = dist.TCPStore(place.address, place.port, is_master=hosts, timeout=timeout, wait_for_workers=False)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"rank {place.rank} of {place.world_size} cannot reach {place.address}:{place.port} ({first}); set "
+            "MASTER_ADDR and MASTER_PORT to a host and port that every node reaches"
+        ) from None
+    return dist.PrefixStore(f"mmlm/{place.attempt}", store)
+
+
+@contextmanager
+def joined(meeting: Meeting, settings: RankSettings, device: torch.device) -> Iterator[None]:
+    """The process group of all ranks of a meeting, and this rank's device as the current one, while it lasts."""
+    place = meeting.place
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if place.alone:
+        yield
+        return
+    if device.type == "cpu" and place.starter is Starter.local:
+        # Host names need not resolve on a laptop.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    backend = settings.backend
+    if backend is Backend.auto:
+        backend = Backend.nccl if device.type == "cuda" else Backend.gloo
+    if backend is Backend.nccl and device.type != "cuda":
+        raise UserError(f"ranks.backend: nccl needs CUDA, and this run is on {device.type}; use gloo or auto")
+    # Both kinds of tensor: evaluation gathers what stands on the CPU.
+    name = "cpu:gloo,cuda:nccl" if backend is Backend.nccl else "gloo"
+    dist.init_process_group(
+        name,
+        store=dist.PrefixStore("group", meeting.store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=settings.timeout_seconds),
+    )
+    try:
+        dist.barrier()  # or a rank that finds a mistake at once would be gone while others still connect to it
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _loopback() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), names[0])
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone or silent, and not that this one is wrong."""
+    text = str(error)
+    if isinstance(error, dist.DistError | OtherRankFailed):
+        return True
+    signs = ("gloo", "Connection closed by peer", "Connection reset", "Timed out waiting", "NCCL", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)

@@ -1,0 +1,141 @@
+"""GPU kernels of other packages for the cross-entropy of a linear layer, and the choice of one.
+
+- Liger (``liger-kernel``, arXiv:2410.10989): chunks of rows, gradients made in the forward pass.
+- Cut Cross-Entropy (``cut-cross-entropy``, arXiv:2411.09009): logits live in registers only; the backward pass makes
+  them again. Its ``cce_exact``, which drops no small gradients and sums in float32.
+"""
+
+from importlib import metadata
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmlm.core.errors import UserError
+from mmlm.objectives.kernels.gradients_in_forward import Summed, Wanted
+
+IGNORED = -100
+"""Target of a row without loss."""
+Chosen = Literal["chunked", "liger", "cut"]
+Kernel = Literal["auto", "chunked", "liger", "cut"]
+"""``auto``: chunked on a CPU; on a CUDA device Liger if it is installed, else Cut Cross-Entropy, else chunked."""
+LIGER, CUT = "liger-kernel", "cut-cross-entropy"
+LEAST_LIGER = (0, 8)
+"""The first version that says what it predicts, which accuracy needs."""
+HALF = (torch.bfloat16, torch.float16)
+
+
+def installed(package: str) -> tuple[int, ...] | None:
+    """Major and minor version of an installed package, or None."""
+    try:
+        return tuple(int(number) for number in metadata.version(package).split(".")[:2])
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_kernel(kernel: Kernel, label_smoothing: float, chunk_rows: int | None) -> None:
+    """Refuses a choice that no device could follow. Raises UserError."""
+    if chunk_rows is not None and chunk_rows < 1:
+        raise UserError(f"chunk_rows: {chunk_rows} must be at least 1 row")
+    if kernel in ("auto", "chunked"):
+        return
+    if chunk_rows is not None:
+        raise UserError(f"chunk_rows: {chunk_rows} has no effect on kernel={kernel}; use kernel=chunked, or null here")
+    package = LIGER if kernel == "liger" else CUT
+    version = installed(package)
+    if version is None:
+        raise UserError(f"kernel: {kernel} needs a package that is not installed; pip install {package}")
+    if kernel == "liger" and version < LEAST_LIGER:
+        raise UserError(
+            f"kernel: {LIGER} {_dotted(version)} is older than {_dotted(LEAST_LIGER)}; pip install -U {LIGER}"
+        )
+    if kernel == "cut" and label_smoothing:
+        raise UserError(
+            f"kernel: cut has no label smoothing, and label_smoothing is {label_smoothing}; use kernel=liger or chunked"
+        )
+
+
+def choose_kernel(kernel: Kernel, hidden: Tensor, label_smoothing: float) -> Chosen:
+    """What computes the loss of ``hidden`` float[P, D], by its device and what is installed.
+
+    ``auto`` takes a kernel only where it is exact: none for float64 inputs, and Cut Cross-Entropy for half precision
+    without label smoothing only. Raises UserError for a named kernel that cannot compute this.
+    """
+    device, dtype = hidden.device.type, computing_dtype(hidden)
+    if kernel == "chunked":
+        return kernel
+    if kernel == "auto":
+        return _best(label_smoothing, dtype) if device == "cuda" else "chunked"
+    if device != "cuda":
+        raise UserError(f"kernel: {kernel} runs on CUDA devices only, and the model is on {device}; use kernel=auto")
+    if not _fits(kernel, dtype):
+        fix = "kernel=chunked" if dtype is torch.float64 else "train.precision=bf16 or kernel=chunked"
+        raise UserError(f"kernel: {kernel} does not compute in {str(dtype).removeprefix('torch.')}; use {fix}")
+    return kernel
+
+
+def _best(label_smoothing: float, dtype: torch.dtype) -> Chosen:
+    """The first kernel that is installed and can compute this on a CUDA device."""
+    if (installed(LIGER) or (0, 0)) >= LEAST_LIGER and _fits("liger", dtype):
+        return "liger"
+    if installed(CUT) is not None and not label_smoothing and _fits("cut", dtype):
+        return "cut"
+    return "chunked"
+
+
+def _fits(kernel: Chosen, dtype: torch.dtype) -> bool:
+    """Whether a kernel computes in ``dtype`` as exactly as we do: Liger's sums are float32."""
+    return dtype in HALF or (kernel == "liger" and dtype is torch.float32)
+
+
+def liger(hidden: Tensor, head_weight: Tensor, wanted: Wanted, targets: Tensor, label_smoothing: float) -> Summed:
+    """Liger's loss and gradients, as a ``Compute``.
+
+    Its own backward multiplies the stored gradients in place, which is wrong for a graph that is gone through twice,
+    and it makes no gradient of the head if the hidden states need none. So it is differentiated here, at once, and
+    with hidden states that always need one.
+    """
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    with torch.set_grad_enabled(wanted.any):
+        hidden = hidden.detach().requires_grad_(wanted.any)
+        head_weight = head_weight.detach().requires_grad_(wanted.head)
+        output = liger_fused_linear_cross_entropy(
+            hidden,
+            head_weight,
+            targets,
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+            accum_dtype=torch.float32,
+            return_predicted_tokens=True,
+        )
+    inputs = [hidden, head_weight] if wanted.head else [hidden]
+    gradients = torch.autograd.grad(output.loss, inputs) if wanted.any else []
+    return Summed(
+        output.loss.detach(),
+        (output.predicted_tokens == targets).sum(),
+        gradients[0] if wanted.hidden else None,
+        gradients[1] if wanted.head else None,
+    )
+
+
+def cut_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
+    """Cut Cross-Entropy's loss_sum float32[], differentiated by its own backward (which stores no gradients)."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(
+        hidden, head_weight, targets, ignore_index=IGNORED, reduction="sum", impl="cce_exact"
+    ).float()
+
+
+def computing_dtype(tensor: Tensor) -> torch.dtype:
+    """What a matrix product would convert ``tensor`` to: autocast leaves float64 alone."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

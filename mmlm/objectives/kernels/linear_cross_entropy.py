@@ -1,0 +1,190 @@
+"""Cross-entropy of tokens from hidden states, without ever holding all of their logits."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.core.precision import at_least_float32
+from mmlm.objectives.kernels.gradients_in_forward import Summed, Wanted, with_known_gradients
+from mmlm.objectives.kernels.installed import IGNORED, Kernel, choose_kernel, computing_dtype, cut_loss, liger
+
+ROW_MULTIPLE = 64
+"""Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
+CHUNK_ELEMENTS = 2**24
+"""Logits that are held at once; they take 4 bytes each, and 2 more under bfloat16. Smaller chunks add to the gradient
+of the head, which is as large as the head, more often: at V = 49,408 in bfloat16 half as many cost a quarter more."""
+PLAIN_ELEMENTS = 2**23
+"""Up to so many logits the loss is PyTorch's own, as fast there; it holds them about three times over."""
+
+
+def token_cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    kernel: Kernel = "auto",
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of hidden states, and how many targets are predicted right; for every objective.
+
+    The value and the arguments are those of ``linear_cross_entropy``; ``kernel`` says what computes it
+    (``cross_entropy_kernels.choose_kernel``, which may raise UserError).
+    """
+    chosen = choose_kernel(kernel, hidden, label_smoothing)
+    if chosen == "chunked" or chunk_rows is not None or len(targets) == 0:
+        return linear_cross_entropy(hidden, head_weight, targets, label_smoothing, chunk_rows)
+    if chosen == "liger":
+        return with_known_gradients(
+            partial(liger, targets=targets, label_smoothing=label_smoothing), hidden, head_weight
+        )
+    with torch.no_grad():  # Cut Cross-Entropy says nothing of its predictions: one matrix product more
+        _, correct = linear_cross_entropy(hidden, head_weight, targets)
+    return cut_loss(hidden, head_weight, targets), correct
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of hidden states, and how many targets are predicted right.
+
+    For logits ``z[p] = hidden[p] @ head_weight.T``, targets ``y[p]`` and label smoothing ``s`` (arXiv:1512.00567)::
+
+        loss_sum = sum_p  logsumexp(z[p]) - (1 - s) z[p, y[p]] - s mean_v z[p, v]
+        correct  = | {p : argmax z[p] = y[p]} |
+
+    Rows are taken a chunk at a time, and each chunk's gradient with respect to its logits, ``softmax(z[p]) - (1 - s)
+    onehot(y[p]) - s / V``, is turned into those of the inputs at once (as in Liger, arXiv:2410.10989). So neither
+    ``[P, V]`` logits nor their gradient ever exist. Products are in the precision of autocast, all else in at least
+    float32, sums of chunks included. What fits ``chunk_rows`` or ``PLAIN_ELEMENTS`` is computed by PyTorch's ``linear``
+    and ``cross_entropy``.
+
+    Args:
+        hidden: float[P, D].
+        head_weight: float[V, D].
+        targets: int64[P]; a row with the target ``IGNORED`` has no loss and is never right.
+        label_smoothing: s, in [0, 1).
+        chunk_rows: rows at once; None is as many as make ``CHUNK_ELEMENTS`` logits.
+
+    Returns:
+        ``loss_sum`` float32[] (float64 of float64 inputs), with gradient, and ``correct`` int64[].
+    """
+    filler = -len(targets) % ROW_MULTIPLE
+    hidden = F.pad(hidden, (0, 0, 0, filler))
+    targets = F.pad(targets, (0, filler), value=IGNORED)
+    if len(targets) <= (chunk_rows or PLAIN_ELEMENTS // len(head_weight)):
+        return _plain(hidden, head_weight, targets, label_smoothing)
+    rows = min(chunk_rows or default_rows(len(head_weight)), len(targets))
+    compute = partial(_chunked, targets=targets, label_smoothing=label_smoothing, rows=rows)
+    return with_known_gradients(compute, hidden, head_weight)
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
+    """The cross-entropy of each row, float32[P] (float64 of float64 inputs), without gradient; arguments as above."""
+    hidden, head_weight = _operands(hidden, head_weight)
+    rows = chunk_rows or default_rows(len(head_weight))
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.cat(
+            [
+                F.cross_entropy(
+                    at_least_float32(F.linear(part, head_weight)), wanted, reduction="none", ignore_index=IGNORED
+                )
+                for part, wanted in chunks
+            ]
+        )
+
+
+def default_rows(vocab_size: int) -> int:
+    """Rows of a chunk: as many as make ``CHUNK_ELEMENTS`` logits, a multiple of ``ROW_MULTIPLE``."""
+    return max(1, CHUNK_ELEMENTS // vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """All logits at once, differentiated by autograd."""
+    logits = at_least_float32(F.linear(hidden, head_weight))
+    losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
+    return losses, (logits.detach().argmax(dim=-1) == targets).sum()
+
+
+def _chunked(
+    hidden: Tensor, head_weight: Tensor, wanted: Wanted, targets: Tensor, label_smoothing: float, rows: int
+) -> Summed:
+    """The loss of all rows, a chunk at a time, in buffers that are used again and again."""
+    given = hidden.dtype, head_weight.dtype
+    hidden, head_weight = _operands(hidden, head_weight)
+    real = targets != IGNORED
+    # A row of zeros adds nothing to the head's gradient, whatever its logits' gradient.
+    hidden = hidden.masked_fill(~real[:, None], 0)
+    targets = targets.where(real, 0)
+    narrow = hidden.new_empty(rows, len(head_weight))
+    wide = at_least_float32(narrow)  # the same tensor if it is wide enough
+    losses, right = wide.new_zeros(len(hidden)), torch.zeros_like(real)
+    gradients = _Gradients(hidden, head_weight, wanted, wide.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), rows):
+            at = slice(start, min(start + rows, len(hidden)))
+            product = torch.mm(hidden[at], head_weight.T, out=narrow[: at.stop - start])
+            logits = product if wide is narrow else wide[: at.stop - start].copy_(product)
+            losses[at], right[at] = _score(logits, targets[at], label_smoothing, differentiate=wanted.any)
+            if wanted.any:
+                gradients.add(at, logits if wide is narrow else product.copy_(logits))
+    return Summed(
+        (losses * real).sum(),
+        (right & real).sum(),
+        None if gradients.hidden is None else gradients.hidden.masked_fill_(~real[:, None], 0).to(given[0]),
+        None if gradients.head is None else gradients.head.to(given[1]),
+    )
+
+
+class _Gradients:
+    """The gradients of a linear layer's inputs, which every chunk adds to. The head's is summed in ``wide``."""
+
+    def __init__(self, hidden: Tensor, head_weight: Tensor, wanted: Wanted, wide: torch.dtype) -> None:
+        self._inputs = hidden, head_weight
+        self.hidden = torch.empty_like(hidden) if wanted.hidden else None
+        self.head = torch.zeros_like(head_weight, dtype=wide) if wanted.head else None
+        narrower = wanted.head and wide != head_weight.dtype
+        self._head_product = torch.empty_like(head_weight) if narrower else None
+
+    def add(self, at: slice, of_logits: Tensor) -> None:
+        """A chunk's gradient with respect to its logits, float[R, V]."""
+        hidden, head_weight = self._inputs
+        if self.hidden is not None:
+            torch.mm(of_logits, head_weight, out=self.hidden[at])
+        if self._head_product is not None:
+            self.head += torch.mm(of_logits.T, hidden[at], out=self._head_product)
+        elif self.head is not None:
+            self.head.addmm_(of_logits.T, hidden[at])
+
+
+def _score(logits: Tensor, targets: Tensor, label_smoothing: float, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """Losses float32[R] and whether each row is right, bool[R], of ``logits`` float32[R, V].
+
+    ``logits`` is overwritten: by the losses' gradient with respect to it, if it is to ``differentiate``.
+    """
+    largest, best = logits.max(dim=-1, keepdim=True)
+    aim = targets[:, None]
+    logits -= largest
+    at_target = logits.gather(1, aim)
+    expected = at_target
+    if label_smoothing:
+        expected = (1 - label_smoothing) * at_target + label_smoothing * logits.mean(dim=-1, keepdim=True)
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    if differentiate:
+        logits /= total
+        logits[torch.arange(len(logits), device=logits.device), targets] -= 1 - label_smoothing
+        if label_smoothing:
+            logits -= label_smoothing / logits.shape[1]
+    return (total.log() - expected).squeeze(1), best.squeeze(1) == targets
+
+
+def _operands(*tensors: Tensor) -> list[Tensor]:
+    """The tensors as a matrix product takes them under autocast, each converted once."""
+    return [tensor.to(computing_dtype(tensor)) for tensor in tensors]

@@ -1,0 +1,108 @@
+"""Captioning in which a share of the captions is predicted in parallel, from the image alone."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mmlm.core.errors import UserError
+from mmlm.core.flow import (
+    TEXT_ONLY,
+    Batch,
+    Drawn,
+    Loss,
+    ModelOutput,
+    ModelSizes,
+    Moment,
+    Stream,
+    Term,
+    TextPattern,
+    TextView,
+)
+from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.shared.token_prediction import (
+    Captions,
+    check_label_smoothing,
+    counted,
+    new_mask_embedding,
+    states_at,
+)
+
+PARALLEL = TextView("parallel")
+
+
+class ParallelCaptioning(Objective):
+    """Captioning and parallel prediction in one pass (CapPa, arXiv:2306.07915)::
+
+        loss = - sum_{c, t} log p(target[c, t] | read[c, t], image) / number of real targets of all ranks
+        read[c, t] = start                      if caption c was drawn (with probability ``share``)
+                     inputs[c, <= t]            otherwise, as in captioning
+
+    Of a drawn caption every input token is replaced by a learned mask embedding, which leaves nothing but positions,
+    and attention is not causal: all of its targets are predicted at once and by the image. Only captions with an image
+    are drawn, by (seed, step, example); text-only captions, if they count, are read from left to right.
+
+    Where the paper masks all inputs we leave the start token as it is: it says no more than that a caption begins and
+    in which language (a condition that is given when a caption is generated too), and a tokenizer of several languages
+    would otherwise have the model guess it. How many positions there are tells the caption's length, as it does there.
+
+    Args:
+        share: probability of a caption with an image to be predicted in parallel, above 0; 0.75 is the paper's. With 1
+            the decoder never learns to read what it has written, and so cannot generate captions.
+        captions: the captions that count; see ``Captions``.
+        label_smoothing: as in arXiv:1512.00567.
+
+    Raises:
+        UserError: a share or a smoothing out of range; from ``connect``, no decoder.
+    """
+
+    views = frozenset({PARALLEL})
+
+    def __init__(self, share: float = 0.75, captions: Captions = "all", label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 < share <= 1:
+            raise UserError(f"share: {share} must lie in (0, 1]; captioning alone is mmlm.objectives.captioning")
+        check_label_smoothing(label_smoothing)
+        self.share, self.captions, self.label_smoothing = share, captions, label_smoothing
+        self.register_parameter("mask_embedding", None)
+
+    def connect(self, sizes: ModelSizes) -> None:
+        """See ``Objective``."""
+        self.mask_embedding = new_mask_embedding(sizes, "parallel captioning")
+
+    def in_parallel(self, batch: Batch, moment: Moment) -> Tensor:
+        """bool[C]: whether each caption is predicted in parallel."""
+        uniform = moment.uniform(batch.caption_image_key, 1, Stream.PARALLEL)[:, 0]
+        return (uniform < self.share) & (batch.image_index != TEXT_ONLY)
+
+    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+        """See ``Objective``."""
+        parallel = self.in_parallel(batch, moment)
+        masked = parallel[:, None] & batch.target_mask
+        masked[:, :1] = False  # the start token
+        visible = torch.where(parallel, batch.lengths - 1, 0)
+        return {PARALLEL: TextPattern(visible, masked, self.mask_embedding)}
+
+    def _targets(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """bool[C, T - 1] each: the targets of both kinds of captions."""
+        parallel = self.in_parallel(batch, moment)[:, None]
+        targets = batch.target_mask & counted(batch, self.captions)[:, None]
+        return {"parallel": targets & parallel, "causal": targets & ~parallel}
+
+    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        """The supervised tokens, by kind and together."""
+        kinds = {name: targets.sum() for name, targets in self._targets(batch, moment).items()}
+        return kinds | {"tokens": kinds["parallel"] + kinds["causal"]}
+
+    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+        """Hidden states float[P, D] -> one term, and ``accuracy_parallel`` and ``accuracy_causal`` of tokens."""
+        losses, figures = [], {}
+        for kind, chosen in self._targets(batch, moment).items():
+            hidden = states_at(output.hidden[PARALLEL], batch, chosen)
+            loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
+            losses.append(loss)
+            figures[f"accuracy_{kind}"] = Term(correct, counts[kind].to(loss.dtype))
+        total = torch.stack(losses).sum()
+        term = Term(total, counts["tokens"].to(total.dtype), of_tokens=self.label_smoothing == 0)
+        return Loss({"parallel_captioning": term}, figures)

@@ -1,0 +1,87 @@
+"""Who is whose positive: the integers that decide it, of one micro-batch, of a rank, or of all ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmlm.core.distributed import gather, rank
+from mmlm.core.flow import TEXT_ONLY, Batch
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of B images and C captions; see ``Batch`` for their meaning."""
+
+    image_concept: Tensor
+    """int64[B]."""
+    caption_concept: Tensor
+    """int64[C]."""
+    caption_key: Tensor
+    """int64[C]."""
+    image_index: Tensor
+    """int64[C]: the image of each caption, counted through all B, or ``TEXT_ONLY``."""
+
+    @classmethod
+    def of(cls, *batches: Batch) -> "Keys":
+        """Of a rank's micro-batches, joined in order."""
+        firsts, first = [], 0
+        for batch in batches:
+            firsts.append(first)
+            first += len(batch.image_concept)
+        return cls(
+            torch.cat([batch.image_concept for batch in batches]),
+            torch.cat([batch.caption_concept for batch in batches]),
+            torch.cat([batch.caption_key for batch in batches]),
+            torch.cat([_shifted(batch.image_index, shift) for batch, shift in zip(batches, firsts, strict=True)]),
+        )
+
+    def gathered(self) -> "Keys":
+        """Of all ranks, joined in rank order."""
+        sizes = gather(torch.tensor([len(self.image_concept)], device=self.image_index.device))
+        index = gather(_shifted(self.image_index, sizes[: rank()].sum()))
+        return Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index)
+
+    @property
+    def has_image(self) -> Tensor:
+        """bool[C]: false for text-only captions."""
+        return self.image_index != TEXT_ONLY
+
+    @property
+    def has_caption(self) -> Tensor:
+        """bool[B]: false for images without a caption."""
+        found = torch.zeros(len(self.image_concept), dtype=torch.bool, device=self.image_index.device)
+        return found.index_fill(0, self.image_index[self.has_image], True)
+
+
+def _shifted(image_index: Tensor, shift: int | Tensor) -> Tensor:
+    return torch.where(image_index == TEXT_ONLY, image_index, image_index + shift)
+
+
+def positives(images: Keys, captions: Keys) -> Tensor:
+    """bool[B, C]: image b and caption c share a concept, or a caption of image b has caption c's text.
+
+    ``images`` gives the rows (with the captions that these images have), ``captions`` the columns.
+    """
+    found = images.image_concept[:, None] == captions.caption_concept[None, :]
+    owned = images.has_image
+    table = own_texts(images.image_index[owned], images.caption_key[owned], len(images.image_concept))
+    for key in table.T:  # as many as the image with the most captions has
+        found |= key[:, None] == captions.caption_key[None, :]
+    return found & captions.has_image[None, :] & images.has_caption[:, None]
+
+
+def own_texts(index: Tensor, key: Tensor, num_images: int) -> Tensor:
+    """int64[B, K]: the ``key`` int64[C] of each image's own captions, the first again where it has fewer than K.
+
+    ``index`` int64[C] is the image of each caption. Rows of images without a caption mean nothing.
+    """
+    order = index.argsort(stable=True)
+    index, key = index[order], key[order]
+    counts = index.bincount(minlength=num_images)
+    if len(index) == 0:
+        return key.new_zeros(num_images, 1)
+    firsts = counts.cumsum(0) - counts
+    table = key[firsts.clamp(max=len(key) - 1)][:, None].repeat(1, int(counts.max()))
+    table[index, torch.arange(len(key), device=key.device) - firsts[index]] = key
+    return table

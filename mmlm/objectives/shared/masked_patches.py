@@ -1,0 +1,125 @@
+"""What objectives on masked patches share: what the encoder sees, and the small decoder that fills in the rest."""
+
+import math
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Batch, Drawn, ModelSizes, Moment, PatchView, Stream, VisiblePatches
+from mmlm.core.precision import at_least_float32
+from mmlm.objectives.objective import Objective
+
+
+def grid_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """float32[R * C, width]: the sine and cosine positions (arXiv:1706.03762) of the row, then those of the column.
+
+    ``width`` is a multiple of 4, a quarter for each of the four (as in MoCo v3, arXiv:2104.02057, and MAE).
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
+    places = torch.cartesian_prod(*(torch.arange(size) for size in grid))  # [R * C, 2]
+    angles = places[:, :, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+class MaskedPatches(Objective):
+    """The encoder sees a random share of the patches of each image; something is predicted of the others.
+
+    A small bidirectional Transformer (MAE, arXiv:2111.06377) reads the encoder's tokens, a mask token in every other
+    place, and the places. Every image has as many masked patches, drawn by its id and the step. Unlike in MAE class and
+    register tokens do not go on to the decoder.
+
+    Args:
+        masked_share: share of the patches that are masked.
+        width, depth, num_heads: of the decoder; ``width`` is a multiple of 4, for its fixed positions.
+
+    Raises:
+        UserError: sizes out of range, or a model whose encoder cannot see some patches only.
+    """
+
+    def __init__(
+        self,
+        masked_share: float,
+        width: int,
+        depth: int,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        if not 0 < masked_share < 1:
+            raise UserError(f"masked_share: {masked_share} must lie between 0 and 1, such as 0.75")
+        if width < 4 or width % 4:
+            raise UserError(f"width: {width} must be a multiple of 4, for positions of rows and columns")
+        if num_heads < 1 or width % num_heads:
+            raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
+        if depth < 1:
+            raise UserError(f"depth: {depth} must be at least 1, or patches would not see each other")
+        self.masked_share, self.width = masked_share, width
+        # Objectives that mask the same share see the same patches.
+        self.view = PatchView(f"masked {masked_share}")
+        self.views = frozenset({self.view})
+        self.mask_token = nn.Parameter(torch.empty(width).normal_(std=0.02))
+        self.blocks = nn.Sequential(*[Block(width, num_heads, qkv_bias=True) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+
+    def make_decoder(self, sizes: ModelSizes, out_width: int) -> None:
+        """What reads the encoder's tokens, and what writes ``out_width`` numbers for each patch; for ``connect``."""
+        if sizes.patch_size is None:
+            raise UserError("encoder: masked patches need one that can see some of them only; use encoder=vit")
+        num_patches = math.prod(sizes.grid)
+        self.num_kept = num_patches - round(num_patches * self.masked_share)
+        if not 0 < self.num_kept < num_patches:
+            raise UserError(
+                f"masked_share: {self.masked_share} of {num_patches} patches masks {num_patches - self.num_kept}; "
+                "choose a share that masks some and leaves some"
+            )
+        self.embedding = nn.Linear(sizes.patch_width, self.width)
+        self.register_buffer("positions", grid_positions(sizes.grid, self.width), persistent=False)
+        self.head = nn.Linear(self.width, out_width)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+                nn.init.zeros_(part.bias)
+        nn.init.normal_(self.head.weight, std=0.02)  # starts near 0
+
+    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+        """The patches of each image that the encoder sees."""
+        num_patches = len(self.positions)
+        return {self.view: moment.chosen(batch.image_key, num_patches, self.num_kept, Stream.MASKED_PATCHES)}
+
+    def num_masked(self, batch: Batch) -> Tensor:
+        """int64[]: the masked patches of all images."""
+        return torch.tensor(len(batch.images) * (len(self.positions) - self.num_kept), device=batch.images.device)
+
+    def predictions(self, visible: VisiblePatches, masked: Tensor) -> Tensor:
+        """What the encoder saw, and int64[B, M] -> float[B, M, out_width] of those patches, at least float32."""
+        tokens = self.embedding(visible.tokens)
+        every = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
+        every = every.scatter(1, visible.kept[:, :, None].expand_as(tokens), tokens)
+        states = self.norm(self.blocks(every + self.positions.to(tokens.dtype)))
+        predicted = self.head(states.take_along_dim(masked[:, :, None], dim=1))
+        return at_least_float32(predicted)
+
+
+def patches_of(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """uint8[B, 3, R * H, C * W] -> uint8[B, R * C, H * W * 3] for patches of H x W pixels; colours vary fastest."""
+    height, width = patch_size
+    cut = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, 3, R, H, C, W]
+    return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def statistics_of(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8[..., P] -> mean and variance (divided by P) of x / 255, float64[...] each.
+
+    From sums of integers, so that they depend on nothing but the pixels: not on how a batch is split.
+    """
+    count = patches.shape[-1]
+    total, squares = patches.sum(dim=-1, dtype=torch.int64), patches.int().square().sum(dim=-1, dtype=torch.int64)
+    variance = (count * squares - total.square()).double() / (255 * count) ** 2
+    return total.double() / (255 * count), variance
+
+
+def other_patches(kept: Tensor, num_patches: int) -> Tensor:
+    """int64[B, K] -> int64[B, N - K]: those of ``range(N)`` that are not in each row, ascending."""
+    is_kept = torch.zeros(len(kept), num_patches, dtype=torch.int8, device=kept.device).scatter(1, kept, 1)
+    return is_kept.argsort(dim=1, stable=True)[:, : num_patches - kept.shape[1]]

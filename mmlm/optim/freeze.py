@@ -1,0 +1,207 @@
+"""Freeze plans: what trains, from which step on, by how large steps, and whether by adapters.
+
+Frozen means: no weight gradient and no optimizer state, norms and dropout in eval mode while the rest trains, no
+backward pass where nothing that trains lies upstream, and the same bytes after training, buffers included.
+"""
+
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmlm.core.errors import UserError
+from mmlm.core.wording import did_you_mean
+from mmlm.optim.layer_decay import layer_scales
+from mmlm.optim.lora import Lora, add_adapters, is_adapter, linear_layers, plain_name
+
+REMEDIES = {
+    "bridge": "use for example bridge=attentional_pooler",
+    "text_encoder": "use for example text_encoder=transformer",
+    "decoder": "use for example decoder=transformer",
+    "decoder.lm": "only a Hugging Face decoder has a language model inside: use decoder=gpt2_tiny or "
+    "decoder=hugging_face",
+}
+"""What a model may lack, and how to give it one."""
+
+
+@dataclass(frozen=True)
+class FreezePlan:
+    """What of a model trains, as a function of the optimizer step; what the objective trains is not concerned.
+
+    Names are those of parts or of anything below them (``encoder``, ``decoder.lm``, ``encoder.vit.blocks.0``), as
+    ``model.named_parameters()`` has them, or patterns (``*`` is everything, ``*gated*``).
+    """
+
+    frozen: Sequence[str] = ()
+    """What is frozen."""
+    trainable: Sequence[str] = ()
+    """What trains all the same, and gets no adapters. A pattern may match nothing: a plan serves several models."""
+    unfreeze: Mapping[str, int] = field(default_factory=dict)
+    """Optimizer step, counted from 0, that is the first to train what has this name."""
+    layer_decay: Mapping[str, float] = field(default_factory=dict)
+    """Factor per layer on the learning rate of a part, such as {encoder: 0.75}: the last norm has the full rate, the
+    last layer the factor times that, the embedding below L layers the factor to the power of L + 1 (ELECTRA,
+    arXiv:2003.10555; BEiT, arXiv:2106.08254)."""
+    lora: Lora | None = None
+    """Adapters that train in place of the parts they stand in."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values outside of their range and for settings without an effect."""
+        for name, step in self.unfreeze.items():
+            if step < 1:
+                raise UserError(
+                    f"freeze.unfreeze.{name}: {step} must be at least 1; to train it from the start, take "
+                    "it out of freeze.frozen"
+                )
+        for name, decay in self.layer_decay.items():
+            if not 0 < decay < 1:
+                raise UserError(f"freeze.layer_decay.{name}: {decay} must lie between 0 and 1, such as 0.75")
+        if not self.frozen and self.lora is None:
+            for key in ("trainable", "unfreeze"):
+                if getattr(self, key):
+                    raise UserError(f"freeze.{key}: has no effect, for nothing is frozen; name it in freeze.frozen")
+
+    def add_adapters(self, model: nn.Module) -> None:
+        """Puts the plan's adapters into a model, once. Raises UserError for names that do not fit the model."""
+        if self.lora is None:
+            return
+        _check_names("freeze.lora.parts", self.lora.parts, model)
+        names = [
+            name
+            for name in linear_layers(model)
+            if selects(self.lora.parts, name) and not selects(self.trainable, name)
+        ]
+        if not names:
+            raise UserError(f"freeze.lora.parts: no linear layer in {', '.join(self.lora.parts)} to put adapters on")
+        add_adapters(model, self.lora, names)
+
+    def freezes(self, name: str, step: int) -> bool:
+        """Whether the parameter or module ``name`` of the model is frozen while optimizer step ``step`` is made."""
+        adapted = () if self.lora is None else self.lora.parts
+        return self._freezes(name, step, (*self.frozen, *adapted))
+
+    def _freezes(self, name: str, step: int, frozen: Sequence[str]) -> bool:
+        if is_adapter(name):
+            return False
+        name = plain_name(name)
+        return selects(frozen, name) and not selects((*self.trainable, *self.unfrozen(step)), name)
+
+    def unfrozen(self, step: int) -> frozenset[str]:
+        """Those entries of ``unfreeze`` that train at a step."""
+        return frozenset(name for name, first in self.unfreeze.items() if step >= first)
+
+    def frozen_parameters(self, model: nn.Module, step: int) -> set[nn.Parameter]:
+        """The parameters that are frozen at a step; a tensor with several names if one of them is."""
+        named = model.named_parameters(remove_duplicate=False)
+        return {parameter for name, parameter in named if self.freezes(name, step)}
+
+    def modules_in_eval(self, model: nn.Module, step: int) -> list[nn.Module]:
+        """The modules that stay in eval mode while the rest trains.
+
+        Those with parameters, all of them frozen; and those without any (dropout) by their name. What merely surrounds
+        adapters keeps its dropout, as is usual with LoRA.
+        """
+        frozen = self.frozen_parameters(model, step)
+        chosen = []
+        for name, module in model.named_modules():
+            parameters = list(module.parameters())
+            by_name = not parameters and self._freezes(name, step, self.frozen)
+            if by_name or (parameters and frozen.issuperset(parameters)):
+                chosen.append(module)
+        return chosen
+
+    def learning_rate_scales(self, model: nn.Module) -> dict[str, float]:
+        """Share of the learning rate of each parameter in the parts of ``layer_decay``, by its name in the model."""
+        scales: dict[str, float] = {}
+        for part, decay in self.layer_decay.items():
+            _check_names("freeze.layer_decay", [part], model, patterns=False)
+            found = layer_scales(model.get_submodule(part), part, decay)
+            own = {f"{part}.{name}": scale for name, scale in found.items()}
+            if own.keys() & scales.keys():
+                raise UserError(f"freeze.layer_decay.{part}: another entry covers it; leave one of them out")
+            scales |= own
+        return scales
+
+
+def selects(entries: Iterable[str], name: str) -> bool:
+    """Whether one of ``entries``, names or patterns, is ``name`` or stands above it."""
+    return any(fnmatch.fnmatchcase(name, entry) or fnmatch.fnmatchcase(name, f"{entry}.*") for entry in entries)
+
+
+# Whether a plan fits a model
+
+
+def check_plan(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
+    """Asks whether a plan (its adapters added) fits a model that is trained for ``num_steps``, on any device.
+
+    Raises UserError for a name that is not there, an entry that changes nothing, a model of which nothing trains at the
+    first step, and a batch norm that would train.
+    """
+    _check_names("freeze.frozen", plan.frozen, model)
+    _check_names("freeze.trainable", [entry for entry in plan.trainable if not _is_pattern(entry)], model)
+    _check_names("freeze.unfreeze", plan.unfreeze, model)
+    _check_unfreeze(plan, model, num_steps)
+    frozen_at_last = plan.frozen_parameters(model, num_steps - 1)
+    plan.learning_rate_scales(model)
+    for name in plan.layer_decay:
+        if frozen_at_last.issuperset(model.get_submodule(name).parameters()):
+            raise UserError(f"freeze.layer_decay.{name}: has no effect, for '{name}' never trains; leave it out")
+    frozen = plan.frozen_parameters(model, 0)
+    if all(parameter in frozen or not parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("freeze.frozen: nothing of the model is left to train; freeze less, or add freeze.lora")
+    _check_batch_norms(plan, model, num_steps)
+
+
+def _check_unfreeze(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
+    for name, step in plan.unfreeze.items():
+        if step >= num_steps:
+            raise UserError(f"freeze.unfreeze.{name}: step {step} is never made; train.steps is {num_steps}")
+        thawed = plan.frozen_parameters(model, step - 1) - plan.frozen_parameters(model, step)
+        named = model.named_parameters(remove_duplicate=False)
+        if not any(selects([name], plain_name(key)) for key, parameter in named if parameter in thawed):
+            raise UserError(f"freeze.unfreeze.{name}: changes nothing at step {step}, for '{name}' is not frozen then")
+
+
+def _check_batch_norms(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
+    """A batch norm in train mode makes the result depend on how the batch is split over ranks."""
+    batch_norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    in_eval = set(plan.modules_in_eval(model, num_steps - 1)) if batch_norms else set()
+    for name, module in batch_norms.items():
+        if module not in in_eval:
+            part = name.split(".")[0]
+            freeze = "freeze=lit" if part == "encoder" else f"freeze.frozen=[{part}]"
+            raise UserError(
+                f"{part}: it has a trainable batch norm ({name}), whose result depends on how a batch is split over "
+                f"ranks; use {freeze}, or one with layer norm"
+            )
+
+
+def _is_pattern(entry: str) -> bool:
+    return any(sign in entry for sign in "*?[")
+
+
+def _check_names(key: str, entries: Collection[str], model: nn.Module, patterns: bool = True) -> None:
+    """UserError for an entry that is the name of nothing with parameters in the model."""
+    names = [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
+    for entry in entries:
+        if _is_pattern(entry) and not patterns:
+            raise UserError(f"{key}: '{entry}' must be the name of a part, not a pattern")
+        if not any(selects([entry], name) for name in names):
+            raise UserError(f"{key}: {_unknown(entry, names)}")
+
+
+def _unknown(entry: str, names: Sequence[str]) -> str:
+    """What is wrong with a name: where it leaves the model, and what there is instead."""
+    if _is_pattern(entry):
+        parts = dict.fromkeys(name.split(".")[0] for name in names)
+        return f"'{entry}' matches nothing with weights; the parts are: {', '.join(parts)}"
+    path = entry.split(".")
+    depth = max(d for d in range(len(path)) if not d or any(selects([".".join(path[:d])], name) for name in names))
+    above = "".join(f"{name}." for name in path[:depth])
+    children = {name.removeprefix(above).split(".")[0] for name in names if name.startswith(above)}
+    missing = f"{above[:-1] or 'the model'} has no '{path[depth]}' with weights"
+    if entry in REMEDIES:
+        return f"{missing}; there are: {', '.join(sorted(children))}; {REMEDIES[entry]}"
+    return missing + did_you_mean(path[depth], children)

@@ -1,0 +1,129 @@
+"""The model card of a run: README.md of the folder that its model is exported to."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from mmlm.experiment.config import Config, config_values
+from mmlm.reports.run_folder import RunFolder, Scores
+
+_NOT_SHOWN = ("runs", "metrics", "device")
+"""Settings of the machine that trained."""
+
+
+def model_card(folder: RunFolder, config: Config, step: int, licence: str | None) -> str:
+    """Markdown with the hub's YAML header: what the model is, its data, its scores, how it was made, how to load it.
+
+    ``step`` is that of the exported weights; scores of other weights are left out. ``licence`` is the weights', an
+    identifier of the hub such as ``mit``. Paths of the machine that trained are cut to their last name.
+    """
+    header: dict[str, Any] = {"library_name": "mmlm", "tags": ["mmlm", "image-text", "contrastive"]}
+    if config.decoder is not None:
+        header |= {"pipeline_tag": "image-to-text"}
+    if licence is not None:
+        header |= {"license": licence}
+    values = _without_paths({key: value for key, value in config_values(config).items() if key not in _NOT_SHOWN})
+    sections = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {folder.experiment}",
+        _about(config),
+        f"## How to use it\n\n{_usage(config)}",
+        f"## Data\n\n{_data(values['data'])}",
+        f"## Scores\n\n{_scores(folder.scores, step)}",
+        f"## How it was made\n\n{_made(folder, config, step)}",
+        f"<details><summary>The config</summary>\n\n```yaml\n{_yaml(values)}```\n\n</details>",
+        f"## Licence\n\n{_licence(licence)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _about(config: Config) -> str:
+    parts = [f"{slot} `{_name(getattr(config, slot))}`" for slot in ("encoder", "bridge", "text_encoder", "decoder")]
+    used = [part for part in parts if "`None`" not in part]
+    abilities = "embeds images and texts in one space" + (" and captions images" if config.decoder is not None else "")
+    return f"An image-text model of mmlm that {abilities}: {', '.join(used)}."
+
+
+def _usage(config: Config) -> str:
+    lines = [
+        "from PIL import Image",
+        "from mmlm.pretrained import from_pretrained",
+        "",
+        'model = from_pretrained("FOLDER")  # or its name on the hub',
+        'picture = Image.open("picture.png")',
+        "images = model.encode_image([picture])           # float32[1, E], unit length",
+        'texts = model.encode_text(["a cat", "a dog"])    # float32[2, E], unit length',
+        "similarity = images @ texts.T",
+    ]
+    lines += ["captions = model.caption([picture])"] if config.decoder is not None else []
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    groups = {"trained on": {"": data["train"]}, "validation": data["validation"], "test": data["test"]}
+    lines = []
+    for group, splits in groups.items():
+        for name, node in splits.items():
+            said = f"{group} `{name}`" if name else group
+            settings = ", ".join(f"{key}={value}" for key, value in node.items() if key != "_target_")
+            lines.append(f"- {said}: `{_name(node)}`" + (f" ({settings})" if settings else ""))
+    return "\n".join(lines)
+
+
+def _scores(scores: Scores | None, step: int) -> str:
+    """A table with a line for each value and a column for each split."""
+    if scores is None or scores.step != step or not scores.splits:
+        return "These weights have not been scored."
+    names = list(dict.fromkeys(name for split in scores.splits.values() for name in split.values))
+    lines = [f"| | {' | '.join(f'`{name}`' for name in scores.splits)} |", "|---" * (len(scores.splits) + 1) + "|"]
+    lines += [_row("images", [split.images for split in scores.splits.values()])]
+    lines += [_row(name, [split.values.get(name) for split in scores.splits.values()]) for name in names]
+    return "\n".join(lines)
+
+
+def _row(name: str, values: list[float | None]) -> str:
+    cells = ("" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for value in values)
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _made(folder: RunFolder, config: Config, step: int) -> str:
+    environment = folder.environment
+    commit, dirty = environment.get("git_commit"), environment.get("git_dirty")
+    packages = environment.get("packages")
+    precision = environment.get("precision", config.train.precision.name)
+    shown = packages.items() if isinstance(packages, Mapping) else ()
+    lines = [
+        f"- {step:,} optimizer steps of {config.train.batch_size:,} examples, seed {config.seed}, "
+        f"{precision}, on {environment.get('device', 'an unknown device')}",
+        f"- git commit {f'`{commit}`' if commit else 'unknown'}{', with changes' if dirty else ''}",
+        f"- {sum(folder.parameters.values()):,} parameters: "
+        + ", ".join(f"{part} {count:,}" for part, count in folder.parameters.items()),
+        f"- {', '.join(f'{name} {version}' for name, version in shown) or 'package versions unknown'}",
+    ]
+    return "\n".join(lines)
+
+
+def _licence(licence: str | None) -> str:
+    weights = "not stated by whoever exported it; ask before you use it" if licence is None else licence
+    return f"The weights: {weights}. The data keep their own licences. The code of mmlm is MIT."
+
+
+def _name(node: Mapping[str, Any] | None) -> str:
+    return "None" if node is None else str(node["_target_"]).rpartition(".")[2]
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def _without_paths(value: Any) -> Any:
+    """The value with every absolute path in it cut to its last name: a card should not tell of a machine's folders."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith("~")):
+        return PurePath(value).name
+    return value

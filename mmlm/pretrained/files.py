@@ -1,0 +1,238 @@
+"""The files of a saved model: where they come from, what stands in the two configs, and what is refused there."""
+
+import copy
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import PretrainedConfig
+
+import mmlm
+from mmlm.core.errors import UserError
+from mmlm.core.wording import first_line
+from mmlm.data.transforms import Transform
+from mmlm.experiment.config import Config, DataSettings, ModelSettings
+from mmlm.experiment.saved_run import MODEL_TYPE
+
+FORMAT = 1
+"""Of the files; counted up when an older reader would misread them."""
+CONFIG_FILE = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+SLOTS = (*MODEL_SLOTS, "tokenizer", "transform")
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", CARD, *(f"{slot}/{CONFIG_FILE}" for slot in MODEL_SLOTS))
+"""All that is fetched from the hub."""
+_HERE = "./"
+"""How ``name_or_path`` of a saved part begins: the folder of its config is below that of the model."""
+_PACKAGES: Mapping[str, str] = {"tokenizer": "mmlm.data.", "transform": "mmlm.data."}
+"""Where a slot's parts stand, if not in ``mmlm.model.``: a folder from elsewhere may call nothing else of mmlm."""
+
+
+class MmlmConfig(PretrainedConfig):
+    """The config.json of a saved model.
+
+    Args:
+        parts: the ``_target_`` node of each slot (see ``mmlm.experiment.parts``), null for an empty one.
+        image_size: pixels a side.
+        max_tokens: longest caption in tokens, start and end included.
+        embedding_width: E.
+        vocab_size: V.
+        language: of generated captions; null for untagged ones.
+        mmlm_version: of the package that saved the model.
+        mmlm_format: of the files.
+        kwargs: what transformers itself keeps in a config.
+    """
+
+    model_type = MODEL_TYPE
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any] | None = None,
+        image_size: int = 32,
+        max_tokens: int = 24,
+        embedding_width: int = 256,
+        vocab_size: int = 0,
+        language: str | None = None,
+        mmlm_version: str = mmlm.__version__,
+        mmlm_format: int = FORMAT,
+        **kwargs: Any,
+    ) -> None:
+        self.parts = dict(parts or {})
+        self.image_size, self.max_tokens = image_size, max_tokens
+        self.embedding_width, self.vocab_size, self.language = embedding_width, vocab_size, language
+        self.mmlm_version, self.mmlm_format = mmlm_version, mmlm_format
+        super().__init__(**kwargs)
+
+    @classmethod
+    def of_run(cls, config: Config, vocab_size: int) -> "MmlmConfig":
+        """What ``config`` says of the model. A pretrained tokenizer is found in the folder of the model itself."""
+        made = cls(
+            parts={slot: copy.deepcopy(getattr(config, slot)) for slot in SLOTS},
+            image_size=config.data.image_size,
+            max_tokens=config.data.max_tokens,
+            embedding_width=config.model.embedding_width,
+            vocab_size=vocab_size,
+            language=config.data.language,
+            architectures=["MmlmModel"],
+        )
+        for slot in MODEL_SLOTS:
+            if (made.parts[slot] or {}).get("weights") is not None:
+                made.parts[slot]["weights"] = None  # a file of the one who trained; the weights are the model's now
+        portable(made, "tokenizer")
+        return made
+
+
+def portable(config: MmlmConfig, slot: str) -> None:
+    """Changes the ``name_or_path`` of a part, if it has one, into a folder below that of the model."""
+    node = config.parts[slot]
+    if node is not None and node.get("name_or_path") is not None:
+        node["name_or_path"] = _HERE + ("" if slot == "tokenizer" else slot)
+
+
+def is_portable(config: MmlmConfig, slot: str) -> bool:
+    """Whether the config of a part is to be found in a folder below that of the model."""
+    node = config.parts[slot]
+    return node is not None and node.get("name_or_path") == _HERE + slot
+
+
+def located(config: MmlmConfig, folder: Path) -> MmlmConfig:
+    """A copy in which the folders of ``portable`` are found below ``folder``."""
+    found = copy.deepcopy(config)
+    for slot, node in found.parts.items():
+        if node is not None and node.get("name_or_path") in (_HERE, _HERE + slot):
+            node["name_or_path"] = str(folder / node["name_or_path"].removeprefix(_HERE))
+    return found
+
+
+def as_config(config: MmlmConfig, plugins: Collection[str]) -> Config:
+    """The part of an experiment's config that building its model asks for."""
+    made = Config(
+        plugins=list(plugins),
+        model=ModelSettings(embedding_width=config.embedding_width),
+        data=DataSettings(image_size=config.image_size, max_tokens=config.max_tokens, language=config.language),
+    )
+    for slot in SLOTS:
+        setattr(made, slot, config.parts.get(slot))
+    return made
+
+
+def read_config(folder: Path) -> MmlmConfig:
+    """The config of a saved model. Raises UserError for a folder that holds none, or one of another format."""
+    content = read_json_file(folder / CONFIG_FILE)
+    kind, found, by = (content.get(key) for key in ("model_type", "mmlm_format", "mmlm_version"))
+    if kind != MODEL_TYPE:
+        raise UserError(f"{folder}: holds a model of type '{kind}', not '{MODEL_TYPE}'; give one that mmlm saved")
+    if found != FORMAT:
+        raise UserError(
+            f"{folder}: was saved by mmlm {by} in format {found}; mmlm {mmlm.__version__} reads format {FORMAT}: "
+            "install the version that saved it, or export the run again"
+        )
+    config = MmlmConfig.from_dict(content)
+    missing = [slot for slot in SLOTS if slot not in config.parts]
+    if missing:
+        raise UserError(f"{folder / CONFIG_FILE}: parts.{missing[0]} is missing; restore the file from a copy")
+    return config
+
+
+def read_json_file(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a saved model. Raises UserError."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file.parent}: is no saved model (it has no {file.name}); give one of mmlm.export") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); restore it from a copy") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no JSON object; restore it from a copy")
+    return content
+
+
+def check_targets(config: MmlmConfig, plugins: Collection[str]) -> None:
+    """UserError if a node names anything but a part: a folder from elsewhere must not call what it likes."""
+    for slot, node in config.parts.items():
+        home = _PACKAGES.get(slot, "mmlm.model.")
+        for target in _targets(node):
+            package = target.split(".")[0]
+            if package == "mmlm" and not target.startswith(home):
+                raise UserError(f"{CONFIG_FILE}: parts.{slot}: '{target}' is none of the parts in {home}*")
+            if package != "mmlm" and package not in plugins:
+                raise UserError(
+                    f"{CONFIG_FILE}: parts.{slot} is '{target}'; if you trust the package '{package}' to run code, "
+                    f"allow it: from_pretrained(..., plugins=['{package}'])"
+                )
+
+
+def _targets(node: object) -> Iterator[str]:
+    """Every ``_target_`` in a node and in those nested in it."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def preprocessor(transform: Transform) -> dict[str, Any]:
+    """preprocessor_config.json: in the words of transformers' image processors what ``transform`` does to an image.
+
+    First, with ``trim``, the square around what is drawn on white, with that margin; then the shorter side to S and the
+    centre square. The model takes the pixels as they are, from 0 to 255: it normalises by itself.
+    """
+    size = transform.image_size
+    return {
+        "image_processor_type": "MmlmImageProcessor",
+        "trim": transform.trim,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": False,
+        "do_normalize": False,
+    }
+
+
+def check_preprocessor(folder: Path, transform: Transform) -> None:
+    """UserError if preprocessor_config.json was changed: it follows from config.json, and a change would do nothing."""
+    settings = read_json_file(folder / PREPROCESSOR)
+    for key, value in preprocessor(transform).items():
+        if settings.get(key) != value:
+            raise UserError(
+                f"{folder / PREPROCESSOR}: {key}={settings.get(key)} does not belong to this model, which has {value}; "
+                f"change parts.transform in {CONFIG_FILE}"
+            )
+
+
+def download(
+    name: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+    force_download: bool,
+) -> Path:
+    """The folder that holds the files of a name on the hub. Raises UserError."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if is_path or Path(name).exists():
+        raise UserError(f"{name}: there is no such folder; give the one that python -m mmlm.export wrote")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                allow_patterns=list(_FILES),
+            )
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise UserError(f"{name}: is no folder, and the hub does not give it ({first_line(error)})") from error

@@ -1,0 +1,214 @@
+"""Weights of open_clip's CoCa and CLIP (open_clip 3.3) under our names, and a CoCa's of ours under theirs.
+
+Nothing is computed: tensors are renamed, transposed, cut and joined, so that there and back is exact. The models that
+our names belong to are those of ``experiment=coca_vit_b_32`` and ``experiment=clip_captioner_vit_b_32``, at any size.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmlm.checkpoints.weights import match_weights
+from mmlm.core.errors import UserError
+
+SCALE = "logit_scale"
+"""Their parameter ln(1 / temperature); ours belongs to the objective, not to the model."""
+_SOURCE = "the open_clip weights"
+"""What messages call them."""
+_SHOWN = 5
+"""Names that an error shows before it only counts."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Tensors of theirs and of ours that hold the same numbers."""
+
+    theirs: tuple[str, ...]
+    """Joined along the first dimension; of equal size."""
+    ours: tuple[str, ...]
+    """Joined along the first dimension; the second of two (keys and values) is twice as large (as the query)."""
+    transposed: bool = False
+    """Theirs multiplies from the right."""
+    leading: int = 0
+    """Leading dimensions of size 1 that ours has and theirs does not."""
+
+    def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
+        """Their tensors as ours."""
+        joined = torch.cat(theirs)
+        joined = (joined.T if self.transposed else joined)[(None,) * self.leading]
+        if len(self.ours) == 1:
+            return [joined]
+        third = len(joined) // 3
+        return [joined[:third], joined[third:]]
+
+    def to_theirs(self, ours: list[Tensor]) -> list[Tensor]:
+        """Our tensors as theirs."""
+        joined = torch.cat(ours)[(0,) * self.leading]
+        return list((joined.T if self.transposed else joined).chunk(len(self.theirs)))
+
+
+def coca_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of open_clip's CoCa as one for our model, whose state dict ``ours`` gives names and shapes.
+
+    ``ours`` may be on the meta device; ``logit_scale`` is left out. Raises UserError for missing, unexpected or
+    wrongly shaped tensors.
+    """
+    converted = _to_ours(_coca(ours), weights)
+    match_weights(ours, converted, _SOURCE)
+    return converted
+
+
+def clip_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of open_clip's CLIP as that of our encoder, text layers and projections; see above.
+
+    Our model's bridge and multimodal layers, which CLIP has none of, are not in the result.
+    """
+    text = "text." if any(name.startswith("text.") for name in weights) else ""
+    converted = _to_ours(_clip(ours, text), weights)
+    match_weights({name: tensor for name, tensor in ours.items() if name in converted}, converted, _SOURCE)
+    return converted
+
+
+def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[str, Tensor]:
+    """Our model's state dict and the objective's ``logit_scale`` as a state dict of open_clip's CoCa.
+
+    Raises UserError for missing or unexpected tensors.
+    """
+    matches = _coca(ours)
+    _check_names("the run", ours, {name for match in matches for name in match.ours})
+    converted = {SCALE: logit_scale}
+    for match in matches:
+        tensors = match.to_theirs([ours[name] for name in match.ours])
+        converted |= {name: tensor.contiguous() for name, tensor in zip(match.theirs, tensors, strict=True)}
+    return converted
+
+
+def _to_ours(matches: list[Match], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of ``weights`` renamed, after a look at their names."""
+    _check_names(_SOURCE, weights, {name for match in matches for name in match.theirs} | {SCALE})
+    converted: dict[str, Tensor] = {}
+    for match in matches:
+        tensors = match.to_ours([weights[name] for name in match.theirs])
+        converted |= {name: tensor.contiguous() for name, tensor in zip(match.ours, tensors, strict=True)}
+    return converted
+
+
+def _check_names(whose: str, found: Collection[str], wanted: Collection[str]) -> None:
+    odd = {"no": sorted({*wanted} - {*found}), "an unexpected": sorted({*found} - {*wanted})}
+    told = [f"{word} {_listed(names)}" for word, names in odd.items() if names]
+    if told:
+        raise UserError(f"{whose} cannot be converted: it has {' and '.join(told)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _coca(ours: Mapping[str, Tensor]) -> list[Match]:
+    """All tensors of a CoCa; ``ours`` tells how many layers there are."""
+    return [
+        *_image_side(_count(ours, "encoder.vit.blocks.")),
+        *_pooler(ours),
+        *_affine("visual.ln_post", "bridge.norm"),
+        *_text_side(_count(ours, "decoder.unimodal_layers."), "text."),
+        Match(("text.cls_emb",), ("decoder.cls_embedding",)),
+        *_decoder(_count(ours, "decoder.multimodal_layers.")),
+    ]
+
+
+def _clip(ours: Mapping[str, Tensor], text: str) -> list[Match]:
+    """All tensors of a CLIP, whose text tower's names start with ``text``."""
+    return [
+        *_image_side(_count(ours, "encoder.vit.blocks.")),
+        *_affine("visual.ln_post", "encoder.vit.norm"),
+        *_text_side(_count(ours, "decoder.unimodal_layers."), text),
+    ]
+
+
+def _count(names: Collection[str], prefix: str) -> int:
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+    return len(numbers)
+
+
+def _image_side(num_layers: int) -> Iterator[Match]:
+    yield Match(("visual.class_embedding",), ("encoder.vit.cls_token",), leading=2)
+    yield Match(("visual.positional_embedding",), ("encoder.vit.pos_embed",), leading=1)
+    yield Match(("visual.conv1.weight",), ("encoder.vit.patch_embed.proj.weight",))
+    yield from _affine("visual.ln_pre", "encoder.vit.norm_pre")
+    yield Match(("visual.proj",), ("image_projection.weight",), transposed=True)
+    for i in range(num_layers):
+        theirs, ours = f"visual.transformer.resblocks.{i}", f"encoder.vit.blocks.{i}"
+        yield from _affine(f"{theirs}.ln_1", f"{ours}.norm1")
+        yield Match((f"{theirs}.attn.in_proj_weight",), (f"{ours}.attn.qkv.weight",))
+        yield Match((f"{theirs}.attn.in_proj_bias",), (f"{ours}.attn.qkv.bias",))
+        yield from _affine(f"{theirs}.attn.out_proj", f"{ours}.attn.proj")
+        yield from _affine(f"{theirs}.ln_2", f"{ours}.norm2")
+        yield from _affine(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1")
+        yield from _affine(f"{theirs}.mlp.c_proj", f"{ours}.mlp.fc2")
+
+
+def _pooler(ours: Mapping[str, Tensor]) -> Iterator[Match]:
+    theirs = "visual.attn_pool"
+    yield Match((f"{theirs}.query",), ("bridge.queries",))
+    yield from _affine(f"{theirs}.ln_q", "bridge.query_norm")
+    yield from _affine(f"{theirs}.ln_k", "bridge.patch_norm")
+    query, key_value = "bridge.attention.query.weight", "bridge.attention.key_value.weight"
+    widths = {ours[name].shape[1] for name in (query, key_value) if name in ours}
+    if len(widths) == 1:
+        yield from _attention(f"{theirs}.attn", "bridge.attention")
+    else:  # PyTorch keeps three matrices where keys are of another width than queries.
+        yield Match((f"{theirs}.attn.q_proj_weight",), (query,))
+        yield Match((f"{theirs}.attn.k_proj_weight", f"{theirs}.attn.v_proj_weight"), (key_value,))
+        yield from _attention_but_weight(f"{theirs}.attn", "bridge.attention")
+
+
+def _text_side(num_layers: int, text: str) -> Iterator[Match]:
+    yield Match((f"{text}token_embedding.weight",), ("decoder.token_embedding.weight",))
+    yield Match((f"{text}positional_embedding",), ("decoder.position_embedding",))
+    for i in range(num_layers):
+        ours = f"decoder.unimodal_layers.{i}"
+        yield from _self_attention_block(f"{text}transformer.resblocks.{i}", ours, "feed_forward")
+    yield from _affine(f"{text}ln_final", "text_norm")
+    yield Match((f"{text}text_projection",), ("text_projection.weight",), transposed=True)
+
+
+def _decoder(num_layers: int) -> Iterator[Match]:
+    for i in range(num_layers):
+        ours, theirs = f"decoder.multimodal_layers.{i}", f"text_decoder.cross_attn.{i}"
+        yield from _self_attention_block(f"text_decoder.resblocks.{i}", ours, "self_feed_forward")
+        yield from _affine(f"{theirs}.ln_1", f"{ours}.cross_norm")
+        yield from _affine(f"{theirs}.ln_1_kv", f"{ours}.memory_norm")
+        yield from _attention(f"{theirs}.attn", f"{ours}.cross_attention")
+        yield from _feed_forward(theirs, f"{ours}.feed_forward")
+    yield from _affine("text_decoder.ln_final", "decoder.norm")
+    yield Match(("text_decoder.text_projection",), ("decoder.head.weight",), transposed=True)
+
+
+def _self_attention_block(theirs: str, ours: str, feed_forward: str) -> Iterator[Match]:
+    yield from _affine(f"{theirs}.ln_1", f"{ours}.self_norm")
+    yield from _attention(f"{theirs}.attn", f"{ours}.self_attention")
+    yield from _feed_forward(theirs, f"{ours}.{feed_forward}")
+
+
+def _feed_forward(theirs: str, ours: str) -> Iterator[Match]:
+    yield from _affine(f"{theirs}.ln_2", f"{ours}_norm")
+    yield from _affine(f"{theirs}.mlp.c_fc", f"{ours}.0")
+    yield from _affine(f"{theirs}.mlp.c_proj", f"{ours}.2")
+
+
+def _attention(theirs: str, ours: str) -> Iterator[Match]:
+    yield Match((f"{theirs}.in_proj_weight",), (f"{ours}.query.weight", f"{ours}.key_value.weight"))
+    yield from _attention_but_weight(theirs, ours)
+
+
+def _attention_but_weight(theirs: str, ours: str) -> Iterator[Match]:
+    yield Match((f"{theirs}.in_proj_bias",), (f"{ours}.query.bias", f"{ours}.key_value.bias"))
+    yield from _affine(f"{theirs}.out_proj", f"{ours}.output")
+
+
+def _affine(theirs: str, ours: str) -> Iterator[Match]:
+    for name in ("weight", "bias"):
+        yield Match((f"{theirs}.{name}",), (f"{ours}.{name}",))

@@ -1,0 +1,126 @@
+"""What whoever watches a run sees: lines, a header, and a progress bar."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self, TextIO
+
+import rich.console
+import rich.progress
+import rich.table
+import rich.text
+
+_BAR_WIDTH = 20
+
+
+# Console
+
+
+class Console:
+    """Prints to a terminal, or plain lines to a file or pipe. ``quiet`` prints nothing (ranks other than 0)."""
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        quiet: bool = False,
+        plain_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``file`` is None for stdout; ``plain_seconds`` is the longest time between two plain progress lines."""
+        self._rich = rich.console.Console(file=file, quiet=quiet, highlight=False, soft_wrap=True)
+        self._plain_seconds = plain_seconds
+        self._clock = clock
+
+    def line(self, text: str) -> None:
+        """Prints a line, above the progress bar if there is one."""
+        self._rich.print(text, markup=False)
+
+    def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Prints what was composed, one ``name  value`` a row."""
+        table = rich.table.Table.grid(padding=(0, 2))
+        table.add_column(style="bold cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(rich.text.Text(name), rich.text.Text(value))
+        self._rich.print(table)
+
+    def progress(self, total_steps: int, start: int = 0) -> "Progress":
+        """The progress of a run of ``total_steps`` optimizer steps that begins at step ``start``. Use in ``with``."""
+        return Progress(self._rich, total_steps, start, self._plain_seconds, self._clock)
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a line for every 5% of the steps, or sooner after ``plain_seconds``."""
+
+    def __init__(
+        self,
+        console: rich.console.Console,
+        total_steps: int,
+        start: int,
+        plain_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._console = console
+        self._total = total_steps
+        self._start = start
+        self._plain_seconds = plain_seconds
+        self._clock = clock
+        self._began = self._printed_at = clock()
+        self._printed_step = start
+        self._bar: rich.progress.Progress | None = None
+        self._task = rich.progress.TaskID(0)
+
+    def __enter__(self) -> Self:
+        self._began = self._printed_at = self._clock()
+        if self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.fields[steps]}", markup=False),
+                rich.progress.BarColumn(bar_width=_BAR_WIDTH),
+                rich.progress.TextColumn("{task.fields[text]}", markup=False),
+                console=self._console,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(
+                "", total=self._total, completed=self._start, steps=self._steps(self._start), text=""
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows that ``step`` optimizer steps are done, and the latest value of each loss term.
+
+        ``examples_per_second``, if it is among ``values``, is shown as the rate.
+        """
+        rate = values.get("examples_per_second")
+        pace = [] if rate is None else [f"{rate:.0f} examples/s"]
+        terms = [f"{name} {value:.4g}" for name, value in values.items() if name != "examples_per_second"]
+        text = "  ".join([*pace, f"{self._left(step)} left", *terms])
+        if self._bar is not None:
+            # A narrow terminal cuts off the terms; left to itself, rich would squeeze every column.
+            room = max(1, self._console.width - _BAR_WIDTH - len(self._steps(step)) - 2)
+            text = text if len(text) <= room else f"{text[: room - 1]}…"
+            self._bar.update(self._task, completed=step, steps=self._steps(step), text=text)
+        elif self._is_due(step):
+            self._printed_at, self._printed_step = self._clock(), step
+            self._console.print(f"step {self._steps(step)}  {text}", markup=False)
+
+    def _is_due(self, step: int) -> bool:
+        enough = step - self._printed_step >= max(1, self._total // 20)
+        return enough or step >= self._total or self._clock() - self._printed_at >= self._plain_seconds
+
+    def _steps(self, step: int) -> str:
+        return f"{step}/{self._total}"
+
+    def _left(self, step: int) -> str:
+        """Time left at the mean rate since the start, evaluations included."""
+        if step <= self._start:
+            return "?"
+        seconds = round((self._clock() - self._began) * (self._total - step) / (step - self._start))
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"

@@ -1,0 +1,111 @@
+"""What a run was made with: code, packages, machine. Written into the run folder for whoever reproduces it."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from mmlm.core.precision import Precision
+
+ENVIRONMENT = "environment.json"
+PACKAGES = (
+    "mmlm",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "wandb",
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The facts; field names are the keys of ``environment.json``."""
+
+    command: str
+    git_commit: str | None
+    """None outside a git checkout."""
+    git_dirty: bool | None
+    """Whether tracked files differed from that commit."""
+    device: str
+    precision: str
+    """What the run computes in, ``auto`` settled; a name of ``Precision``."""
+    python: str
+    platform: str
+    packages: Mapping[str, str]
+    model: Mapping[str, Mapping[str, int]]
+    """``{"parameters": {part: count}, "flops": {part: count}}``; FLOPs as ``model.costs`` counts them."""
+
+
+def describe_environment(
+    device: torch.device, precision: Precision, model: Mapping[str, Mapping[str, int]]
+) -> Environment:
+    """Looks at the running process; ``model`` is what the caller knows of the model."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return Environment(
+        command=shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]]),
+        git_commit=_git("rev-parse", "HEAD"),
+        git_dirty=None if status is None else bool(status),
+        device=device_name(device),
+        precision=precision.on(device).name,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: found for name in PACKAGES if (found := _version(name))},
+        model=model,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """``CPU, 2 threads`` or the accelerator's own name."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device)
+
+
+def precision_of_run(configured: Precision, folder: Path, device: torch.device) -> Precision:
+    """What a run computes in. ``auto`` is settled where the run begins, and stays that wherever it goes on."""
+    try:
+        recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("precision")
+    except (OSError, ValueError):
+        recorded = None
+    if configured is Precision.auto and recorded in Precision.__members__:
+        return Precision[recorded]
+    return configured.on(device)
+
+
+def save_environment(environment: Environment, folder: Path) -> None:
+    """Writes ``environment.json``, which is there as a whole or not at all: it says what a run goes on in."""
+    unfinished = folder / f"{ENVIRONMENT}.new"
+    unfinished.write_text(json.dumps(asdict(environment), indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(folder / ENVIRONMENT)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

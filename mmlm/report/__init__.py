@@ -1,1 +1,0 @@
-"""Run folders -> one self-contained HTML page."""

@@ -1,0 +1,214 @@
+"""Line charts and heat maps, as SVG and PNG that stand inside a page.
+
+The SVG is drawn by matplotlib without pyplot (no window, no list of open figures) and then handed over to the page's
+style sheet: text stays text in the page's own font, and every colour becomes a CSS variable, so that one drawing
+serves light and dark.
+"""
+
+import base64
+import html
+import io
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
+from PIL import Image
+
+from mmlm.reports.run_folder import Series
+
+WIDTH, HEIGHT = 350, 176
+"""Size of a chart in SVG units, which are pixels where a column of the page is as wide."""
+
+MAX_POINTS = 240
+"""Longer series are drawn as means of so many stretches: more points than that are less than two pixels apart."""
+
+SMOOTH_FROM = 40
+"""Training series of fewer points than this are drawn as they are."""
+
+_VARIABLES = ("ink", "muted", "line", *(f"series-{i}" for i in range(1, 7)))
+# Stand-ins for CSS variables: matplotlib wants real colours. Nothing else draws in these.
+_STAND_INS = {name: f"#0a0b{i:02x}" for i, name in enumerate(_VARIABLES, start=1)}
+# A hundredth of a pixel is enough.
+_DIGITS = re.compile(r"(\.\d{2})\d+")
+_SVG_SETTINGS = {"svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 10}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart."""
+
+    series: Series
+    color: str
+    """Name of a CSS variable: ``ink`` or ``series-1`` to ``series-6``."""
+    smooth: bool = False
+    """Draw the values faintly and their running mean over them."""
+    low: Series | None = None
+    high: Series | None = None
+    """Bounds of a shaded band around the curve, at the same steps."""
+
+    def drawn(self) -> tuple[Series, Series | None]:
+        """What is drawn strongly and, where that is a running mean, what is drawn faintly under it."""
+        series = thin_out(self.series)
+        if not self.smooth or len(series.values) < SMOOTH_FROM:
+            return series, None
+        return Series(series.steps, tuple(running_mean(series.values))), series
+
+
+def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: bool = False) -> str:
+    """One chart over optimizer steps as an ``<svg>`` element.
+
+    ``name`` keeps the ids of this chart apart from those of another one on the same page and is read out by screen
+    readers. ``percent``: values are shares of 1, marked in per cent. ``log``: on a logarithmic axis, where values that
+    are not above 0 are left out.
+    """
+    with mpl.rc_context({**_SVG_SETTINGS, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        canvas = FigureCanvasSVG(figure)
+        axes = figure.add_axes((0.115, 0.135, 0.865, 0.82))
+        _style_axes(axes, percent)
+        for line in lines:
+            _draw_line(axes, line)
+        _limit_axes(axes, lines, log)
+        drawn = io.StringIO()
+        canvas.print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _to_inline_svg(drawn.getvalue(), name)
+
+
+def compact_number(value: float) -> str:
+    """A short number for an axis: 1.5k, 20M, 11.85, 0.002, 1e-05."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Centred mean over a twentieth of the series, ignoring values that are not finite; nan where all are so.
+
+    At the start the window narrows and stays centred, so that a steep start is not flattened; at the end it looks back.
+    """
+    half = max(1, len(values) // 40)
+    stretches = (values[max(0, i - half) : i + min(half, i) + 1] for i in range(len(values)))
+    finite = ([value for value in stretch if math.isfinite(value)] for stretch in stretches)
+    return [sum(stretch) / len(stretch) if stretch else math.nan for stretch in finite]
+
+
+def thin_out(series: Series, points: int = MAX_POINTS) -> Series:
+    """At most ``points`` points: the mean of each stretch, at the stretch's last step. The last point stays exact."""
+    count = len(series.steps)
+    if count <= points:
+        return series
+    edges = [round(i * (count - 1) / (points - 1)) for i in range(points)]
+    values = np.where(np.isfinite(series.values), series.values, np.nan)
+    means = [float(values[a:b].mean()) for a, b in itertools.pairwise(edges)]
+    steps = [series.steps[b - 1] for b in edges[1:]]
+    return Series((*steps, series.steps[-1]), (*means, series.values[-1]))
+
+
+def heat_map(weights: Sequence[float], grid: tuple[int, int], full: float) -> str:
+    """An attention map as a tiny PNG, ``data:`` URI, one pixel a patch, to be stretched over its image.
+
+    A patch is clear up to an even share of the attention and opaque at ``full`` times that share, so that a decoder
+    that looks everywhere alike shows no colour at all. The map is divided by its own sum first.
+    """
+    shares = np.nan_to_num(np.asarray(weights, dtype=np.float64).reshape(grid), posinf=0, neginf=0).clip(min=0)
+    shares = shares * shares.size / max(shares.sum(), 1e-12)
+    strength = ((shares - 1) / (full - 1)).clip(0, 1)
+    cool, warm = np.array([255.0, 196.0, 0.0]), np.array([222.0, 22.0, 78.0])
+    pixels = np.empty((*grid, 4), dtype=np.uint8)
+    pixels[..., :3] = cool + (warm - cool) * strength[..., None]
+    pixels[..., 3] = 225 * strength**0.7
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def peak_share(maps: Sequence[Sequence[float]]) -> float:
+    """The strongest patch over all maps as a multiple of an even share; 2 where nothing is stronger than that."""
+    peaks = (max(weights) * len(weights) / sum(weights) for weights in maps if weights and sum(weights) > 0)
+    return max([2.0, *(peak for peak in peaks if math.isfinite(peak))])
+
+
+def _style_axes(axes: mpl.axes.Axes, percent: bool) -> None:
+    axes.set_facecolor("none")
+    axes.figure.set_facecolor("none")
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_STAND_INS["line"])
+    axes.grid(axis="y", color=_STAND_INS["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=_STAND_INS["muted"], pad=5)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact_number(value)))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:.4g}%" if percent else compact_number(value))
+    )
+
+
+def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
+    color = _STAND_INS[line.color]
+    strong, faint = line.drawn()
+    if line.low and line.high:
+        low, high = thin_out(line.low), thin_out(line.high)
+        axes.fill_between(low.steps, low.values, high.values, color=color, alpha=0.14, linewidth=0)
+    if faint:
+        axes.plot(faint.steps, faint.values, color=color, alpha=0.28, linewidth=0.8)
+    axes.plot(strong.steps, strong.values, color=color, linewidth=1.8, solid_capstyle="round")
+    # The end, or a run's only point, is where the eye goes.
+    axes.plot(
+        strong.steps[-1:], strong.values[-1:], color=color, marker="o", markersize=4.5, markeredgewidth=0, clip_on=False
+    )
+
+
+def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
+    """The range of what is finite, so that one bad value does not hide a curve; the first steps may leave the top."""
+    steps = [step for line in lines for step in line.series.steps]
+    drawn = [series for line in lines for series in (line.series, line.low, line.high) if series]
+    values = np.array([value for series in drawn for value in series.values if math.isfinite(value)])
+    values = values[values > 0] if log else values
+    axes.set_xlim(min(0, *steps) if steps else 0, max([1, *steps]) * 1.02)
+    if values.size and log:
+        _limit_log_axis(axes, float(values.min()), float(values.max()))
+    elif values.size:
+        low, high = float(values.min()), float(np.quantile(values, 0.995)) if values.size > 100 else float(values.max())
+        low = min(low, 0.0) if low <= 0.35 * high else low
+        margin = 0.08 * (high - low) or max(abs(high), 1.0) * 0.1
+        axes.set_ylim(low - (margin if low else 0), high + margin)
+
+
+def _limit_log_axis(axes: mpl.axes.Axes, low: float, high: float) -> None:
+    """A logarithmic axis from ``low`` to ``high`` (above 0) with about four marks."""
+    axes.set_yscale("log")
+    decades = math.log10(high / low)
+    margin = 10 ** max(0.08 * decades, 0.04)
+    axes.set_ylim(low / margin, high * margin)
+    marks: Locator = MaxNLocator(4)
+    if decades > 0.7:
+        marks = LogLocator(subs=(1, 2, 5)) if decades < 1.5 else LogLocator(numticks=5)
+    axes.yaxis.set_major_locator(marks)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact_number(value)))
+
+
+def _to_inline_svg(drawn: str, name: str) -> str:
+    svg = drawn[drawn.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    # Groups are numbered alike in every chart: only ids that something refers to may stay.
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    for variable, stand_in in _STAND_INS.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    svg = re.sub(r'(?<= )(?:d|x|y|transform)="[^"]*"', lambda found: _DIGITS.sub(r"\1", found[0]), svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(name)}" viewBox="0 0 {WIDTH} {HEIGHT}">'
+    return re.sub(r"^<svg[^>]*>", lambda _: head, svg).strip()

@@ -1,0 +1,57 @@
+"""JSON files read with care: a wrong value is named by its file and key, in one line."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlm.core.errors import UserError
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a file, or None if there is no such file. Bytes that are not UTF-8 become a replacement mark."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """The object in a JSON file, or None if there is no such file. ``UserError`` if it holds anything else."""
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); evaluate the run again, or remove the file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not an object; evaluate the run again")
+    return content
+
+
+@dataclass(frozen=True)
+class JsonNode:
+    """A value of a JSON file that knows where it stands, so that a wrong one can be named."""
+
+    value: object
+    where: str
+
+    def get(self, key: str, kind: type, default: object = None) -> "JsonNode":
+        """The value under ``key``; ``UserError`` if it is missing (without a default) or of another type."""
+        if not isinstance(self.value, dict):
+            raise UserError(f"{self.where}: should be an object; evaluate the run again")
+        if key not in self.value and default is None:
+            raise UserError(f"{self.where}: has no '{key}'; evaluate the run again")
+        return JsonNode(self.value.get(key, default), f"{self.where}: {key}").check(kind)
+
+    def check(self, kind: type) -> "JsonNode":
+        """Itself, if its value is a ``kind`` (an int is a float)."""
+        wanted = (int, float) if kind is float else kind
+        if not isinstance(self.value, wanted):
+            raise UserError(f"{self.where}: should be a {kind.__name__}, is {self.value!r:.60}; evaluate the run again")
+        return self
+
+    def items(self, kind: type) -> list["JsonNode"]:
+        """The elements of a list, each checked."""
+        return [JsonNode(value, f"{self.where}[{i}]").check(kind) for i, value in enumerate(self.check(list).value)]
+
+    def values(self, kind: type) -> tuple:
+        """The plain elements of a list, each checked."""
+        return tuple(node.value for node in self.items(kind))

@@ -1,0 +1,185 @@
+"""One run folder -> ``report.html``: a single page that needs nothing else, for a talk, a mail or a printer."""
+
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from mmlm.reports.curves_section import curves
+from mmlm.reports.run_folder import RunFolder, read_run_folder
+from mmlm.reports.samples_section import samples_section
+from mmlm.reports.scores_section import headline, newest_scores, scores_table, split_colors
+from mmlm.reports.style import SCRIPT, STYLE
+
+PAGE_NAME = "report.html"
+
+# Nothing may be fetched, whatever a caption or a config says.
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes ``report.html`` into a run folder, finished or not, and returns its path.
+
+    Raises ``UserError`` when the folder is no run folder or one of its files cannot be understood. An older page is
+    replaced in one step, so that a reader never meets half of one.
+    """
+    page = render_page(read_run_folder(run_folder))
+    target = run_folder / PAGE_NAME
+    draft = run_folder / f".{PAGE_NAME}.{os.getpid()}"
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(target)
+    return target
+
+
+def render_page(run: RunFolder) -> str:
+    """The whole page as HTML."""
+    title = run.experiment if run.seed is None else f"{run.experiment}, seed {run.seed}"
+    body = "".join((_header(run), _scores(run), _curves(run), _samples(run), _reproduce(run)))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}"
+        f"<footer>{escape(run.display_path)}, written by mmlm</footer>\n</main>\n<script>{SCRIPT}</script>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """42 s, 7 min 12 s, 3 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_count(count: int) -> str:
+    """A count of parameters: 950, 167.6 k, 2.13 M, 7.24 B."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.{1 if size == 10**3 else 2}f} {letter}"
+    return str(count)
+
+
+def format_flops(count: int) -> str:
+    """FLOPs: 950 FLOPs, 39.6 MFLOPs, 17.6 GFLOPs."""
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.1f} {letter}FLOPs"
+    return f"{count} FLOPs"
+
+
+def _header(run: RunFolder) -> str:
+    scores = newest_scores(run)
+    name = "" if run.name is None else f"run <code>{escape(run.name)}</code>, seed {run.seed}"
+    said = headline(scores) if scores else ""
+    lead = f'<p class="lead">{said}</p>' if said else ""
+    facts = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in _facts(run).items())
+    return (
+        f'<header><p class="eyebrow">{name}</p><h1>{escape(run.experiment)}</h1>'
+        f'{lead}<dl class="facts">{facts}</dl>{_parts(run)}</header>'
+    )
+
+
+def _facts(run: RunFolder) -> dict[str, str]:
+    """What the header says of the run, by its term; HTML."""
+    facts = {
+        "Steps": f"{run.metrics.steps:,}",
+        "Examples": f"{run.metrics.examples:,}",
+        "Duration": format_duration(run.metrics.seconds),
+    }
+    if run.parameters:
+        facts["Parameters"] = format_count(sum(run.parameters.values()))
+    if run.flops:
+        meaning = "forward, one image and one caption of the longest length; a multiply-add is 2"
+        facts["One example"] = f'<span title="{meaning}">{format_flops(sum(run.flops.values()))}</span>'
+    if "device" in run.environment:
+        precision = run.environment.get("precision")
+        facts["Device"] = escape(f"{run.environment['device']}{f', {precision}' if precision else ''}")
+    commit = run.environment.get("git_commit")
+    if commit:
+        dirty = ' <span class="warning">uncommitted changes</span>' if run.environment.get("git_dirty") else ""
+        facts["Git commit"] = f'<code title="{escape(str(commit))}">{escape(str(commit)[:10])}</code>{dirty}'
+    return facts
+
+
+def _parts(run: RunFolder) -> str:
+    """Parameters of each part: one bar, and its names with the parameters and FLOPs."""
+    parts = run.parameters
+    if not parts:
+        return ""
+    shades = [1 - 0.68 * i / max(len(parts) - 1, 1) for i in range(len(parts))]
+    bar = "".join(
+        f'<i style="flex:{count};opacity:{shade:.2f}"></i>' for count, shade in zip(parts.values(), shades, strict=True)
+    )
+    names = "".join(
+        f'<span><i style="opacity:{shade:.2f}"></i>{escape(part)} <b>{format_count(count)}</b>'
+        f"{f', {format_flops(run.flops[part])}' if part in run.flops else ''}</span>"
+        for (part, count), shade in zip(parts.items(), shades, strict=True)
+    )
+    return f'<div class="parts" aria-hidden="true">{bar}</div><div class="part-names">{names}</div>'
+
+
+def _scores(run: RunFolder) -> str:
+    scores = newest_scores(run)
+    table = (
+        scores_table(scores, split_colors(run))
+        if scores and scores.splits
+        else '<p class="note">Not evaluated yet.</p>'
+    )
+    return f'<section id="scores"><h2>Scores</h2>{table}</section>'
+
+
+def _curves(run: RunFolder) -> str:
+    drawn = curves(run.metrics, split_colors(run)) or '<p class="note">Nothing logged yet.</p>'
+    return (
+        '<section id="curves"><h2>Curves</h2><p class="note">Over optimizer steps. Faint: as logged; '
+        f"strong: running mean. The number is where the strong line ends.</p>{drawn}</section>"
+    )
+
+
+def _samples(run: RunFolder) -> str:
+    shown = {name: split for name, split in run.samples.items() if split.examples or split.queries}
+    drawn = samples_section(shown) if shown else '<p class="note">No samples yet.</p>'
+    silent = shown and all(example.generated is None for split in shown.values() for example in split.examples)
+    title = "What it finds" if silent else "What it sees and says"
+    return f'<section id="samples"><h2>{title}</h2>{drawn}</section>'
+
+
+def _reproduce(run: RunFolder) -> str:
+    command = run.environment.get("command")
+    commit = run.environment.get("git_commit")
+    lines = [f"git checkout {commit}"] * bool(commit) + ["pip install -e .", str(command)] * bool(command)
+    lines += ["", "# this page again", f"python -m mmlm.report run={run.display_path}"]
+    dirty = (
+        '<p class="note">There were uncommitted changes: the commit alone does not give this run back.</p>'
+        if run.environment.get("git_dirty")
+        else ""
+    )
+    config = (
+        f"<details><summary>Resolved config</summary><pre>{escape(run.config)}</pre></details>" if run.config else ""
+    )
+    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _flatten(run.environment).items())
+    environment = (
+        f'<details><summary>Environment and versions</summary><table class="plain">{rows}</table></details>'
+        if rows
+        else ""
+    )
+    return (
+        f'<section id="reproduce"><h2>Do it again</h2>{dirty}<pre>{escape(chr(10).join(lines).strip())}</pre>'
+        f"{config}{environment}</section>"
+    )
+
+
+def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested objects as dotted names, for a table."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return flat

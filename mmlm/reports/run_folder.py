@@ -1,0 +1,198 @@
+"""Reads what a training run left behind, into dataclasses. Only the report knows these files by name.
+
+    runs/<experiment>/<name or hash>/seed=<n>/
+        config.yaml        the resolved config, shown as it is
+        environment.json   {"command", "git_commit", "git_dirty", "device", "precision",
+                           "model": {"parameters": {part: count}, "flops": {part: count}}, ...}
+        metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
+        scores.json        {"step", "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
+        samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}
+
+Any of them may be missing: a report can be made of a run that has just begun. A file that is there and cannot be
+understood is the user's to know about: ``UserError`` with the file and the key. (A last line of ``metrics.jsonl`` that
+a killed run tore is left out.)
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlm.core.errors import UserError
+from mmlm.record.metrics import read_metrics
+from mmlm.reports.json_file import JsonNode, read_json, read_text
+from mmlm.reports.samples import SplitSamples, parse_samples
+
+_COUNTERS = ("step", "examples", "seconds")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric over training, in order of ``steps``; a step that was logged twice keeps its last value."""
+
+    steps: tuple[int, ...]
+    """Optimizer steps."""
+    values: tuple[float, ...]
+    """One value for each of ``steps``; may be nan or infinite."""
+
+    @property
+    def last(self) -> float:
+        """The newest value."""
+        return self.values[-1]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All of ``metrics.jsonl``."""
+
+    series: Mapping[str, Series]
+    """By name, such as ``train/loss`` or ``val_style/captioning/CIDEr-D``, in order of first appearance."""
+    steps: int = 0
+    """Optimizer steps taken so far."""
+    examples: int = 0
+    """Examples consumed so far."""
+    seconds: float = 0.0
+    """Seconds of training so far, as the run counted them."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the evaluation splits: the first part of every metric name that is not ``train``."""
+        names = dict.fromkeys(name.split("/", 1)[0] for name in self.series if "/" in name)
+        return tuple(name for name in names if name != "train")
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """What the evaluators measured on one split."""
+
+    values: Mapping[str, float]
+    """By name without the split, such as ``image_to_text/R@1``."""
+    images: int | None = None
+    captions: int | None = None
+    description: str = ""
+    """One line for people: what is unseen in this split."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``scores.json``: every split at one step."""
+
+    step: int
+    """Optimizer step of the weights that were scored."""
+    splits: Mapping[str, SplitScores]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything the report shows of one run. A missing file is None, empty text or an empty mapping."""
+
+    path: Path
+    metrics: Metrics
+    scores: Scores | None
+    samples: Mapping[str, SplitSamples]
+    """By split."""
+    config: str
+    """Text of ``config.yaml``."""
+    environment: Mapping[str, object]
+    """``environment.json`` as it is."""
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name: what stands between ``runs`` and the run's name in the path."""
+        parts = self.path.resolve().parts
+        if self.seed is None:
+            return parts[-1]
+        begin = len(parts) - 1 - parts[::-1].index("runs") + 1 if "runs" in parts else len(parts) - 3
+        return "/".join(parts[begin:-2]) or parts[-2]
+
+    @property
+    def name(self) -> str | None:
+        """The run's own name or config hash; None outside of the usual folder layout."""
+        return None if self.seed is None else self.path.resolve().parts[-2]
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in the folder's name; None outside of the usual folder layout."""
+        found = re.fullmatch(r"seed=(\d+)", self.path.resolve().name)
+        return int(found[1]) if found and len(self.path.resolve().parts) > 3 else None
+
+    @property
+    def display_path(self) -> str:
+        """The folder from ``runs`` on: a page that is passed around should not name a machine's other folders."""
+        parts = self.path.resolve().parts
+        return "/".join(parts[parts.index("runs") :]) if "runs" in parts else parts[-1]
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """Parameters of each part of the model, largest part of the story first as written; empty if unknown."""
+        return self._counts_of_parts("parameters")
+
+    @property
+    def flops(self) -> Mapping[str, int]:
+        """FLOPs of each part of the model, forward, for one image and one caption; empty if unknown."""
+        return self._counts_of_parts("flops")
+
+    def _counts_of_parts(self, kind: str) -> Mapping[str, int]:
+        model = self.environment.get("model")
+        counts = model.get(kind) if isinstance(model, dict) else None
+        if not isinstance(counts, dict):
+            return {}
+        return {part: count for part, count in counts.items() if isinstance(count, int) and count > 0}
+
+
+def read_run_folder(path: Path) -> RunFolder:
+    """Reads a run folder, finished or not.
+
+    Raises ``UserError`` when ``path`` is no folder, holds neither ``config.yaml`` nor ``metrics.jsonl``, or when one of
+    its files cannot be understood.
+    """
+    if not path.is_dir():
+        raise UserError(f"run={path}: no such folder; give a run folder such as runs/<experiment>/<name>/seed=0")
+    if not (path / "config.yaml").is_file() and not (path / "metrics.jsonl").is_file():
+        raise UserError(
+            f"run={path}: not a run folder (it holds neither config.yaml nor metrics.jsonl); "
+            "give one such as runs/<experiment>/<name>/seed=0"
+        )
+    scores, samples = read_json(path / "scores.json"), read_json(path / "samples.json")
+    return RunFolder(
+        path=path,
+        metrics=_read_metrics(path / "metrics.jsonl"),
+        scores=None if scores is None else _parse_scores(JsonNode(scores, "scores.json")),
+        samples={} if samples is None else parse_samples(JsonNode(samples, "samples.json")),
+        config=read_text(path / "config.yaml") or "",
+        environment=read_json(path / "environment.json") or {},
+    )
+
+
+def _read_metrics(path: Path) -> Metrics:
+    rows = read_metrics(path) if path.is_file() else []
+    points: dict[str, dict[int, float]] = {}
+    newest: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
+    for number, row in enumerate(rows, start=1):
+        if "step" not in row:
+            raise UserError(f"{path}, line {number}: has no step; delete that line")
+        # Later rows win: a run that was killed may log again the steps after its checkpoint.
+        newest |= {name: row[name] for name in _COUNTERS if name in row}
+        for name, value in row.items():
+            if name not in _COUNTERS:
+                points.setdefault(name, {})[int(row["step"])] = value
+    series = {name: Series(*zip(*sorted(values.items()), strict=True)) for name, values in points.items()}
+    return Metrics(series, int(newest["step"]), int(newest["examples"]), newest["seconds"])
+
+
+def _parse_scores(root: JsonNode) -> Scores:
+    splits = root.get("splits", dict)
+    return Scores(
+        step=root.get("step", int).value,
+        splits={name: _parse_split_scores(splits.get(name, dict)) for name in splits.value},
+    )
+
+
+def _parse_split_scores(node: JsonNode) -> SplitScores:
+    about = ("images", "captions", "description")
+    return SplitScores(
+        values={name: node.get(name, float).value for name in node.value if name not in about},
+        images=node.get("images", int).value if "images" in node.value else None,
+        captions=node.get("captions", int).value if "captions" in node.value else None,
+        description=node.get("description", str, "").value,
+    )

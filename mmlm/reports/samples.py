@@ -1,0 +1,136 @@
+"""``samples.json``: the pictures a report shows, what the model made of them, and the truth."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmlm.core.errors import UserError
+from mmlm.reports.json_file import JsonNode
+
+_DATA_URI = re.compile(r"data:image/(?:png|webp|jpeg|gif);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+@dataclass(frozen=True)
+class NearestCaption:
+    """A caption of the split, close to an image in the embedding space."""
+
+    text: str
+    similarity: float
+    """Cosine, -1 to 1."""
+    match: bool
+    """True if it is a caption of that image."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where the decoder looked while it wrote each word."""
+
+    words: tuple[str, ...]
+    grid: tuple[int, int]
+    """Rows and columns of patches (gh, gw)."""
+    maps: tuple[tuple[float, ...], ...]
+    """One map a word: gh * gw weights >= 0, row by row."""
+
+
+@dataclass(frozen=True)
+class SampleExample:
+    """One validation image, what the model made of it, and the truth."""
+
+    id: str
+    image: str
+    """A ``data:image/...;base64,`` URI."""
+    captions: tuple[str, ...]
+    """The true ones."""
+    generated: str | None
+    """What the decoder wrote; None without one."""
+    exact: bool
+    nearest_captions: tuple[NearestCaption, ...]
+    """Nearest first."""
+    attention: Attention | None
+
+
+@dataclass(frozen=True)
+class RetrievedImage:
+    """An image of the split, close to a caption in the embedding space."""
+
+    image: str
+    """A ``data:image/...;base64,`` URI."""
+    similarity: float
+    """Cosine, -1 to 1."""
+    match: bool
+    """True if the caption is one of its own."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One caption and the images nearest to it."""
+
+    caption: str
+    images: tuple[RetrievedImage, ...]
+    """Nearest first."""
+
+
+@dataclass(frozen=True)
+class SplitSamples:
+    """The pictures shown for one split."""
+
+    examples: tuple[SampleExample, ...]
+    queries: tuple[Query, ...]
+
+
+def parse_samples(root: JsonNode) -> Mapping[str, SplitSamples]:
+    """The samples of each split, by its name. ``UserError`` names what is missing or of a wrong type."""
+    splits = root.get("splits", dict)
+    return {name: _parse_split_samples(splits.get(name, dict)) for name in splits.value}
+
+
+def _parse_split_samples(node: JsonNode) -> SplitSamples:
+    return SplitSamples(
+        examples=tuple(_parse_example(example) for example in node.get("examples", list, []).items(dict)),
+        queries=tuple(_parse_query(query) for query in node.get("queries", list, []).items(dict)),
+    )
+
+
+def _parse_example(node: JsonNode) -> SampleExample:
+    near = node.get("nearest_captions", list, []).items(dict)
+    looked = node.value.get("attention")
+    silent = "generated" in node.value and node.value["generated"] is None
+    return SampleExample(
+        id=node.get("id", str).value,
+        image=_parse_image(node.get("image", str)),
+        captions=node.get("captions", list).values(str),
+        generated=None if silent else node.get("generated", str).value,
+        exact=node.get("exact", bool).value,
+        nearest_captions=tuple(
+            NearestCaption(n.get("text", str).value, n.get("similarity", float).value, n.get("match", bool).value)
+            for n in near
+        ),
+        attention=None if looked is None else _parse_attention(node.get("attention", dict)),
+    )
+
+
+def _parse_query(node: JsonNode) -> Query:
+    images = tuple(
+        RetrievedImage(_parse_image(n.get("image", str)), n.get("similarity", float).value, n.get("match", bool).value)
+        for n in node.get("images", list).items(dict)
+    )
+    return Query(caption=node.get("caption", str).value, images=images)
+
+
+def _parse_attention(node: JsonNode) -> Attention:
+    words = node.get("words", list).values(str)
+    grid = node.get("grid", list).values(int)
+    maps = tuple(weights.values(float) for weights in node.get("maps", list).items(list))
+    if len(grid) != 2 or len(maps) != len(words) or any(len(weights) != grid[0] * grid[1] for weights in maps):
+        raise UserError(
+            f"{node.where}: needs one map of rows x columns weights a word, has {len(words)} words, grid {list(grid)} "
+            f"and maps of {sorted({len(weights) for weights in maps})} weights; evaluate the run again"
+        )
+    return Attention(words, (grid[0], grid[1]), maps)
+
+
+def _parse_image(node: JsonNode) -> str:
+    # The page must stay self-contained, so nothing but an inlined raster image may stand here.
+    if not _DATA_URI.fullmatch(node.value):
+        raise UserError(f"{node.where}: should be a data:image/...;base64 URI, is {node.value!r:.60}")
+    return node.value

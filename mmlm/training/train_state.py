@@ -1,0 +1,149 @@
+"""Everything that changes while training, and that a checkpoint has to hold."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmlm.core.distributed import gather_objects, rank, world_size
+from mmlm.core.flow import Batch
+from mmlm.optim.average import ExponentialMovingAverage
+from mmlm.optim.loss_scale import LossScale
+from mmlm.optim.optimizers import Optimizer
+from mmlm.optim.state import load_optimizer_state_by_name, optimizer_state_by_name
+from mmlm.training.replicated import unwrapped
+from mmlm.training.window import Window
+
+
+class Loader(Protocol):
+    """What training needs of its data."""
+
+    position: int
+    """Examples given to all ranks since the run's start; setting it goes on there with the next iteration."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next example, from 0."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches without end."""
+        ...
+
+
+@dataclass
+class TrainState:
+    """A run between two optimizer steps."""
+
+    train_step: nn.Module
+    """The module that is differentiated, maybe in ``Replicated``."""
+    optimizer: Optimizer
+    loader: Loader
+    ema: ExponentialMovingAverage | None = None
+    seed: int = 0
+    """Of what objectives draw (masks, negatives), and of torch's generators."""
+    step: int = 0
+    """Optimizer steps done, those that were left out included."""
+    seconds: float = 0.0
+    """Wall-clock seconds of training so far, over all sessions, evaluation included."""
+    best: float | None = None
+    """Best value of ``FitSettings.best_metric`` so far."""
+    optimizer_for: Callable[[int, Optimizer], Optimizer] | None = None
+    """Makes trainable in ``train_step`` what trains at a step, and returns the optimizer over it (the given one, if
+    that is what it was over). None: the same parameters train from the first step to the last."""
+    loss_scale: LossScale | None = None
+    """That of float16."""
+    window: Window = field(default_factory=Window)
+    """What this rank saw since the last row of metrics."""
+    corrupt: list[str] = field(default_factory=list)
+    """``id: reason`` of the images of this epoch that this rank could not decode."""
+    skipped_steps: int = 0
+    """Steps left out because a loss or gradient was not finite."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What a loss spike is told by."""
+    rewinds: int = 0
+    """How often the run went back because of one."""
+    owes_evaluation: bool = False
+    """Whether an evaluation was due at this step when the run was stopped."""
+
+    def go_to(self, step: int) -> None:
+        """Makes ``step`` the next one: what trains, and the optimizer over it, are a function of it."""
+        self.step = step
+        if self.optimizer_for is not None:
+            self.optimizer = self.optimizer_for(step, self.optimizer)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The weights to evaluate and export, by the unwrapped module's names: the moving average if there is one."""
+        return self.ema.tensors if self.ema else unwrapped(self.train_step).state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the weights: optimizer, data position, counters, and what every rank has of its own.
+
+        Every rank has to call it: each brings its window. It holds plain numbers, strings and tensors only. There is no
+        random state: torch's generators are seeded anew at every step.
+        """
+        everyone = gather_objects((self.window.state_dict(), self.corrupt))
+        return {
+            "optimizer": optimizer_state_by_name(unwrapped(self.train_step), self.optimizer),
+            "position": self.loader.position,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "loss_scale": None if self.loss_scale is None else self.loss_scale.state_dict(),
+            "windows": [window for window, _ in everyone],
+            "corrupt": [entry for _, corrupt in everyone for entry in corrupt],
+            "skipped_steps": self.skipped_steps,
+            "recent_losses": list(self.recent_losses),
+            "rewinds": self.rewinds,
+            "owes_evaluation": self.owes_evaluation,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], settings: bool = True) -> None:
+        """Takes over what ``state_dict`` returned, on any number of ranks; a state of before these entries were too.
+
+        Without ``settings`` the optimizer keeps its own learning rates and decays.
+        """
+        self.go_to(state["step"])
+        module = unwrapped(self.train_step)
+        load_optimizer_state_by_name(module, self.optimizer, state["optimizer"], settings)
+        self.loader.position = state["position"]
+        self.seconds, self.best = state["seconds"], state["best"]
+        device = next(self.train_step.parameters()).device
+        scale, windows = state.get("loss_scale"), state.get("windows")
+        self.loss_scale = None if scale is None else LossScale.restored(scale, device)
+        self.window = Window() if windows is None else Window.restored(windows, world_size(), device)
+        self.corrupt = list(state.get("corrupt", [])) if rank() == 0 else []
+        self.skipped_steps = state.get("skipped_steps", 0)
+        self.recent_losses = list(state.get("recent_losses", []))
+        self.rewinds = state.get("rewinds", 0)
+        self.owes_evaluation = state.get("owes_evaluation", False)
+
+    def rewind(self, step: int, position: int, restore: Callable[["TrainState", int], None]) -> None:
+        """Goes back to ``step`` (``restore`` loads its checkpoint), and on with the data from ``position``.
+
+        Weights, optimizer and metrics are those of then; what is known of the data, and how often something happened,
+        stays.
+        """
+        rewinds, skipped_steps, best, corrupt = self.rewinds, self.skipped_steps, self.best, self.corrupt
+        restore(self, step)
+        self.rewinds, self.skipped_steps, self.best, self.corrupt = rewinds + 1, skipped_steps, best, corrupt
+        self.loader.position = position
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The module in eval mode with the weights to evaluate; training goes on with its own afterwards."""
+        own, module = None, unwrapped(self.train_step)
+        if self.ema is not None:
+            own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            module.load_state_dict(self.ema.tensors)
+        self.train_step.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if own is not None:
+                module.load_state_dict(own)
+            self.train_step.train()

@@ -1,0 +1,201 @@
+"""The one module that holds everything trainable, and the gradients of a batch in one or several micro-batches.
+
+The gradient of a step is that of the loss of the whole batch, whatever number of micro-batches and ranks it is split
+into. Sums over examples split by themselves, once their counts are known beforehand. Comparisons do not: with several
+micro-batches, a first pass without gradients embeds all of them, the comparison is differentiated with respect to the
+embeddings, and a second pass carries those gradients on (GradCache, arXiv:2101.06983), with the random numbers of the
+first, so that dropout is the same. Unlike there, the temperature's gradient goes through the same forward pass, so that
+nothing trainable is used outside of it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from mmlm.core.flow import EMBED, NOTHING_DRAWN, Batch, Loss, ModelOutput, Moment, Pairs
+from mmlm.objectives.objective import FusionObjective
+from mmlm.objectives.weighted_sum import Survey, WeightedSum
+from mmlm.optim.freeze import FreezePlan
+from mmlm.training.diagnosis import Diagnosis
+from mmlm.training.replicated import unwrapped
+from mmlm.training.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What the first pass makes of a micro-batch, without gradient."""
+
+    image: Tensor
+    """float32[B, E]."""
+    text: Tensor
+    """float32[C, E]."""
+    teacher: ModelOutput | None = None
+    """Those of the teacher, if a comparison needs them."""
+
+
+class TrainStep(nn.Module):
+    """Model and objective in one module: what data parallelism wraps and what checkpoints hold.
+
+    Nothing trainable is used outside its forward: temperature and output projection are inside. ``plan`` (its adapters
+    have been added to the model) says what of the model trains; from the start on, what trains at step 0. ``teacher``
+    is no part of the module: it is neither trained, nor saved, nor moved to another device with it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: WeightedSum,
+        plan: FreezePlan | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.model, self.objective, self.plan = model, objective, plan or FreezePlan()
+        # What a part has made untrainable by itself (fixed positions) stays so.
+        # By name: sharding puts other tensors in the place of parameters.
+        self._trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._in_eval: list[nn.Module] = []
+        self._unfrozen: frozenset[str] | None = None
+        self._unreached: dict[frozenset[str], tuple[nn.Parameter, ...] | None] = {}
+        self.freeze_for(0)
+
+    def freeze_for(self, step: int) -> bool:
+        """Freezes and unfreezes what the plan says for optimizer step ``step``; says whether that changed what trains.
+
+        Afterwards the optimizer has to be built anew over what now trains. What shares the work among ranks follows by
+        itself, if all ranks call this.
+        """
+        unfrozen = self.plan.unfrozen(step)
+        if unfrozen == self._unfrozen:
+            return False
+        self._unfrozen = unfrozen
+        self._unreached.clear()
+        frozen = self.plan.frozen_parameters(self.model, step)
+        changed = False
+        named = dict(self.model.named_parameters())
+        for parameter in (named[name] for name in self._trainable):
+            changed |= parameter.requires_grad is (parameter in frozen)
+            parameter.requires_grad_(parameter not in frozen)
+        self._in_eval = self.plan.modules_in_eval(self.model, step)
+        self.train(self.training)
+        return changed
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Share of the learning rate, by parameter name, of the parameters for which the plan has one."""
+        return {f"model.{name}": scale for name, scale in self.plan.learning_rate_scales(self.model).items()}
+
+    def train(self, mode: bool = True) -> "TrainStep":
+        """See ``nn.Module.train``; what is frozen stays in eval mode, so that it computes the same function."""
+        super().train(mode)
+        for module in self._in_eval:
+            module.training = False
+        return self
+
+    def forward(
+        self,
+        batch: Batch,
+        moment: Moment,
+        survey: Survey | None = None,
+        only_embed: bool = False,
+        diagnose: bool = False,
+        scale: Tensor | None = None,
+    ) -> Loss | Embeddings:
+        """The loss of one micro-batch; ``survey`` None: it is all that this rank has.
+
+        With ``diagnose`` the loss has a diagnosis: it costs a part of a backward pass for each objective, and is made
+        at the loss scale float32[] ``scale`` if there is one. The loss itself is never scaled.
+        With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
+        """
+        left = self.model.draw(batch, moment)
+        if only_embed:
+            output = self.model(batch, {EMBED}, left)
+            return Embeddings(output.image_embedding, output.text_embedding, self._teacher_embeddings(batch, moment))
+        if survey is None:
+            survey = self.objective.count((batch,), moment)
+        drawn = self.objective.draw(batch, moment)
+        output = self.model(batch, self.objective.views_at(moment.step), {**left, **drawn}, probe=diagnose)
+        fusion = self.objective.fusion(moment.step)
+        if fusion is not None:
+            pairs = _choose(fusion, output, batch, moment) if survey.pairs is None else survey.pairs
+            output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
+        output = self.objective.project(output, moment.step)
+        taught = self.objective.teacher_views_at(moment.step, known=survey.surrogates)
+        if taught:
+            output = replace(output, teacher=self.teacher(batch, taught, drawn, moment.step))
+        loss = self.objective(output, batch, moment, survey)
+        seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
+        if diagnose and seen:  # patch views alone leave nothing to look at
+            embeddings = output.image_embedding, output.text_embedding
+            loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings, scale))
+        return self._with_every_parameter(loss, moment.step)
+
+    def _teacher_embeddings(self, batch: Batch, moment: Moment) -> ModelOutput | None:
+        comparisons = self.objective.comparisons(moment.step).values()
+        if not any(part.needs_teacher for part in comparisons):
+            return None
+        return self.teacher(batch, frozenset({EMBED}), NOTHING_DRAWN, moment.step)
+
+    def _with_every_parameter(self, loss: Loss, step: int) -> Loss:
+        """The loss plus 0 times what it does not reach, which data parallelism would wait for."""
+        if not loss.total.requires_grad:
+            return loss
+        key = frozenset(self.objective.active(step))
+        if key not in self._unreached:
+            self._unreached[key] = self._find_unreached(loss.total)
+        unreached = self._unreached[key]
+        if unreached is None:
+            # What has a gradient is no parameter but what a diagnosis looks at.
+            return replace(loss, terms={name: term.detached() for name, term in loss.terms.items()})
+        if not unreached:
+            return loss
+        nothing = torch.stack([parameter.sum() * 0 for parameter in unreached]).sum()
+        name, first = next(iter(loss.terms.items()))
+        return replace(loss, terms={**loss.terms, name: replace(first, local_sum=first.local_sum + nothing)})
+
+    def _find_unreached(self, total: Tensor) -> tuple[nn.Parameter, ...] | None:
+        """The parameters that train and that the graph of ``total`` does not lead to; None: it leads to none at all.
+
+        Under FSDP2 nobody waits for them, so they need not be known: all ranks leave the same ones out.
+        """
+        reached = _leaves(total)
+        if not any(isinstance(leaf, nn.Parameter) for leaf in reached):
+            return None
+        if isinstance(self, FSDPModule):
+            return ()
+        known = {id(leaf) for leaf in reached}
+        return tuple(p for p in self.parameters() if p.requires_grad and id(p) not in known)
+
+    def unreached(self, step: int) -> tuple[nn.Parameter, ...]:
+        """The parameters that train, but not by the objectives of an optimizer step; known after its forward.
+
+        None under FSDP2, where they have no gradient in the first place.
+        """
+        return self._unreached.get(frozenset(self.objective.active(step))) or ()
+
+
+def _leaves(total: Tensor) -> list[Tensor]:
+    """The tensors that the graph of ``total`` leads to and that require a gradient."""
+    seen, ahead = set(), [total.grad_fn]
+    reached = []
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # only the nodes of leaves have it
+            reached.append(node.variable)
+        ahead += [parent for parent, _ in node.next_functions]
+    return reached
+
+
+def _choose(fusion: FusionObjective, output: ModelOutput, batch: Batch, moment: Moment) -> Pairs:
+    with torch.no_grad():
+        return fusion.pairs(output.image_embedding.detach(), output.text_embedding.detach(), (batch,), moment)[0]
+
+
+def inner(train_step: nn.Module) -> TrainStep:
+    """The ``TrainStep`` inside its wrappers."""
+    return cast(TrainStep, unwrapped(train_step))

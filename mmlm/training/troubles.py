@@ -1,0 +1,40 @@
+"""What a run says about data and steps that it could not use."""
+
+from collections.abc import Sequence
+
+from mmlm.core.distributed import gather_objects, world_size
+from mmlm.core.errors import UserError
+from mmlm.training.agreement import MadeStep
+
+_MOST_IDS = 8
+_MOST_IMAGES = 10
+
+
+class NonFiniteLoss(UserError):  # noqa: N818 - named after what happened
+    """Losses or gradients were infinite or not a number once too often; the state without their updates is saved."""
+
+
+def describe_skipped(made: MadeStep) -> str:
+    """One line about a step whose loss or gradient is not finite: its terms, norm and batch. All ranks call it.
+
+    With several ranks it is about the share of the first one whose own loss is not finite, or of rank 0.
+    """
+    terms = ", ".join(f"{name} {term.value.item():g}" for name, term in made.loss.terms.items())
+    shares = gather_objects((bool(made.loss.total.isfinite()), terms, made.norm.item(), name_ids(made.ids)))
+    number = next((number for number, share in enumerate(shares) if not share[0]), 0)
+    _, terms, norm, ids = shares[number]
+    where = f" of rank {number}" if world_size() > 1 else ""
+    return f"step {made.step}: the loss is not finite ({terms}, gradient norm {norm:g}) on the batch{where} {ids}"
+
+
+def name_ids(ids: Sequence[str]) -> str:
+    """The first of the ids of a batch, and how many more there are."""
+    return ", ".join(ids[:_MOST_IDS]) + (f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else "")
+
+
+def describe_corrupt(where: str, corrupt: Sequence[str]) -> str:
+    """One line with the number and the first ten of the images (``id: reason``) that could not be decoded."""
+    distinct = sorted(set(corrupt))
+    count = "1 image" if len(distinct) == 1 else f"{len(distinct)} images"
+    more = f"; and {len(distinct) - _MOST_IMAGES} more" if len(distinct) > _MOST_IMAGES else ""
+    return f"{where}: {count} could not be decoded: {'; '.join(distinct[:_MOST_IMAGES])}{more}"

@@ -1,0 +1,132 @@
+"""What flows: shift, mask and padding of a Batch; totals and shares of a Loss; errors that survive a worker."""
+
+import pickle
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Loss, Moment, Stream, Term
+
+PAD, START, END = 0, 1, 2
+
+
+def make_batch() -> Batch:
+    tokens = torch.tensor([[START, 7, 8, 9, END, PAD], [START, 5, END, PAD, PAD, PAD], [START, 3, 4, 5, 6, END]])
+    return Batch(
+        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        tokens=tokens,
+        lengths=torch.tensor([5, 3, 6]),
+        image_index=torch.tensor([1, TEXT_ONLY, 0]),
+        image_concept=torch.tensor([10, 11]),
+        caption_concept=torch.tensor([11, 12, 10]),
+        caption_key=torch.tensor([1, 2, 3]),
+        ids=("a", "b"),
+        captions=(Caption("x"), Caption("y"), Caption("z", "en")),
+    )
+
+
+def test_inputs_and_targets_are_one_position_apart():
+    batch = make_batch()
+    assert batch.inputs.tolist() == batch.tokens[:, :-1].tolist()
+    assert batch.targets.tolist() == batch.tokens[:, 1:].tolist()
+    pairs = list(zip(batch.inputs[0].tolist(), batch.targets[0].tolist(), strict=True))
+    assert pairs[:4] == [(START, 7), (7, 8), (8, 9), (9, END)]
+
+
+def test_target_mask_holds_the_end_token_and_no_padding():
+    batch = make_batch()
+    assert batch.target_mask.dtype == torch.bool
+    assert batch.target_mask.int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
+    supervised = batch.targets[batch.target_mask]
+    assert supervised.tolist() == [7, 8, 9, END, 5, END, 3, 4, 5, 6, END]
+    assert batch.num_targets.item() == len(supervised) == 11
+
+
+def test_padding_is_told_by_length_and_not_by_value():
+    """A real token may have the padding's id (tokenizers without one): only lengths count."""
+    batch = make_batch()
+    batch.tokens[0, 1] = PAD
+    assert batch.target_mask[0].int().tolist() == [1, 1, 1, 1, 0]
+
+
+def test_to_moves_every_tensor_and_keeps_the_rest():
+    batch = make_batch()
+    moved = batch.to("meta")
+    for f in fields(Batch):
+        value = getattr(moved, f.name)
+        if isinstance(value, Tensor):
+            assert value.device.type == "meta"
+            assert value.shape == getattr(batch, f.name).shape
+        else:
+            assert value == getattr(batch, f.name)
+    assert batch.images.device.type == "cpu"
+
+
+def test_loss_is_the_weighted_sum_of_sums_over_counts():
+    first = torch.tensor(6.0, requires_grad=True)
+    second = torch.tensor(5.0, requires_grad=True)
+    loss = Loss({"a": Term(first, torch.tensor(4.0), 2.0), "b": Term(second, torch.tensor(10.0), 0.5)})
+    assert loss.terms["a"].value.item() == 1.5
+    assert loss.total.item() == pytest.approx(2 * 6 / 4 + 0.5 * 5 / 10)
+    loss.total.backward()
+    assert first.grad.item() == pytest.approx(2 / 4)
+    assert second.grad.item() == pytest.approx(0.5 / 10)
+
+
+def test_corrupt_image_survives_a_worker_and_reads_as_one_line():
+    error = CorruptImage("a.png", "is truncated")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, UserError)
+    assert (again.name, again.reason, str(again)) == ("a.png", "is truncated", "a.png: is truncated")
+
+
+def test_micro_batches_hold_each_image_and_caption_once_and_only_the_padding_they_need():
+    batch = make_batch()
+    first, second = batch.split(1)
+    assert (first.ids, second.ids) == (("a",), ("b",))
+    # The text-only caption goes to the first; captions keep their order.
+    assert [caption.text for caption in first.captions] == ["y", "z"]
+    assert [caption.text for caption in second.captions] == ["x"]
+    assert first.image_index.tolist() == [TEXT_ONLY, 0]
+    assert second.image_index.tolist() == [0]
+    assert (first.tokens.shape, second.tokens.shape) == ((2, 6), (1, 5))
+    assert (first.caption_key.tolist(), second.caption_concept.tolist()) == ([2, 3], [11])
+    (whole,) = batch.split(2)
+    assert torch.equal(whole.tokens, batch.tokens)
+    with pytest.raises(UserError, match=r"^train\.micro_batch_size: 0 must be at least 1"):
+        batch.split(0)
+
+
+def test_text_only_captions_are_spread_evenly_and_a_batch_of_them_stays_whole():
+    batch = make_batch()
+    text_only = torch.full((3,), TEXT_ONLY)
+    both = [part.captions for part in replace(batch, image_index=text_only).split(1)]
+    assert [len(captions) for captions in both] == [2, 1]
+    without = replace(batch, images=batch.images[:0], image_concept=batch.image_concept[:0], ids=())
+    (part,) = replace(without, image_index=text_only).split(5)
+    assert (len(part.images), len(part.captions)) == (0, 3)
+
+
+def test_randomness_is_keyed_by_image_and_text_and_not_by_place():
+    batch = make_batch()
+    keys = batch.caption_image_key
+    assert len(set(keys.tolist())) == 3
+    moment = Moment(seed=1, step=2)
+    whole = moment.uniform(keys, 2, Stream.MASKED_TEXT)
+    for part in batch.split(1):
+        own = moment.uniform(part.caption_image_key, 2, Stream.MASKED_TEXT)
+        for caption, drawn in zip(part.captions, own, strict=True):
+            assert torch.equal(drawn, whole[[c.text for c in batch.captions].index(caption.text)])
+    assert not torch.equal(whole, moment.uniform(keys, 2, Stream.PARALLEL))
+    assert not torch.equal(whole, Moment(seed=1, step=3).uniform(keys, 2, Stream.MASKED_TEXT))
+
+
+def test_losses_of_micro_batches_join_to_that_of_the_whole():
+    count = torch.tensor(4.0)
+    parts = [Loss({"a": Term(torch.tensor(x), count, 2.0)}, {"f": Term(torch.tensor(1.0), count)}) for x in (1.0, 3.0)]
+    joined = Loss.joined(parts)
+    assert joined.total.item() == sum(part.total.item() for part in parts) == 2.0
+    assert joined.figures["f"].value.item() == 0.5

@@ -1,0 +1,254 @@
+"""Parts: what a config may name, how keys and types are refused, and that building gives what was checked."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from mmlm.core.errors import UserError
+from mmlm.core.flow import Caption
+from mmlm.experiment.parts import build_part, check_part
+
+PLUGIN = '''
+"""A plug-in as a user would write it."""
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional, Protocol
+
+built = []
+
+class Source(Protocol):
+    def __len__(self) -> int: ...
+
+class Encoder:
+    pass
+
+@dataclass
+class Augment:
+    scale: float = 1.0
+    flip: bool = False
+
+class VitEncoder(Encoder):
+    def __init__(self, width: int, num_queries: int = 4, rate: float = 0.0, name: str = "vit", flag: bool = False,
+                 pool: Literal["mean", "token"] = "mean", layers: Sequence[int] = (), folder: Optional[Path] = None,
+                 augment: Augment | None = None, size: int | tuple[int, int] = 32,
+                 table: dict[str, float] | None = None):
+        built.append("VitEncoder")
+        self.given = dict(locals())
+
+class Images:
+    def __init__(self, split: str): self.split = split
+    def __len__(self): return 3
+
+class Joined:
+    def __init__(self, sources: list[Source], encoder: Encoder | None = None, anything=None):
+        built.append("Joined")
+        self.sources, self.encoder, self.anything = sources, encoder, anything
+
+def doubled(number: int, *, seed: int) -> int:
+    return number * 2 + seed
+
+class Fragile:
+    def __init__(self, hidden: "NotImported"): ...
+
+class Plain: ...
+
+class PlainSource(Source):
+    def __len__(self): return 3
+
+def takes_any(first: int, **rest): return first, rest
+
+def _private(): ...
+
+def fails(): return 1 / 0
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A plug-in package ``my_parts`` that can be imported; the module itself."""
+    (tmp_path / "my_parts.py").write_text(PLUGIN)
+    (tmp_path / "broken_parts.py").write_text("import surely_not_installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_parts"
+    sys.modules.pop("my_parts", None)
+    sys.modules.pop("broken_parts", None)
+
+
+def refusal(node, runtime=(), plugins=("my_parts", "broken_parts")):
+    """The message with which the node is refused, by check_part and build_part alike."""
+    with pytest.raises(UserError) as checked:
+        check_part(node, "encoder", runtime, plugins)
+    with pytest.raises(UserError) as built:
+        build_part(node, "encoder", dict.fromkeys(runtime, 8), plugins)
+    assert str(checked.value) == str(built.value)
+    assert "\n" not in str(checked.value)
+    return str(checked.value)
+
+
+def vit(**settings):
+    return {"_target_": "my_parts.VitEncoder", "width": 8, **settings}
+
+
+def test_builds_a_part_of_the_package():
+    node = OmegaConf.create({"word": "cat", "part": {"_target_": "mmlm.core.flow.Caption", "text": "a ${word}"}})
+    check_part(node.part, "part")
+    assert build_part(node.part, "part") == Caption("a cat")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_gives_the_runtime_values_that_are_asked_for_to_nested_parts_too():
+    node = {"_target_": "my_parts.Joined", "sources": [], "anything": {"deep": [{"_target_": "my_parts.VitEncoder"}]}}
+    check_part(node, "data", runtime=["width", "vocab_size"], plugins=["my_parts"])
+    joined = build_part(node, "data", {"width": 16, "vocab_size": 5}, ["my_parts"])
+    assert joined.anything["deep"][0].given["width"] == 16
+    number = build_part({"_target_": "my_parts.doubled", "number": 3}, "data", {"seed": 1}, ["my_parts"])
+    assert number == 7
+
+
+@pytest.mark.usefixtures("plugin")
+def test_values_become_what_the_signature_asks_for():
+    node = vit(rate=1, folder="some/where", size=[3, 4], layers=[1, 2], augment={"scale": 2}, table={"a": 1})
+    given = build_part(node, "encoder", plugins=["my_parts"]).given
+    assert given["rate"] == 1.0
+    assert type(given["rate"]) is float
+    assert given["folder"] == Path("some/where")
+    assert given["size"] == (3, 4)
+    assert (given["augment"].scale, given["augment"].flip) == (2.0, False)
+    assert given["table"] == {"a": 1.0}
+    assert given["num_queries"] == 4
+
+
+@pytest.mark.usefixtures("plugin")
+def test_nothing_is_built_when_a_nested_part_is_wrong():
+    sources = [{"_target_": "my_parts.Images", "split": "train"}, {"_target_": "my_parts.Images", "splt": "val"}]
+    node = {"_target_": "my_parts.Joined", "encoder": vit(), "sources": sources}
+    assert refusal(node) == "encoder.sources.1.splt: Images takes no 'splt'; did you mean 'split'?"
+    assert sys.modules["my_parts"].built == []
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_querys": 3}, "encoder.num_querys: VitEncoder takes no 'num_querys'; did you mean 'num_queries'?"),
+        ({"num_queries": "abc"}, "encoder.num_queries: 'abc' is not an int"),
+        ({"num_queries": True}, "encoder.num_queries: true is not an int"),
+        ({"num_queries": 1.5}, "encoder.num_queries: 1.5 is not an int"),
+        ({"num_queries": None}, "encoder.num_queries: null is not an int"),
+        ({"num_queries": "???"}, "encoder.num_queries: required, and not set"),
+        ({"rate": "fast"}, "encoder.rate: 'fast' is not a float"),
+        ({"name": 3}, "encoder.name: 3 is not a string"),
+        ({"flag": 1}, "encoder.flag: 1 is not true or false"),
+        ({"pool": "max"}, "encoder.pool: 'max' is not one of 'mean', 'token'"),
+        ({"layers": [1, "b"]}, "encoder.layers.1: 'b' is not an int"),
+        ({"layers": 3}, "encoder.layers: 3 is not a list in which each item is an int"),
+        ({"folder": 3}, "encoder.folder: 3 is not a path or null"),
+        ({"size": [1, 2, 3]}, "encoder.size: [1, 2, 3] is not an int or a list of an int, an int"),
+        ({"size": [1, "b"]}, "encoder.size.1: 'b' is not an int"),
+        ({"augment": {"scal": 1}}, "encoder.augment.scal: Augment takes no 'scal'; did you mean 'scale'?"),
+        ({"augment": 3}, "encoder.augment: 3 is not an Augment (a mapping of its settings) or null"),
+        ({"table": {"a": "b"}}, "encoder.table.a: 'b' is not a float"),
+        ({"table": {"a": {}}}, "encoder.table.a: {} is not a float"),
+        (
+            {"table": {"a": {"b": {"c": 1.0}}, "d.e": 2.0}},
+            "encoder.table.a.b.c: 'a.b.c' is one name, and its dots are read as levels here; write "
+            "'+encoder.table={a.b.c: 1.0, d.e: 2.0}'",
+        ),
+        ({"_partial_": True}, "encoder._partial_: VitEncoder takes no '_partial_'; there are: augment, flag,"),
+    ],
+)
+def test_refuses_wrong_keys_and_types(settings, message):
+    assert refusal(vit(**settings)).startswith(message)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_refuses_what_is_missing_or_supplied_twice():
+    assert refusal({"_target_": "my_parts.VitEncoder"}) == "encoder.width: VitEncoder requires 'width', an int"
+    message = "encoder.width: VitEncoder receives 'width' from the other parts; remove it from the config"
+    assert refusal(vit(), runtime=["width"]) == message
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_nested_part_has_to_be_of_the_annotated_class():
+    node = {"_target_": "my_parts.Joined", "sources": [], "encoder": {"_target_": "my_parts.Images", "split": "a"}}
+    assert refusal(node) == "encoder.encoder: Images is not an Encoder part or null"
+    plain = {"_target_": "my_parts.Joined", "sources": ["train"]}
+    assert refusal(plain) == "encoder.sources.0: 'train' is not a Source part"
+    assert "is not an int" in refusal(vit(num_queries={"_target_": "my_parts.Images", "split": "a"}))
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "os.system",
+            "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.*, my_parts.*, broken_parts.*",
+        ),
+        ("mmlmx.Caption", "encoder: _target_ 'mmlmx.Caption' is not allowed"),
+        ("mmlm", "encoder: _target_ 'mmlm' is not allowed"),
+        # Names that the package merely imports do not become its parts.
+        (
+            "mmlm.checkpoints.weights.save_file",
+            "encoder: _target_ 'mmlm.checkpoints.weights.save_file': mmlm.checkpoints.weights has no 'save_file'",
+        ),
+        (
+            "mmlm.checkpoints.checkpoint.os.system",
+            "encoder: _target_ 'mmlm.checkpoints.checkpoint.os.system': there is no module",
+        ),
+        ("my_parts.os.system", "encoder: _target_ 'my_parts.os.system': there is no module 'my_parts.os'"),
+        ("my_parts._private", "encoder: _target_ 'my_parts._private' is not the dotted name of a public"),
+        (
+            "mmlm.core.flow.Caption.__init__",
+            "encoder: _target_ 'mmlm.core.flow.Caption.__init__' is not the dotted name",
+        ),
+        ("mmlm.core.flow.TEXT_ONLY", "encoder: _target_ 'mmlm.core.flow.TEXT_ONLY': mmlm.core.flow has no 'TEXT_ONLY'"),
+        (
+            "mmlm.core.flow.Captoin",
+            "encoder: _target_ 'mmlm.core.flow.Captoin': mmlm.core.flow has no 'Captoin'; did you mean 'Caption'?",
+        ),
+        (
+            "mmlm.flwo.Caption",
+            "encoder: _target_ 'mmlm.flwo.Caption': there is no module 'mmlm.flwo'; did you mean 'flow'?",
+        ),
+        ("broken_parts.X", "encoder: broken_parts needs the package 'surely_not_installed'; install it"),
+        ("my_parts.Fragile", "encoder: Fragile annotates an argument with 'NotImported', which its module does not"),
+    ],
+)
+def test_refuses_targets(target, message):
+    assert refusal({"_target_": target}).startswith(message)
+
+
+def test_plugins_have_to_be_named(plugin):
+    with pytest.raises(UserError, match="is not allowed"):
+        check_part(vit(), "encoder")
+    check_part(vit(), "encoder", plugins=[plugin])
+
+
+@pytest.mark.parametrize("node", [None, "vit", 3, {"width": 3}, {"_target_": 3}, ["vit"]])
+def test_refuses_what_is_no_part(node):
+    assert "is not a part; it needs a mapping with a '_target_'" in refusal(node)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_constructor_that_takes_anything_gets_it():
+    node = {"_target_": "my_parts.takes_any", "first": 1, "other": [1]}
+    assert build_part(node, "encoder", plugins=["my_parts"]) == (1, {"other": [1]})
+
+
+@pytest.mark.usefixtures("plugin")
+def test_what_a_constructor_raises_comes_through():
+    with pytest.raises(ZeroDivisionError):
+        build_part({"_target_": "my_parts.fails"}, "encoder", plugins=["my_parts"])
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("name", ["Plain", "PlainSource"])
+def test_a_class_without_a_constructor_takes_nothing(name):
+    node = {"_target_": f"my_parts.{name}"}
+    assert type(build_part(node, "encoder", plugins=["my_parts"])).__name__ == name
+    assert refusal(node | {"size": 3}) == f"encoder.size: {name} takes no 'size'"

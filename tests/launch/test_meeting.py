@@ -1,0 +1,111 @@
+"""Where a process stands among the ranks, and how rank 0 hands the run to the others."""
+
+import multiprocessing
+import socket
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from mmlm.core.errors import UserError
+from mmlm.launch.meeting import Meeting, Place, Starter, find_place, first_host, is_lost_connection
+
+TORCH = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+STEP = {
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+}
+
+
+def test_without_a_launcher_a_process_is_alone():
+    assert find_place({}) == Place()
+    assert find_place({}).alone
+
+
+def test_torchrun_and_the_local_launcher_are_told_apart():
+    assert find_place(TORCH) == Place(3, 1, 4, "host", 29500, Starter.torchrun)
+    assert find_place(TORCH | {"MMLM_ATTEMPT": "2"}).starter is Starter.local
+    assert find_place(TORCH | {"TORCHELASTIC_RESTART_COUNT": "5"}).attempt == 5
+
+
+def test_half_an_environment_is_refused():
+    with pytest.raises(UserError, match="'MASTER_PORT' is not; start ranks by torchrun or srun"):
+        find_place({key: value for key, value in TORCH.items() if key != "MASTER_PORT"})
+
+
+def test_a_step_of_several_tasks_is_srun():
+    place = find_place(STEP | {"SLURM_RESTART_COUNT": "1"})
+    assert (place.rank, place.local_rank, place.world_size) == (1, 0, 2)
+    assert (place.address, place.starter, place.attempt) == ("gpu03", Starter.srun, 1)
+    assert 20000 <= place.port < 40000
+    assert place.port == find_place(STEP | {"SLURM_PROCID": "0"}).port
+
+
+def test_a_batch_script_and_a_step_of_one_task_are_alone():
+    batch = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
+    assert find_place(batch).alone
+    assert find_place(batch | {"SLURM_RESTART_COUNT": "2"}) == Place(attempt=2)
+    assert find_place(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}).alone
+
+
+def test_the_address_and_port_of_the_environment_win_under_srun():
+    place = find_place(STEP | {"MASTER_ADDR": "other", "MASTER_PORT": "4000"})
+    assert (place.address, place.port) == ("other", 4000)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("gpu[7,9]", "gpu7"),
+        ("rack1-gpu[2-3].site", "rack1-gpu2.site"),
+    ],
+)
+def test_the_first_host_of_slurms_lists(nodes, first):
+    assert first_host(nodes) == first
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def meet(rank: int, port: int, said: "multiprocessing.Queue[object]", status: int | None) -> None:
+    """One rank: rank 0 publishes a run or refuses with a status, the other says what it received."""
+    meeting = Meeting(Place(rank, rank, 2, "127.0.0.1", port, Starter.srun))
+    if rank > 0:
+        said.put(meeting.receive())
+    elif status is None:
+        meeting.publish(Path("runs/x"), "experiment: x")
+        meeting.refuse(9)  # too late to be heard
+        meeting.store.wait(["read/1"])
+    else:
+        meeting.refuse(status)
+
+
+@pytest.mark.parametrize("status", [None, 2])
+def test_rank_0_hands_the_run_or_its_refusal_to_the_others(status):
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    said = context.Queue()
+    ranks = [context.Process(target=meet, args=(rank, port, said, status)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    received = said.get(timeout=240)
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert received == ((Path("runs/x"), "experiment: x") if status is None else 2)
+
+
+def test_errors_of_the_connection_are_told_from_others():
+    assert is_lost_connection(RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer"))
+    assert is_lost_connection(dist.DistBackendError("NCCL error"))
+    assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_lost_connection(ValueError("gloo"))

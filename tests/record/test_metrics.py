@@ -1,0 +1,282 @@
+"""Metrics: valid JSON lines that resume exactly, a wandb that never stops a run, a console for terminals and files."""
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import rich.console
+import torch
+import wandb
+
+from mmlm.core.errors import UserError
+from mmlm.record.console import Console
+from mmlm.record.metrics import MetricLog, MetricsSettings, WandbMode, read_metrics
+
+DISABLED = MetricsSettings()
+
+
+def strict_rows(path):
+    """The rows, read by a parser that refuses NaN and Infinity."""
+
+    def refuse(text):
+        raise AssertionError(f"{text} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def test_rows_are_on_disk_at_once(tmp_path):
+    with MetricLog(tmp_path / "run", DISABLED, {}, "name") as log:
+        log.log(1, 128, 0.5, {"train/loss": 2.5})
+        assert strict_rows(log.path) == [{"step": 1, "examples": 128, "seconds": 0.5, "train/loss": 2.5}]
+        log.log(2, 256, 1.0, {"val/R@1": torch.tensor(0.25), "val/images": 7})
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[1] == {"step": 2, "examples": 256, "seconds": 1.0, "val/R@1": 0.25, "val/images": 7}
+    assert type(rows[1]["step"]) is int
+
+
+def test_values_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
+    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+        log.log(1, 1, 1.0, {"a": math.nan, "b": math.inf, "c": -math.inf})
+    row = strict_rows(log.path)[0]
+    assert (row["a"], row["b"], row["c"]) == ("NaN", "Infinity", "-Infinity")
+    row = read_metrics(log.path)[0]
+    assert math.isnan(row["a"])
+    assert (row["b"], row["c"]) == (math.inf, -math.inf)
+
+
+def test_refuses_a_metric_that_would_overwrite_the_step(tmp_path):
+    with MetricLog(tmp_path, DISABLED, {}, "name") as log, pytest.raises(ValueError, match="cannot be called 'step'"):
+        log.log(1, 1, 1.0, {"step": 3.0})
+
+
+def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
+    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+        for step in range(1, 6):
+            log.log(step, step * 10, float(step), {"loss": math.nan if step == 2 else 1 / step})
+    never_killed = log.path.read_text()
+    with log.path.open("a") as file:
+        file.write('{"step": 6, "exam')  # killed while writing
+
+    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+        assert log.resume_from(3) == 2
+        assert [row["step"] for row in read_metrics(log.path)] == [1, 2, 3]
+        for step in (4, 5):
+            log.log(step, step * 10, float(step), {"loss": 1 / step})
+        assert log.path.read_text() == never_killed
+        assert log.resume_from(None) == 5
+        assert log.path.read_text() == ""
+        log.log(1, 10, 1.0, {})
+    assert [row["step"] for row in read_metrics(log.path)] == [1]
+
+
+def test_resuming_without_a_file_starts_one(tmp_path):
+    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+        assert log.resume_from(5) == 0
+    assert read_metrics(log.path) == []
+
+
+@pytest.mark.parametrize("bad", ["not json", "[1]", '{"step": null}', '{"step": "soon"}'])
+def test_a_bad_row_is_named_unless_it_is_the_last(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + bad)
+    assert read_metrics(path) == [{"step": 1}]
+    path.write_text('{"step": 1}\n' + bad + '\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not a row of metrics"):
+        read_metrics(path)
+
+
+# wandb
+
+OFFLINE_RUN = """
+import sys
+from pathlib import Path
+from mmlm.record.metrics import MetricLog, MetricsSettings, WandbMode
+
+told = []
+settings = MetricsSettings(wandb=WandbMode.offline, project="tests")
+for step in (1, 2):  # the second is the same run resumed
+    with MetricLog(Path(sys.argv[1]), settings, {"optim": {"lr": 0.1}}, "a run", told.append) as log:
+        log.log(step, step * 8, 0.1, {"train/loss": 1.0 / step})
+assert told == [], told
+"""
+
+
+def test_wandb_offline_writes_into_the_run_folder_and_prints_nothing(tmp_path):
+    """In its own process, which has to end by itself; a proxy that nobody answers stands for no network."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE_RUN, str(run)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [row["train/loss"] for row in read_metrics(run / "metrics.jsonl")] == [1.0, 0.5]
+    runs = sorted((run / "wandb").glob("offline-run-*"))
+    identity = (run / "wandb_id").read_text()
+    # wandb numbers folders of the same second; both hold the same run.
+    assert len(runs) == 2
+    assert all((folder / f"run-{identity}.wandb").stat().st_size > 0 for folder in runs)
+
+
+class FailingRun:
+    """A wandb run of which one method fails, and which counts its calls."""
+
+    def __init__(self, failing):
+        self.failing, self.calls = failing, []
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name == self.failing:
+            raise ConnectionError("the service died\nand more")
+
+    def define_metric(self, name, step_metric):
+        self._call("define_metric")
+
+    def log(self, row):
+        self._call("log")
+
+    def finish(self, exit_code):
+        self._call("finish")
+
+
+@pytest.mark.parametrize(
+    ("failing", "calls"),
+    [
+        ("define_metric", ["define_metric"]),
+        ("log", ["define_metric", "log"]),
+        ("finish", ["define_metric", "log", "log", "finish"]),
+    ],
+)
+def test_a_failing_wandb_is_told_once_and_left_out(tmp_path, monkeypatch, failing, calls):
+    run = FailingRun(failing)
+    monkeypatch.setattr(wandb, "init", lambda **settings: run)
+    told = []
+    with MetricLog(tmp_path, MetricsSettings(wandb=WandbMode.online), {}, "name", told.append) as log:
+        log.log(1, 8, 0.1, {"loss": 1.0})
+        log.log(2, 16, 0.2, {"loss": 0.5})
+    assert run.calls == calls
+    text = "wandb is left out from here on (ConnectionError: the service died); metrics.jsonl has everything"
+    assert told == [text]
+    assert [row["step"] for row in read_metrics(log.path)] == [1, 2]
+
+
+def test_a_wandb_that_does_not_start_does_not_stop_a_run(tmp_path, monkeypatch, capsys):
+    def init(**settings):
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with MetricLog(tmp_path, MetricsSettings(wandb=WandbMode.online), {}, "name") as log:
+        log.log(1, 8, 0.1, {"loss": 1.0})
+    assert capsys.readouterr().err.startswith("wandb is left out from here on (TimeoutError: no answer)")
+    assert len(read_metrics(log.path)) == 1
+
+
+def test_wandb_is_started_with_bounded_waits_and_keeps_its_id(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings) or FailingRun(None))
+    settings = MetricsSettings(wandb=WandbMode.online, project="p", entity="e", tags=["t"])
+    for _ in range(2):
+        with MetricLog(tmp_path, settings, {"lr": 1}, "name"):
+            pass
+    first, second = started
+    assert first["id"] == second["id"]
+    assert (first["project"], first["entity"], first["tags"], first["mode"]) == ("p", "e", ["t"], "online")
+    assert (first["dir"], first["config"]) == (tmp_path, {"lr": 1})
+    limits = first["settings"]
+    assert limits.init_timeout <= 15
+    assert 0 < limits.finish_timeout <= 60
+    assert (limits.console, limits.silent) == ("off", True)
+
+
+def test_disabled_wandb_is_not_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "init", lambda **settings: pytest.fail("started"))
+    with MetricLog(tmp_path, DISABLED, {}, "name"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+# Console
+
+
+class Clock:
+    """A clock that is set by hand, in seconds."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_plain_progress_prints_a_line_every_twentieth_with_rate_and_time_left():
+    file, clock = io.StringIO(), Clock()
+    with Console(file, clock=clock).progress(200) as progress:
+        for step in range(1, 201):
+            clock.now = step * 0.5
+            progress.update(step, {"loss": 1 / step, "lr": 1e-5, "examples_per_second": 256.4})
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 20
+    assert lines[0] == "step 10/200  256 examples/s  1:35 left  loss 0.1  lr 1e-05"
+    assert lines[-1] == "step 200/200  256 examples/s  0:00 left  loss 0.005  lr 1e-05"
+
+
+def test_plain_progress_prints_at_least_every_ten_seconds():
+    file, clock = io.StringIO(), Clock()
+    with Console(file, clock=clock).progress(100_000, start=50_000) as progress:
+        for step in range(50_001, 50_061):
+            clock.now += 1.0
+            progress.update(step, {"loss": 1.0})
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/100000" for step in range(50_010, 50_061, 10)]
+    assert "13:53:10 left" in lines[0]  # 49,990 steps at one a second, counted from where the run resumed
+
+
+def test_header_and_lines_are_printed_as_they_are():
+    file = io.StringIO()
+    console = Console(file)
+    console.header([("experiment", "caption_base"), ("data", "train [red]5,000[/red] images")])
+    console.line("epoch 1: [a.png] cannot be decoded")
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert lines == [
+        "experiment  caption_base",
+        "data        train [red]5,000[/red] images",
+        "epoch 1: [a.png] cannot be decoded",
+    ]
+
+
+def test_quiet_prints_nothing(capsys):
+    console = Console(quiet=True)
+    console.header([("a", "b")])
+    console.line("text")
+    with console.progress(2) as progress:
+        progress.update(2, {"loss": 1.0})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_live_bar_shows_terms_rate_and_time_left_and_lines_above_it(monkeypatch):
+    file, clock = io.StringIO(), Clock()
+    terminal = rich.console.Console(file=file, force_terminal=True, width=100, highlight=False, color_system=None)
+    monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+    console = Console(clock=clock)
+    with console.progress(100) as progress:
+        clock.now = 3.0
+        progress.update(50, {"loss": 1.25, "examples_per_second": 300.0})
+        console.line("epoch 1 is done")
+    shown = file.getvalue()
+    for text in ("50/100", "300 examples/s", "0:03 left", "loss 1.25", "epoch 1 is done"):
+        assert text in shown
+
+
+def test_a_narrow_terminal_keeps_the_time_left(monkeypatch):
+    file = io.StringIO()
+    terminal = rich.console.Console(file=file, force_terminal=True, width=70, highlight=False, color_system=None)
+    monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+    with Console(clock=Clock()).progress(100) as progress:
+        progress.update(50, {f"term_{index}": 1.0 for index in range(20)} | {"examples_per_second": 300.0})
+    last = [line for line in file.getvalue().splitlines() if "50/100" in line][-1]
+    assert "300 examples/s  0:00 left" in last
+    assert "…" in last

@@ -1,0 +1,75 @@
+"""The page in a real browser: its script runs, nothing is blocked or fetched, and nothing is wider than the window."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmlm.reports.page import write_report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")]
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=2000",
+]
+
+
+def open_page(address: str, profile: Path, *flags: str) -> tuple[str, str]:
+    """The document after its script ran, and what the browser's console said."""
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+def test_page_in_a_browser(make_run, change_json, tmp_path):
+    folder = make_run()
+    attack = "<img src=x onerror=\"document.title='owned'\">"
+    change_json(folder / "samples.json", lambda c: c["splits"]["val_style"]["examples"][1].update(generated=attack))
+    address = write_report(folder).as_uri()
+    page, console = open_page(address, tmp_path / "profile")
+    assert console == ""
+    assert "<title>study, seed 3</title>" in page
+    assert 'class="scripted"' in page
+    assert re.findall(r'aria-selected="(true|false)"[^>]*>(\w+)</button>', page) == [
+        ("true", "val_style"),
+        ("false", "val_concepts"),
+    ]
+    assert len(re.findall(r'<div class="panel"[^>]*\shidden=""', page)) == 1
+    assert len(re.findall(r"<figure class=\"(?:exact|wrong)\"", page)) == 6
+    # Three terms of the loss, five validation scores, the learning rate.
+    assert page.count('<svg class="chart"') == 9
+
+    # A link may name the split it wants to show.
+    page, _ = open_page(address + "#val_concepts", tmp_path / "profile")
+    assert re.findall(r'aria-selected="true"[^>]*>(\w+)</button>', page) == ["val_concepts"]
+
+
+def test_page_fits_a_telephone(make_run, tmp_path):
+    folder = make_run()
+    page = write_report(folder)
+    # A frame is as narrow as one asks; a headless window is not. The frame must share the origin to be measured.
+    widths = "[document.body.scrollWidth, document.documentElement.clientWidth].join(' of ')"
+    probe = page.read_text(encoding="utf-8").replace("</body>", f"<script>document.title = {widths}</script></body>")
+    frame = tmp_path / "frame.html"
+    escaped = probe.replace("&", "&amp;").replace('"', "&quot;")
+    frame.write_text(
+        f'<iframe style="width:380px;height:900px;border:0" srcdoc="{escaped}"></iframe>'
+        "<script>onload = () => { document.title = frames[0].document.title }</script>",
+        encoding="utf-8",
+    )
+    shown, _ = open_page(frame.as_uri(), tmp_path / "profile")
+    needed, there = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
+    assert needed == there <= 380
