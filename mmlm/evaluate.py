@@ -16,7 +16,7 @@ from mmlm.experiment.saved_run import load_run
 from mmlm.record.console import Console
 from mmlm.record.environment import precision_of_run
 from mmlm.reports.page import write_report
-from mmlm.training.troubles import describe_corrupt
+from mmlm.training.messages import describe_corrupt
 
 
 @dataclass

@@ -13,7 +13,7 @@ from mmlm.checkpoints.files import step_of
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_command import run_hydra
 from mmlm.core.errors import USER_ERROR, UserError
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import (
     CONFIG_DIR,
     CONFIG_NAME,
@@ -26,7 +26,7 @@ from mmlm.experiment.config import (
 )
 from mmlm.experiment.parts import build_part
 from mmlm.launch.launcher import Launcher
-from mmlm.launch.meeting import Meeting, Place, find_place
+from mmlm.launch.meeting import Meeting, RankInfo, rank_from_environment
 from mmlm.record.folder import CHECKPOINTS, CONFIG
 from mmlm.run.resume import begin_or_go_on, record_config
 from mmlm.run.session import command, make_folder, train_run
@@ -39,24 +39,25 @@ def main(cfg: DictConfig, meeting: Meeting | None = None) -> int:
     """
     config = check_config(cfg)
     folder = run_folder(config)
-    check_cell(config)
-    meeting = meeting or Meeting(Place())
-    if meeting.place.attempt:
+    check_compatible(config)
+    meeting = meeting or Meeting(RankInfo())
+    if meeting.rank_info.attempt:
         # Never again: what is there now is this run's own.
         config = dataclasses.replace(config, resume=Resume.auto if config.resume is Resume.never else config.resume)
     for message in begin_or_go_on(config, folder):
         print(message)
     if config.launcher is not None and not config.preflight:
-        return _launch(config, folder, meeting.place)
+        return _launch(config, folder, meeting.rank_info)
     meeting.publish(folder, OmegaConf.to_yaml(OmegaConf.create(config_values(config))))
     return train_run(config, folder, meeting)
 
 
-def _launch(config: Config, folder: Path, place: Place) -> int:
+def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
     """Writes the config into the run folder, which is what ranks start from, and starts them."""
-    if not place.alone:
+    if not rank_info.alone:
         raise UserError(
-            f"launcher: this process is one of {place.world_size} ranks of {place.starter} already; use launcher=none"
+            f"launcher: this process is one of {rank_info.world_size} ranks of {rank_info.starter} already; "
+            "use launcher=none"
         )
     runtime = {"processes": config.processes}
     launcher = cast(Launcher, build_part(config.launcher, "launcher", runtime, config.plugins))
@@ -90,11 +91,11 @@ def _as_other_rank(meeting: Meeting) -> int:
 
 def start() -> None:
     """The command: a single process, or one rank of those that torchrun or srun started. Ends the process."""
-    place = find_place(os.environ)
-    meeting = Meeting(place)
-    if place.alone:
+    rank_info = rank_from_environment(os.environ)
+    meeting = Meeting(rank_info)
+    if rank_info.alone:
         run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME)
-    if place.rank > 0:
+    if rank_info.rank > 0:
         report_user_errors(lambda argv: _as_other_rank(meeting))
     status = 1
     try:

@@ -13,7 +13,7 @@ from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import load_config
 from mmlm.launch.local import PARENT_PIPE
-from mmlm.launch.meeting import Meeting, find_place
+from mmlm.launch.meeting import Meeting, rank_from_environment
 from mmlm.record.folder import CONFIG, find_run
 from mmlm.run.session import train_run
 
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"give one run folder, such as runs/NAME/HASH/seed=0; there are {len(folders)}")
     _stop_with_the_parent()
     folder = find_run(folders[0])
-    return train_run(load_config(folder / CONFIG), folder, Meeting(find_place(os.environ)))
+    return train_run(load_config(folder / CONFIG), folder, Meeting(rank_from_environment(os.environ)))
 
 
 def _stop_with_the_parent() -> None:

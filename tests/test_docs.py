@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmlm.experiment.build import build_freeze, build_model
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, Config, check_config
 from mmlm.model.model import parameter_counts
 
@@ -87,7 +87,7 @@ def test_there_are_commands_to_try():
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if is_tried(command)])
 def test_a_command_is_accepted(config_of, command):
-    check_cell(config_of(command))
+    check_compatible(config_of(command))
 
 
 @pytest.mark.parametrize(("slot", "option", "command", "parameters"), COUNTED)
@@ -113,7 +113,7 @@ def test_the_part_of_ones_own_works_as_it_is_written(config_of, monkeypatch, tmp
     option.write_text(blocks["yaml"], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = config_of(" ".join(shlex.split(blocks["bash"].removeprefix(TRAIN).replace("$PWD", str(tmp_path)))))
-    check_cell(config)
+    check_compatible(config)
     model = build_model(config, VOCABULARY)
     images = torch.zeros(2, 3, config.data.image_size, config.data.image_size, dtype=torch.uint8)
     tokens = model.encoder(images).tokens

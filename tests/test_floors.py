@@ -67,6 +67,8 @@ def package_of(module: str) -> str | None:
 
 
 def floor_of(module: str) -> int:
+    if module == "mmlm":  # the version and nothing else
+        return 0
     package = package_of(module)
     return COMMANDS if package is None else FLOOR_OF[package]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Caption, Loss, Moment, Term
+from mmlm.core.flow import Batch, Caption, Loss, StepKey, Term
 from mmlm.core.precision import Precision
 from mmlm.core.stop import stop_request
 from mmlm.optim.average import ExponentialMovingAverage
@@ -96,11 +96,11 @@ class Toy(nn.Module):
 
 
 def differentiate(
-    toy: nn.Module, batches: Sequence[Batch], moment: Moment, diagnose: bool, scale: Tensor | None
+    toy: nn.Module, batches: Sequence[Batch], step_key: StepKey, diagnose: bool, scale: Tensor | None
 ) -> Loss:
     (batch,) = batches
     if diagnose:
-        unwrapped(toy).diagnosed_steps.append(moment.step + 1)
+        unwrapped(toy).diagnosed_steps.append(step_key.step + 1)
     loss = toy(batch)
     (loss.total if scale is None else loss.total * scale).backward()
     return loss

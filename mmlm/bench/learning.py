@@ -23,7 +23,7 @@ from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Evaluator, ImageUse
 from mmlm.experiment.build import build_source, build_transform
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment, build_experiment
 from mmlm.record.console import Console
@@ -31,9 +31,9 @@ from mmlm.record.environment import device_name
 from mmlm.record.metrics import MetricLog, MetricsSettings, read_metrics
 from mmlm.training.gradients import backward
 from mmlm.training.loop import fit
+from mmlm.training.messages import NonFiniteLoss
 from mmlm.training.spikes import SpikeSettings
 from mmlm.training.train_state import TrainState
-from mmlm.training.troubles import NonFiniteLoss
 
 MARGIN = 0.5
 """Nats a token that the held-out captioning loss has to be below the unigrams' entropy."""
@@ -138,7 +138,7 @@ def train_cell(config: Config, split: str, examples: int | None) -> Learned:
     Raises UserError for a cell that cannot be built or has nothing to judge, ``Interrupted`` after Ctrl-C.
     """
     begun = time.monotonic()
-    check_cell(config)
+    check_compatible(config)
     with tempfile.TemporaryDirectory() as folder:
         experiment = build_experiment(_without_evaluation(config), Path(folder))
         evaluation = _evaluation(config, experiment)

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Caption, Moment
+from mmlm.core.flow import Batch, Caption, StepKey
 from mmlm.core.precision import computing
 from mmlm.experiment.build import build_freeze, build_model, build_objective
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config
 from mmlm.experiment.device import seed_everything
 from mmlm.experiment.parts import build_part
@@ -72,7 +72,7 @@ class Trainer:
     def step(self) -> None:
         """Forward, backward, clipping and the optimizer's step, as training does them."""
         with computing(self.device, self.config.train.precision):
-            self.train_step(self.batch, Moment()).total.backward()
+            self.train_step(self.batch, StepKey()).total.backward()
         if self.config.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.train_step.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
@@ -117,7 +117,7 @@ class Trainer:
 
         with computing(self.device, self.config.train.precision):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = self.train_step(self.batch, Moment()).total
+                loss = self.train_step(self.batch, StepKey()).total
             loss.backward()
         gradients = _storages(p.grad for p in self.train_step.parameters() if p.grad is not None)
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +131,7 @@ class Trainer:
 
 def build_trainer(config: Config, batch_size: int, vocab_size: int, device: torch.device) -> Trainer:
     """The model of a config with its objective, optimizer and freeze plan, of random weights. Raises UserError."""
-    check_cell(config)
+    check_compatible(config)
     seed_everything(config.seed)
     gc.collect()  # what is left of other models
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

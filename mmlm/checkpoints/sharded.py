@@ -100,7 +100,7 @@ def read_sharded(folder: Path, aliases: Mapping[str, str], layout: Weights = NO_
     reader = dcp.HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, saved in reader.read_metadata().state_dict_metadata.items():
-        model, dtype = like(name, saved.size, layout), saved.properties.dtype
+        model, dtype = template_for(name, saved.size, layout), saved.properties.dtype
         if model is None:
             tensors[name] = torch.empty(saved.size, dtype=dtype)
         else:
@@ -112,7 +112,7 @@ def read_sharded(folder: Path, aliases: Mapping[str, str], layout: Weights = NO_
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
 
 
-def like(path: str, shape: torch.Size, layout: Weights) -> DTensor | None:
+def template_for(path: str, shape: torch.Size, layout: Weights) -> DTensor | None:
     """The sharded tensor of ``layout`` whose name is a step of ``path`` and whose global shape is ``shape``."""
     for step in path.split("/"):
         found = layout.get(step)
@@ -123,7 +123,11 @@ def like(path: str, shape: torch.Size, layout: Weights) -> DTensor | None:
 
 def lay_out(path: str, value: Any, layout: Weights) -> Any:
     """A full tensor sharded like the entry of ``layout`` that ``like`` finds; anything else as it is."""
-    model = like(path, value.shape, layout) if isinstance(value, Tensor) and not isinstance(value, DTensor) else None
+    model = (
+        template_for(path, value.shape, layout)
+        if isinstance(value, Tensor) and not isinstance(value, DTensor)
+        else None
+    )
     if model is None:
         return value
     return sharded_like(model, value)

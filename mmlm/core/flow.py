@@ -168,7 +168,7 @@ class Stream(IntEnum):
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepKey:
     """The seed and the optimizer step: with the example, all that the masks and choices of objectives depend on.
 
     So neither the number of ranks nor that of micro-batches, nor where a run was stopped, changes them.
@@ -236,15 +236,15 @@ EMBED = EmbedView()
 CAPTION = TextView("causal")
 WHOLE_IMAGE = ImageView("whole")
 
-LEFT_BY_DROPOUT = PatchView("left by dropout")
+KEPT_BY_DROPOUT = PatchView("kept by dropout")
 """No objective asks for it: what patch dropout leaves of the images in the pass that all but patch views share."""
 
-Drawn = Mapping[View, TextPattern | Tensor]
+ViewInputs = Mapping[View, TextPattern | Tensor]
 """What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view,
 pixels for each image view but ``WHOLE_IMAGE``. All are made by the objective that asks for the view (those of
-``LEFT_BY_DROPOUT`` by the model), keyed by ``Moment`` and example.
+``KEPT_BY_DROPOUT`` by the model), keyed by ``StepKey`` and example.
 """
-NOTHING_DRAWN: Drawn = MappingProxyType({})
+NO_VIEW_INPUTS: ViewInputs = MappingProxyType({})
 
 
 @dataclass(frozen=True)

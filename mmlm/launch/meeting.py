@@ -59,7 +59,7 @@ class Starter(StrEnum):
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """This process among the ranks."""
 
     rank: int = 0
@@ -79,19 +79,19 @@ class Place:
         return self.world_size == 1
 
 
-def find_place(environment: Mapping[str, str]) -> Place:
+def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
     """Reads it off the environment. Raises UserError if that is incomplete."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return _from_torch(environment)
     # Only in a step: a batch script has a SLURM_PROCID of its own.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
         return _from_slurm(environment)
-    return Place(attempt=int(environment.get("SLURM_RESTART_COUNT", "0")))
+    return RankInfo(attempt=int(environment.get("SLURM_RESTART_COUNT", "0")))
 
 
-def _from_torch(environment: Mapping[str, str]) -> Place:
+def _from_torch(environment: Mapping[str, str]) -> RankInfo:
     try:
-        return Place(
+        return RankInfo(
             rank=int(environment["RANK"]),
             local_rank=int(environment["LOCAL_RANK"]),
             world_size=int(environment["WORLD_SIZE"]),
@@ -104,11 +104,11 @@ def _from_torch(environment: Mapping[str, str]) -> Place:
         raise UserError(f"RANK and WORLD_SIZE are set and {error} is not; start ranks by torchrun or srun") from None
 
 
-def _from_slurm(environment: Mapping[str, str]) -> Place:
+def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
     nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
     # A port that ranks agree on without asking, and that steps of different jobs on one node seldom share.
     number = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment["SLURM_STEP_ID"])
-    return Place(
+    return RankInfo(
         rank=int(environment["SLURM_PROCID"]),
         local_rank=int(environment["SLURM_LOCALID"]),
         world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
@@ -131,10 +131,10 @@ def first_host(nodes: str) -> str:
 class Meeting:
     """The key-value store that all ranks of a run share, before and beside the process group."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, rank_info: RankInfo) -> None:
         """Waits for rank 0 to be there. Raises UserError if it is not in time."""
-        self.place = place
-        self.store: dist.Store | None = None if place.alone else _connect(place)
+        self.rank_info = rank_info
+        self.store: dist.Store | None = None if rank_info.alone else _connect(rank_info)
 
     def publish(self, folder: Path, config: str) -> None:
         """Hands the run (its folder and the text of its config) to the other ranks; rank 0 does it once."""
@@ -147,7 +147,7 @@ class Meeting:
             return
         self.store.set("run", json.dumps({"status": status}))
         with suppress(RuntimeError):  # whoever keeps the store must not be gone before they have read it
-            self.store.wait([f"read/{rank}" for rank in range(1, self.place.world_size)], timedelta(seconds=60))
+            self.store.wait([f"read/{rank}" for rank in range(1, self.rank_info.world_size)], timedelta(seconds=60))
 
     def receive(self) -> tuple[Path, str] | int:
         """What rank 0 published, or the status to end with."""
@@ -157,18 +157,20 @@ class Meeting:
             said = json.loads(self.store.get("run"))
         except RuntimeError as error:
             first = str(error).splitlines()[0]
-            raise UserError(f"rank {self.place.rank}: rank 0 is gone before it composed the run ({first})") from None
-        self.store.set(f"read/{self.place.rank}", "1")
+            raise UserError(
+                f"rank {self.rank_info.rank}: rank 0 is gone before it composed the run ({first})"
+            ) from None
+        self.store.set(f"read/{self.rank_info.rank}", "1")
         return said["status"] if "status" in said else (Path(said["folder"]), said["config"])
 
-    def first(self, what: str) -> bool:
+    def claim(self, what: str) -> bool:
         """Whether this rank is the first to ask this about ``what``; True if the store does not answer."""
         try:
             return self.store is None or self.store.add(what, 1) == 1
         except RuntimeError:
             return True
 
-    def asked(self, what: str) -> bool:
+    def is_claimed(self, what: str) -> bool:
         """Whether any rank has asked ``first`` about ``what``; False if the store does not answer."""
         try:
             return self.store is not None and self.store.check([what])
@@ -176,33 +178,35 @@ class Meeting:
             return False
 
 
-def _connect(place: Place) -> dist.Store:
+def _connect(rank_info: RankInfo) -> dist.Store:
     timeout = timedelta(seconds=_MEETING_SECONDS)
     try:
-        if place.starter is Starter.torchrun:
+        if rank_info.starter is Starter.torchrun:
             store = next(iter(dist.rendezvous("env://", timeout=timeout)))[0]
         else:
-            hosts = place.rank == 0 and place.starter is Starter.srun  # launcher=local keeps it in the parent
-            store = dist.TCPStore(place.address, place.port, is_master=hosts, timeout=timeout, wait_for_workers=False)
+            hosts = rank_info.rank == 0 and rank_info.starter is Starter.srun  # launcher=local keeps it in the parent
+            store = dist.TCPStore(
+                rank_info.address, rank_info.port, is_master=hosts, timeout=timeout, wait_for_workers=False
+            )
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise UserError(
-            f"rank {place.rank} of {place.world_size} cannot reach {place.address}:{place.port} ({first}); set "
-            "MASTER_ADDR and MASTER_PORT to a host and port that every node reaches"
+            f"rank {rank_info.rank} of {rank_info.world_size} cannot reach {rank_info.address}:{rank_info.port} "
+            f"({first}); set MASTER_ADDR and MASTER_PORT to a host and port that every node reaches"
         ) from None
-    return dist.PrefixStore(f"mmlm/{place.attempt}", store)
+    return dist.PrefixStore(f"mmlm/{rank_info.attempt}", store)
 
 
 @contextmanager
 def joined(meeting: Meeting, settings: RankSettings, device: torch.device) -> Iterator[None]:
     """The process group of all ranks of a meeting, and this rank's device as the current one, while it lasts."""
-    place = meeting.place
+    rank_info = meeting.rank_info
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if place.alone:
+    if rank_info.alone:
         yield
         return
-    if device.type == "cpu" and place.starter is Starter.local:
+    if device.type == "cpu" and rank_info.starter is Starter.local:
         # Host names need not resolve on a laptop.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     backend = settings.backend
@@ -215,8 +219,8 @@ def joined(meeting: Meeting, settings: RankSettings, device: torch.device) -> It
     dist.init_process_group(
         name,
         store=dist.PrefixStore("group", meeting.store),
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=rank_info.rank,
+        world_size=rank_info.world_size,
         timeout=timedelta(seconds=settings.timeout_seconds),
     )
     try:

@@ -11,19 +11,19 @@ from mmlm.core.errors import UserError
 from mmlm.core.flow import (
     CAPTION,
     EMBED,
-    LEFT_BY_DROPOUT,
-    NOTHING_DRAWN,
+    KEPT_BY_DROPOUT,
+    NO_VIEW_INPUTS,
     Batch,
-    Drawn,
     ImageView,
     ModelOutput,
     ModelSizes,
-    Moment,
     Pairs,
     PatchView,
+    StepKey,
     Stream,
     TextView,
     View,
+    ViewInputs,
     VisiblePatches,
 )
 from mmlm.core.precision import at_least_float32
@@ -77,7 +77,7 @@ class ImageTextModel(nn.Module):
         self.text_projection = _projection(text_width, embedding_width)
 
     def forward(
-        self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN, probe: bool = False
+        self, batch: Batch, views: Collection[View], drawn: ViewInputs = NO_VIEW_INPUTS, probe: bool = False
     ) -> ModelOutput:
         """Runs each of ``views`` once, sharing what they have in common: the pass over the images above all.
 
@@ -139,17 +139,17 @@ class ImageTextModel(nn.Module):
             patch_size=self.encoder.patch_size if self.encoder.sees_some else None,
         )
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """The patches that patch dropout leaves of each image in training; nothing for an encoder without it."""
         encoder = self.encoder
         if not (encoder.drops_patches and encoder.training):
-            return NOTHING_DRAWN
+            return NO_VIEW_INPUTS
         num_patches = encoder.grid[0] * encoder.grid[1]
-        return {LEFT_BY_DROPOUT: moment.chosen(batch.image_key, num_patches, encoder.num_kept, Stream.PATCH_DROPOUT)}
+        return {KEPT_BY_DROPOUT: step_key.chosen(batch.image_key, num_patches, encoder.num_kept, Stream.PATCH_DROPOUT)}
 
-    def _encoded(self, images: Tensor, drawn: Drawn) -> EncoderOutput:
-        if LEFT_BY_DROPOUT in drawn and self.encoder.training:  # a teacher, in eval mode, sees all
-            return self.encoder(images, drawn[LEFT_BY_DROPOUT])
+    def _encoded(self, images: Tensor, drawn: ViewInputs) -> EncoderOutput:
+        if KEPT_BY_DROPOUT in drawn and self.encoder.training:  # a teacher, in eval mode, sees all
+            return self.encoder(images, drawn[KEPT_BY_DROPOUT])
         return self.encoder(images)
 
     def _see_some(self, images: Tensor, kept: Tensor) -> VisiblePatches:
@@ -217,7 +217,7 @@ class ImageTextModel(nn.Module):
         return over_patches[..., self.encoder.num_prefix_tokens :].unflatten(-1, self.encoder.grid)
 
 
-def _sees_whole_images(view: View, drawn: Drawn) -> bool:
+def _sees_whole_images(view: View, drawn: ViewInputs) -> bool:
     """Whether a view needs the pass over the batch's images: patch views and other pixels have one of their own."""
     return not isinstance(view, PatchView) and not (isinstance(view, ImageView) and view in drawn)
 

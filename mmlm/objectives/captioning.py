@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, Batch, Moment
+from mmlm.core.flow import CAPTION, Batch, StepKey
 from mmlm.objectives.kernels.installed import Kernel, check_kernel
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted
@@ -42,7 +42,7 @@ class Captioning(TokenPrediction):
         check_kernel(kernel, label_smoothing, chunk_rows)
         self.captions, self.kernel, self.chunk_rows = captions, kernel, chunk_rows
 
-    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: the real targets of the captions that count."""
         return batch.target_mask & counted(batch, self.captions)[:, None]
 

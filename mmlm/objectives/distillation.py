@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmlm.core.distributed import gather
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, Moment, Term
+from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term
 from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import Comparison, Objective
 from mmlm.objectives.shared.keys import Keys
@@ -39,11 +39,11 @@ class EmbeddingDistillation(Objective):
         width, wanted = sizes.embedding_width, _of_teacher(sizes).embedding_width
         self.image_map, self.text_map = _map(width, wanted), _map(width, wanted)
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The images and the captions."""
         return {key: torch.tensor(n, device=batch.tokens.device) for key, n in _items(batch).items()}
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """Embeddings float32[B, E] and [C, E], and the teacher's [B, E'] and [C, E'] -> two terms."""
         teacher = output.teacher
         image = self._distances(self.image_map(output.image_embedding), teacher.image_embedding)
@@ -138,11 +138,11 @@ class CaptionDistillation(Objective):
                 "the same vocabulary"
             )
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The supervised tokens."""
         return {"tokens": batch.num_targets}
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] and head float[V, D], and the teacher's [P, D'] and [V, D'] -> one term."""
         teacher = output.teacher
         student = (output.hidden[CAPTION], output.head_weight)

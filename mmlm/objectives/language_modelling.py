@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, Moment
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, StepKey
 from mmlm.objectives.shared.token_prediction import TokenPrediction
 
 
@@ -25,6 +25,6 @@ class LanguageModelling(TokenPrediction):
 
     view, term = CAPTION, "language_modelling"
 
-    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: the targets of text-only captions."""
         return batch.target_mask & (batch.image_index == TEXT_ONLY)[:, None]

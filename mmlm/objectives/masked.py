@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Drawn, ModelSizes, Moment, Stream, TextPattern, TextView
+from mmlm.core.flow import Batch, ModelSizes, StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted, new_mask_embedding
 
 MASKED = TextView("masked")
@@ -47,22 +47,22 @@ class MaskedLanguageModelling(TokenPrediction):
         """See ``Objective``."""
         self.mask_embedding = new_mask_embedding(sizes, "masked language modelling")
 
-    def masked(self, batch: Batch, moment: Moment) -> Tensor:
+    def masked(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: the inputs that are masked."""
         columns = batch.tokens.shape[1] - 1
-        uniform = moment.uniform(batch.caption_image_key, columns, Stream.MASKED_TEXT)
+        uniform = step_key.uniform(batch.caption_image_key, columns, Stream.MASKED_TEXT)
         places = torch.arange(columns, device=uniform.device)[None, :]
         maskable = (places > 0) & (places < (batch.lengths - 1)[:, None])
         uniform = uniform.masked_fill(~maskable, 2.0)
         return maskable & ((uniform < self.share) | (uniform == uniform.min(dim=1, keepdim=True).values))
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """See ``Objective``."""
-        return {MASKED: TextPattern(batch.lengths - 1, self.masked(batch, moment), self.mask_embedding)}
+        return {MASKED: TextPattern(batch.lengths - 1, self.masked(batch, step_key), self.mask_embedding)}
 
-    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: the masked inputs that count."""
-        return self.masked(batch, moment) & counted(batch, self.captions)[:, None]
+        return self.masked(batch, step_key) & counted(batch, self.captions)[:, None]
 
     def wanted(self, batch: Batch) -> Tensor:
         """The masked tokens themselves."""

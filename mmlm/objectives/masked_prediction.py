@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.core.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, Moment, Term, View
+from mmlm.core.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, View
 from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches
 
 
@@ -48,11 +48,11 @@ class MaskedPrediction(MaskedPatches):
         """Makes what reads the encoder's tokens and what writes the teacher's."""
         self.make_decoder(sizes, sizes.patch_width)
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The masked patches."""
         return {"patches": self.num_masked(batch)}
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """One term, and the figure ``explained``."""
         visible, num_patches = output.patches[self.view], len(self.positions)
         masked = other_patches(visible.kept, num_patches)

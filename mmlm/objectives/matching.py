@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmlm.core.distributed import gather, rank, sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Moment, Pairs, Term
+from mmlm.core.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Pairs, StepKey, Term
 from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import FusionObjective
 from mmlm.objectives.shared.negatives import NONE, Embedded, HardNegatives, NegativeRule
@@ -25,8 +25,8 @@ class Matching(FusionObjective):
     caption with its image; for each captioned image one text that is not its own; for each caption that has an image
     one other image. The last two are chosen by the similarities of the embeddings among all that the ranks and
     micro-batches hold, never a positive by ``mmlm.objectives.shared.keys``; see ``HardNegatives``. No gradient goes
-    through the choice, so another objective (contrastive) has to train the embeddings, or they have to be trained already.
-    What has no negative in the batch gets none.
+    through the choice, so another objective (contrastive) has to train the embeddings, or they have to be trained
+    already. What has no negative in the batch gets none.
 
     **Where a pair is made.** Where its image is: images never travel, texts do. An image that many texts choose is
     fused with all of them on the rank, and in the micro-batch, that owns it: its rank may have more pairs than the
@@ -68,17 +68,17 @@ class Matching(FusionObjective):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The pairs that match; how many negatives there are is only known once they have been chosen."""
         return {"matched": (batch.image_index != TEXT_ONLY).sum()}
 
     @torch.no_grad()
-    def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], moment: Moment) -> tuple[Pairs, ...]:
+    def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step_key: StepKey) -> tuple[Pairs, ...]:
         """See ``FusionObjective``. Texts and choices are gathered: every rank has to call it at the same point."""
         own = Embedded.of(image, text, batches)
         everyone = own.gathered()
-        texts = self.negatives.texts(own, everyone, moment)
-        images = gather(self.negatives.images(own, everyone, moment))
+        texts = self.negatives.texts(own, everyone, step_key)
+        images = gather(self.negatives.images(own, everyone, step_key))
         first = int(gather(torch.tensor([len(image)], device=image.device))[: rank()].sum())
         # Of all images (rows) and captions (columns) of all ranks: positives, then negatives of images and of texts.
         every_caption = torch.arange(len(images), device=image.device)
@@ -91,7 +91,7 @@ class Matching(FusionObjective):
         pairs = Pairs(rows, tokens[columns], lengths[columns], matched, sum_over_ranks(here.sum()))
         return _by_batch(pairs, batches)
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """One term, and the figures ``accuracy_matched`` and ``accuracy_unmatched``: the share of each judged right."""
         logits, matched = at_least_float32(self.head(output.fused).squeeze(-1)), output.pairs.matched
         loss = F.binary_cross_entropy_with_logits(logits, matched.to(logits.dtype), reduction="sum")

@@ -1,14 +1,14 @@
 """What an objective is, and sums of several.
 
 The loss of a step is that of the *whole* batch: of all micro-batches of all ranks. An objective sees one micro-batch
-at a time, and in a ``Survey`` what it has to know of the others; see ``mmlm/training/train_step.py``.
+at a time, and in a ``BatchTotals`` what it has to know of the others; see ``mmlm/training/train_step.py``.
 """
 
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Drawn, Loss, ModelOutput, ModelSizes, Moment, Pairs, View
+from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, Pairs, StepKey, View, ViewInputs
 from mmlm.objectives.shared.keys import Keys
 
 
@@ -34,11 +34,11 @@ class Objective(nn.Module):
     def connect(self, sizes: ModelSizes) -> None:
         """Makes the parts whose widths are the model's, once, before training. Raises UserError if it lacks them."""
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """What is random about its views, for this micro-batch; keyed by ``moment`` and example."""
         return {}
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """int64[] by name: the items of this micro-batch in each sum."""
         return {}
 
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         A rank with fewer micro-batches than another calls it once too, so it may reduce over ranks.
         """
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """The loss of a micro-batch; ``counts`` float[] are those of the whole batch, at least 1."""
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class Comparison(Objective):
         ``embedded.teacher`` (if any objective of the step needs one), and no other field."""
         return self.compare(embedded.image_embedding, embedded.text_embedding, keys)
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """The loss of a rank's only micro-batch."""
         return self.compare_with_teacher(output, Keys.of(batch))
 
@@ -83,6 +83,6 @@ class FusionObjective(Objective):
     pairs_per_image: int
     """About how many are fused for an image with one caption; what a step costs depends on it."""
 
-    def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], moment: Moment) -> tuple[Pairs, ...]:
+    def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step_key: StepKey) -> tuple[Pairs, ...]:
         """All of a rank's embeddings (no gradient), in the order of its ``batches`` -> the pairs that each makes."""
         raise NotImplementedError

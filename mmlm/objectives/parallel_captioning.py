@@ -9,15 +9,15 @@ from mmlm.core.errors import UserError
 from mmlm.core.flow import (
     TEXT_ONLY,
     Batch,
-    Drawn,
     Loss,
     ModelOutput,
     ModelSizes,
-    Moment,
+    StepKey,
     Stream,
     Term,
     TextPattern,
     TextView,
+    ViewInputs,
 )
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective
@@ -71,34 +71,34 @@ class ParallelCaptioning(Objective):
         """See ``Objective``."""
         self.mask_embedding = new_mask_embedding(sizes, "parallel captioning")
 
-    def in_parallel(self, batch: Batch, moment: Moment) -> Tensor:
+    def in_parallel(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C]: whether each caption is predicted in parallel."""
-        uniform = moment.uniform(batch.caption_image_key, 1, Stream.PARALLEL)[:, 0]
+        uniform = step_key.uniform(batch.caption_image_key, 1, Stream.PARALLEL)[:, 0]
         return (uniform < self.share) & (batch.image_index != TEXT_ONLY)
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """See ``Objective``."""
-        parallel = self.in_parallel(batch, moment)
+        parallel = self.in_parallel(batch, step_key)
         masked = parallel[:, None] & batch.target_mask
         masked[:, :1] = False  # the start token
         visible = torch.where(parallel, batch.lengths - 1, 0)
         return {PARALLEL: TextPattern(visible, masked, self.mask_embedding)}
 
-    def _targets(self, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+    def _targets(self, batch: Batch, step_key: StepKey) -> dict[str, Tensor]:
         """bool[C, T - 1] each: the targets of both kinds of captions."""
-        parallel = self.in_parallel(batch, moment)[:, None]
+        parallel = self.in_parallel(batch, step_key)[:, None]
         targets = batch.target_mask & counted(batch, self.captions)[:, None]
         return {"parallel": targets & parallel, "causal": targets & ~parallel}
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The supervised tokens, by kind and together."""
-        kinds = {name: targets.sum() for name, targets in self._targets(batch, moment).items()}
+        kinds = {name: targets.sum() for name, targets in self._targets(batch, step_key).items()}
         return kinds | {"tokens": kinds["parallel"] + kinds["causal"]}
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term, and ``accuracy_parallel`` and ``accuracy_causal`` of tokens."""
         losses, figures = [], {}
-        for kind, chosen in self._targets(batch, moment).items():
+        for kind, chosen in self._targets(batch, step_key).items():
             hidden = states_at(output.hidden[PARALLEL], batch, chosen)
             loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
             losses.append(loss)

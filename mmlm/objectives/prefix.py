@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Drawn, ModelSizes, Moment, Stream, TextPattern, TextView
+from mmlm.core.flow import Batch, ModelSizes, StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted
 
 PREFIX = TextView("prefix")
@@ -42,17 +42,17 @@ class PrefixLanguageModelling(TokenPrediction):
         if sizes.decoder_width is None:
             raise UserError("objective: prefix language modelling needs a decoder, and there is none; choose one")
 
-    def visible(self, batch: Batch, moment: Moment) -> Tensor:
+    def visible(self, batch: Batch, step_key: StepKey) -> Tensor:
         """int64[C]: so many leading inputs of each caption are its prefix, from 1 to all of them."""
-        uniform = moment.uniform(batch.caption_image_key, 1, Stream.PREFIX)[:, 0]
+        uniform = step_key.uniform(batch.caption_image_key, 1, Stream.PREFIX)[:, 0]
         return 1 + (uniform * (batch.lengths - 1)).long()
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """See ``Objective``."""
-        return {PREFIX: TextPattern(self.visible(batch, moment))}
+        return {PREFIX: TextPattern(self.visible(batch, step_key))}
 
-    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: the positions whose target lies beyond the prefix and counts."""
         places = torch.arange(batch.tokens.shape[1] - 1, device=batch.tokens.device)
-        beyond = places[None, :] >= self.visible(batch, moment)[:, None] - 1
+        beyond = places[None, :] >= self.visible(batch, step_key)[:, None] - 1
         return beyond & batch.target_mask & counted(batch, self.captions)[:, None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, Moment, Term
+from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, StepKey, Term
 from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches, patches_of, statistics_of
 
 FLAT = 1e-6
@@ -53,12 +53,12 @@ class MaskedReconstruction(MaskedPatches):
         self.make_decoder(sizes, 0 if sizes.patch_size is None else math.prod(sizes.patch_size) * 3)
         self.patch_size = sizes.patch_size
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The masked patches, and with ``normalise`` the variance float64[] of their targets."""
         counts = {"patches": self.num_masked(batch)}
         if not self.normalise:
             return counts
-        masked = other_patches(self.draw(batch, moment)[self.view], len(self.positions))
+        masked = other_patches(self.draw(batch, step_key)[self.view], len(self.positions))
         _, variance = statistics_of(self._pixels(batch.images, masked))
         return {**counts, "variance": (variance / (variance + FLAT)).sum()}
 
@@ -75,7 +75,7 @@ class MaskedReconstruction(MaskedPatches):
         mean, variance = (value[:, :, None].to(dtype) for value in statistics_of(pixels))
         return (target - mean) / (variance + FLAT).sqrt()
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """One term, and the figure ``explained`` if targets are normalised."""
         visible = output.patches[self.view]
         masked = other_patches(visible.kept, len(self.positions))

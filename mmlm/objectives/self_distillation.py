@@ -13,15 +13,15 @@ from mmlm.core.errors import UserError
 from mmlm.core.flow import (
     WHOLE_IMAGE,
     Batch,
-    Drawn,
     ImageView,
     Loss,
     ModelOutput,
     ModelSizes,
-    Moment,
+    StepKey,
     Stream,
     Term,
     View,
+    ViewInputs,
 )
 from mmlm.objectives.objective import Objective
 
@@ -160,12 +160,12 @@ class SelfDistillation(Objective):
         self.register_buffer("center", torch.zeros(self.num_prototypes))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """The crops of every image: uint8[num_local * B, 3, S, S], first crops first."""
-        draws = moment.uniform(batch.image_key, DRAWS * self.num_local, Stream.LOCAL_VIEW).split(DRAWS, dim=1)
+        draws = step_key.uniform(batch.image_key, DRAWS * self.num_local, Stream.LOCAL_VIEW).split(DRAWS, dim=1)
         return {LOCAL_CROPS: torch.cat([crops(batch.images, one, self.min_area, self.max_area) for one in draws])}
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The images."""
         return {"images": torch.tensor(len(batch.images), device=batch.tokens.device)}
 
@@ -177,7 +177,7 @@ class SelfDistillation(Objective):
         scores = {view: self.head(embedding) for view, embedding in embeddings.items()}
         return replace(output, projected={**output.projected, **scores})
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """The student's scores of crops float32[num_local * B, K] and the teacher's of images [B, K] -> one term."""
         teacher = output.teacher.projected[WHOLE_IMAGE]
         own = output.projected[LOCAL_CROPS].reshape(self.num_local, *teacher.shape)

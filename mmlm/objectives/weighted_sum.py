@@ -12,16 +12,16 @@ from mmlm.core.errors import UserError
 from mmlm.core.flow import (
     CAPTION,
     Batch,
-    Drawn,
     Loss,
     ModelOutput,
     ModelSizes,
-    Moment,
     Pairs,
+    StepKey,
     Term,
     TextPattern,
     TextView,
     View,
+    ViewInputs,
 )
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.keys import Keys
@@ -29,7 +29,7 @@ from mmlm.objectives.weights import Weight, WeightSchedule
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class CachedGradients:
     """A term of a comparison whose gradients with respect to the embeddings are known already."""
 
     term: Term
@@ -42,7 +42,7 @@ class Surrogate:
     """With respect to the objective's own parameters; all in the first micro-batch, and 0 in the others, which data
     parallelism waits for there too."""
 
-    def carried(self, output: ModelOutput, objective: nn.Module) -> Term:
+    def inject(self, output: ModelOutput, objective: nn.Module) -> Term:
         """The term with a graph: its gradients are the known ones, carried on into what made the embeddings."""
         carrier = (output.image_embedding * self.image_gradient).sum()
         carrier = carrier + (output.text_embedding * self.text_gradient).sum()
@@ -52,9 +52,9 @@ class Surrogate:
         local_sum = carrier + (self.term.local_sum - carrier).detach()
         return Term(local_sum, self.term.global_count, self.term.weight)
 
-    def of_part(self, number: int, images: Sequence[int], texts: Sequence[int]) -> "Surrogate":
+    def for_micro_batch(self, number: int, images: Sequence[int], texts: Sequence[int]) -> "CachedGradients":
         """That of micro-batch ``number``, of so many ``images`` and ``texts`` each; this is that of all of them."""
-        return Surrogate(
+        return CachedGradients(
             _only_first(number, self.term),
             self.image_gradient.split(images)[number],
             self.text_gradient.split(texts)[number],
@@ -67,23 +67,23 @@ def _only_first(number: int, term: Term) -> Term:
     return replace(term, local_sum=torch.zeros_like(term.local_sum)) if number else term
 
 
-def _differentiated(term: Term, image: Tensor, text: Tensor, objective: nn.Module) -> Surrogate:
+def _differentiated(term: Term, image: Tensor, text: Tensor, objective: nn.Module) -> CachedGradients:
     """The gradients of a term of a comparison of these embeddings."""
     parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     inputs = [image, text, *parameters.values()]
     gradients = torch.autograd.grad(term.local_sum, inputs, retain_graph=True, materialize_grads=True)
-    return Surrogate(term.detached(), *gradients[:2], dict(zip(parameters, gradients[2:], strict=True)))
+    return CachedGradients(term.detached(), *gradients[:2], dict(zip(parameters, gradients[2:], strict=True)))
 
 
 @dataclass(frozen=True)
-class Survey:
+class BatchTotals:
     """What one micro-batch has to know of the whole batch."""
 
     counts: Mapping[str, Mapping[str, Tensor]]
     """float[] of the whole batch, by objective and by the objective's own names."""
     pairs: Pairs | None = None
     """Pairs to be fused from this micro-batch's images; None if they have not been chosen yet, or none are needed."""
-    surrogates: Mapping[str, Mapping[str, Surrogate]] = field(default_factory=dict)
+    cached_gradients: Mapping[str, Mapping[str, CachedGradients]] = field(default_factory=dict)
     """Of comparisons, by objective and term, if the rank has several micro-batches."""
     figures: Mapping[str, Mapping[str, Term]] = field(default_factory=dict)
     """Likewise of their figures."""
@@ -158,11 +158,11 @@ class WeightedSum(nn.Module):
         for part in self.active(step).values():
             part.finish()
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """What is random about the views of an optimizer step."""
         drawn: dict[View, TextPattern | Tensor] = {}
-        for part in self.active(moment.step).values():
-            drawn |= part.draw(batch, moment)
+        for part in self.active(step_key.step).values():
+            drawn |= part.draw(batch, step_key)
         return drawn
 
     def comparisons(self, step: int) -> dict[str, Comparison]:
@@ -179,7 +179,7 @@ class WeightedSum(nn.Module):
 
     def compare(
         self, image: Tensor, text: Tensor, batches: Sequence[Batch], step: int, teacher: ModelOutput | None = None
-    ) -> tuple[Survey, ...]:
+    ) -> tuple[BatchTotals, ...]:
         """All comparisons, differentiated: what each micro-batch has to know of them (and no counts).
 
         ``image`` float32[B, E] and ``text`` float32[C, E] are this rank's embeddings, in the order of ``batches``;
@@ -187,42 +187,42 @@ class WeightedSum(nn.Module):
         """
         keys = Keys.of(*batches)
         images, texts = [len(batch.image_concept) for batch in batches], [len(batch.lengths) for batch in batches]
-        surrogates: list[dict[str, dict[str, Surrogate]]] = [{} for _ in batches]
+        cached_gradients: list[dict[str, dict[str, CachedGradients]]] = [{} for _ in batches]
         figures: list[dict[str, dict[str, Term]]] = [{} for _ in batches]
         for name, part in self.comparisons(step).items():
             with torch.enable_grad():
                 image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
                 loss = part.compare_with_teacher(ModelOutput(image, text, teacher=teacher), keys)
             found = {key: _differentiated(term, image, text, part) for key, term in loss.terms.items()}
-            for i, (surrogate, figure) in enumerate(zip(surrogates, figures, strict=True)):
-                surrogate[name] = {key: one.of_part(i, images, texts) for key, one in found.items()}
+            for i, (cached, figure) in enumerate(zip(cached_gradients, figures, strict=True)):
+                cached[name] = {key: one.for_micro_batch(i, images, texts) for key, one in found.items()}
                 figure[name] = {key: _only_first(i, one.detached()) for key, one in loss.figures.items()}
-        return tuple(Survey({}, None, *both) for both in zip(surrogates, figures, strict=True))
+        return tuple(BatchTotals({}, None, *both) for both in zip(cached_gradients, figures, strict=True))
 
-    def count(self, batches: Sequence[Batch], moment: Moment) -> Survey:
+    def count(self, batches: Sequence[Batch], step_key: StepKey) -> BatchTotals:
         """Items of all micro-batches and ranks, in one reduction."""
-        parts = self.active(moment.step)
-        local = [{name: part.counts(batch, moment) for name, part in parts.items()} for batch in batches]
+        parts = self.active(step_key.step)
+        local = [{name: part.counts(batch, step_key) for name, part in parts.items()} for batch in batches]
         keys = [(name, key) for name, counts in local[0].items() for key in counts]
         if not keys:
-            return Survey({name: {} for name in parts})
+            return BatchTotals({name: {} for name in parts})
         sums = [torch.stack([counts[name][key].double() for counts in local]).sum() for name, key in keys]
         totals = sum_over_ranks(torch.stack(sums)).clamp(min=1)
         found: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
         for (name, key), total in zip(keys, totals, strict=True):
             found[name][key] = total
-        return Survey(found)
+        return BatchTotals(found)
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, survey: Survey) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, totals: BatchTotals) -> Loss:
         """Every objective's terms, weighted, and its figures."""
         terms, figures = {}, {}
-        weights = self.weights_at(moment.step)
-        for name, objective in self.active(moment.step).items():
-            if name in survey.surrogates:
-                carried = {key: one.carried(output, objective) for key, one in survey.surrogates[name].items()}
-                loss = Loss(carried, survey.figures[name])
+        weights = self.weights_at(step_key.step)
+        for name, objective in self.active(step_key.step).items():
+            if name in totals.cached_gradients:
+                carried = {key: one.inject(output, objective) for key, one in totals.cached_gradients[name].items()}
+                loss = Loss(carried, totals.figures[name])
             else:
-                loss = objective(output, batch, moment, survey.counts[name])
+                loss = objective(output, batch, step_key, totals.counts[name])
             for key, term in loss.terms.items():
                 label = name if len(loss.terms) == 1 else f"{name}/{key}"
                 terms[label] = replace(term, weight=term.weight * weights[name])

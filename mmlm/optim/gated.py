@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmlm.optim.optimizers import Optimizer, members
 
 
-def gated_step(optimizer: Optimizer, skip: Tensor) -> None:
+def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
     """Makes an optimizer step, unless bool[] ``skip`` is true: then parameters and state stay bit for bit.
 
     torch's fused optimizers and our Muon can be told so (``found_inf``, as torch's ``GradScaler`` does). For others

@@ -35,7 +35,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmlm.checkpoints.weights import copy_weights, read_weights, save_weights
 from mmlm.core.errors import UserError
-from mmlm.core.flow import NOTHING_DRAWN, Batch, Drawn, ModelOutput, View
+from mmlm.core.flow import NO_VIEW_INPUTS, Batch, ModelOutput, View, ViewInputs
 from mmlm.data.images import image_pixels
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
@@ -202,7 +202,7 @@ class MmlmModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def forward(self, batch: Batch, views: Collection[View], drawn: Drawn = NOTHING_DRAWN) -> ModelOutput:
+    def forward(self, batch: Batch, views: Collection[View], drawn: ViewInputs = NO_VIEW_INPUTS) -> ModelOutput:
         """As ``ImageTextModel``: for training on."""
         return self.model(batch, views, drawn)
 

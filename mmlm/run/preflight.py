@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Moment, TextPattern, View
+from mmlm.core.flow import TEXT_ONLY, Batch, StepKey, TextPattern, View
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.keys import Keys
@@ -21,22 +21,22 @@ DRAWS = 16
 """Steps whose masks are counted: a small batch may well have nothing masked at one step."""
 
 
-def items_of(objective: Objective, batch: Batch, moment: Moment) -> dict[str, int]:
+def items_of(objective: Objective, batch: Batch, step_key: StepKey) -> dict[str, int]:
     """What an objective finds in this rank's batch, by the names of its counts, summed over ``DRAWS`` steps if that is
     random; of one that compares images with texts, the ``images with a caption``."""
     if isinstance(objective, Comparison | FusionObjective):
         return {"images with a caption": int(Keys.of(batch).has_caption.sum())}
-    first = objective.counts(batch, moment)
+    first = objective.counts(batch, step_key)
     if any(int(count) for count in first.values()):
         return {name: int(count) for name, count in first.items()}
-    draws = [objective.counts(batch, Moment(moment.seed, moment.step + i)) for i in range(DRAWS)]
+    draws = [objective.counts(batch, StepKey(step_key.seed, step_key.step + i)) for i in range(DRAWS)]
     return {name: sum(int(counts[name]) for counts in draws) for name in first}
 
 
 def check_first_batch(objective: WeightedSum, batch: Batch, seed: int) -> None:
     """Raises UserError, in one line, for an objective that has nothing to train on in the batch of any rank."""
     for name, part in objective.objectives.items():
-        items = items_of(part, batch, Moment(seed))
+        items = items_of(part, batch, StepKey(seed))
         counts = torch.tensor([*items.values(), len(batch.images), len(batch.lengths)], device=batch.tokens.device)
         *found, images, captions = sum_over_ranks(counts).tolist()
         if items and not any(found):
@@ -69,7 +69,7 @@ class Preflight:
         """What is drawn at the first step, by the name of its view; of objectives that begin later too."""
         drawn: dict[View, TextPattern | Tensor] = {}
         for part in self.objective.objectives.values():
-            drawn |= part.draw(self.batch, Moment(self.seed))
+            drawn |= part.draw(self.batch, StepKey(self.seed))
         return {view.name: made for view, made in sorted(drawn.items(), key=lambda item: item[0].name)}
 
     def _chosen(self) -> list[int]:
@@ -155,7 +155,7 @@ class Preflight:
             ["unknown pieces", f"{self._unknown():,}", "of captions, left out by the tokenizer"],
         ]
         for name, part in self.objective.objectives.items():
-            items = items_of(part, batch, Moment(self.seed))
+            items = items_of(part, batch, StepKey(self.seed))
             said = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in items.items())
             rows.append([name, "", said or "counts nothing by itself"])
         return "\n".join(_aligned([["this batch", "", ""], *rows]))

@@ -42,9 +42,9 @@ from mmlm.run.restore import on_all_ranks, resume_run
 from mmlm.run.resume import record_config
 from mmlm.training.gradients import backward
 from mmlm.training.loop import Interrupted, fit
+from mmlm.training.messages import NonFiniteLoss, describe_corrupt
 from mmlm.training.replicated import unwrapped
 from mmlm.training.train_state import TrainState
-from mmlm.training.troubles import NonFiniteLoss, describe_corrupt
 
 SHOWN = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
 """The values of each split that the console shows at the end."""
@@ -59,25 +59,25 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
 
     A rank that cannot go on because another one cannot says so in one line, and its process ends with ``LOST``.
     """
-    place = meeting.place
-    console = Console(quiet=place.rank > 0)
+    rank_info = meeting.rank_info
+    console = Console(quiet=rank_info.rank > 0)
     try:
         with ExitStack() as stack:
             with _told_once(meeting):
-                device = choose_device(config.device, place.local_rank)
+                device = choose_device(config.device, rank_info.local_rank)
                 stack.enter_context(joined(meeting, config.ranks, device))
             seconds, stacks = config.ranks.watchdog_seconds, folder / "stacks"
-            watchdog = Watchdog(seconds, stacks, place.rank, place.world_size, meeting.store, _to_stderr)
+            watchdog = Watchdog(seconds, stacks, rank_info.rank, rank_info.world_size, meeting.store, _to_stderr)
             stack.enter_context(watchdog)
             with _told_once(meeting):
                 return _train_run(config, folder, device, meeting, watchdog, console)
     except Exception as error:
-        if place.alone or not is_lost_connection(error):
+        if rank_info.alone or not is_lost_connection(error):
             raise
-        status = USER_ERROR if meeting.asked(_MISTAKE) else LOST
+        status = USER_ERROR if meeting.is_claimed(_MISTAKE) else LOST
         if status == LOST:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            _to_stderr(f"mmlm: rank {place.rank} has lost the others and ends ({lines[0]})")
+            _to_stderr(f"mmlm: rank {rank_info.rank} has lost the others and ends ({lines[0]})")
         # Not through the interpreter's exit: threads of the broken process group may wait for ever.
         sys.stderr.flush()
         os._exit(status)
@@ -92,8 +92,8 @@ def _told_once(meeting: Meeting) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if meeting.first(_MISTAKE):
-            if in_step() and not meeting.place.alone:
+        if meeting.claim(_MISTAKE):
+            if in_step() and not meeting.rank_info.alone:
                 forbid_requeue()
             raise
         sys.exit(USER_ERROR)
@@ -126,7 +126,7 @@ def _fill(
     with on_all_ranks():
         if rank() == 0:
             _record(config, experiment, folder, costs)
-    console.header(header_rows(config, experiment, folder, costs, meeting.place.starter))
+    console.header(header_rows(config, experiment, folder, costs, meeting.rank_info.starter))
     resume_run(config, experiment.state, folder, console)
     with on_all_ranks():
         if rank() == 0:

@@ -11,7 +11,7 @@ from mmlm.core.flow import Loss
 from mmlm.core.stop import asked_by
 
 
-class Later:
+class AsyncCopy:
     """Values float64[N] on their way to the host; reading them waits for what made them, not for what came after.
 
     ``tensor.tolist()`` would wait for all that the device has been given since.
@@ -47,7 +47,7 @@ class Verdict:
     """What some rank has been asked to stop with."""
 
     @property
-    def counts(self) -> bool:
+    def updated(self) -> bool:
         """Whether the update was made."""
         return self.finite_loss and self.finite_gradients
 
@@ -58,14 +58,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class PendingResult:
     """The same as tensors on the device, before the host knows any of it."""
 
     skip: Tensor
     """bool[]: whether the update is left out."""
     overflowed: Tensor
     """bool[]: whether only because of the loss scale."""
-    values: Later
+    values: AsyncCopy
 
     def verdict(self) -> Verdict:
         """Waits for this step, and for nothing after it."""
@@ -74,7 +74,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor | None) -> Agreement:
+def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor | None) -> PendingResult:
     """Reduces over ranks, without waiting for the device.
 
     Args:
@@ -89,7 +89,7 @@ def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor
     one = total.new_ones(()) if scale is None else scale.double()
     bad_loss, bad_gradients = total[0] > 0, total[1] > 0
     overflowed = ~bad_loss & bad_gradients & (one > 1)
-    return Agreement(bad_loss | bad_gradients, overflowed, Later(torch.cat([total, one[None]])))
+    return PendingResult(bad_loss | bad_gradients, overflowed, AsyncCopy(torch.cat([total, one[None]])))
 
 
 @dataclass(frozen=True)
@@ -108,4 +108,4 @@ class MadeStep:
     norm: Tensor
     update_ratios: Mapping[str, float]
     """Of a step that is diagnosed."""
-    agreement: Agreement
+    agreement: PendingResult

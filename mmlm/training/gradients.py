@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from mmlm.core.distributed import anywhere, max_over_ranks, sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Loss, ModelOutput, Moment
-from mmlm.objectives.weighted_sum import Survey
+from mmlm.core.flow import Batch, Loss, ModelOutput, StepKey
+from mmlm.objectives.weighted_sum import BatchTotals
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import inner
 
@@ -37,7 +37,7 @@ class _RandomState:
 def backward(
     train_step: nn.Module,
     batches: Sequence[Batch],
-    moment: Moment,
+    step_key: StepKey,
     diagnose: bool = False,
     scale: Tensor | None = None,
 ) -> Loss:
@@ -55,22 +55,22 @@ def backward(
     sharded = isinstance(train_step, FSDPModule)
     if sharded:
         batches = _as_many_on_every_rank(batches)
-    surveys, states = _survey(train_step, batches, moment)
+    totals_of_each, states = _batch_totals(train_step, batches, step_key)
     losses = []
-    for number, (batch, survey, state) in enumerate(zip(batches, surveys, states, strict=True), start=1):
+    for number, (batch, totals, state) in enumerate(zip(batches, totals_of_each, states, strict=True), start=1):
         if state is not None:
             state.restore()
         with _reducing(train_step, number == len(batches)):
-            loss = train_step(batch, moment, survey, diagnose=diagnose, scale=scale)
+            loss = train_step(batch, step_key, totals, diagnose=diagnose, scale=scale)
             if not loss.total.requires_grad:
                 raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
             (loss.total if scale is None else loss.total * scale).backward()
         losses.append(loss)
     if sharded:
         _sum_unsharded_gradients(train_step.parameters())
-    for parameter in inner(train_step).unreached(moment.step):
+    for parameter in inner(train_step).unreached(step_key.step):
         parameter.grad = None  # it is 0, and an optimizer would shrink the weight all the same
-    inner(train_step).objective.finish(moment.step)
+    inner(train_step).objective.finish(step_key.step)
     return Loss.joined(losses)
 
 
@@ -112,25 +112,27 @@ def _sum_unsharded_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(total)
 
 
-def _survey(
-    train_step: nn.Module, batches: Sequence[Batch], moment: Moment
-) -> tuple[list[Survey], list[_RandomState | None]]:
+def _batch_totals(
+    train_step: nn.Module, batches: Sequence[Batch], step_key: StepKey
+) -> tuple[list[BatchTotals], list[_RandomState | None]]:
     """What each micro-batch has to know of the others, and torch's random state from before it was embedded."""
     objective = inner(train_step).objective
-    counts = objective.count(batches, moment)
-    if not (objective.needs_two_passes(moment.step) and anywhere(len(batches) > 1, batches[0].tokens.device)):
+    counts = objective.count(batches, step_key)
+    if not (objective.needs_two_passes(step_key.step) and anywhere(len(batches) > 1, batches[0].tokens.device)):
         return [counts] * len(batches), [None] * len(batches)
     states, embeddings = [], []
     with torch.no_grad():
         for batch in batches:
             states.append(_RandomState.now(batch.tokens.device))
-            embeddings.append(train_step(batch, moment, only_embed=True))
+            embeddings.append(train_step(batch, step_key, only_embed=True))
     image = torch.cat([one.image for one in embeddings])
     text = torch.cat([one.text for one in embeddings])
-    surveys = objective.compare(image, text, batches, moment.step, _joined([one.teacher for one in embeddings]))
-    fusion = objective.fusion(moment.step)
-    pairs = [None] * len(batches) if fusion is None else fusion.pairs(image, text, batches, moment)
-    found = [replace(s, counts=counts.counts, pairs=p) for s, p in zip(surveys, pairs, strict=True)]
+    totals_of_each = objective.compare(
+        image, text, batches, step_key.step, _joined([one.teacher for one in embeddings])
+    )
+    fusion = objective.fusion(step_key.step)
+    pairs = [None] * len(batches) if fusion is None else fusion.pairs(image, text, batches, step_key)
+    found = [replace(s, counts=counts.counts, pairs=p) for s, p in zip(totals_of_each, pairs, strict=True)]
     return found, states
 
 

@@ -28,9 +28,9 @@ from mmlm.optim.schedules import Schedule
 from mmlm.record.console import Console
 from mmlm.record.metrics import Log
 from mmlm.training.agreement import MadeStep
+from mmlm.training.messages import NonFiniteLoss, describe_corrupt, describe_skipped, name_ids
 from mmlm.training.spikes import LossSpike, SpikeSettings
 from mmlm.training.train_state import TrainState
-from mmlm.training.troubles import NonFiniteLoss, describe_corrupt, describe_skipped, name_ids
 from mmlm.training.update import Differentiate, Update
 from mmlm.training.window import Row, Window
 
@@ -169,7 +169,7 @@ def fit(
             stopping = found.signal_name is not None and not last
             if row_due:
                 row = state.window.means()
-                shown = row.main | {"lr": lr, "examples_per_second": state.window.rate(settings.batch_size)}
+                shown = row.shown | {"lr": lr, "examples_per_second": state.window.rate(settings.batch_size)}
                 values = {f"train/{name}": value for name, value in (shown | _more(state, row)).items()}
                 log.log(state.step, state.loader.position, state.seconds, values)
                 progress.update(state.step, shown)
@@ -228,10 +228,10 @@ def _read(state: TrainState, settings: FitSettings, unread: deque[MadeStep], lea
         found.signal_name = found.signal_name or verdict.signal_name
         state.corrupt += made.corrupt
         state.window.steps += 1
-        if verdict.counts and settings.spike.is_spike(verdict.loss, state.recent_losses):
+        if verdict.updated and settings.spike.is_spike(verdict.loss, state.recent_losses):
             found.spike = made
             unread.clear()
-        elif verdict.counts:
+        elif verdict.updated:
             state.window.add(made.loss, made.norm)
             state.window.add_figures(made.update_ratios)
             state.recent_losses = settings.spike.remembered(verdict.loss, state.recent_losses)
@@ -279,7 +279,7 @@ def _more(state: TrainState, row: Row) -> dict[str, float]:
     """What a row of metrics tells besides what is shown; what does not concern a run is left out."""
     skipped = {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
     scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale.item()}
-    return {**row.more, **skipped, **scale}
+    return {**row.hidden, **skipped, **scale}
 
 
 def _evaluate(

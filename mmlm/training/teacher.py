@@ -6,7 +6,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from mmlm.core.flow import Batch, Drawn, ModelOutput, View
+from mmlm.core.flow import Batch, ModelOutput, View, ViewInputs
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.average import ExponentialMovingAverage
 
@@ -39,7 +39,7 @@ class Teacher:
         return teacher
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, views: Collection[View], drawn: Drawn, step: int) -> ModelOutput:
+    def __call__(self, batch: Batch, views: Collection[View], drawn: ViewInputs, step: int) -> ModelOutput:
         """What it makes of a batch at an optimizer step of the student; ``drawn`` is what the student was shown."""
         own = {view: value for view, value in drawn.items() if view in views}
         output = self.model(batch, views, own)

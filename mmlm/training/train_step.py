@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mmlm.core.flow import EMBED, NOTHING_DRAWN, Batch, Loss, ModelOutput, Moment, Pairs
+from mmlm.core.flow import EMBED, NO_VIEW_INPUTS, Batch, Loss, ModelOutput, Pairs, StepKey
 from mmlm.objectives.objective import FusionObjective
-from mmlm.objectives.weighted_sum import Survey, WeightedSum
+from mmlm.objectives.weighted_sum import BatchTotals, WeightedSum
 from mmlm.optim.freeze import FreezePlan
 from mmlm.training.diagnosis import Diagnosis
 from mmlm.training.replicated import unwrapped
@@ -97,46 +97,46 @@ class TrainStep(nn.Module):
     def forward(
         self,
         batch: Batch,
-        moment: Moment,
-        survey: Survey | None = None,
+        step_key: StepKey,
+        totals: BatchTotals | None = None,
         only_embed: bool = False,
         diagnose: bool = False,
         scale: Tensor | None = None,
     ) -> Loss | Embeddings:
-        """The loss of one micro-batch; ``survey`` None: it is all that this rank has.
+        """The loss of one micro-batch; ``totals`` None: it is all that this rank has.
 
         With ``diagnose`` the loss has a diagnosis: it costs a part of a backward pass for each objective, and is made
         at the loss scale float32[] ``scale`` if there is one. The loss itself is never scaled.
         With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
         """
-        left = self.model.draw(batch, moment)
+        left = self.model.draw(batch, step_key)
         if only_embed:
             output = self.model(batch, {EMBED}, left)
-            return Embeddings(output.image_embedding, output.text_embedding, self._teacher_embeddings(batch, moment))
-        if survey is None:
-            survey = self.objective.count((batch,), moment)
-        drawn = self.objective.draw(batch, moment)
-        output = self.model(batch, self.objective.views_at(moment.step), {**left, **drawn}, probe=diagnose)
-        fusion = self.objective.fusion(moment.step)
+            return Embeddings(output.image_embedding, output.text_embedding, self._teacher_embeddings(batch, step_key))
+        if totals is None:
+            totals = self.objective.count((batch,), step_key)
+        drawn = self.objective.draw(batch, step_key)
+        output = self.model(batch, self.objective.views_at(step_key.step), {**left, **drawn}, probe=diagnose)
+        fusion = self.objective.fusion(step_key.step)
         if fusion is not None:
-            pairs = _choose(fusion, output, batch, moment) if survey.pairs is None else survey.pairs
+            pairs = _choose(fusion, output, batch, step_key) if totals.pairs is None else totals.pairs
             output = replace(output, fused=self.model.fuse(output, pairs), pairs=pairs)
-        output = self.objective.project(output, moment.step)
-        taught = self.objective.teacher_views_at(moment.step, known=survey.surrogates)
+        output = self.objective.project(output, step_key.step)
+        taught = self.objective.teacher_views_at(step_key.step, known=totals.cached_gradients)
         if taught:
-            output = replace(output, teacher=self.teacher(batch, taught, drawn, moment.step))
-        loss = self.objective(output, batch, moment, survey)
+            output = replace(output, teacher=self.teacher(batch, taught, drawn, step_key.step))
+        loss = self.objective(output, batch, step_key, totals)
         seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
         if diagnose and seen:  # patch views alone leave nothing to look at
             embeddings = output.image_embedding, output.text_embedding
             loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings, scale))
-        return self._with_every_parameter(loss, moment.step)
+        return self._with_every_parameter(loss, step_key.step)
 
-    def _teacher_embeddings(self, batch: Batch, moment: Moment) -> ModelOutput | None:
-        comparisons = self.objective.comparisons(moment.step).values()
+    def _teacher_embeddings(self, batch: Batch, step_key: StepKey) -> ModelOutput | None:
+        comparisons = self.objective.comparisons(step_key.step).values()
         if not any(part.needs_teacher for part in comparisons):
             return None
-        return self.teacher(batch, frozenset({EMBED}), NOTHING_DRAWN, moment.step)
+        return self.teacher(batch, frozenset({EMBED}), NO_VIEW_INPUTS, step_key.step)
 
     def _with_every_parameter(self, loss: Loss, step: int) -> Loss:
         """The loss plus 0 times what it does not reach, which data parallelism would wait for."""
@@ -191,9 +191,9 @@ def _leaves(total: Tensor) -> list[Tensor]:
     return reached
 
 
-def _choose(fusion: FusionObjective, output: ModelOutput, batch: Batch, moment: Moment) -> Pairs:
+def _choose(fusion: FusionObjective, output: ModelOutput, batch: Batch, step_key: StepKey) -> Pairs:
     with torch.no_grad():
-        return fusion.pairs(output.image_embedding.detach(), output.text_embedding.detach(), (batch,), moment)[0]
+        return fusion.pairs(output.image_embedding.detach(), output.text_embedding.detach(), (batch,), step_key)[0]
 
 
 def inner(train_step: nn.Module) -> TrainStep:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Loss, Moment
+from mmlm.core.flow import Batch, Loss, StepKey
 from mmlm.core.precision import Precision, computing
 from mmlm.core.stop import StopRequest
-from mmlm.optim.gated import BuffersBefore, gated_step
+from mmlm.optim.gated import BuffersBefore, step_unless
 from mmlm.optim.optimizers import clip_gradients
 from mmlm.training.agreement import MadeStep, agree
 from mmlm.training.diagnosis import WeightsBefore
 from mmlm.training.replicated import unwrapped
 from mmlm.training.train_state import TrainState
 
-Differentiate = Callable[[nn.Module, Sequence[Batch], Moment, bool, Tensor | None], Loss]
+Differentiate = Callable[[nn.Module, Sequence[Batch], StepKey, bool, Tensor | None], Loss]
 """Adds the gradients of a batch, given in micro-batches, to the parameters, times the last argument (float32[], the
 loss scale) if there is one; returns the loss, unscaled and without gradient, with its diagnosis if the argument before
 asks for it."""
@@ -46,7 +46,7 @@ class Update:
         if state.loss_scale is not None:
             state.loss_scale.update(agreement.overflowed, ~agreement.skip)
         before = WeightsBefore(state.train_step) if diagnosed else None
-        gated_step(state.optimizer, agreement.skip)
+        step_unless(state.optimizer, agreement.skip)
         state.optimizer.zero_grad(set_to_none=True)
         buffers.put_back(agreement.skip)
         ratios = {} if before is None else before.update_ratios()
@@ -58,7 +58,7 @@ class Update:
         batches = [batch] if self.micro_batch_size is None else batch.split(self.micro_batch_size)
         batches = [micro_batch.to(self.device) for micro_batch in batches]
         with computing(self.device, self.precision):
-            return self.differentiate(state.train_step, batches, Moment(state.seed, state.step), diagnosed, scale)
+            return self.differentiate(state.train_step, batches, StepKey(state.seed, state.step), diagnosed, scale)
 
     def _clip(self, state: TrainState) -> Tensor:
         """Leaves the gradients that the optimizer is to see; returns their norm from before clipping."""

@@ -62,9 +62,9 @@ class Means:
 class Row:
     """Values by name."""
 
-    main: Mapping[str, float]
+    shown: Mapping[str, float]
     """What whoever watches wants to see: the loss, its terms unweighted, the figures of objectives, gradient norm."""
-    more: Mapping[str, float]
+    hidden: Mapping[str, float]
     """What follows from those, and what only some steps have."""
 
 
@@ -81,7 +81,7 @@ class Window:
     figures: Means = field(default_factory=Means)
     of_tokens: set[str] = field(default_factory=set)
     """Terms that are per token, and so have a perplexity."""
-    not_one: set[str] = field(default_factory=set)
+    reweighted: set[str] = field(default_factory=set)
     """Terms whose weight was not 1 at some step."""
     terms: list[str] = field(default_factory=list)
     """All of them, in order of appearance."""
@@ -113,7 +113,7 @@ class Window:
             if term.of_tokens:
                 self.of_tokens.add(name)
             if term.weight != 1:
-                self.not_one.add(name)
+                self.reweighted.add(name)
         for name, figure in loss.figures.items():
             self.shares.add(name, figure.value)
         self.norms.add("gradient_norm", norm)
@@ -130,7 +130,7 @@ class Window:
         means, more = self.shares.over_ranks(), {}
         for name in self.terms:
             weighted = means.pop(f"{name}/weighted")
-            if name in self.not_one:
+            if name in self.reweighted:
                 more[f"{name}/weighted"] = weighted
             if name in self.of_tokens:
                 # Of the mean loss: the mean of exp would be larger.
@@ -148,7 +148,7 @@ class Window:
             "norms": self.norms.state_dict(),
             "figures": self.figures.state_dict(),
             "of_tokens": sorted(self.of_tokens),
-            "not_one": sorted(self.not_one),
+            "reweighted": sorted(self.reweighted),
             "terms": list(self.terms),
             "steps": self.steps,
             "seconds": time.monotonic() - self.started,
@@ -171,7 +171,7 @@ class Window:
             Means.restored(mine["norms"], device),
             Means.restored(mine["figures"], device),
             set(mine["of_tokens"]),
-            set(mine["not_one"]),
+            set(mine["reweighted"]),
             list(mine["terms"]),
             mine["steps"],
             mine["seconds"],

@@ -8,11 +8,11 @@ import torch
 
 from mmlm.bench import learning
 from mmlm.bench.learning import Captioned, Drawn, Learned, train_cell, unigram_entropy
-from mmlm.core.flow import Moment
+from mmlm.core.flow import StepKey
 from mmlm.experiment.build import build_source
 from mmlm.experiment.experiment import build_experiment, build_tokenizer
 from mmlm.training.loop import Interrupted
-from mmlm.training.troubles import NonFiniteLoss
+from mmlm.training.messages import NonFiniteLoss
 
 GOOD = Learned(Captioned(2.0, 2.5, 0.4, 0.1, 0.7), math.log(8) / 2 - 0.01, 8, 1.0, "CPU")
 
@@ -77,7 +77,7 @@ def test_a_cell_is_trained_as_by_mmlm_train(tiny_config, tmp_path, monkeypatch):
     for step, batch in zip(range(config.train.steps), state.loader, strict=False):
         for group in state.optimizer.param_groups:
             group["lr"] = 0.002 * experiment.schedule(step, config.train.steps)
-        loss = state.train_step(batch, Moment())
+        loss = state.train_step(batch, StepKey())
         loss.total.backward()
         torch.nn.utils.clip_grad_norm_(state.train_step.parameters(), 1.0)
         state.optimizer.step()
@@ -89,7 +89,7 @@ def test_a_cell_is_trained_as_by_mmlm_train(tiny_config, tmp_path, monkeypatch):
     total = count = 0.0
     with torch.no_grad():
         for batch in experiment.validation["validation"]:
-            term = state.train_step(batch, Moment()).terms["captioning"]
+            term = state.train_step(batch, StepKey()).terms["captioning"]
             total, count = total + term.local_sum.item(), count + term.global_count.item()
     assert learned.captioned.loss == pytest.approx(total / count, rel=1e-3)
 

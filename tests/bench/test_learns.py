@@ -9,7 +9,7 @@ from mmlm.bench import learns
 from mmlm.bench.learning import Captioned, Learned
 from mmlm.bench.learns import COMPANIONS, LEARNING_SLOTS
 from mmlm.core.errors import INTERRUPTED
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.training.loop import Interrupted
 
 YES = Learned(Captioned(1.5, 4.25, 0.5, 0.25, 0.75), 0.5, 4, 12.4, "CPU")
@@ -136,7 +136,7 @@ def test_options_get_what_they_cannot_do_without(check, trained_cells, choice):
     slot, option = choice.split("=")
     check(f"slots=[{slot}]", f"options=[{option}]", "overrides=[init_from.run=runs/a]", "split=val_style")
     (config,) = trained_cells[0]
-    check_cell(config)
+    check_compatible(config)
     assert (config.decoder is None) == (option == "none")
 
 

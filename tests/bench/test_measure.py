@@ -72,7 +72,7 @@ class Square(nn.Module):
         super().__init__()
         self.projection = nn.Linear(3 * 16 * 16, 5, bias=False)
 
-    def forward(self, batch, moment) -> Result:
+    def forward(self, batch, step_key) -> Result:
         return Result(self.projection(batch.images.flatten(1).float()).square().sum())
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.distributed import gather, rank, sum_over_ranks, world_size
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, Caption, Loss, ModelOutput, Moment
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, Caption, Loss, ModelOutput, StepKey
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.weighted_sum import WeightedSum
@@ -91,7 +91,7 @@ class LinearModel(nn.Module):
             {CAPTION: tokens[batch.target_mask] @ self.maps["hidden"]},
             self.maps["head"],
         )
-        return self.objective(output, batch, Moment(), self.objective.count((batch,), Moment()))
+        return self.objective(output, batch, StepKey(), self.objective.count((batch,), StepKey()))
 
 
 def features_of(shares: tuple[Share, ...], only: int | None) -> tuple[Tensor, Tensor, Tensor]:

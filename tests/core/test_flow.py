@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Loss, Moment, Stream, Term
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Loss, StepKey, Stream, Term
 
 PAD, START, END = 0, 1, 2
 
@@ -114,14 +114,14 @@ def test_randomness_is_keyed_by_image_and_text_and_not_by_place():
     batch = make_batch()
     keys = batch.caption_image_key
     assert len(set(keys.tolist())) == 3
-    moment = Moment(seed=1, step=2)
-    whole = moment.uniform(keys, 2, Stream.MASKED_TEXT)
+    step_key = StepKey(seed=1, step=2)
+    whole = step_key.uniform(keys, 2, Stream.MASKED_TEXT)
     for part in batch.split(1):
-        own = moment.uniform(part.caption_image_key, 2, Stream.MASKED_TEXT)
+        own = step_key.uniform(part.caption_image_key, 2, Stream.MASKED_TEXT)
         for caption, drawn in zip(part.captions, own, strict=True):
             assert torch.equal(drawn, whole[[c.text for c in batch.captions].index(caption.text)])
-    assert not torch.equal(whole, moment.uniform(keys, 2, Stream.PARALLEL))
-    assert not torch.equal(whole, Moment(seed=1, step=3).uniform(keys, 2, Stream.MASKED_TEXT))
+    assert not torch.equal(whole, step_key.uniform(keys, 2, Stream.PARALLEL))
+    assert not torch.equal(whole, StepKey(seed=1, step=3).uniform(keys, 2, Stream.MASKED_TEXT))
 
 
 def test_losses_of_micro_batches_join_to_that_of_the_whole():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Moment
+from mmlm.core.flow import TEXT_ONLY, Batch, Caption, StepKey
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
@@ -31,7 +31,7 @@ from mmlm.training.teacher import Teacher
 from mmlm.training.train_step import TrainStep
 
 PIXELS, TOKENS, VOCABULARY, WIDTH = 16, 8, 17, 16
-MOMENT = Moment(seed=3, step=5)
+STEP_KEY = StepKey(seed=3, step=5)
 
 
 @dataclass(frozen=True)

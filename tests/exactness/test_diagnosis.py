@@ -25,7 +25,7 @@ from mmlm.training.gradients import backward
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import TrainStep
 from mmlm.training.window import Window
-from tests.exactness.cells import MOMENT, PIXELS, SUMS, WIDTH, Sum, make_step, share_of, whole_batch
+from tests.exactness.cells import PIXELS, STEP_KEY, SUMS, WIDTH, Sum, make_step, share_of, whole_batch
 from tests.ranks import run_ranks
 
 COCA = SUMS["coca"]
@@ -38,13 +38,13 @@ CLOSE = {"rel": 1e-9, "abs": 1e-12}
 
 def diagnosed(step: TrainStep, batch: Batch, micro_batch: int = 8, wrapper: torch.nn.Module | None = None) -> dict:
     """The figures of a diagnosed step over all ranks."""
-    return backward(wrapper or step, batch.split(micro_batch), MOMENT, diagnose=True).diagnosis.over_ranks().values()
+    return backward(wrapper or step, batch.split(micro_batch), STEP_KEY, diagnose=True).diagnosis.over_ranks().values()
 
 
 def row(step: TrainStep, batch: Batch, micro_batch: int = 8) -> dict[str, float]:
     """A row of metrics after one step, over all ranks; the gradient norm is that of this rank."""
     window = Window()
-    window.add(backward(step, batch.split(micro_batch), MOMENT, diagnose=True), torch.tensor(2.0))
+    window.add(backward(step, batch.split(micro_batch), STEP_KEY, diagnose=True), torch.tensor(2.0))
     made = window.means()
     return {**made.main, **made.more}
 
@@ -55,7 +55,7 @@ def by_hand(step: TrainStep, batch: Batch) -> tuple[dict[str, Tensor], Tensor, T
     handle = step.model.encoder.register_forward_hook(lambda module, given, made: tokens.append(made.tokens))
     output = step.model(batch, step.objective.views)
     handle.remove()
-    loss = step.objective(output, batch, MOMENT, step.objective.count((batch,), MOMENT))
+    loss = step.objective(output, batch, STEP_KEY, step.objective.count((batch,), STEP_KEY))
     gradients = {
         name: torch.autograd.grad(term.weight * term.value, tokens, retain_graph=True)[0].flatten()
         for name, term in loss.terms.items()
@@ -101,8 +101,8 @@ def test_micro_batches_change_nothing(name):
 @pytest.mark.parametrize("name", SUMS)
 def test_a_diagnosis_leaves_loss_and_gradients_bit_equal(name):
     plain, diagnosing = make_step(SUMS[name]), make_step(SUMS[name])
-    expected = backward(plain, [whole_batch()], MOMENT)
-    found = backward(diagnosing, [whole_batch()], MOMENT, diagnose=True)
+    expected = backward(plain, [whole_batch()], STEP_KEY)
+    found = backward(diagnosing, [whole_batch()], STEP_KEY, diagnose=True)
     assert torch.equal(found.total, expected.total)
     assert (expected.diagnosis, found.diagnosis is None) == (None, name not in WITH_IMAGES)
     for (key, first), second in zip(plain.named_parameters(), diagnosing.parameters(), strict=True):
@@ -125,7 +125,7 @@ def test_a_frozen_encoder_hides_nothing():
 def test_what_is_looked_at_does_not_pass_for_something_that_trains():
     step = make_step(SUMS["captioning"]).requires_grad_(False)
     with pytest.raises(UserError, match=r"freeze\.frozen: nothing that trains has a part in the loss"):
-        backward(step, [whole_batch()], MOMENT, diagnose=True)
+        backward(step, [whole_batch()], STEP_KEY, diagnose=True)
 
 
 def pooling_encoder(frozen: bool) -> TrainStep:
@@ -162,8 +162,8 @@ def test_objectives_that_compare_nothing_have_no_gap_and_no_cosine():
 
 def test_an_objective_has_one_gradient_whatever_its_terms():
     class Halves(Captioning):
-        def forward(self, output, batch, moment, counts):
-            loss = super().forward(output, batch, moment, counts)
+        def forward(self, output, batch, step_key, counts):
+            loss = super().forward(output, batch, step_key, counts)
             half = replace(loss.terms["captioning"], local_sum=loss.terms["captioning"].local_sum / 2)
             return replace(loss, terms={"one": half, "two": half})
 
@@ -208,7 +208,7 @@ def test_ranks_change_nothing(tmp_path, size):
     expected = dict(cases(whole_batch()))
     expected["DDP"] = expected["diagnosis, micro-batches of 8"]
     step = make_step(COCA)
-    backward(step, [whole_batch()], MOMENT)
+    backward(step, [whole_batch()], STEP_KEY)
     expected["DDP gradient norm"] = {"norm": torch.stack([p.grad.norm() for p in step.parameters()]).norm().item()}
     for found in run_ranks(tmp_path, size, "tests.exactness.test_diagnosis"):
         assert found.keys() == expected.keys()

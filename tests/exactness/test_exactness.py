@@ -21,7 +21,7 @@ from mmlm.core.precision import Precision, computing
 from mmlm.training.gradients import backward
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import TrainStep
-from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, shuffled, whole_batch
+from tests.exactness.cells import STEP_KEY, SUMS, make_step, share_of, shuffled, whole_batch
 from tests.ranks import run_ranks
 
 MICRO_BATCHES = (8, 2, 1)
@@ -55,7 +55,7 @@ def micro_batches(dtype: torch.dtype, size: int) -> tuple[int, ...]:
 
 def results(step: TrainStep, batch: Batch, micro_batch: int, wrapper: nn.Module | None = None) -> dict[str, Tensor]:
     """Loss, terms, figures and gradients, summed over ranks; and the running means of objectives, the same on each."""
-    loss = backward(wrapper or step, batch.split(micro_batch), MOMENT)
+    loss = backward(wrapper or step, batch.split(micro_batch), STEP_KEY)
     found = {f"term {name}": sum_over_ranks(term.value) for name, term in loss.terms.items()}
     found |= {f"figure {name}": sum_over_ranks(figure.value) for name, figure in loss.figures.items()}
     found |= {"total": sum_over_ranks(loss.total)}
@@ -107,7 +107,7 @@ def test_two_passes_under_autocast():
     for micro_batch in (8, 2):
         step = make_step(SUMS["coca"], torch.float32)
         with computing(torch.device("cpu"), Precision.bf16):
-            backward(step, whole_batch().split(micro_batch), MOMENT)
+            backward(step, whole_batch().split(micro_batch), STEP_KEY)
         found.append({name: parameter.grad for name, parameter in step.named_parameters()})
     for name, gradient in found[0].items():
         assert (found[1][name] - gradient).norm() < 0.03 * gradient.norm(), name
@@ -174,7 +174,7 @@ def test_dropout_is_the_same_in_both_passes():
         with torch.no_grad():
             weight[0, 0] += shift
         step.zero_grad()
-        value = backward(step, whole_batch().split(3), MOMENT).total
+        value = backward(step, whole_batch().split(3), STEP_KEY).total
         with torch.no_grad():
             weight[0, 0] -= shift
         return value
@@ -187,7 +187,7 @@ def test_dropout_is_the_same_in_both_passes():
 def test_a_loss_that_nothing_trains_is_refused():
     step = make_step(SUMS["coca"]).requires_grad_(False)
     with pytest.raises(UserError, match=r"freeze\.frozen: nothing that trains has a part in the loss"):
-        backward(step, [whole_batch()], MOMENT)
+        backward(step, [whole_batch()], STEP_KEY)
 
 
 def test_one_process_is_its_own_world():

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from mmlm.core.errors import UserError
-from mmlm.launch.meeting import Meeting, Place, Starter, find_place, first_host, is_lost_connection
+from mmlm.launch.meeting import Meeting, RankInfo, Starter, first_host, is_lost_connection, rank_from_environment
 
 TORCH = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 STEP = {
@@ -22,39 +22,39 @@ STEP = {
 
 
 def test_without_a_launcher_a_process_is_alone():
-    assert find_place({}) == Place()
-    assert find_place({}).alone
+    assert rank_from_environment({}) == RankInfo()
+    assert rank_from_environment({}).alone
 
 
 def test_torchrun_and_the_local_launcher_are_told_apart():
-    assert find_place(TORCH) == Place(3, 1, 4, "host", 29500, Starter.torchrun)
-    assert find_place(TORCH | {"MMLM_ATTEMPT": "2"}).starter is Starter.local
-    assert find_place(TORCH | {"TORCHELASTIC_RESTART_COUNT": "5"}).attempt == 5
+    assert rank_from_environment(TORCH) == RankInfo(3, 1, 4, "host", 29500, Starter.torchrun)
+    assert rank_from_environment(TORCH | {"MMLM_ATTEMPT": "2"}).starter is Starter.local
+    assert rank_from_environment(TORCH | {"TORCHELASTIC_RESTART_COUNT": "5"}).attempt == 5
 
 
 def test_half_an_environment_is_refused():
     with pytest.raises(UserError, match="'MASTER_PORT' is not; start ranks by torchrun or srun"):
-        find_place({key: value for key, value in TORCH.items() if key != "MASTER_PORT"})
+        rank_from_environment({key: value for key, value in TORCH.items() if key != "MASTER_PORT"})
 
 
 def test_a_step_of_several_tasks_is_srun():
-    place = find_place(STEP | {"SLURM_RESTART_COUNT": "1"})
-    assert (place.rank, place.local_rank, place.world_size) == (1, 0, 2)
-    assert (place.address, place.starter, place.attempt) == ("gpu03", Starter.srun, 1)
-    assert 20000 <= place.port < 40000
-    assert place.port == find_place(STEP | {"SLURM_PROCID": "0"}).port
+    rank_info = rank_from_environment(STEP | {"SLURM_RESTART_COUNT": "1"})
+    assert (rank_info.rank, rank_info.local_rank, rank_info.world_size) == (1, 0, 2)
+    assert (rank_info.address, rank_info.starter, rank_info.attempt) == ("gpu03", Starter.srun, 1)
+    assert 20000 <= rank_info.port < 40000
+    assert rank_info.port == rank_from_environment(STEP | {"SLURM_PROCID": "0"}).port
 
 
 def test_a_batch_script_and_a_step_of_one_task_are_alone():
     batch = {"SLURM_JOB_ID": "12", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
-    assert find_place(batch).alone
-    assert find_place(batch | {"SLURM_RESTART_COUNT": "2"}) == Place(attempt=2)
-    assert find_place(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}).alone
+    assert rank_from_environment(batch).alone
+    assert rank_from_environment(batch | {"SLURM_RESTART_COUNT": "2"}) == RankInfo(attempt=2)
+    assert rank_from_environment(STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}).alone
 
 
 def test_the_address_and_port_of_the_environment_win_under_srun():
-    place = find_place(STEP | {"MASTER_ADDR": "other", "MASTER_PORT": "4000"})
-    assert (place.address, place.port) == ("other", 4000)
+    rank_info = rank_from_environment(STEP | {"MASTER_ADDR": "other", "MASTER_PORT": "4000"})
+    assert (rank_info.address, rank_info.port) == ("other", 4000)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def free_port() -> int:
 
 def meet(rank: int, port: int, said: "multiprocessing.Queue[object]", status: int | None) -> None:
     """One rank: rank 0 publishes a run or refuses with a status, the other says what it received."""
-    meeting = Meeting(Place(rank, rank, 2, "127.0.0.1", port, Starter.srun))
+    meeting = Meeting(RankInfo(rank, rank, 2, "127.0.0.1", port, Starter.srun))
     if rank > 0:
         said.put(meeting.receive())
     elif status is None:

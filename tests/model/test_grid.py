@@ -19,9 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlm.cli.hydra_config import compose
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Moment
+from mmlm.core.flow import Batch, StepKey
 from mmlm.experiment.build import build_freeze, build_model
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, Config, check_config
 from mmlm.experiment.parts import build_part
 from mmlm.objectives.captioning import Captioning
@@ -192,7 +192,7 @@ def built_once(monkeypatch) -> None:
             merge_adapters(model)  # the next cell has these parts again, without adapters
 
     monkeypatch.setattr("mmlm.experiment.build.build_part", remembered)
-    monkeypatch.setattr("mmlm.experiment.cell.check_plan", with_adapters)
+    monkeypatch.setattr("mmlm.experiment.compatibility.check_plan", with_adapters)
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ def test_a_cell_is_built_or_refused_with_the_reason(encoder, freeze):
     for cell in cells:
         expected, said = refusal(cell), None
         try:
-            check_cell(config_of(cell))
+            check_compatible(config_of(cell))
         except UserError as error:
             said = str(error)
         if expected is None:
@@ -254,7 +254,7 @@ def train_three_steps(cell: Cell, config: Config, make_batch: Callable[..., Batc
     for step in range(STEPS):
         batch = make_batch(lengths, index, 4, 8, VOCABULARY, config.data.image_size, seed=step)
         train_step.zero_grad(set_to_none=True)
-        backward(train_step, (batch,), Moment())
+        backward(train_step, (batch,), StepKey())
         with torch.no_grad():
             for name, parameter in train_step.named_parameters():
                 if parameter.grad is None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, Batch, Caption, Loss, ModelOutput, Moment
+from mmlm.core.flow import CAPTION, Batch, Caption, Loss, ModelOutput, StepKey
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum
 
@@ -58,15 +58,15 @@ def build_output(batch: Batch, seed: int = 0, width: int = 5, vocab_size: int = 
     return ModelOutput(image, text, {CAPTION: hidden}, head)
 
 
-START = Moment()
+START = StepKey()
 
 
-def loss_of(objective: Objective | WeightedSum, output: ModelOutput, batch: Batch, moment: Moment = START) -> Loss:
+def loss_of(objective: Objective | WeightedSum, output: ModelOutput, batch: Batch, step_key: StepKey = START) -> Loss:
     """The loss of a batch that is all there is."""
     if isinstance(objective, WeightedSum):
-        return objective(output, batch, moment, objective.count((batch,), moment))
-    counts = {name: count.double().clamp(min=1) for name, count in objective.counts(batch, moment).items()}
-    return objective(output, batch, moment, counts)
+        return objective(output, batch, step_key, objective.count((batch,), step_key))
+    counts = {name: count.double().clamp(min=1) for name, count in objective.counts(batch, step_key).items()}
+    return objective(output, batch, step_key, counts)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, Moment
+from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, StepKey
 from mmlm.objectives import contrastive
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.kernels import tiled
@@ -20,7 +20,7 @@ from mmlm.objectives.kernels import tiled
 def run(objective: InfoNCE, output: ModelOutput, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """The loss, and its gradients: image, text, log scale."""
     objective = objective.double()
-    loss = objective(output, batch, Moment(), {}).total
+    loss = objective(output, batch, StepKey(), {}).total
     inputs = [output.image_embedding, output.text_embedding, objective.logit_scale]
     return loss, list(torch.autograd.grad(loss, inputs))
 

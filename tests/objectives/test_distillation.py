@@ -155,10 +155,12 @@ def test_micro_batches_of_a_comparison_are_compared_with_the_teacher_of_all(make
     text = output.text_embedding.detach()[order]
     teacher = ModelOutput(output.teacher.image_embedding, output.teacher.text_embedding[order])
     assert [len(half.lengths) for half in halves] == [4, 1]
-    surveys = both.compare(output.image_embedding.detach(), text, halves, 0, teacher)
+    totals_of_each = both.compare(output.image_embedding.detach(), text, halves, 0, teacher)
     expected = AffinityDistillation(0.2).compare_with_teacher(output, Keys.of(batch))
     theirs = torch.autograd.grad(expected.terms["image_to_text"].local_sum, output.image_embedding)[0]
-    found = torch.cat([survey.surrogates["affinity"]["image_to_text"].image_gradient for survey in surveys])
+    found = torch.cat(
+        [totals.cached_gradients["affinity"]["image_to_text"].image_gradient for totals in totals_of_each]
+    )
     torch.testing.assert_close(found, theirs)
 
 

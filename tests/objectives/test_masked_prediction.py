@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import ModelOutput, ModelSizes, Moment, VisiblePatches
+from mmlm.core.flow import ModelOutput, ModelSizes, StepKey, VisiblePatches
 from mmlm.objectives.masked_prediction import MaskedPrediction
 
 SIZES = ModelSizes(
     embedding_width=5, patch_width=6, grid=(2, 3), decoder_width=None, vocab_size=None, patch_size=(2, 2)
 )
-START = Moment(seed=1, step=2)
+START = StepKey(seed=1, step=2)
 
 
 def make_objective(**settings) -> MaskedPrediction:

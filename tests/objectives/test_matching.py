@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Moment, Pairs, Stream
-from mmlm.experiment.cell import check_cell
+from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Pairs, StepKey, Stream
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.matching import Matching
@@ -21,7 +21,7 @@ from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weighted_sum import WeightedSum
 from tests.exactness.cells import SUMS, make_step, shuffled, whole_batch
 
-MOMENT = Moment(seed=4, step=9)
+STEP_KEY = StepKey(seed=4, step=9)
 WIDTH = 5
 SIZES = ModelSizes(embedding_width=5, patch_width=4, grid=(2, 2), decoder_width=WIDTH, vocab_size=11)
 BATCHES = {
@@ -97,8 +97,8 @@ def plain_pairs(image: Tensor, text: Tensor, batch: Batch, rule: str) -> Counter
     images = sorted({index[c] for c in captions})
     similarity = (image @ text.T).tolist()
     chosen = [(index[c], c, True) for c in captions]
-    by_image = MOMENT.uniform(batch.image_key, 1, Stream.NEGATIVE_TEXT)[:, 0].tolist()
-    by_text = MOMENT.uniform(batch.caption_image_key, 1, Stream.NEGATIVE_IMAGE)[:, 0].tolist()
+    by_image = STEP_KEY.uniform(batch.image_key, 1, Stream.NEGATIVE_TEXT)[:, 0].tolist()
+    by_text = STEP_KEY.uniform(batch.caption_image_key, 1, Stream.NEGATIVE_IMAGE)[:, 0].tolist()
     for b in images:
         scores = {c: similarity[b][c] for c in captions if not are_positives(batch, b, c)}
         if scores:
@@ -110,8 +110,8 @@ def plain_pairs(image: Tensor, text: Tensor, batch: Batch, rule: str) -> Counter
     return Counter((batch.ids[b], tuple(batch.tokens[c, : batch.lengths[c]].tolist()), m) for b, c, m in chosen)
 
 
-def chosen_of(objective: Matching, output: ModelOutput, batch: Batch, moment: Moment = MOMENT) -> Pairs:
-    return objective.pairs(output.image_embedding, output.text_embedding, (batch,), moment)[0]
+def chosen_of(objective: Matching, output: ModelOutput, batch: Batch, step_key: StepKey = STEP_KEY) -> Pairs:
+    return objective.pairs(output.image_embedding, output.text_embedding, (batch,), step_key)[0]
 
 
 # Choice
@@ -169,7 +169,7 @@ def test_order_and_micro_batches_change_no_choice(rule, examples):
     def choice(*batches: Batch) -> Counter[Pair]:
         images = [whole.ids.index(name) for batch in batches for name in batch.ids]
         captions = [int(caption.text) for batch in batches for caption in batch.captions]
-        pairs = objective.pairs(image[images], text[captions], batches, MOMENT)
+        pairs = objective.pairs(image[images], text[captions], batches, STEP_KEY)
         assert {int(some.global_count) for some in pairs} == {sum(len(some.tokens) for some in pairs)}
         return described(pairs, batches)
 
@@ -181,11 +181,11 @@ def test_order_and_micro_batches_change_no_choice(rule, examples):
 def test_tiles_change_no_choice(monkeypatch, rule):
     objective, whole = make_objective(rule), whole_batch()
     image, text = make_embeddings(whole)
-    expected = described(objective.pairs(image, text, (whole,), MOMENT), (whole,))
+    expected = described(objective.pairs(image, text, (whole,), STEP_KEY), (whole,))
     for size, rows in ((1, 1024), (40, 1024), (1 << 22, 3)):
         monkeypatch.setattr(negatives, "_TILE_SIZE", size)
         monkeypatch.setattr(negatives, "_TILE_ROWS", rows)
-        assert described(objective.pairs(image, text, (whole,), MOMENT), (whole,)) == expected
+        assert described(objective.pairs(image, text, (whole,), STEP_KEY), (whole,)) == expected
 
 
 def test_choices_are_as_frequent_as_the_softmax_says():
@@ -195,9 +195,9 @@ def test_choices_are_as_frequent_as_the_softmax_says():
     everyone = negatives.Embedded(image, text, Keys(*[numbers[:5]] * 4), 7 * numbers[:5], 5 - numbers[:5])
     keys = Keys(torch.full((1000,), 9), torch.full((1000,), 9), 5000 + numbers, numbers)
     own = negatives.Embedded(image[:1].expand(1000, 6), text[:1].expand(1000, 6), keys, numbers, numbers)
-    chooser, moments = negatives.HardNegatives("sampled", 0.5), [Moment(seed=1, step=step) for step in range(40)]
+    chooser, moments = negatives.HardNegatives("sampled", 0.5), [StepKey(seed=1, step=step) for step in range(40)]
     for choose, scores in ((chooser.texts, image[0] @ text.T), (chooser.images, image @ text[0])):
-        chosen = torch.cat([choose(own, everyone, moment) for moment in moments])
+        chosen = torch.cat([choose(own, everyone, step_key) for step_key in moments])
         shares = chosen.bincount(minlength=5) / len(chosen)
         torch.testing.assert_close(shares, (scores / 0.5).softmax(dim=0), rtol=0, atol=0.01)
 
@@ -206,7 +206,7 @@ def test_another_step_chooses_anew_and_hardest_does_not(make_batch, make_output)
     batch = make_batch(range(30), 30)
     output = make_output(batch)
     for rule, same in (("sampled", False), ("hardest", True)):
-        one, other = (chosen_of(make_objective(rule), output, batch, Moment(0, step)) for step in (0, 1))
+        one, other = (chosen_of(make_objective(rule), output, batch, StepKey(0, step)) for step in (0, 1))
         assert (described([one], [batch]) == described([other], [batch])) is same
 
 
@@ -228,8 +228,8 @@ def test_loss_figures_and_gradients_are_those_of_the_formula(make_batch, make_ou
     output = make_output(batch)
     pairs = chosen_of(objective, output, batch)
     fused = torch.randn(len(pairs.tokens), WIDTH, dtype=torch.float64, requires_grad=True)
-    counts = {name: count.double().clamp(min=1) for name, count in objective.counts(batch, MOMENT).items()}
-    loss = objective(replace(output, pairs=pairs, fused=fused), batch, MOMENT, counts)
+    counts = {name: count.double().clamp(min=1) for name, count in objective.counts(batch, STEP_KEY).items()}
+    loss = objective(replace(output, pairs=pairs, fused=fused), batch, STEP_KEY, counts)
     weight, bias = objective.head.weight[0], objective.head.bias[0]
     logits = [(weight * state).sum() + bias for state in fused]
     each = [(1 + (-z if m else z).exp()).log() for z, m in zip(logits, pairs.matched.tolist(), strict=True)]
@@ -249,7 +249,7 @@ def test_half_precision_is_not_that_of_the_loss(make_batch, make_output):
     pairs = chosen_of(objective, output, batch)
     output = replace(output, pairs=pairs, fused=torch.randn(len(pairs.tokens), WIDTH))
     with torch.autocast("cpu", torch.bfloat16):
-        assert objective(output, batch, MOMENT, {"matched": torch.tensor(3.0)}).total.dtype == torch.float32
+        assert objective(output, batch, STEP_KEY, {"matched": torch.tensor(3.0)}).total.dtype == torch.float32
 
 
 # In the step
@@ -257,9 +257,9 @@ def test_half_precision_is_not_that_of_the_loss(make_batch, make_output):
 
 def test_an_evaluation_without_gradients_is_the_loss_of_training():
     step = make_step(SUMS["coca with matching"])
-    trained = step(whole_batch(), MOMENT)
+    trained = step(whole_batch(), STEP_KEY)
     with torch.no_grad():
-        evaluated = step.eval()(whole_batch(), MOMENT)
+        evaluated = step.eval()(whole_batch(), STEP_KEY)
     assert not evaluated.total.requires_grad
     torch.testing.assert_close(evaluated.total, trained.total.detach())
     assert evaluated.figures.keys() == trained.figures.keys()
@@ -276,16 +276,16 @@ def test_the_pairs_of_the_step_are_fused_by_the_model():
         one = replace(pairs, image_index=index[None], tokens=tokens[None, :length], lengths=torch.tensor([length]))
         logits.append(head(step.model.fuse(output, one)))
     expected = F.binary_cross_entropy_with_logits(torch.cat(logits).squeeze(1), pairs.matched.double())
-    torch.testing.assert_close(step(batch, MOMENT).terms["matching"].value, expected)
+    torch.testing.assert_close(step(batch, STEP_KEY).terms["matching"].value, expected)
 
 
 def test_a_batch_without_captions_has_a_loss_of_0_and_reaches_everything():
     step, whole = make_step(SUMS["coca with matching"]), whole_batch()
     empty = whole._part(range(8), torch.zeros(13, dtype=torch.bool))
-    loss = step(empty, MOMENT)
+    loss = step(empty, STEP_KEY)
     assert loss.total == 0
     loss.total.backward()
-    assert step.unreached(MOMENT.step) == ()
+    assert step.unreached(STEP_KEY.step) == ()
     assert all(p.grad is not None and p.grad.count_nonzero() == 0 for p in step.parameters())
 
 
@@ -322,10 +322,12 @@ def test_the_head_is_made_for_the_decoder_and_needs_one():
 
 def test_a_model_without_a_decoder_is_refused_when_it_is_composed(tiny_config, two_towers):
     matching = "objective.objectives.matching"
-    check_cell(tiny_config("objective=coca_matching", f"{matching}.negatives=hardest", f"{matching}.temperature=null"))
+    check_compatible(
+        tiny_config("objective=coca_matching", f"{matching}.negatives=hardest", f"{matching}.temperature=null")
+    )
     message = r"^objective\.objectives\.matching: it needs a decoder, and there is none; choose one, or set objective\."
     with pytest.raises(UserError, match=message):
-        check_cell(tiny_config("objective=coca_matching", *two_towers))
+        check_compatible(tiny_config("objective=coca_matching", *two_towers))
 
 
 def test_a_sum_knows_how_many_pairs_it_fuses_and_takes_one_matching():

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, Moment
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, StepKey
 from mmlm.objectives.parallel_captioning import PARALLEL, ParallelCaptioning
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean
 
 SIZES = ModelSizes(embedding_width=4, patch_width=8, grid=(2, 2), decoder_width=5, vocab_size=11)
-MOMENT = Moment(seed=2, step=7)
+STEP_KEY = StepKey(seed=2, step=7)
 INDEX = (0, 1, TEXT_ONLY, 0, 2, 1, TEXT_ONLY, 2)
 
 
@@ -35,7 +35,7 @@ def test_equals_the_formula_with_gradients(make_batch, make_output, alone, capti
     batch = make_batch(INDEX, 3)
     output = parallel_output(make_output, batch)
     objective = make(captions=captions, label_smoothing=smoothing)
-    loss = alone(objective, output, batch, MOMENT)
+    loss = alone(objective, output, batch, STEP_KEY)
     wanted = [target for target in all_targets(batch) if captions == "all" or INDEX[target[0]] != TEXT_ONLY]
     hidden, head = output.hidden[PARALLEL], output.head_weight
     assert_same_gradients(loss.total, slow_mean(hidden, head, batch, wanted, smoothing), [hidden, head])
@@ -46,8 +46,8 @@ def test_accuracies_are_those_of_both_kinds_apart(make_batch, make_output, alone
     batch = make_batch((0, 1, TEXT_ONLY) * 30, 2)
     output = parallel_output(make_output, batch)
     objective = make()
-    figures = alone(objective, output, batch, MOMENT).figures
-    drawn = objective.in_parallel(batch, MOMENT).tolist()
+    figures = alone(objective, output, batch, STEP_KEY).figures
+    drawn = objective.in_parallel(batch, STEP_KEY).tolist()
     for name, kind in {"accuracy_parallel": True, "accuracy_causal": False}.items():
         wanted = [target for target in all_targets(batch) if drawn[target[0]] == kind]
         right = slow_accuracy(output.hidden[PARALLEL], output.head_weight, batch, wanted)
@@ -58,8 +58,8 @@ def test_accuracies_are_those_of_both_kinds_apart(make_batch, make_output, alone
 def test_drawn_captions_are_masked_but_for_their_start_and_seen_whole_and_others_causal(make_batch):
     batch = make_batch(INDEX * 5, 3)
     objective = make()
-    pattern = objective.draw(batch, MOMENT)[PARALLEL]
-    drawn = objective.in_parallel(batch, MOMENT)
+    pattern = objective.draw(batch, STEP_KEY)[PARALLEL]
+    drawn = objective.in_parallel(batch, STEP_KEY)
     assert 0 < drawn.sum() < len(drawn)
     assert pattern.mask_embedding is objective.mask_embedding
     for c, is_drawn in enumerate(drawn.tolist()):
@@ -71,7 +71,7 @@ def test_drawn_captions_are_masked_but_for_their_start_and_seen_whole_and_others
 @pytest.mark.parametrize("share", [0.25, 0.75, 1.0])
 def test_the_share_of_captions_with_an_image_is_drawn_and_no_other(make_batch, share):
     batch = make_batch((0, 1, 2, TEXT_ONLY) * 500, 3)
-    drawn = make(share).in_parallel(batch, MOMENT)
+    drawn = make(share).in_parallel(batch, STEP_KEY)
     with_image = batch.image_index != TEXT_ONLY
     assert not drawn[~with_image].any()
     # Within 4 standard deviations of 1,500 draws.
@@ -80,6 +80,6 @@ def test_the_share_of_captions_with_an_image_is_drawn_and_no_other(make_batch, s
 
 def test_gradients_reach_the_mask_embedding_through_the_pattern(make_batch):
     objective = make()
-    pattern = objective.draw(make_batch(INDEX, 3), MOMENT)[PARALLEL]
+    pattern = objective.draw(make_batch(INDEX, 3), STEP_KEY)[PARALLEL]
     torch.where(pattern.masked[..., None], pattern.mask_embedding, 0.0).sum().backward()
     assert objective.mask_embedding.grad.tolist() == [float(pattern.masked.sum())] * 5

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, Moment
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, StepKey
 from mmlm.objectives.prefix import PREFIX, PrefixLanguageModelling
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean
 
-MOMENT = Moment(seed=2, step=7)
+STEP_KEY = StepKey(seed=2, step=7)
 INDEX = (0, 1, TEXT_ONLY, 0, 2, 1, TEXT_ONLY, 2, 0, 1)
 
 
@@ -28,8 +28,8 @@ def test_equals_the_formula_with_gradients(make_batch, make_output, alone, capti
     output = make_output(batch)
     output = replace(output, hidden={PREFIX: output.hidden[CAPTION]})
     objective = PrefixLanguageModelling(captions, smoothing)
-    loss = alone(objective, output, batch, MOMENT)
-    visible = objective.visible(batch, MOMENT).tolist()
+    loss = alone(objective, output, batch, STEP_KEY)
+    visible = objective.visible(batch, STEP_KEY).tolist()
     wanted = [one for one in suffix_targets(batch, visible) if captions == "all" or INDEX[one[0]] != TEXT_ONLY]
     assert len(wanted) < batch.num_targets
     hidden, head = output.hidden[PREFIX], output.head_weight
@@ -41,8 +41,8 @@ def test_equals_the_formula_with_gradients(make_batch, make_output, alone, capti
 
 def test_the_pattern_is_the_prefix_and_masks_nothing(make_batch):
     batch, objective = make_batch(INDEX, 3), PrefixLanguageModelling()
-    pattern = objective.draw(batch, MOMENT)[PREFIX]
-    assert torch.equal(pattern.visible, objective.visible(batch, MOMENT))
+    pattern = objective.draw(batch, STEP_KEY)[PREFIX]
+    assert torch.equal(pattern.visible, objective.visible(batch, STEP_KEY))
     assert (pattern.masked, pattern.mask_embedding) == (None, None)
 
 
@@ -51,9 +51,9 @@ def test_every_length_that_leaves_a_target_is_as_likely(make_batch, length):
     """With the start token alone in front, up to all inputs: then the end token is left."""
     batch = make_batch((0,) * 3000, 1, lengths=(length,) * 3000)
     objective = PrefixLanguageModelling()
-    visible = objective.visible(batch, MOMENT)
+    visible = objective.visible(batch, STEP_KEY)
     assert visible.unique().tolist() == list(range(1, length))
     expected, share = 3000 / (length - 1), 1 / (length - 1)
     deviation = (3000 * share * (1 - share)) ** 0.5
     assert all(abs(count - expected) <= 4 * deviation for count in visible.bincount()[1:].tolist())
-    assert torch.equal(objective.chosen(batch, MOMENT).sum(dim=1), length - visible)
+    assert torch.equal(objective.chosen(batch, STEP_KEY).sum(dim=1), length - visible)

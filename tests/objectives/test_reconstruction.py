@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, ModelOutput, ModelSizes, Moment, VisiblePatches
+from mmlm.core.flow import Batch, ModelOutput, ModelSizes, StepKey, VisiblePatches
 from mmlm.objectives.reconstruction import MaskedReconstruction
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.training.gradients import backward
@@ -19,7 +19,7 @@ GRID, PATCH, WIDTH = (2, 3), (4, 2), 5
 SIZES = ModelSizes(
     embedding_width=6, patch_width=WIDTH, grid=GRID, decoder_width=None, vocab_size=None, patch_size=PATCH
 )
-MOMENT = Moment(seed=1, step=2)
+STEP_KEY = StepKey(seed=1, step=2)
 
 
 def make(masked_share: float = 0.5, normalise: bool = True) -> MaskedReconstruction:
@@ -39,9 +39,9 @@ def make_batch(num_images: int = 3) -> Batch:
     return replace(build_batch([0] if num_images else [], num_images), images=images)
 
 
-def output_for(objective: MaskedReconstruction, batch: Batch, moment: Moment = MOMENT) -> ModelOutput:
+def output_for(objective: MaskedReconstruction, batch: Batch, step_key: StepKey = STEP_KEY) -> ModelOutput:
     """Tokens as an encoder may give them, a leaf with gradient."""
-    kept = objective.draw(batch, moment)[objective.view]
+    kept = objective.draw(batch, step_key)[objective.view]
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randn(*kept.shape, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
     return ModelOutput(patches={objective.view: VisiblePatches(tokens, kept)})
@@ -100,7 +100,7 @@ def test_loss_and_gradients_are_those_of_the_formula(alone, masked_share, normal
     objective, batch = make(masked_share, normalise), make_batch()
     output = output_for(objective, batch)
     leaves = [output.patches[objective.view].tokens, *objective.parameters()]
-    loss = alone(objective, output, batch, MOMENT)
+    loss = alone(objective, output, batch, STEP_KEY)
     expected, explained = slow_loss(objective, output, batch)
     torch.testing.assert_close(loss.total, expected, rtol=1e-10, atol=1e-12)
     assert loss.terms["reconstruction"].global_count == 3 * round(6 * masked_share)
@@ -118,7 +118,7 @@ def test_predicting_the_mean_explains_nothing(alone):
     objective, batch = make(), make_batch()
     nn.init.zeros_(objective.head.weight)
     nn.init.zeros_(objective.head.bias)
-    loss = alone(objective, output_for(objective, batch), batch, MOMENT)
+    loss = alone(objective, output_for(objective, batch), batch, STEP_KEY)
     assert loss.figures["explained"].value.abs() < 1e-12
     assert 0.6 < loss.total < 1  # less than 1: patches of one colour have nothing to explain
 
@@ -139,15 +139,15 @@ def test_normalised_targets_do_not_know_brightness_and_contrast():
 def test_the_kept_patches_are_drawn_by_image_and_step():
     objective, batch = make(), make_batch(40)
     (view,) = objective.views
-    kept = objective.draw(batch, MOMENT)[view]
+    kept = objective.draw(batch, STEP_KEY)[view]
     assert kept.shape == (40, 3)
     assert (kept.diff(dim=1) > 0).all()
     assert kept.unique().tolist() == list(range(6))
     assert kept.unique(dim=0).shape[0] > 10
-    parts = [objective.draw(part, MOMENT)[view] for part in batch.split(7)]
+    parts = [objective.draw(part, STEP_KEY)[view] for part in batch.split(7)]
     assert torch.equal(torch.cat(parts), kept)
-    assert not torch.equal(objective.draw(batch, replace(MOMENT, step=3))[view], kept)
-    assert not torch.equal(objective.draw(batch, replace(MOMENT, seed=3))[view], kept)
+    assert not torch.equal(objective.draw(batch, replace(STEP_KEY, step=3))[view], kept)
+    assert not torch.equal(objective.draw(batch, replace(STEP_KEY, seed=3))[view], kept)
 
 
 def test_equal_shares_see_the_same_patches_and_others_do_not_meet():
@@ -159,7 +159,7 @@ def test_masked_pixels_reach_the_loss_as_targets_only(alone):
     """The whole way from the images: predictions do not move with what is to be predicted."""
     step, batch = make_step(SUMS["reconstruction"]), whole_batch()
     (objective,) = step.objective.objectives.values()
-    drawn = objective.draw(batch, MOMENT)
+    drawn = objective.draw(batch, STEP_KEY)
     kept, masked = drawn[objective.view], torch.ones(8, 4, dtype=torch.bool)
     masked.scatter_(1, drawn[objective.view], value=False)
     pixels = masked.view(8, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
@@ -168,15 +168,15 @@ def test_masked_pixels_reach_the_loss_as_targets_only(alone):
     tokens = [output.patches[objective.view].tokens for output in outputs]
     assert torch.equal(*tokens)
     assert tokens[0].shape == (8, kept.shape[1], 16)
-    assert alone(objective, outputs[0], batch, MOMENT).total != alone(objective, outputs[0], changed, MOMENT).total
+    assert alone(objective, outputs[0], batch, STEP_KEY).total != alone(objective, outputs[0], changed, STEP_KEY).total
 
 
 def test_alone_it_does_not_run_the_pass_over_all_patches(monkeypatch):
     step, batch = make_step(SUMS["reconstruction"]), whole_batch()
     monkeypatch.setattr(step.model.encoder, "forward", None)
-    output = step.model(batch, step.objective.views, step.objective.draw(batch, MOMENT))
+    output = step.model(batch, step.objective.views, step.objective.draw(batch, STEP_KEY))
     assert (output.image_tokens, output.memory, output.image_embedding) == (None, None, None)
-    loss = backward(step, [batch], MOMENT)
+    loss = backward(step, [batch], STEP_KEY)
     assert set(loss.terms) == {"reconstruction"}
 
 
@@ -185,12 +185,12 @@ def test_a_rank_without_images_takes_part():
     batch = whole_batch()
     texts = batch._part(range(0), batch.image_index < 0)
     assert len(texts.images) == 0
-    loss = backward(step, [texts], MOMENT)
+    loss = backward(step, [texts], STEP_KEY)
     assert loss.terms["reconstruction"].local_sum == 0
     assert step.objective.objectives["reconstruction"].head.weight.grad.count_nonzero() == 0
     assert loss.total > 0
     alone = make_step(SUMS["reconstruction"])
-    assert backward(alone, [texts], MOMENT).total == 0
+    assert backward(alone, [texts], STEP_KEY).total == 0
 
 
 def test_it_learns():
@@ -200,7 +200,7 @@ def test_it_learns():
     optimizer = torch.optim.Adam(step.parameters(), lr=1e-2)
     for _ in range(40):
         optimizer.zero_grad()
-        loss = backward(step, [batch], MOMENT)
+        loss = backward(step, [batch], STEP_KEY)
         optimizer.step()
     assert loss.figures["r/explained"].value > 0.9
 
@@ -219,7 +219,7 @@ def test_under_autocast_the_loss_is_float32(alone):
     visible = output.patches[objective.view]
     some = {objective.view: replace(visible, tokens=visible.tokens.detach().bfloat16())}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = alone(objective, replace(output, patches=some), batch, MOMENT)
+        loss = alone(objective, replace(output, patches=some), batch, STEP_KEY)
     assert loss.total.dtype == torch.float32
     torch.testing.assert_close(loss.total.double(), slow_loss(make(), output, batch)[0], rtol=0.02, atol=0)
     loss.total.backward()

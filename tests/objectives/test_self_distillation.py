@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import WHOLE_IMAGE, Batch, ModelOutput, ModelSizes, Moment
+from mmlm.core.flow import WHOLE_IMAGE, Batch, ModelOutput, ModelSizes, StepKey
 from mmlm.objectives.self_distillation import LOCAL_CROPS, SelfDistillation, crops
 
 SIZES = ModelSizes(embedding_width=5, patch_width=4, grid=(2, 2), decoder_width=None, vocab_size=None)
-START = Moment()
+START = StepKey()
 
 
 def make_objective(**settings: float) -> SelfDistillation:
@@ -139,7 +139,7 @@ def test_crops_depend_on_seed_step_and_image_alone(make_batch):
     torch.manual_seed(99)
     assert torch.equal(objective.draw(batch, START)[LOCAL_CROPS], whole)
     assert not torch.equal(whole[:5], whole[5:])
-    for other in (Moment(seed=1), Moment(step=1)):
+    for other in (StepKey(seed=1), StepKey(step=1)):
         assert not torch.equal(objective.draw(batch, other)[LOCAL_CROPS], whole)
     nothing = objective.draw(pictures(make_batch((), 0)), START)[LOCAL_CROPS]
     assert nothing.shape == (0, 3, 12, 12)

@@ -10,7 +10,7 @@ from open_clip.loss import SigLipLoss
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, Moment
+from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, StepKey
 from mmlm.objectives.shared.candidates import Candidates
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.sigmoid import Sigmoid, sigmoid_sum
@@ -30,7 +30,7 @@ CASES = {
 def run(objective: Sigmoid, output: ModelOutput, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """The loss, and its gradients: image, text, log scale, bias."""
     objective = objective.double()
-    loss = objective(output, batch, Moment(), {}).total
+    loss = objective(output, batch, StepKey(), {}).total
     return loss, list(torch.autograd.grad(loss, inputs_of(objective, output)))
 
 
@@ -174,7 +174,7 @@ def test_autocast_rounds_neither_values_nor_gradients(make_batch, make_output):
         leaves = [output.image_embedding.detach().float(), output.text_embedding.detach().float()]
         output = ModelOutput(*(leaf.requires_grad_() for leaf in leaves))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = objective(output, batch, Moment(), {}).total
+            loss = objective(output, batch, StepKey(), {}).total
             found.append([loss, *torch.autograd.grad(loss, inputs_of(objective, output))])
     for rough, exact in zip(*found, strict=True):
         assert torch.equal(rough, exact)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, Moment, TextPattern
+from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, StepKey, TextPattern
 from mmlm.model.blocks import Layout
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.objectives.masked import MASKED, MaskedLanguageModelling
@@ -28,7 +28,7 @@ KINDS = {
     "masked": (MaskedLanguageModelling, MASKED),
 }
 INDEX = (0, 0, 1, 2, TEXT_ONLY, 3, 4, TEXT_ONLY, 4, 3)
-MOMENT = Moment(3, 1)
+STEP_KEY = StepKey(3, 1)
 LENGTHS = (2, 7, 4, 5, 6, 7, 3, 3, 6, 5)
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -40,18 +40,18 @@ def make(kind: str) -> Objective:
     return objective.double()
 
 
-def pattern_of(kind: str, batch: Batch, moment: Moment = MOMENT) -> TextPattern:
-    return make(kind).draw(batch, moment)[KINDS[kind][1]]
+def pattern_of(kind: str, batch: Batch, step_key: StepKey = STEP_KEY) -> TextPattern:
+    return make(kind).draw(batch, step_key)[KINDS[kind][1]]
 
 
-def supervised(kind: str, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
+def supervised(kind: str, batch: Batch, step_key: StepKey) -> tuple[Tensor, Tensor]:
     """bool[C, T - 1]: positions that count, and int64[C, T - 1]: the column of ``tokens`` that each should predict."""
     objective, columns = make(kind), torch.arange(TOKENS - 1).expand(len(batch.lengths), -1)
     if kind == "parallel":
         return batch.target_mask, columns + 1
     if kind == "prefix":
-        return objective.chosen(batch, moment), columns + 1
-    return objective.masked(batch, moment), columns
+        return objective.chosen(batch, step_key), columns + 1
+    return objective.masked(batch, step_key), columns
 
 
 @kinds
@@ -62,9 +62,9 @@ def test_no_supervised_state_knows_its_target(make_batch, kind, fusion):
     memory = torch.randn(5, 3, WIDTH, dtype=torch.float64)
     checked = 0
     for step in range(4):
-        batch, moment = make_batch(INDEX, 5, lengths=LENGTHS), Moment(3, step)
-        pattern = pattern_of(kind, batch, moment)
-        positions, predicted = supervised(kind, batch, moment)
+        batch, step_key = make_batch(INDEX, 5, lengths=LENGTHS), StepKey(3, step)
+        pattern = pattern_of(kind, batch, step_key)
+        positions, predicted = supervised(kind, batch, step_key)
 
         def states(tokens: Tensor, batch: Batch = batch, pattern: TextPattern = pattern) -> Tensor:
             hidden = decoder.hidden_by(tokens, batch.lengths, memory, batch.image_index, pattern)
@@ -104,13 +104,13 @@ def test_the_pattern_depends_on_seed_step_and_example_alone(make_batch, kind):
 def test_another_seed_step_or_image_draws_anew(make_batch, kind):
     batch = make_batch((0, 1) * 20, 2, lengths=(7,) * 40)
 
-    def drawn(batch: Batch = batch, moment: Moment = MOMENT) -> Tensor:
-        pattern = pattern_of(kind, batch, moment)
+    def drawn(batch: Batch = batch, step_key: StepKey = STEP_KEY) -> Tensor:
+        pattern = pattern_of(kind, batch, step_key)
         return pattern.visible if pattern.masked is None else pattern.masked
 
     first = drawn()
     assert torch.equal(drawn(), first)
-    others = [drawn(moment=Moment(4, 1)), drawn(moment=Moment(3, 2)), drawn(replace(batch, ids=("x", "y")))]
+    others = [drawn(step_key=StepKey(4, 1)), drawn(step_key=StepKey(3, 2)), drawn(replace(batch, ids=("x", "y")))]
     assert not any(torch.equal(other, first) for other in others)
     # Two captions of one text at two images, and two texts at one image, are drawn apart.
     same_text = replace(batch, caption_key=torch.zeros(40, dtype=torch.int64))

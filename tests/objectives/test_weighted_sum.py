@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, Batch, Drawn, Loss, ModelOutput, Moment, Term, View
+from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, StepKey, Term, View, ViewInputs
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.objective import Objective
@@ -23,7 +23,7 @@ class Recorded(Objective):
         self.factor = nn.Parameter(torch.tensor(factor))
         self.views, self.names, self.calls = frozenset({view}), names, 0
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         self.calls += 1
         total = self.factor * output.image_embedding.sum()
         terms = {name: Term(total, torch.tensor(4.0), 3.0) for name in self.names}
@@ -114,10 +114,10 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.tensor(3.0))
         self.asked: list[frozenset[View]] = []
 
-    def draw(self, batch: Tensor, moment: Moment) -> Drawn:
+    def draw(self, batch: Tensor, step_key: StepKey) -> ViewInputs:
         return {}
 
-    def forward(self, batch: Tensor, views: frozenset[View], drawn: Drawn, probe: bool) -> ModelOutput:
+    def forward(self, batch: Tensor, views: frozenset[View], drawn: ViewInputs, probe: bool) -> ModelOutput:
         self.asked.append(views)
         return ModelOutput(image_embedding=(self.weight * batch)[None])
 
@@ -125,7 +125,7 @@ class Linear(nn.Module):
 def test_train_step_holds_model_and_objective_and_passes_the_views():
     model, objective = Linear(), WeightedSum({"a": Recorded(1.0, EMBED)}, {"a": 2.0})
     step = TrainStep(model, objective)
-    loss = step(torch.tensor([1.0, 2.0]), Moment())
+    loss = step(torch.tensor([1.0, 2.0]), StepKey())
     assert model.asked == [objective.views]
     loss.total.backward()
     assert model.weight.grad.item() == pytest.approx(2 * 3 * 3 / 4)

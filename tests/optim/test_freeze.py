@@ -6,8 +6,8 @@ from torch import nn
 
 from mmlm.checkpoints.checkpoint import load_checkpoint
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Caption, Moment
-from mmlm.experiment.cell import check_cell
+from mmlm.core.flow import Batch, Caption, StepKey
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.experiment import build_experiment
 from mmlm.experiment.saved_run import load_run
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
@@ -70,7 +70,7 @@ def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def one_step(step: TrainStep, optimizer) -> None:
-    backward(step, (make_batch(),), Moment())
+    backward(step, (make_batch(),), StepKey())
     optimizer.step()
     optimizer.zero_grad()
 
@@ -197,7 +197,7 @@ def test_there_is_no_graph_where_nothing_that_trains_lies_upstream():
     assert make_step(FreezePlan()).model.encoder(batch.images).tokens.requires_grad
     # A frozen part behind one that trains passes gradients on.
     step = make_step(FreezePlan(frozen=["decoder"]))
-    backward(step, (batch,), Moment())
+    backward(step, (batch,), StepKey())
     assert step.model.bridge.queries.grad.abs().sum() > 0
     assert all(p.grad is None for p in step.model.decoder.parameters())
 
@@ -378,16 +378,16 @@ def test_the_header_says_how_much_trains(train_tiny):
 
 
 def test_the_cell_check_knows_the_plan(tiny_config):
-    check_cell(tiny_config("freeze=lit"))
-    check_cell(tiny_config("freeze=bridge_only"))
-    check_cell(tiny_config("freeze=lora"))
-    check_cell(tiny_config("freeze=llrd"))
+    check_compatible(tiny_config("freeze=lit"))
+    check_compatible(tiny_config("freeze=bridge_only"))
+    check_compatible(tiny_config("freeze=lora"))
+    check_compatible(tiny_config("freeze=llrd"))
     with pytest.raises(UserError, match="use for example text_encoder=transformer"):
-        check_cell(tiny_config("freeze=text_locked"))
+        check_compatible(tiny_config("freeze=text_locked"))
     with pytest.raises(UserError, match=r"decoder has no 'lm' with weights; .* decoder=hugging_face"):
-        check_cell(tiny_config("freeze=lm_frozen"))
+        check_compatible(tiny_config("freeze=lm_frozen"))
     with pytest.raises(UserError, match="step 3 is never made"):
-        check_cell(tiny_config("freeze=lit", "+freeze.unfreeze.encoder=3"))
+        check_compatible(tiny_config("freeze=lit", "+freeze.unfreeze.encoder=3"))
 
 
 def test_bridge_only_trains_bridge_and_projections(tiny_config, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.optim.gated import BuffersBefore, gated_step
+from mmlm.optim.gated import BuffersBefore, step_unless
 from mmlm.optim.optimizers import AdamW, Muon, Optimizer
 
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -57,12 +57,12 @@ def test_a_step_left_out_changes_no_bit_of_what_follows(make, left_out, value):
         if step == left_out:
             differentiate(skipping, 99, value)
             before = copy.deepcopy(skipping.state_dict())
-            gated_step(second, YES)
+            step_unless(second, YES)
             second.zero_grad()
             assert all(torch.equal(before[name], tensor) for name, tensor in skipping.state_dict().items())
         for module, optimizer in ((never, first), (skipping, second)):
             differentiate(module, step)
-            gated_step(optimizer, NO)
+            step_unless(optimizer, NO)
             optimizer.zero_grad()
     pairs = zip(tensors(never, first), tensors(skipping, second), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
@@ -77,7 +77,7 @@ def test_a_step_that_is_not_left_out_is_the_optimizers_own(make):
         first.step()
         first.zero_grad()
         differentiate(gated, step)
-        gated_step(second, NO)
+        step_unless(second, NO)
         second.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(tensors(plain, first), tensors(gated, second), strict=True))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from mmlm.core.distributed import rank, world_size
-from mmlm.core.flow import Batch, Loss, ModelOutput, Moment
+from mmlm.core.flow import Batch, Loss, ModelOutput, StepKey
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.kernels.installed import Kernel
 from mmlm.objectives.shared.token_prediction import Captions
@@ -32,11 +32,11 @@ class SlowCaptioning(Captioning):
         super().__init__(label_smoothing, captions, kernel, chunk_rows)
         self.sleep_seconds, self.nan_step = sleep_seconds, nan_step
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """See ``Captioning``."""
         time.sleep(self.sleep_seconds)
-        loss = super().forward(output, batch, moment, counts)
-        if moment.step != self.nan_step or rank() < world_size() - 1:
+        loss = super().forward(output, batch, step_key, counts)
+        if step_key.step != self.nan_step or rank() < world_size() - 1:
             return loss
         return replace(
             loss, terms={name: replace(term, local_sum=math.nan * term.local_sum) for name, term in loss.terms.items()}

@@ -10,7 +10,7 @@ from open_clip.loss import CoCaLoss
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, Batch, Caption, Moment
+from mmlm.core.flow import CAPTION, EMBED, Batch, Caption, StepKey
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
@@ -138,7 +138,7 @@ def run_theirs(model: CoCa, images: Tensor, tokens: Tensor) -> dict[str, Tensor]
 
 def run_ours(step: TrainStep, batch: Batch) -> dict[str, Tensor]:
     output = step.model(batch, {EMBED, CAPTION})
-    loss = step.objective(output, batch, Moment(), step.objective.count((batch,), Moment()))
+    loss = step.objective(output, batch, StepKey(), step.objective.count((batch,), StepKey()))
     loss.total.backward()
     return {
         "image": output.image_embedding,

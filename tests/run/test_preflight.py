@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Caption, Drawn, Example, Moment, PatchView, Stream, TextPattern, TextView
+from mmlm.core.flow import Batch, Caption, Example, PatchView, StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.data.collate import caption_encoder, collate, prepare
 from mmlm.data.tokenizer import BytePair
 from mmlm.data.transforms import Transform
@@ -30,14 +30,14 @@ class Masked(Objective):
         super().__init__()
         self.share = share
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         masked = torch.zeros_like(batch.inputs, dtype=torch.bool)
         masked[:, 1] = True
         kept = torch.tensor([[0, 3]]).expand(len(batch.images), 2)
         return {MASKED: TextPattern(torch.full_like(batch.lengths, 2), masked), SOME: kept}
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        drawn = moment.uniform(batch.image_key, 1, Stream.MASKED_PATCHES)[:, 0]
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
+        drawn = step_key.uniform(batch.image_key, 1, Stream.MASKED_PATCHES)[:, 0]
         return {"masked_patches": (drawn < self.share).sum()}
 
 
@@ -155,7 +155,7 @@ def test_captions_without_images_are_enough_for_captioning_and_not_for_a_compari
 def test_what_is_not_drawn_at_the_first_step_may_be_drawn_at_another(look):
     batch, _ = look(example("a", "a cat"), example("b", "a dog"))
     seldom = Masked(0.3)
-    seed = next(seed for seed in range(99) if not seldom.counts(batch, Moment(seed))["masked_patches"])
+    seed = next(seed for seed in range(99) if not seldom.counts(batch, StepKey(seed))["masked_patches"])
     check_first_batch(sum_of(masked=seldom), batch, seed)
     with pytest.raises(UserError, match="0 masked patches"):
         check_first_batch(sum_of(masked=Masked(0.0)), batch, seed)

@@ -300,10 +300,10 @@ def spike_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """A loss that is told as a thousand times what it is: that of one batch at one step, whenever it is met there."""
     backward, spiked = training.backward, []
 
-    def spiking(train_step, batches, moment, diagnose, scale) -> Loss:
-        loss = backward(train_step, batches, moment, diagnose, scale)
+    def spiking(train_step, batches, step_key, diagnose, scale) -> Loss:
+        loss = backward(train_step, batches, step_key, diagnose, scale)
         ids = batches[0].ids
-        if moment.step != step or ids not in (spiked or [ids]):
+        if step_key.step != step or ids not in (spiked or [ids]):
             return loss
         spiked[:] = [ids]
         return Loss({name: replace(term, local_sum=1000 * term.local_sum) for name, term in loss.terms.items()})

@@ -7,7 +7,7 @@ import torch
 
 from mmlm.checkpoints.checkpoint import load_checkpoint
 from mmlm.core.errors import UserError
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.experiment import build_experiment
 
 LEARNS = "objective=coca_distillation"
@@ -83,7 +83,7 @@ def test_a_run_without_a_teacher_has_none(tiny_config, tmp_path):
 )
 def test_a_teacher_that_does_not_fit_the_objective_is_refused(tiny_config, settings, message):
     with pytest.raises(UserError, match=message) as caught:
-        check_cell(tiny_config(*settings))
+        check_compatible(tiny_config(*settings))
     assert "\n" not in str(caught.value)
 
 
@@ -95,10 +95,10 @@ def test_a_teacher_of_other_images_or_texts_is_refused(trained, tiny_config, tmp
         "data.max_tokens=30": rf"^data\.max_tokens: 30, and the teacher {teacher} reads 24 at most$",
     }.items():
         with pytest.raises(UserError, match=message):
-            check_cell(tiny_config(*learns, setting))
+            check_compatible(tiny_config(*learns, setting))
     for setting in ("tokenizer.vocab_size=275", "tokenizer.languages=[en,de]"):
         config = tiny_config(*learns, setting)
-        check_cell(config)
+        check_compatible(config)
         with pytest.raises(UserError, match=rf"^teacher\.run: the tokenizer of {teacher} makes other ids than this"):
             build_experiment(config, tmp_path)
 
@@ -107,5 +107,5 @@ def test_a_teacher_without_a_decoder_teaches_no_captions(trained, tiny_config, t
     teacher = trained(*two_towers, "name=teacher")
     learns = (LEARNS, f"teacher.run={teacher}")
     with pytest.raises(UserError, match=r"^teacher\.run: its model has no decoder whose captions could be learned"):
-        check_cell(tiny_config(*two_towers[:2], *learns))
-    check_cell(tiny_config(*two_towers[:2], *learns, "objective.weights.caption_distillation=0"))
+        check_compatible(tiny_config(*two_towers[:2], *learns))
+    check_compatible(tiny_config(*two_towers[:2], *learns, "objective.weights.caption_distillation=0"))

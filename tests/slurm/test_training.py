@@ -143,7 +143,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn images and room for runs, which lie where all nodes see them."""
+    """ViewInputs images and room for runs, which lie where all nodes see them."""
     folder = tmp_path_factory.mktemp("study")
     write_shapes(folder / "images")
     return folder

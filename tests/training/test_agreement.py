@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmlm.core.distributed import gather_objects
 from mmlm.core.stop import SIGNALS, StopRequest
-from mmlm.training.agreement import Later, agree
+from mmlm.training.agreement import AsyncCopy, agree
 from mmlm.training.loop import Interrupted
+from mmlm.training.messages import NonFiniteLoss
 from mmlm.training.replicated import Replicated, unwrapped
-from mmlm.training.troubles import NonFiniteLoss
 from tests.ranks import run_ranks
 from tests.toy_run import Run, ToyLoader, expected_weights, make_run, states_equal, timeless
 
@@ -47,7 +47,7 @@ def test_what_the_device_does_is_what_the_host_reads_later(loss, norm, scale, sk
     agreement = agree(tensor(loss), tensor(norm), StopRequest().flags(), given)
     verdict = agreement.verdict()
     assert (bool(agreement.skip), bool(agreement.overflowed)) == (skip, overflowed)
-    assert (verdict.counts, verdict.overflowed, verdict.signal_name) == (not skip, overflowed, None)
+    assert (verdict.updated, verdict.overflowed, verdict.signal_name) == (not skip, overflowed, None)
     assert verdict.loss == pytest.approx(loss, nan_ok=True)
 
 
@@ -59,7 +59,7 @@ def test_a_signal_is_read_by_its_name(number):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_reading_later_waits_for_no_later_work():
     large = torch.randn(4096, 4096, device="cuda")
-    later = Later(torch.ones(3, dtype=torch.float64, device="cuda"))
+    later = AsyncCopy(torch.ones(3, dtype=torch.float64, device="cuda"))
     for _ in range(200):
         large = large @ large / 64
     assert later.read() == [1, 1, 1]

@@ -11,7 +11,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
 from mmlm.optim.schedules import Cosine
 from mmlm.training.loop import Interrupted
-from mmlm.training.troubles import NonFiniteLoss, describe_corrupt
+from mmlm.training.messages import NonFiniteLoss, describe_corrupt
 from tests.toy_run import ToyLoader, expected_weights, make_run, restore, states_equal, timeless
 
 

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 
 from mmlm.core.distributed import full_tensor, local_part, rank, sum_over_ranks, world_size
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Moment
+from mmlm.core.flow import Batch, StepKey
 from mmlm.experiment.build import build_model
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.weighted_sum import WeightedSum
@@ -33,7 +33,7 @@ from mmlm.training.parallel import DDP, FSDP, Parallel, prepare
 from mmlm.training.repeated_blocks import repeated_blocks
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import TrainStep, inner
-from tests.exactness.cells import MOMENT, SUMS, make_step, share_of, whole_batch
+from tests.exactness.cells import STEP_KEY, SUMS, make_step, share_of, whole_batch
 from tests.model.conftest import build_batch
 from tests.model.test_grid import VOCABULARY, composed
 from tests.ranks import run_ranks
@@ -80,12 +80,14 @@ def whole(tensors: Results) -> Results:
     return {name: full_tensor(tensor.detach()).clone() for name, tensor in tensors.items()}
 
 
-def trained(step: TrainStep, parallel: Parallel, batch: Batch, micro_batch: int, moment: Moment = MOMENT) -> Results:
+def trained(
+    step: TrainStep, parallel: Parallel, batch: Batch, micro_batch: int, step_key: StepKey = STEP_KEY
+) -> Results:
     """Losses, gradients, clipped norms and weights of a few optimizer steps."""
     prepared, found = prepare(step, parallel, CPU), {}
     updates = optimizer()(step)
     for number in range(STEPS):
-        loss = backward(prepared, batch.split(micro_batch), moment)
+        loss = backward(prepared, batch.split(micro_batch), step_key)
         found[f"loss {number}"] = sum_over_ranks(loss.total)
         found |= gradients(step) if number == 0 else {}
         found[f"norm {number}"] = clip_gradients(prepared.parameters(), 0.5)
@@ -99,7 +101,7 @@ def diagnosed(parallel: Parallel, batch: Batch) -> Results:
     step = make_step(SUMS["coca"])
     prepared = prepare(step, parallel, CPU)
     updates = optimizer()(step)
-    loss = backward(prepared, batch.split(2), MOMENT, diagnose=True)
+    loss = backward(prepared, batch.split(2), STEP_KEY, diagnose=True)
     before = WeightsBefore(prepared)
     found = gradients(step)
     updates.step()
@@ -119,7 +121,7 @@ def evaluated(parallel: Parallel, batch: Batch) -> Results:
                 found |= {f"{number} {name}": value for name, value in looked_at(step).items()}
                 assert time <= rank()
         step.train()
-        backward(prepared, [batch], MOMENT)
+        backward(prepared, [batch], STEP_KEY)
         found |= {f"{number} {name}": value for name, value in gradients(step).items()}
         updates.step()
         updates.zero_grad()
@@ -156,7 +158,7 @@ def unfrozen(parallel: Parallel, batch: Batch) -> Results:
     for number in range(STEPS):
         if step.freeze_for(number):
             updates = carry_state(updates, optimizer()(step))
-        backward(prepared, batch.split(2), MOMENT)
+        backward(prepared, batch.split(2), STEP_KEY)
         found |= {f"{number} {name}": gradient for name, gradient in gradients(step).items()}
         updates.step()
         updates.zero_grad()
@@ -182,7 +184,7 @@ def of_parts(name: str, parallel: Parallel, activation_checkpointing: bool) -> R
     step, batch = step_of(name)
     share = batch.split(4 // world_size())[rank()]
     prepared = prepare(step, parallel, CPU, activation_checkpointing)
-    backward(prepared, [share], Moment())
+    backward(prepared, [share], StepKey())
     return gradients(step) | {"norm": clip_gradients(step.parameters(), 0.1)}
 
 
@@ -216,7 +218,7 @@ def begins_as_on_rank_0() -> None:
             for parameter in step.parameters():
                 parameter += rank()
         prepared = prepare(step, parallel, CPU)
-        backward(prepared, [share_of(rank(), world_size())], MOMENT)
+        backward(prepared, [share_of(rank(), world_size())], STEP_KEY)
         for name, tensor in whole(inner(prepared).state_dict()).items():
             assert torch.equal(tensor, expected[name]), name
 
@@ -229,7 +231,7 @@ def shares() -> Results:
     assert prepared is step
     assert all(isinstance(block, FSDPModule) for block in (step, *repeated_blocks(step.model)))
     updates = optimizer()(step)
-    backward(prepared, [share_of(rank(), world_size())], MOMENT)
+    backward(prepared, [share_of(rank(), world_size())], STEP_KEY)
     updates.step()
     state = [tensor for kept in updates.state_dict()["state"].values() for tensor in kept.values() if tensor.ndim]
     held = [[local_part(t).numel() for t in kind] for kind in (step.parameters(), state)]
@@ -328,15 +330,15 @@ def test_clipping_is_torch_s(limit):
 
 
 def test_what_shares_of_weights_cannot_do_is_refused(tiny_config):
-    check_cell(tiny_config("parallel=fsdp"))
-    check_cell(tiny_config("optim=muon"))
+    check_compatible(tiny_config("parallel=fsdp"))
+    check_compatible(tiny_config("optim=muon"))
     with pytest.raises(UserError, match=r"^parallel: fsdp holds shares of matrices .* optim=adamw or parallel=ddp$"):
-        check_cell(tiny_config("parallel=fsdp", "optim=muon"))
+        check_compatible(tiny_config("parallel=fsdp", "optim=muon"))
     averaged = ("objective=coca_self_distillation", "teacher.ema=true", "train.ema_decay=0.9")
     with pytest.raises(UserError, match=r"^parallel: fsdp holds shares of the moving average .* teacher.run$"):
-        check_cell(tiny_config("parallel=fsdp", *averaged))
+        check_compatible(tiny_config("parallel=fsdp", *averaged))
     with pytest.raises(UserError, match=r"^parallel.bucket_mb: 0 must be at least 1 megabyte$"):
-        check_cell(tiny_config("parallel.bucket_mb=0"))
+        check_compatible(tiny_config("parallel.bucket_mb=0"))
 
 
 if __name__ == "__main__":

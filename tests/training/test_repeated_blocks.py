@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Moment
+from mmlm.core.flow import Batch, StepKey
 from mmlm.experiment.build import build_model
 from mmlm.model.text_encoders.transformer import TransformerTextEncoder
 from mmlm.objectives.captioning import Captioning
@@ -70,7 +70,7 @@ def gradients(step: TrainStep, batch: Batch, wrapper: nn.Module | None = None) -
     """The loss and every gradient, always with the same random numbers."""
     step.zero_grad(set_to_none=True)
     torch.manual_seed(1)
-    loss = backward(wrapper or step, [batch], Moment())
+    loss = backward(wrapper or step, [batch], StepKey())
     return {"loss": loss.total} | {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
 
 
@@ -116,7 +116,7 @@ EVERY = [*BLOCKS, *(f"decoder={name}" for name in options("decoder") if name.end
 def test_weights_are_used_inside_their_block_s_own_forward_only(option, batch):
     """Sharded weights are there in that time only: outside of it they are not a number here."""
     step = make_step_of(option)
-    expected = step(batch, Moment()).total
+    expected = step(batch, StepKey()).total
     called = dict.fromkeys(repeated_blocks(step.model), 0)
     for block in called:
         own = {parameter: parameter.data for parameter in block.parameters()}
@@ -133,7 +133,7 @@ def test_weights_are_used_inside_their_block_s_own_forward_only(option, batch):
         block.register_forward_pre_hook(restore)
         block.register_forward_hook(spoil)
         spoil(block)
-    assert torch.equal(step(batch, Moment()).total, expected)
+    assert torch.equal(step(batch, StepKey()).total, expected)
     assert all(called.values())
 
 
@@ -150,7 +150,7 @@ def test_activation_checkpointing_changes_nothing_but_what_is_kept(option, batch
     expected, found = gradients(plain, batch), gradients(step, batch)
     twice, calls[0] = calls[0], 0
     with torch.no_grad():
-        step(batch, Moment())
+        step(batch, StepKey())
     assert 1.5 * calls[0] < twice <= 2 * calls[0]  # what makes nothing that backward needs is left out
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -7,9 +7,9 @@ import torch
 
 from mmlm.core.precision import Precision
 from mmlm.optim.average import ExponentialMovingAverage
+from mmlm.training.messages import NonFiniteLoss
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_state import TrainState
-from mmlm.training.troubles import NonFiniteLoss
 from tests.toy_run import Run, expected_weights, make_run, restore, states_equal, timeless
 
 LOG_EVERY = pytest.mark.parametrize("log_every", [1, 4, 100])

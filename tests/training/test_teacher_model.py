@@ -2,14 +2,14 @@
 
 import torch
 
-from mmlm.core.flow import CAPTION, EMBED, NOTHING_DRAWN, WHOLE_IMAGE
+from mmlm.core.flow import CAPTION, EMBED, NO_VIEW_INPUTS, WHOLE_IMAGE
 from mmlm.objectives.self_distillation import LOCAL_CROPS, SelfDistillation
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.training.gradients import backward
 from mmlm.training.teacher import Teacher
 from mmlm.training.train_step import TrainStep
-from tests.exactness.cells import MOMENT, SUMS, make_step, whole_batch
+from tests.exactness.cells import STEP_KEY, SUMS, make_step, whole_batch
 
 PROJECTION = "model.image_projection.weight"
 TAUGHT = "coca with distillation"
@@ -24,7 +24,7 @@ def averaged() -> tuple[TrainStep, ExponentialMovingAverage]:
 
 
 def make_optimizer_step(step: TrainStep) -> None:
-    backward(step, [whole_batch()], MOMENT)
+    backward(step, [whole_batch()], STEP_KEY)
     torch.optim.SGD(step.parameters(), lr=0.1).step()
     step.zero_grad()
 
@@ -83,7 +83,7 @@ def test_it_makes_what_it_is_asked_for_without_gradient():
     assert output.projected[WHOLE_IMAGE].shape == (8, 5)
     torch.testing.assert_close(output.view_embedding[WHOLE_IMAGE], output.image_embedding)
     # The average starts as the weights themselves.
-    torch.testing.assert_close(output.image_embedding, step.model(batch, {EMBED}, NOTHING_DRAWN).image_embedding)
+    torch.testing.assert_close(output.image_embedding, step.model(batch, {EMBED}, NO_VIEW_INPUTS).image_embedding)
 
 
 def test_it_is_asked_only_while_an_objective_learns_from_it():
@@ -96,4 +96,4 @@ def test_it_is_asked_only_while_an_objective_learns_from_it():
     assert objective.teacher_views_at(8) == frozenset()
     assert objective.teacher_views_at(9) == {WHOLE_IMAGE}
     assert late.teacher is None
-    backward(late, whole_batch().split(3), MOMENT)  # of step 5: it would fail if it asked
+    backward(late, whole_batch().split(3), STEP_KEY)  # of step 5: it would fail if it asked

@@ -27,9 +27,9 @@ def test_a_row_has_means_and_the_weighted_losses_only_where_a_weight_is_not_one(
     losses = [Loss({"a": term(v), "b": term(v, 0.5)}, {"a/accuracy": term(v / 10)}) for v in (1.0, 3.0)]
     row = filled(*losses).means()
     main = {"loss": 3.0, "a": 2.0, "b": 2.0, "a/accuracy": 0.2, "gradient_norm": 2.0}
-    assert row.main == pytest.approx(main)
-    assert list(row.main) == list(main)
-    assert row.more == pytest.approx({"b/weighted": 1.0})
+    assert row.shown == pytest.approx(main)
+    assert list(row.shown) == list(main)
+    assert row.hidden == pytest.approx({"b/weighted": 1.0})
 
 
 def test_the_rate_leaves_out_what_is_done_while_it_is_paused(monkeypatch):
@@ -52,19 +52,19 @@ def test_the_rate_leaves_out_what_is_done_while_it_is_paused(monkeypatch):
 
 def test_perplexity_is_that_of_the_mean_loss():
     row = filled(*(Loss({"a": term(v, of_tokens=True), "b": term(v)}) for v in (1.0, 3.0))).means()
-    assert row.more == pytest.approx({"a/perplexity": math.exp(2.0)})
+    assert row.hidden == pytest.approx({"a/perplexity": math.exp(2.0)})
 
 
 @pytest.mark.parametrize(("loss", "perplexity"), [(1e6, math.exp(700)), (math.nan, math.nan)])
 def test_a_perplexity_beyond_all_numbers_stops_nothing(loss, perplexity):
     row = filled(Loss({"a": term(loss, of_tokens=True)})).means()
-    assert row.more == pytest.approx({"a/perplexity": perplexity}, nan_ok=True)
+    assert row.hidden == pytest.approx({"a/perplexity": perplexity}, nan_ok=True)
 
 
 def test_a_term_that_begins_within_the_row_is_averaged_over_its_own_steps():
     row = filled(Loss({"a": term(1.0)}), Loss({"a": term(1.0), "b": term(6.0, 0.5)})).means()
-    assert (row.main["b"], row.more) == (6.0, {"b/weighted": 3.0})
-    assert row.main["loss"] == pytest.approx((1 + 4) / 2)
+    assert (row.shown["b"], row.hidden) == (6.0, {"b/weighted": 3.0})
+    assert row.shown["loss"] == pytest.approx((1 + 4) / 2)
 
 
 def test_figures_of_some_steps_are_averaged_over_those():
@@ -89,7 +89,7 @@ def test_it_goes_on_bit_for_bit():
     for loss in SECOND:
         again.add(loss, torch.tensor(2.0))
     assert again.means() == straight.means()
-    assert list(again.means().main) == list(straight.means().main)
+    assert list(again.means().shown) == list(straight.means().shown)
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, number: int, states: list[dict[str, object]], ranks: int) -> Row:
@@ -103,8 +103,8 @@ def test_every_rank_gets_its_own_back_and_of_another_number_the_first_gets_the_s
     for number, window in enumerate(windows):
         assert as_rank(monkeypatch, number, states, ranks=2) == window.means()
     alone = as_rank(monkeypatch, 0, states, ranks=1)
-    assert alone.main["a"] == pytest.approx(0.8)
-    assert alone.main["gradient_norm"] == 2.0
+    assert alone.shown["a"] == pytest.approx(0.8)
+    assert alone.shown["gradient_norm"] == 2.0
     three = [as_rank(monkeypatch, number, states, ranks=3) for number in range(3)]
-    assert [row.main["a"] for row in three] == pytest.approx([0.8, 0, 0])
-    assert [row.main["gradient_norm"] for row in three] == [2.0] * 3
+    assert [row.shown["a"] for row in three] == pytest.approx([0.8, 0, 0])
+    assert [row.shown["gradient_norm"] for row in three] == [2.0] * 3

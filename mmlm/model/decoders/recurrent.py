@@ -12,9 +12,9 @@ from mmlm.model.blocks import INIT_STD, AttentionRecord, init_linears, rows_of
 from mmlm.model.decoders.recurrent_layers import (
     CELLS,
     CellName,
-    Reading,
+    ImageContext,
+    LayerOutput,
     RecurrentLayer,
-    Sight,
     SoftAttention,
     State,
     Steps,
@@ -27,7 +27,7 @@ class RecurrentCache:
     """What decoding keeps: each layer's state, and the image with its keys."""
 
     states: list[State]
-    sight: Sight
+    sight: ImageContext
 
 
 class RecurrentDecoder(nn.Module):
@@ -136,7 +136,7 @@ class RecurrentDecoder(nn.Module):
         """int64[C, T] -> float[P, D], step by step."""
         return self.embedding_norm(self.token_embedding(steps.pack(tokens)))
 
-    def _see(self, memory: Tensor, image_index: Tensor | None = None) -> Sight:
+    def _see(self, memory: Tensor, image_index: Tensor | None = None) -> ImageContext:
         """Memory float[B, M, Dm] -> what caption c has of row ``image_index[c]`` (of row c without an index)."""
         start = torch.tanh(self.initial_state(memory.mean(dim=1)))
         has_image, images = None, memory
@@ -144,25 +144,25 @@ class RecurrentDecoder(nn.Module):
             memory, start = (rows_of(part, image_index) for part in (memory, start))
             has_image = (image_index != TEXT_ONLY).to(memory.dtype)[:, None]
             start = start * has_image
-        return Sight(images, image_index, memory, start.chunk(self.cell.num_states, dim=-1), has_image)
+        return ImageContext(images, image_index, memory, start.chunk(self.cell.num_states, dim=-1), has_image)
 
-    def _start(self, count: int, sight: Sight | None) -> list[State]:
+    def _start(self, count: int, sight: ImageContext | None) -> list[State]:
         """The first state of every layer, float[count, D]; only the first layer's comes from the image."""
         weight = self.token_embedding.weight
         zeros = (weight.new_zeros(count, self.width),) * self.cell.num_states
         return [zeros if number or sight is None else sight.start for number in range(len(self.layers))]
 
     def _read(
-        self, x: Tensor, steps: Steps, sight: Sight | None = None, states: list[State] | None = None
-    ) -> list[Reading]:
+        self, x: Tensor, steps: Steps, sight: ImageContext | None = None, states: list[State] | None = None
+    ) -> list[LayerOutput]:
         """Embedded tokens float[P, D] through every layer, going on from ``states``."""
-        readings: list[Reading] = []
+        readings: list[LayerOutput] = []
         for number, state in enumerate(states or self._start(len(steps.order), sight)):
             entering = self.dropout(readings[-1].hidden if readings else x)
             readings.append(self.layers[number](entering, steps.sizes, state, None if number else sight))
         return readings
 
-    def _output(self, x: Tensor, readings: list[Reading]) -> Tensor:
+    def _output(self, x: Tensor, readings: list[LayerOutput]) -> Tensor:
         """float[P, D], ready for the output projection."""
         out = x + self.state_output(readings[-1].hidden)
         if readings[0].context is not None:

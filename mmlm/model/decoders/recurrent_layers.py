@@ -20,9 +20,9 @@ def lstm_step(inputs: Tensor, recurrent: Tensor, state: State) -> State:
 
     Gates stand in PyTorch's order: input, forget, candidate, output.
     """
-    enter, forget, candidate, leave = (inputs + recurrent).chunk(4, dim=-1)
-    memory = forget.sigmoid() * state[1] + enter.sigmoid() * candidate.tanh()
-    return leave.sigmoid() * memory.tanh(), memory
+    input_gate, forget_gate, candidate, output_gate = (inputs + recurrent).chunk(4, dim=-1)
+    memory = forget_gate.sigmoid() * state[1] + input_gate.sigmoid() * candidate.tanh()
+    return output_gate.sigmoid() * memory.tanh(), memory
 
 
 def gru_step(inputs: Tensor, recurrent: Tensor, state: State) -> State:
@@ -96,7 +96,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Sight:
+class ImageContext:
     """What each of C captions has of its image while it is read, in the order of the steps."""
 
     images: Tensor
@@ -113,7 +113,7 @@ class Sight:
     """float[C, M, D]: the memory's part of the attention scores, the same at every step; None until a layer makes it.
     """
 
-    def first(self, count: int) -> "Sight":
+    def first(self, count: int) -> "ImageContext":
         """Memory and keys (made) of the first ``count`` captions. Narrowed step by step: so are then the gradients."""
         if count == len(self.memory):
             return self
@@ -137,14 +137,14 @@ class SoftAttention(nn.Module):
         self.score = nn.Linear(width, 1, bias=False) if attention == "additive" else None
         self.gate = nn.Linear(width, 1) if gated else None
 
-    def with_keys(self, sight: Sight) -> Sight:
+    def with_keys(self, sight: ImageContext) -> ImageContext:
         """The same with its keys: projected once for each image and all steps."""
         if sight.keys is not None:
             return sight
         keys = self.key(sight.images)
         return replace(sight, keys=keys if sight.image_index is None else rows_of(keys, sight.image_index))
 
-    def forward(self, hidden: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, sight: ImageContext) -> tuple[Tensor, Tensor]:
         """float[n, D] of the n captions of ``sight`` -> context float[n, Dm], weights float[n, M] (0: no image)."""
         query = self.query(hidden)[:, None]
         if self.score is not None:
@@ -159,7 +159,7 @@ class SoftAttention(nn.Module):
 
 
 @dataclass(frozen=True)
-class Reading:
+class LayerOutput:
     """What a layer made of P tokens, step by step."""
 
     hidden: Tensor
@@ -187,7 +187,7 @@ class RecurrentLayer(nn.Module):
         if attention is not None:
             self.context = nn.Linear(attention.key.in_features, cell.num_gates * width, bias=False)
 
-    def forward(self, x: Tensor, sizes: Sequence[int], state: State, sight: Sight | None = None) -> Reading:
+    def forward(self, x: Tensor, sizes: Sequence[int], state: State, sight: ImageContext | None = None) -> LayerOutput:
         """float[P, D], step by step, and a state of float[C, D] each -> the layer's reading."""
         hidden, contexts, weights = [], [], []
         if sight is not None:
@@ -204,5 +204,5 @@ class RecurrentLayer(nn.Module):
             state = self.cell.step(inputs, self.recurrent(state[0]), state)
             hidden.append(state[0])
         if sight is None:
-            return Reading(torch.cat(hidden), state)
-        return Reading(torch.cat(hidden), state, torch.cat(contexts), torch.cat(weights))
+            return LayerOutput(torch.cat(hidden), state)
+        return LayerOutput(torch.cat(hidden), state, torch.cat(contexts), torch.cat(weights))

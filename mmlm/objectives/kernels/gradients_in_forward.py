@@ -9,14 +9,14 @@ from torch.autograd.function import FunctionCtx
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NeededGradients:
     """Which gradients are needed. What is frozen is not computed and takes no memory."""
 
     hidden: bool
     head: bool
 
     @classmethod
-    def by(cls, hidden: Tensor, head_weight: Tensor) -> "Wanted":
+    def by(cls, hidden: Tensor, head_weight: Tensor) -> "NeededGradients":
         """What autograd would record now."""
         recording = torch.is_grad_enabled()
         return cls(recording and hidden.requires_grad, recording and head_weight.requires_grad)
@@ -28,7 +28,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Summed:
+class LossAndGradients:
     """The loss of all rows, and its gradients where they were wanted."""
 
     loss_sum: Tensor
@@ -41,25 +41,25 @@ class Summed:
     """float[V, D]."""
 
 
-Compute = Callable[[Tensor, Tensor, Wanted], Summed]
+FusedLoss = Callable[[Tensor, Tensor, NeededGradients], LossAndGradients]
 """Hidden states float[P, D] and head weight float[V, D], both without gradient -> the loss."""
 
 
-def with_known_gradients(compute: Compute, hidden: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
+def with_known_gradients(compute: FusedLoss, hidden: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
     """``compute`` as a part of the graph -> (loss_sum float32[], correct int64[]).
 
     Backward multiplies the stored gradients by the gradient of ``loss_sum`` and leaves them as they are, so that a
     retained graph can be gone through again. Gradients of gradients do not exist: RuntimeError.
     """
-    return _GradientsInForward.apply(hidden, head_weight, compute, Wanted.by(hidden, head_weight))
+    return _GradientsInForward.apply(hidden, head_weight, compute, NeededGradients.by(hidden, head_weight))
 
 
 class _GradientsInForward(torch.autograd.Function):
-    """Autograd's view of a ``Compute``. Gradients are switched off in forward, so ``wanted`` is given."""
+    """Autograd's view of a ``FusedLoss``. Gradients are switched off in forward, so ``wanted`` is given."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, head_weight: Tensor, compute: Compute, wanted: Wanted
+        ctx: FunctionCtx, hidden: Tensor, head_weight: Tensor, compute: FusedLoss, wanted: NeededGradients
     ) -> tuple[Tensor, Tensor]:
         summed = compute(hidden.detach(), head_weight.detach(), wanted)
         ctx.save_for_backward(summed.hidden_gradient, summed.head_gradient)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.objectives.kernels.gradients_in_forward import Summed, Wanted
+from mmlm.objectives.kernels.gradients_in_forward import LossAndGradients, NeededGradients
 
 IGNORED = -100
 """Target of a row without loss."""
@@ -88,8 +88,10 @@ def _fits(kernel: Chosen, dtype: torch.dtype) -> bool:
     return dtype in HALF or (kernel == "liger" and dtype is torch.float32)
 
 
-def liger(hidden: Tensor, head_weight: Tensor, wanted: Wanted, targets: Tensor, label_smoothing: float) -> Summed:
-    """Liger's loss and gradients, as a ``Compute``.
+def liger(
+    hidden: Tensor, head_weight: Tensor, wanted: NeededGradients, targets: Tensor, label_smoothing: float
+) -> LossAndGradients:
+    """Liger's loss and gradients, as a ``FusedLoss``.
 
     Its own backward multiplies the stored gradients in place, which is wrong for a graph that is gone through twice,
     and it makes no gradient of the head if the hidden states need none. So it is differentiated here, at once, and
@@ -112,7 +114,7 @@ def liger(hidden: Tensor, head_weight: Tensor, wanted: Wanted, targets: Tensor, 
         )
     inputs = [hidden, head_weight] if wanted.head else [hidden]
     gradients = torch.autograd.grad(output.loss, inputs) if wanted.any else []
-    return Summed(
+    return LossAndGradients(
         output.loss.detach(),
         (output.predicted_tokens == targets).sum(),
         gradients[0] if wanted.hidden else None,

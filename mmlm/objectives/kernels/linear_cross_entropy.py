@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.core.precision import at_least_float32
-from mmlm.objectives.kernels.gradients_in_forward import Summed, Wanted, with_known_gradients
+from mmlm.objectives.kernels.gradients_in_forward import LossAndGradients, NeededGradients, with_known_gradients
 from mmlm.objectives.kernels.installed import IGNORED, Kernel, choose_kernel, computing_dtype, cut_loss, liger
 
 ROW_MULTIPLE = 64
@@ -114,8 +114,8 @@ def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing
 
 
 def _chunked(
-    hidden: Tensor, head_weight: Tensor, wanted: Wanted, targets: Tensor, label_smoothing: float, rows: int
-) -> Summed:
+    hidden: Tensor, head_weight: Tensor, wanted: NeededGradients, targets: Tensor, label_smoothing: float, rows: int
+) -> LossAndGradients:
     """The loss of all rows, a chunk at a time, in buffers that are used again and again."""
     given = hidden.dtype, head_weight.dtype
     hidden, head_weight = _operands(hidden, head_weight)
@@ -135,7 +135,7 @@ def _chunked(
             losses[at], right[at] = _score(logits, targets[at], label_smoothing, differentiate=wanted.any)
             if wanted.any:
                 gradients.add(at, logits if wide is narrow else product.copy_(logits))
-    return Summed(
+    return LossAndGradients(
         (losses * real).sum(),
         (right & real).sum(),
         None if gradients.hidden is None else gradients.hidden.masked_fill_(~real[:, None], 0).to(given[0]),
@@ -146,7 +146,7 @@ def _chunked(
 class _Gradients:
     """The gradients of a linear layer's inputs, which every chunk adds to. The head's is summed in ``wide``."""
 
-    def __init__(self, hidden: Tensor, head_weight: Tensor, wanted: Wanted, wide: torch.dtype) -> None:
+    def __init__(self, hidden: Tensor, head_weight: Tensor, wanted: NeededGradients, wide: torch.dtype) -> None:
         self._inputs = hidden, head_weight
         self.hidden = torch.empty_like(hidden) if wanted.hidden else None
         self.head = torch.zeros_like(head_weight, dtype=wide) if wanted.head else None

@@ -71,7 +71,7 @@ class _CrossEntropies(torch.autograd.Function):
         label_smoothing: float,
         tile: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = _Seen(image, len(image)), _Seen(text, len(text))
+        rows, columns = _RunningSoftmax(image, len(image)), _RunningSoftmax(text, len(text))
         best = BestPositive(image)
         scaled = image * scale
         found = _Tiles(scaled, text, positive, tile)
@@ -146,7 +146,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
 
 
-class _Seen:
+class _RunningSoftmax:
     """What the tiles of each of K rows (or columns) that have been seen add up to."""
 
     def __init__(self, like: Tensor, size: int) -> None:

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Drawn, ModelSizes, Moment, PatchView, Stream, VisiblePatches
+from mmlm.core.flow import Batch, ModelSizes, PatchView, StepKey, Stream, ViewInputs, VisiblePatches
 from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import Objective
 
@@ -82,10 +82,10 @@ class MaskedPatches(Objective):
                 nn.init.zeros_(part.bias)
         nn.init.normal_(self.head.weight, std=0.02)  # starts near 0
 
-    def draw(self, batch: Batch, moment: Moment) -> Drawn:
+    def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """The patches of each image that the encoder sees."""
         num_patches = len(self.positions)
-        return {self.view: moment.chosen(batch.image_key, num_patches, self.num_kept, Stream.MASKED_PATCHES)}
+        return {self.view: step_key.chosen(batch.image_key, num_patches, self.num_kept, Stream.MASKED_PATCHES)}
 
     def num_masked(self, batch: Batch) -> Tensor:
         """int64[]: the masked patches of all images."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlm.core.distributed import gather
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Moment, Stream
+from mmlm.core.flow import Batch, StepKey, Stream
 from mmlm.objectives.shared.keys import Keys, positives
 
 NegativeRule = Literal["sampled", "hardest"]
@@ -78,17 +78,17 @@ class HardNegatives:
         if self.rule == "sampled" and not (self.temperature is not None and 0 < self.temperature < math.inf):
             raise UserError(f"temperature: {self.temperature} must be above 0 to sample negatives, such as 0.07")
 
-    def texts(self, own: Embedded, everyone: Embedded, moment: Moment) -> Tensor:
+    def texts(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
         """int64[B]: for each of a rank's ``own`` images one of ``everyone``'s captions, or ``NONE``."""
 
         def allowed(rows: slice) -> Tensor:
             negative = ~positives(_some_images(own.keys, rows), everyone.keys)
             return negative & own.keys.has_caption[rows, None] & everyone.keys.has_image
 
-        uniform = moment.uniform(own.image_key, 1, Stream.NEGATIVE_TEXT)
+        uniform = step_key.uniform(own.image_key, 1, Stream.NEGATIVE_TEXT)
         return self._choose(own.image, everyone.text, everyone.text_key.argsort(stable=True), uniform, allowed)
 
-    def images(self, own: Embedded, everyone: Embedded, moment: Moment) -> Tensor:
+    def images(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
         """int64[C]: for each of a rank's ``own`` captions one of ``everyone``'s images, or ``NONE``."""
 
         def allowed(rows: slice) -> Tensor:
@@ -97,7 +97,7 @@ class HardNegatives:
             negative = torch.cat([~positives(_some_images(everyone.keys, images), captions) for images in tiles]).T
             return negative & captions.has_image[:, None] & everyone.keys.has_caption
 
-        uniform = moment.uniform(own.text_key, 1, Stream.NEGATIVE_IMAGE)
+        uniform = step_key.uniform(own.text_key, 1, Stream.NEGATIVE_IMAGE)
         return self._choose(own.text, everyone.image, everyone.image_key.argsort(stable=True), uniform, allowed)
 
     def _choose(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Moment, Term, TextView
+from mmlm.core.flow import TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, TextView
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective
 
@@ -47,7 +47,7 @@ class TokenPrediction(Objective):
         self.label_smoothing = label_smoothing
         self.views = frozenset({self.view})
 
-    def chosen(self, batch: Batch, moment: Moment) -> Tensor:
+    def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: the positions that count, all within ``batch.target_mask``."""
         raise NotImplementedError
 
@@ -59,13 +59,13 @@ class TokenPrediction(Objective):
         """See ``token_cross_entropy``."""
         return token_cross_entropy(hidden, head_weight, wanted, self.label_smoothing)
 
-    def counts(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+    def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The tokens that are predicted."""
-        return {"tokens": self.chosen(batch, moment).sum()}
+        return {"tokens": self.chosen(batch, step_key).sum()}
 
-    def forward(self, output: ModelOutput, batch: Batch, moment: Moment, counts: Mapping[str, Tensor]) -> Loss:
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
-        chosen = self.chosen(batch, moment)
+        chosen = self.chosen(batch, step_key)
         hidden = states_at(output.hidden[self.view], batch, chosen)
         loss, correct = self.cross_entropy(hidden, output.head_weight, self.wanted(batch)[chosen])
         count = counts["tokens"].to(loss.dtype)

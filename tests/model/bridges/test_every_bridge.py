@@ -7,7 +7,7 @@ import torch
 
 from mmlm.core.flow import CAPTION, EMBED
 from mmlm.experiment.build import build_model
-from mmlm.experiment.cell import check_cell
+from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, check_config
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
@@ -144,7 +144,7 @@ def test_learned_queries_are_offsets_without_weight_decay(name):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_caption_base_takes_every_bridge_with_either_fusion(option, decoder, compose):
     config = check_config(compose("experiment=caption_base", f"bridge={option}", f"decoder={decoder}"))
-    check_cell(config)
+    check_compatible(config)
     with torch.device("meta"):
         model = build_model(config, vocab_size=100, load_weights=False)
     assert model.bridge.num_memory == (4 if option == "pixel_shuffle" else 16)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, LEFT_BY_DROPOUT, Moment, Stream
+from mmlm.core.flow import CAPTION, EMBED, KEPT_BY_DROPOUT, StepKey, Stream
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
 from mmlm.model.decoders.transformer import TransformerDecoder
@@ -136,7 +136,7 @@ def test_patch_dropout_leaves_the_patches_that_it_is_given():
     """Without attention (depth 0) each token is its patch."""
     encoder = small(32, depth=0, class_token=False, patch_dropout=0.5)
     assert (encoder.drops_patches, encoder.num_kept) == (True, 8)
-    kept = Moment().chosen(torch.arange(3), 16, encoder.num_kept, Stream.PATCH_DROPOUT)
+    kept = StepKey().chosen(torch.arange(3), 16, encoder.num_kept, Stream.PATCH_DROPOUT)
     whole, left = encoder(pixels(3, 32)).tokens, encoder.train()(pixels(3, 32), kept).tokens
     torch.testing.assert_close(left, torch.stack([one[places] for one, places in zip(whole, kept, strict=True)]))
     assert encoder(pixels(3, 32)).tokens.shape == (3, 16, 16)
@@ -147,17 +147,17 @@ def test_patch_dropout_is_drawn_for_each_image_and_only_in_training(make_batch):
     pooler = AttentionalPooler(16, encoder.grid, width=8, num_heads=2, num_queries=2)
     model = ImageTextModel(encoder, pooler, TransformerDecoder(13, 8, max_tokens=8, width=8, num_heads=2), 6)
     batch = make_batch(image_size=32)
-    drawn = model.train().draw(batch, Moment(step=3))[LEFT_BY_DROPOUT]
+    drawn = model.train().draw(batch, StepKey(step=3))[KEPT_BY_DROPOUT]
     assert drawn.shape == (3, 8)
     assert (drawn.diff(dim=1) > 0).all()
     assert not torch.equal(drawn[0], drawn[1])
-    alone = [model.draw(part, Moment(step=3))[LEFT_BY_DROPOUT] for part in batch.split(1)]
+    alone = [model.draw(part, StepKey(step=3))[KEPT_BY_DROPOUT] for part in batch.split(1)]
     assert torch.equal(torch.cat(alone), drawn)
-    assert not torch.equal(model.draw(batch, Moment(step=4))[LEFT_BY_DROPOUT], drawn)
+    assert not torch.equal(model.draw(batch, StepKey(step=4))[KEPT_BY_DROPOUT], drawn)
     encoder.eval()
-    assert model.draw(batch, Moment(step=3)) == {}
+    assert model.draw(batch, StepKey(step=3)) == {}
     encoder.drops_patches = False
-    assert model.train().draw(batch, Moment(step=3)) == {}
+    assert model.train().draw(batch, StepKey(step=3)) == {}
 
 
 @pytest.mark.parametrize("fusion", ["cross_attention", "prefix"])
@@ -169,8 +169,8 @@ def test_decoders_take_a_memory_that_patch_dropout_shortens(bridge, fusion, make
     decoder = TransformerDecoder(13, part.memory_width, max_tokens=8, width=8, num_heads=2, fusion=fusion)
     model, batch = ImageTextModel(encoder, part, decoder, embedding_width=6), make_batch(image_size=32)
     assert part.num_memory == 2 + 16
-    drawn = model.draw(batch, Moment())
-    assert part(encoder(batch.images, drawn[LEFT_BY_DROPOUT]).tokens).memory.shape[1] == 2 + 8
+    drawn = model.draw(batch, StepKey())
+    assert part(encoder(batch.images, drawn[KEPT_BY_DROPOUT]).tokens).memory.shape[1] == 2 + 8
     out = model(batch, {EMBED, CAPTION}, drawn)
     assert out.memory.shape[1] == 2 + 8
     (out.hidden[CAPTION].square().sum() + (out.image_embedding * torch.rand(3, 6)).sum()).backward()

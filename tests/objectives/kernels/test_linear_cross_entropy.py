@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmlm.objectives.kernels import linear_cross_entropy as module
-from mmlm.objectives.kernels.gradients_in_forward import Wanted
+from mmlm.objectives.kernels.gradients_in_forward import NeededGradients
 from mmlm.objectives.kernels.installed import IGNORED
 from mmlm.objectives.kernels.linear_cross_entropy import linear_cross_entropy, token_cross_entropy, token_losses
 
@@ -248,6 +248,6 @@ def test_losses_of_each_token_in_bfloat16_and_of_none():
 
 def test_what_is_wanted_follows_autograd():
     hidden, head, _ = make()
-    assert Wanted.by(hidden, head.detach()) == Wanted(hidden=True, head=False)
+    assert NeededGradients.by(hidden, head.detach()) == NeededGradients(hidden=True, head=False)
     with torch.no_grad():
-        assert not Wanted.by(hidden, head).any
+        assert not NeededGradients.by(hidden, head).any

