@@ -5,7 +5,7 @@ import io
 import math
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from mmlm.core.stop import stop_request
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.schedules import Constant
 from mmlm.record.console import Console
-from mmlm.training.loop import FitSettings, fit
+from mmlm.training.loop import FitParts, Watch, fit
 from mmlm.training.replicated import unwrapped
+from mmlm.training.reporter import Reporter
+from mmlm.training.settings import FitSettings
 from mmlm.training.train_state import TrainState
 
 CPU = torch.device("cpu")
@@ -47,15 +49,15 @@ class ToyLoader:
     position: int = 0
     corrupt: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
-    def epoch(self) -> int:
-        return self.position // 6
+    def epoch_at(self, position: int) -> int:
+        return position // 6
 
     def __iter__(self):
         while True:
             number = self.position // 2
             self.position += 2
-            yield make_batch(number, self.corrupt.get(number, ()))
+            batch = make_batch(number, self.corrupt.get(number, ()))
+            yield replace(batch, position=self.position, epoch=self.epoch_at(2 * number))
 
 
 class Toy(nn.Module):
@@ -96,12 +98,16 @@ class Toy(nn.Module):
 
 
 def differentiate(
-    toy: nn.Module, batches: Sequence[Batch], step_key: StepKey, diagnose: bool, scale: Tensor | None
+    train_step: nn.Module,
+    batches: Sequence[Batch],
+    step_key: StepKey,
+    diagnose: bool = False,
+    scale: Tensor | None = None,
 ) -> Loss:
     (batch,) = batches
     if diagnose:
-        unwrapped(toy).diagnosed_steps.append(step_key.step + 1)
-    loss = toy(batch)
+        unwrapped(train_step).diagnosed_steps.append(step_key.step + 1)
+    loss = train_step(batch)
     (loss.total if scale is None else loss.total * scale).backward()
     return loss
 
@@ -161,10 +167,9 @@ class Run:
         defaults = {"steps": 6, "batch_size": 2, "log_every": 1, "eval_every": None, "save_every": None}
         fit_settings = FitSettings(**(defaults | {"precision": Precision.fp32, "clip_norm": None} | settings))
         recorder, console = self.recorder, Console(self.console)
-        called = (recorder.evaluate, recorder.save, recorder.restore)
-        parts = (schedule or Constant(0), differentiate, CPU, recorder, console)
+        parts = FitParts(schedule or Constant(0), differentiate, CPU, recorder.evaluate, recorder)
         with stop_request() as request:
-            fit(self.state, fit_settings, *parts, *called, request)
+            fit(self.state, fit_settings, parts, Reporter(recorder, console), Watch(request))
         return self
 
 

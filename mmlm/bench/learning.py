@@ -30,8 +30,9 @@ from mmlm.record.console import Console
 from mmlm.record.environment import device_name
 from mmlm.record.metrics import MetricLog, MetricsSettings, read_metrics
 from mmlm.training.gradients import backward
-from mmlm.training.loop import fit
+from mmlm.training.loop import FitParts, Watch, fit
 from mmlm.training.messages import NonFiniteLoss
+from mmlm.training.reporter import Reporter
 from mmlm.training.spikes import SpikeSettings
 from mmlm.training.train_state import TrainState
 
@@ -189,6 +190,16 @@ def _held_out(config: Config, experiment: Experiment, split: str, examples: int 
     )
 
 
+class _NothingKept:
+    """The ``Checkpoints`` of a cell: nothing is kept, and with spikes off nothing is gone back to."""
+
+    def save(self, state: TrainState, is_best: bool) -> None:
+        """See ``Checkpoints``."""
+
+    def restore(self, state: TrainState, step: int) -> None:
+        """See ``Checkpoints``."""
+
+
 def _fit(
     config: Config,
     experiment: Experiment,
@@ -213,16 +224,9 @@ def _fit(
             raise NonFiniteLoss(f"step {step}: the held-out loss is not finite")
         return values
 
-    def save(state: TrainState, is_best: bool) -> None:
-        """Nothing is kept."""
-
-    def restore(state: TrainState, step: int) -> None:
-        """There is nothing to go back to, and spikes are off."""
-
+    parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, _NothingKept())
     with MetricLog(folder, MetricsSettings(), {}, "") as log, stop_request() as request:
-        console = Console(sys.stderr)
-        parts = (experiment.schedule, backward, experiment.device, log, console, evaluate, save, restore, request)
-        fit(experiment.state, settings, *parts)
+        fit(experiment.state, settings, parts, Reporter(log, Console(sys.stderr)), Watch(request))
         return read_metrics(log.path)
 
 

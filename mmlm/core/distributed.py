@@ -164,3 +164,15 @@ def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
             raise UserError(message) if is_user_error else OtherRankFailed(f"rank {failed}: {message}")
     if mine is not None:
         raise mine
+
+
+def on_rank_zero(work: Callable[[], Value]) -> Value | None:
+    """Runs ``work`` on rank 0 and returns what it returns, None on the others. All ranks call it together.
+
+    An error in ``work`` is raised on every rank; see ``agreed``.
+    """
+    result = None
+    with agreed(dist.group.WORLD if world_size() > 1 else None):
+        if rank() == 0:
+            result = work()
+    return result

@@ -192,7 +192,11 @@ class TrainLoader:
     @property
     def epoch(self) -> int:
         """The epoch of the next example, from 0."""
-        return self._cursor.position // self.examples_per_epoch
+        return self.epoch_at(self._cursor.position)
+
+    def epoch_at(self, position: int) -> int:
+        """The epoch of the example at a position, from 0."""
+        return position // self.examples_per_epoch
 
     def peek(self) -> Batch:
         """The next batch, made in this process; the position and what workers prepare stay as they are."""
@@ -205,7 +209,7 @@ class TrainLoader:
     def _collated(self, prepared: Prepared, start: int) -> Batch:
         """This rank's share of the global batch that starts at position ``start``, with its place in the data."""
         batch = collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
-        return replace(batch, position=start + self.batch_size, epoch=start // self.examples_per_epoch)
+        return replace(batch, position=start + self.batch_size, epoch=self.epoch_at(start))
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first.

@@ -20,7 +20,7 @@ from mmlm.experiment.config_errors import explain
 from mmlm.experiment.parts import check_part
 from mmlm.launch.meeting import RankSettings
 from mmlm.record.metrics import MetricsSettings
-from mmlm.training.loop import FitSettings
+from mmlm.training.settings import FitSettings
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_NAME = "config"

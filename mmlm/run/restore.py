@@ -1,13 +1,12 @@
-"""Going on from the newest intact checkpoint, on all ranks alike."""
+"""The checkpoints of a run: written in the background, and gone back to on all ranks alike."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch.distributed as dist
-
-from mmlm.checkpoints.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from mmlm.checkpoints.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, remove_after
 from mmlm.checkpoints.weights import Weights, copy_weights
-from mmlm.core.distributed import agreed, broadcast_object, rank, world_size
+from mmlm.checkpoints.writer import CheckpointWriter
+from mmlm.core.distributed import broadcast_object, on_rank_zero
+from mmlm.core.errors import UserError
 from mmlm.experiment.config import Config, Resume
 from mmlm.record.console import Console
 from mmlm.record.folder import CHECKPOINTS
@@ -15,15 +14,41 @@ from mmlm.training.replicated import unwrapped
 from mmlm.training.train_state import TrainState
 
 
-def on_all_ranks() -> AbstractContextManager[None]:
-    """What fails in it on one rank fails on all of them."""
-    return agreed(dist.group.WORLD if world_size() > 1 else None)
+class RunCheckpoints:
+    """The ``Checkpoints`` of ``fit()``: those in the run folder."""
+
+    def __init__(self, config: Config, folder: Path, writer: CheckpointWriter, console: Console) -> None:
+        self._config = config
+        self._folder = folder
+        self._writer = writer
+        self._console = console
+
+    def save(self, state: TrainState, is_best: bool) -> None:
+        """Starts to write the state; training goes on meanwhile. All ranks call it."""
+        weights = {"model": unwrapped(state.train_step).state_dict()}
+        if state.ema is not None:
+            weights["ema"] = state.ema.tensors
+        train = self._config.train
+        best = (train.best_metric, state.best) if is_best else None
+        # The checkpoint that a loss spike would go back to must not be cleaned up.
+        back = train.spike.goes_back_to(state.step, train.save_every)
+        self._writer.save(state.step, weights, state.state_dict(), best, back)
+
+    def restore(self, state: TrainState, step: int) -> None:
+        """Loads the newest intact checkpoint up to ``step`` and removes those after it. All ranks call it."""
+        self._writer.wait()
+        on_rank_zero(lambda: remove_after(self._folder / CHECKPOINTS, step))
+        if not resume_run(self._config, state, self._folder, self._console, at_most=step):
+            raise UserError(
+                f"train.spike: the checkpoint of step {step} to go back to is gone from {self._folder / CHECKPOINTS}; "
+                "start anew by resume=never"
+            )
 
 
 def resume_run(config: Config, state: TrainState, folder: Path, console: Console, at_most: int | None = None) -> bool:
-    """Continues from the newest intact checkpoint (up to step ``at_most``), if there is one: whether there was.
+    """Loads the newest intact checkpoint (up to step ``at_most``) into ``state``; returns whether there is one.
 
-    Raises UserError if the model is another one.
+    Raises UserError if the checkpoint is that of another model.
     """
     own = unwrapped(state.train_step).state_dict()
     checkpoint = _newest(folder, own, console, at_most)
@@ -39,15 +64,16 @@ def resume_run(config: Config, state: TrainState, folder: Path, console: Console
 
 
 def _newest(folder: Path, layout: Weights, console: Console, at_most: int | None) -> Checkpoint | None:
-    """The newest intact checkpoint, the same on every rank: rank 0 looks and compares checksums.
+    """The newest intact checkpoint, its tensors sharded like those of ``layout``; None if there is none.
 
-    Its tensors are sharded like those of ``layout``.
+    Rank 0 alone looks for it and compares checksums, so that all ranks take the same one.
     """
-    found: list[Path | None] = [None]
-    with on_all_ranks():
-        if rank() == 0:
-            found[0], damaged = latest_checkpoint(folder / CHECKPOINTS, at_most)
-            for message in damaged:
-                console.line(message)
-    newest = broadcast_object(found[0], 0)
+
+    def find() -> Path | None:
+        newest, damaged = latest_checkpoint(folder / CHECKPOINTS, at_most)
+        for message in damaged:
+            console.line(message)
+        return newest
+
+    newest = broadcast_object(on_rank_zero(find), 0)
     return None if newest is None else load_checkpoint(newest, layout, verified=True)

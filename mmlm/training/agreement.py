@@ -1,4 +1,4 @@
-"""What all ranks have to agree on in every step: whether it counts, and whether to stop. One small reduction."""
+"""What all ranks agree on in every step, by one small reduction: is the update applied, and does the run stop?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ from mmlm.core.stop import asked_by
 
 
 class AsyncCopy:
-    """Values float64[N] on their way to the host; reading them waits for what made them, not for what came after.
+    """A copy of float64[N] from the device to the CPU that is under way.
 
-    ``tensor.tolist()`` would wait for all that the device has been given since.
+    Reading it waits for the work that made the values, and not for work that the device was given later;
+    ``tensor.tolist()`` would wait for all of it.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -27,7 +28,7 @@ class AsyncCopy:
             self._arrived.record()
 
     def read(self) -> list[float]:
-        """The values."""
+        """Waits for the copy, and returns the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values.tolist()
@@ -35,20 +36,20 @@ class AsyncCopy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What every rank knows of a step once it has been read; equal on all ranks."""
+    """The result of a step, once the CPU has read it; equal on all ranks."""
 
     loss: float
-    """Of the whole batch."""
+    """Loss of the whole batch."""
     finite_loss: bool
     finite_gradients: bool
     scale: float
     """The loss scale that the gradients were made at; 1 without one."""
     signal_name: str | None
-    """What some rank has been asked to stop with."""
+    """The signal by which some rank was asked to stop; None if none was."""
 
     @property
     def updated(self) -> bool:
-        """Whether the update was made."""
+        """Whether the optimizer step was applied: loss and gradients were finite on every rank."""
         return self.finite_loss and self.finite_gradients
 
     @property
@@ -59,23 +60,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class PendingResult:
-    """The same as tensors on the device, before the host knows any of it."""
+    """The result of a step while it is still on the device; ``verdict()`` waits for it."""
 
     skip: Tensor
-    """bool[]: whether the update is left out."""
+    """bool[]: whether the update is left out, since a loss or gradient of some rank is not finite."""
     overflowed: Tensor
-    """bool[]: whether only because of the loss scale."""
+    """bool[]: whether the loss scale alone is to blame: the loss was finite, the scaled gradients were not."""
     values: AsyncCopy
 
     def verdict(self) -> Verdict:
-        """Waits for this step, and for nothing after it."""
+        """Waits for this step, and for no step after it."""
         bad_losses, bad_gradients, loss, *flags, scale = self.values.read()
         return Verdict(loss, bad_losses == 0, bad_gradients == 0, scale, asked_by(flags))
 
 
 @torch.no_grad()
 def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor | None) -> PendingResult:
-    """Reduces over ranks, without waiting for the device.
+    """Reduces the outcome of a step over ranks, without waiting for the device.
 
     Args:
         loss: float[], this rank's share of the batch's.
@@ -94,18 +95,20 @@ def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor
 
 @dataclass(frozen=True)
 class MadeStep:
-    """An optimizer step whose work has been given to the device, and of which the host knows no number yet."""
+    """An optimizer step whose work has been given to the device, and of which the CPU has read no result yet."""
 
     step: int
-    """From 0."""
+    """Optimizer steps done before this one."""
     position: int
-    """Of the data after its batch."""
+    """Examples given to all ranks since the run's start, this step's batch included."""
     ids: tuple[str, ...]
-    """Of this rank's share of the batch."""
+    """Ids of the examples in this rank's share of the batch."""
     corrupt: tuple[str, ...]
-    """Likewise."""
+    """``id: reason`` of the examples of this rank's share that could not be decoded."""
     loss: Loss
+    """This rank's share of the batch's loss, without gradient."""
     norm: Tensor
+    """float[]: L2 norm of all gradients of all ranks, before clipping."""
     update_ratios: Mapping[str, float]
-    """Of a step that is diagnosed."""
-    agreement: PendingResult
+    """By part, how far the update moved the weights; empty unless the step is diagnosed."""
+    result: PendingResult

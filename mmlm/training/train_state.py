@@ -22,11 +22,11 @@ class Loader(Protocol):
     """What training needs of its data."""
 
     position: int
-    """Examples given to all ranks since the run's start; setting it goes on there with the next iteration."""
+    """Where the next iteration begins: examples given to all ranks since the run's start. ``Batch.position`` says how
+    far an iteration has come."""
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next example, from 0."""
+    def epoch_at(self, position: int) -> int:
+        """The epoch of the example at a position, from 0."""
         ...
 
     def __iter__(self) -> Iterator[Batch]:
@@ -44,18 +44,20 @@ class TrainState:
     loader: Loader
     ema: ExponentialMovingAverage | None = None
     seed: int = 0
-    """Of what objectives draw (masks, negatives), and of torch's generators."""
+    """Seed of the masks and negatives that objectives draw, and of torch's generators."""
     step: int = 0
     """Optimizer steps done, those that were left out included."""
+    position: int = 0
+    """Examples given to all ranks so far."""
     seconds: float = 0.0
     """Wall-clock seconds of training so far, over all sessions, evaluation included."""
     best: float | None = None
     """Best value of ``FitSettings.best_metric`` so far."""
     optimizer_for: Callable[[int, Optimizer], Optimizer] | None = None
-    """Makes trainable in ``train_step`` what trains at a step, and returns the optimizer over it (the given one, if
-    that is what it was over). None: the same parameters train from the first step to the last."""
+    """Called with (step, optimizer): freezes and unfreezes for that step and returns the optimizer to use, the same
+    object unless the trainable set changed. None: the same parameters train from the first step to the last."""
     loss_scale: LossScale | None = None
-    """That of float16."""
+    """The dynamic loss scale of float16 training; None in other precisions."""
     window: Window = field(default_factory=Window)
     """What this rank saw since the last row of metrics."""
     corrupt: list[str] = field(default_factory=list)
@@ -63,9 +65,9 @@ class TrainState:
     skipped_steps: int = 0
     """Steps left out because a loss or gradient was not finite."""
     recent_losses: list[float] = field(default_factory=list)
-    """What a loss spike is told by."""
+    """The last losses, oldest first, which the next one is compared with to find loss spikes."""
     rewinds: int = 0
-    """How often the run went back because of one."""
+    """How often the run went back to a checkpoint because of a loss spike."""
     owes_evaluation: bool = False
     """Whether an evaluation was due at this step when the run was stopped."""
 
@@ -88,7 +90,7 @@ class TrainState:
         everyone = gather_objects((self.window.state_dict(), self.corrupt))
         return {
             "optimizer": optimizer_state_by_name(unwrapped(self.train_step), self.optimizer),
-            "position": self.loader.position,
+            "position": self.position,
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
@@ -102,35 +104,36 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], settings: bool = True) -> None:
-        """Takes over what ``state_dict`` returned, on any number of ranks; a state of before these entries were too.
+        """Takes over what ``state_dict`` returned, on any number of ranks.
 
-        Without ``settings`` the optimizer keeps its own learning rates and decays.
+        With ``settings`` false the optimizer keeps its own learning rates and decays.
         """
         self.go_to(state["step"])
         module = unwrapped(self.train_step)
         load_optimizer_state_by_name(module, self.optimizer, state["optimizer"], settings)
-        self.loader.position = state["position"]
+        self.position = self.loader.position = state["position"]
         self.seconds, self.best = state["seconds"], state["best"]
         device = next(self.train_step.parameters()).device
-        scale, windows = state.get("loss_scale"), state.get("windows")
+        scale = state["loss_scale"]
         self.loss_scale = None if scale is None else LossScale.restored(scale, device)
-        self.window = Window() if windows is None else Window.restored(windows, world_size(), device)
-        self.corrupt = list(state.get("corrupt", [])) if rank() == 0 else []
-        self.skipped_steps = state.get("skipped_steps", 0)
-        self.recent_losses = list(state.get("recent_losses", []))
-        self.rewinds = state.get("rewinds", 0)
-        self.owes_evaluation = state.get("owes_evaluation", False)
+        self.window = Window.restored(state["windows"], world_size(), device)
+        # The list is that of all ranks; what one rank keeps is told once.
+        self.corrupt = list(state["corrupt"]) if rank() == 0 else []
+        self.skipped_steps = state["skipped_steps"]
+        self.recent_losses = list(state["recent_losses"])
+        self.rewinds = state["rewinds"]
+        self.owes_evaluation = state["owes_evaluation"]
 
     def rewind(self, step: int, position: int, restore: Callable[["TrainState", int], None]) -> None:
         """Goes back to ``step`` (``restore`` loads its checkpoint), and on with the data from ``position``.
 
-        Weights, optimizer and metrics are those of then; what is known of the data, and how often something happened,
-        stays.
+        Weights, optimizer and metrics become those of that step. The counters of rewinds and skipped steps, the best
+        value and the list of corrupt images stay as they are: they are about what happened, not about the weights.
         """
         rewinds, skipped_steps, best, corrupt = self.rewinds, self.skipped_steps, self.best, self.corrupt
         restore(self, step)
         self.rewinds, self.skipped_steps, self.best, self.corrupt = rewinds + 1, skipped_steps, best, corrupt
-        self.loader.position = position
+        self.position = self.loader.position = position
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -1,8 +1,9 @@
-"""One optimizer step: it changes nothing if it is not finite, and the host waits for nothing of it."""
+"""One optimizer step, which changes nothing if a loss or gradient is not finite, and for which the CPU never waits."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,24 @@ from mmlm.training.diagnosis import WeightsBefore
 from mmlm.training.replicated import unwrapped
 from mmlm.training.train_state import TrainState
 
-Differentiate = Callable[[nn.Module, Sequence[Batch], StepKey, bool, Tensor | None], Loss]
-"""Adds the gradients of a batch, given in micro-batches, to the parameters, times the last argument (float32[], the
-loss scale) if there is one; returns the loss, unscaled and without gradient, with its diagnosis if the argument before
-asks for it."""
+
+class Differentiate(Protocol):
+    """Makes the gradients of a batch; ``mmlm.training.gradients.backward`` is the one of real training."""
+
+    def __call__(
+        self,
+        train_step: nn.Module,
+        batches: Sequence[Batch],
+        step_key: StepKey,
+        diagnose: bool = False,
+        scale: Tensor | None = None,
+    ) -> Loss:
+        """Adds the gradients of the loss of ``batches`` (the micro-batches of this rank) to the parameters.
+
+        Gradients are ``scale`` (float32[], the loss scale) times larger if there is one. Returns the loss, unscaled and
+        without gradient, with its diagnosis if ``diagnose`` is true.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,23 +51,29 @@ class Update:
     def __call__(self, state: TrainState, batch: Batch, diagnosed: bool, request: StopRequest) -> MadeStep:
         """Updates ``state`` by a batch, unless a loss or gradient of any rank is not finite; does not count the step.
 
-        Every rank is told of this rank's ``request``. All of it happens on the device, but for a step's diagnosis.
+        The same reduction tells every rank whether this one was asked to stop (``request``). The CPU waits for the
+        device only where the step is diagnosed.
         """
+        # Forward and backward. Batch norm changes its buffers in forward, so they are remembered in case the step
+        # turns out not to count.
         buffers = BuffersBefore(state.train_step)
         scale = None if state.loss_scale is None else state.loss_scale.scale
         loss = self._backward(state, batch, diagnosed, scale)
         norm = self._clip(state)
-        agreement = agree(loss.total, norm, request.flags(), scale)
+
+        # Whether the update is applied is known on the device only: reading it here would make the CPU wait. So the
+        # optimizer and the buffers are given the answer as a tensor and choose by it.
+        result = agree(loss.total, norm, request.flags(), scale)
         if state.loss_scale is not None:
-            state.loss_scale.update(agreement.overflowed, ~agreement.skip)
+            state.loss_scale.update(result.overflowed, ~result.skip)
         before = WeightsBefore(state.train_step) if diagnosed else None
-        step_unless(state.optimizer, agreement.skip)
+        step_unless(state.optimizer, result.skip)
         state.optimizer.zero_grad(set_to_none=True)
-        buffers.put_back(agreement.skip)
+        buffers.put_back(result.skip)
         ratios = {} if before is None else before.update_ratios()
         if state.ema is not None:
             state.ema.update(unwrapped(state.train_step), state.step)
-        return MadeStep(state.step, state.loader.position, batch.ids, batch.corrupt, loss, norm, ratios, agreement)
+        return MadeStep(state.step, batch.position, batch.ids, batch.corrupt, loss, norm, ratios, result)
 
     def _backward(self, state: TrainState, batch: Batch, diagnosed: bool, scale: Tensor | None) -> Loss:
         batches = [batch] if self.micro_batch_size is None else batch.split(self.micro_batch_size)
@@ -61,7 +82,7 @@ class Update:
             return self.differentiate(state.train_step, batches, StepKey(state.seed, state.step), diagnosed, scale)
 
     def _clip(self, state: TrainState) -> Tensor:
-        """Leaves the gradients that the optimizer is to see; returns their norm from before clipping."""
+        """Unscales and clips the gradients; returns their norm before clipping, float[]."""
         parameters = list(state.train_step.parameters())
         if state.loss_scale is not None:
             state.loss_scale.unscale(parameters)

@@ -246,16 +246,6 @@ def test_every_step_draws_what_its_number_says():
     assert not set(seeded.go(steps=4).toy.draws) & set(run.toy.draws)
 
 
-def test_a_state_from_before_windows_were_saved_is_read():
-    run = make_run().go(steps=2)
-    state = {
-        key: run.recorder.states[2][key] for key in ("optimizer", "position", "step", "seconds", "best", "weights")
-    }
-    resumed = make_run()
-    restore(resumed.state, state | {"rng": torch.get_rng_state()})
-    assert resumed.go(steps=4).toy.weight.item() == pytest.approx(expected_weights(4)[-1], rel=1e-5)
-
-
 def test_a_state_holds_only_what_can_be_read_without_running_code(tmp_path):
     run = make_run().go(steps=3, log_every=2)
     file = tmp_path / "state.pt"
