@@ -1,4 +1,4 @@
-"""README.md and configs/README.md: every option is there, commands are accepted, numbers of parameters are right."""
+"""The README pages: commands are accepted, options and files all have their row, numbers and links are right."""
 
 import re
 import shlex
@@ -8,13 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmlm import train
 from mmlm.experiment.build import build_freeze, build_model
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, Config, check_config
 from mmlm.model.model import parameter_counts
+from tests.test_floors import FLOOR_OF
 
 ROOT = CONFIG_DIR.parent
-README, PARTS = ROOT / "README.md", CONFIG_DIR / "README.md"
+README, PARTS, HOUSE = ROOT / "README.md", CONFIG_DIR / "README.md", ROOT / "mmlm" / "README.md"
+CLUSTER, TESTS = ROOT / "slurm" / "README.md", ROOT / "tests" / "README.md"
+STUDIES = sorted((ROOT / "experiments").rglob("README.md"))
+"""Their commands are those of the commits that they name, and are not tried here."""
+TODAY = (README, PARTS, HOUSE, CLUSTER, TESTS, ROOT / "mmlm" / "data" / "emoji" / "README.md")
+"""Pages whose commands work as the code is now."""
 TRAIN = "python -m mmlm.train "
 VOCABULARY = 2000
 """Tokens of caption_base's tokenizer."""
@@ -29,8 +36,8 @@ NOT_HERE = {
 
 
 def commands() -> list[str]:
-    """What follows ``python -m mmlm.train`` in the code of both files, without quotes and the spaces in them."""
-    texts = [file.read_text(encoding="utf-8").replace("\\\n", " ") for file in (README, PARTS)]
+    """What follows ``python -m mmlm.train`` in the code of the pages, without quotes and the spaces in them."""
+    texts = [page.read_text(encoding="utf-8").replace("\\\n", " ") for page in TODAY]
     lines = [line for text in texts for line in re.findall(TRAIN + "([^`\n]*)", text)]
     found = [" ".join(token.replace(" ", "") for token in shlex.split(line, comments=True)) for line in lines]
     return list(dict.fromkeys(line for line in found if not line.startswith("--")))
@@ -121,16 +128,95 @@ def test_the_part_of_ones_own_works_as_it_is_written(config_of, monkeypatch, tmp
     assert torch.allclose(model.bridge.patch_attention(tokens).sum(dim=-1), torch.ones(2, 1))
 
 
-def test_every_file_is_in_the_file_map():
-    text = README.read_text(encoding="utf-8").partition("## File map")[2]
-    named = set(re.findall(r"`([\w/*.]+)`", text))
-    folders = [Path(name) for name in named if name.endswith("/")]
-    missing = []
-    for file in sorted((ROOT / "mmlm").rglob("*.py")):
-        inside = file.relative_to(ROOT)
-        if any(inside.is_relative_to(folder) for folder in folders) or file.name == "__init__.py":
+# The house
+
+
+def table_paths(text: str) -> list[str]:
+    """The first cells, in code, of all tables."""
+    return re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)
+
+
+def test_every_file_has_one_row_in_the_file_map():
+    """By its full path; a folder with a row of its own stands for all of its files."""
+    rows_of_map = table_paths(HOUSE.read_text(encoding="utf-8").partition("## Every file")[2])
+    folders = [row for row in rows_of_map if row.endswith("/")]
+    files = {str(file.relative_to(ROOT)) for file in (ROOT / "mmlm").rglob("*.py") if file.name != "__init__.py"}
+    wanted = {file for file in files if not file.startswith(tuple(folders))} | set(folders)
+    assert sorted(rows_of_map) == sorted(wanted)
+
+
+def test_every_package_stands_on_its_floor():
+    drawn = re.findall(r"^\| (\d) \| \[`(\w+)/`\]", HOUSE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {package: int(floor) for floor, package in drawn} == FLOOR_OF
+
+
+# Files and links
+
+
+@pytest.mark.parametrize("page", TODAY, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page):
+    named = re.findall(r"`((?:mmlm|tests|configs|slurm|experiments)/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    of_the_reader = {"configs/launcher/my_cluster.yaml"}
+    assert [name for name in named if not (ROOT / name).exists() and name not in of_the_reader] == []
+
+
+def test_every_test_that_the_cluster_page_names_exists():
+    functions = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests" / "slurm").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", CLUSTER.read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in functions] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them: lower case, spaces as hyphens, punctuation left out."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*TODAY, *STUDIES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    broken = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
             continue
-        if file.name not in {Path(name).name for name in named} and not file.name.startswith("emoji_"):
-            missing.append(str(inside))
-    assert missing == []
-    assert [name for name in named if name.startswith("mmlm/") and not (ROOT / name).exists()] == []
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_study_has_its_row():
+    text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"^\| \[(\w+)\]\((\w+)/README\.md\)", text, flags=re.MULTILINE)
+    studies = {page.parent.name for page in STUDIES} - {"experiments"}
+    assert sorted(linked) == sorted((study, study) for study in studies)
+
+
+# What fits
+
+
+def test_the_front_page_is_short():
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_help_fits_a_screen_and_lists_every_option(command):
+    """The list stands in config.yaml, since Hydra's own has lines of any length."""
+    lines = command(train, "--help").out.splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 100
+    listed, slot = set(), ""
+    for line in lines[next(number for number, line in enumerate(lines) if "slot=option" in line) + 1 :]:
+        if not line.startswith("  "):
+            break
+        slot = line[2:15].strip() or slot
+        listed |= {(slot, option) for option in re.findall(r"\w+", line[15:])}
+    assert listed == {(file.parent.name, file.stem) for file in CONFIG_DIR.glob("*/*.yaml")}
+
+
+def test_the_lines_of_help_are_aligned(command):
+    text = command(train, "--help").out
+    tried = text.partition("Try, ")[2].partition("\n\n")[0].splitlines()[1:]
+    assert len(tried) > 3
+    assert {re.fullmatch(r"  (\S.*?)  +(\S.*)", line).start(2) for line in tried} == {31}
