@@ -1,9 +1,9 @@
-"""Transformer parts that bridges and decoders share: packing, attention, feed-forward, norms, positions."""
+"""Transformer parts for bridges, decoders and text encoders: packing, attention, feed-forward, norms, positions."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,38 +12,44 @@ from torch import Tensor, nn
 from mmlm.core.errors import UserError
 
 INIT_STD = 0.02
-"""Standard deviation of embeddings, learned queries and positions at the start (GPT-2)."""
+"""Initial standard deviation of embeddings, learned queries and positions (GPT-2)."""
 PACK_MULTIPLE = 64
-"""Packed rows are rounded up to a multiple of this: every new shape costs a compiled kernel (oneDNN: 3 ms each)."""
+"""The number of packed rows is rounded up to a multiple of this, since each new shape compiles a kernel (oneDNN: 3 ms).
+"""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the real tokens of C captions stand, so that token-wise layers see next to no padding.
+    """Converts C captions between padded ``[C, T, ...]`` and packed ``[P', ...]``.
 
-    Norms, projections and feed-forward layers run on ``[P', D]``, the real tokens of all captions one after the other,
-    then a few padding places that fill P' up to a multiple of ``PACK_MULTIPLE``; only attention needs the padded
-    ``[C, T, D]``. Real tokens come first in each row, padding last, so that causal attention never looks at padding.
+    Token-wise layers (norms, projections, feed-forward) run on packed states: the real tokens of all captions, one
+    caption after the other, then a few padding places that fill P' up to a multiple of ``PACK_MULTIPLE``. Only
+    attention needs the padded states. In each padded row real tokens come first, so that causal attention never sees
+    padding.
     """
 
     num_captions: int
     num_tokens: int
     index: Tensor | None
-    """int64[P']: place of each packed token in the flattened [C * T]; None keeps every place (no packing)."""
+    """int64[P']: place of each packed token in the flattened [C * T]; None: no packing, every place is kept."""
     num_real: int = 0
-    """P: how many of ``index`` are real tokens."""
+    """P: number of real tokens; they come first in ``index``. Only set with packing."""
 
     @classmethod
     def of_lengths(
         cls, lengths: Tensor, num_tokens: int, packed: bool = True, multiple: int = PACK_MULTIPLE
     ) -> "Layout":
-        """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``."""
+        """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``.
+
+        With ``packed``, the number of tokens is read on the CPU, which waits for the device.
+        """
         if not packed:
             return cls(len(lengths), num_tokens, None)
         real = cls.mask(lengths, num_tokens).flatten()
         index = real.nonzero().squeeze(1)
         num_real = len(index)
         if num_real % multiple:
+            # The first padding places fill up; fewer than needed where the padded batch has no more.
             filler = (~real).nonzero().squeeze(1)[: -num_real % multiple]
             index = torch.cat([index, filler])
         return cls(len(lengths), num_tokens, index, num_real)
@@ -54,12 +60,12 @@ class Layout:
         return torch.arange(num_tokens, device=lengths.device)[None, :] < lengths[:, None]
 
     def pack(self, padded: Tensor) -> Tensor:
-        """[C, T, ...] -> [P', ...]: drops the padding but for the filler."""
+        """[C, T, ...] -> [P', ...]: drops padding, except for the places that fill up P'."""
         flat = padded.flatten(0, 1)
         return flat if self.index is None else flat.index_select(0, self.index)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """[P', ...] -> [C, T, ...]: zeros or filler at the padding."""
+        """[P', ...] -> [C, T, ...]: padding is zeros, or leftovers at the places that filled up P'."""
         shape = (self.num_captions, self.num_tokens, *packed.shape[1:])
         if self.index is None:
             return packed.reshape(shape)
@@ -73,18 +79,21 @@ class Layout:
 
 @dataclass
 class KeyValueCache:
-    """Keys and values that one attention layer has seen, float[C, K, T, d] for K key-value heads; grows along T."""
+    """Keys and values of all tokens that one attention layer has read so far, for decoding token by token.
+
+    float[C, K, T, d] each, for K key-value heads. T grows with every ``extend``.
+    """
 
     keys: Tensor | None = None
     values: Tensor | None = None
 
     @property
     def length(self) -> int:
-        """Positions held."""
+        """T, the tokens in the cache."""
         return 0 if self.keys is None else self.keys.shape[2]
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends float[C, K, t, d] keys and values and returns all that are held."""
+        """Appends keys and values float[C, K, t, d] and returns those of all T + t tokens."""
         self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
         self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
         return self.keys, self.values
@@ -92,10 +101,10 @@ class KeyValueCache:
 
 @dataclass
 class AttentionRecord:
-    """Collects the attention weights of the layers that are asked for them (reports, never training)."""
+    """Collects attention weights of the layers that it is passed to. For reports, never in training."""
 
     weights: list[Tensor] = field(default_factory=list)
-    """float32[C, H, Tq, Tk] of each recorded layer."""
+    """float32[C, H, Tq, Tk] for each recorded layer, in the order of the layers."""
 
 
 def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
@@ -109,9 +118,10 @@ def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
 
 
 def rotate(x: Tensor, offset: int = 0, base: float = 10_000.0) -> Tensor:
-    """Rotary positions (RoFormer, arXiv:2104.09864) of queries or keys float[C, H, T, d], d even, from ``offset`` on.
+    """Applies rotary positions (RoFormer, arXiv:2104.09864) to queries or keys float[C, H, T, d], d even.
 
-    Pairs column i with column i + d/2, as GPT-NeoX and Llama do; the paper pairs neighbours.
+    The first token has position ``offset``. Pairs column i with column i + d/2, as GPT-NeoX and Llama do; the paper
+    pairs neighbours.
     """
     half = x.shape[-1] // 2
     frequencies = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
@@ -123,14 +133,14 @@ def rotate(x: Tensor, offset: int = 0, base: float = 10_000.0) -> Tensor:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention (arXiv:1706.03762) of queries over themselves or over a memory of another width.
+    """Multi-head attention (arXiv:1706.03762), as self-attention or over a memory of another width.
 
-    The caller projects, so that keys and values of a memory can be computed once and kept:
-    ``query``/``keys_values`` first, then ``attend``, then ``output``.
+    The caller runs its steps one by one (``query`` and ``keys_values``, then ``attend``, then ``output``), so that keys
+    and values of a memory can be projected once and reused.
 
     With ``num_key_value_heads`` K below the number of heads H, each key and value head serves H / K query heads
-    (grouped-query attention, arXiv:2305.13245; K = 1 is multi-query attention, arXiv:1911.02150), so that keys and
-    values, and any cache of them, are H / K times smaller. None is as many as there are query heads.
+    (grouped-query attention, arXiv:2305.13245; K = 1 is multi-query attention, arXiv:1911.02150). Keys, values and
+    their cache are then H / K times smaller. None means K = H.
 
     Raises:
         UserError: ``num_heads`` does not divide ``width``, or ``num_key_value_heads`` does not divide ``num_heads``.
@@ -155,7 +165,7 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def heads(self, x: Tensor) -> Tensor:
-        """[C, T, H * d] -> [C, H, T, d]: queries, or keys or values with fewer heads."""
+        """[C, T, H * d] -> [C, H, T, d]: splits queries into H heads, or keys and values into K heads."""
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,15 +182,19 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         record: AttentionRecord | None = None,
     ) -> Tensor:
-        """float[C, H, Tq, d] over float[C, K, Tk, d] -> float[C, Tq, D], before the output projection.
+        """Queries float[C, H, Tq, d] over keys and values float[C, K, Tk, d] -> float[C, Tq, D], before ``output``.
 
-        ``mask`` is bool[C or 1, 1, Tq, Tk], true where a query may look. ``causal`` aligns the last query with the
-        last key, so that it also holds with a cache.
+        ``mask`` is bool[C or 1, 1, Tq or 1, Tk], true where a query may look. ``causal`` (without ``mask``) lets a
+        query see keys up to its own position, where the last query stands at the last key. ``record`` collects the
+        weights.
         """
+        # With a cache there are fewer queries than keys. PyTorch's ``is_causal`` aligns the *first* query with the
+        # first key, which would hide almost the whole cache: such a mask is built here.
         if causal and queries.shape[2] != keys.shape[2]:
             ahead = keys.shape[2] - queries.shape[2]
             mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril(ahead)
             causal = False
+        # The fused attention returns no weights: a report computes them a second time.
         if record is not None:
             record.weights.append(attention_weights(queries, keys, mask, causal))
         grouped = keys.shape[1] != queries.shape[1]
@@ -191,12 +205,12 @@ class MultiHeadAttention(nn.Module):
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` keeps to itself.
+    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` uses but does not return.
 
     Keys float[C, K, Tk, d] may have fewer heads than queries float[C, H, Tq, d]; head k serves H / K queries in a row.
     """
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    with torch.autocast(queries.device.type, enabled=False):  # or the product would be bfloat16
+    with torch.autocast(queries.device.type, enabled=False):  # autocast would make the product bfloat16
         scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -206,18 +220,26 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None,
 
 
 def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
-    """float[B, ...] -> float[C, ...]: each caption's image row; text-only captions get some row, or zeros if B is 0."""
+    """float[B, ...] -> float[C, ...]: the row of each caption's image.
+
+    A text-only caption gets row 0, so callers have to mask its result; zeros if there are no images.
+    """
     if len(values) == 0:
-        # The sum of nothing keeps the graph: what made the values is reached whatever a batch holds.
+        # Adding the sum of no values keeps the graph connected: DDP waits for a gradient of every parameter of
+        # encoder and bridge, also on a rank whose batch has no images.
         return values.new_zeros(len(image_index), *values.shape[1:]) + values.sum()
     rows = image_index.clamp(min=0)
-    # The gradient of the first is summed in any order on an accelerator, that of the second in one order and, on a CPU,
-    # three times as slowly.
+    # Several captions read one image, so the backward pass sums into a row. On an accelerator ``index_select`` sums
+    # with atomic additions, in no fixed order, and indexing sums in a fixed order. On a CPU both are deterministic, and
+    # indexing is three times slower.
     return values.index_select(0, rows) if values.device.type == "cpu" else values[rows]
 
 
 def visible_mask(visible: Tensor, num_tokens: int) -> Tensor:
-    """bool[C, 1, T, T]: causal, and the first int64[C] ``visible`` positions may be looked at from everywhere."""
+    """bool[C, 1, T, T], true where a token may look: a causal mask, plus a prefix that every token sees.
+
+    ``visible`` int64[C] is the length of each caption's prefix (prefix language modelling); 0 is causal attention.
+    """
     positions = torch.arange(num_tokens, device=visible.device)
     causal = positions[:, None] >= positions[None, :]
     return (causal[None] | (positions[None, None, :] < visible[:, None, None]))[:, None]
@@ -239,7 +261,7 @@ class FeedForward(nn.Sequential):
     @property
     def output(self) -> nn.Linear:
         """The layer that writes into the residual stream."""
-        return self[-1]
+        return cast(nn.Linear, self[-1])
 
 
 class SwiGlu(nn.Module):
@@ -262,9 +284,10 @@ class SwiGlu(nn.Module):
 
 
 class RmsNorm(nn.RMSNorm):
-    """``x / rms(x) * weight`` (arXiv:1910.07467), in the dtype of ``x``; PyTorch's epsilon depends on that dtype.
+    """``x / rms(x) * weight`` (arXiv:1910.07467), in the dtype of ``x``.
 
-    Under autocast ``x`` is bfloat16 and the weight float32, for which PyTorch's own has no fused kernel and warns.
+    Differs from ``nn.RMSNorm``: epsilon is 1e-6 in every dtype; the weight is cast to the dtype of ``x``. Under
+    autocast ``x`` is bfloat16 and the weight float32, for which PyTorch has no fused kernel and warns.
     """
 
     def __init__(self, width: int) -> None:
@@ -285,9 +308,10 @@ def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> N
     """Initialises every linear layer and embedding inside.
 
     Linear weights are normal with variance 1 / inputs, so that signals keep their size at any width (GPT-2's fixed
-    0.02 is that for a width of 2,500 and shrinks them here); biases 0; embeddings normal(0, 0.02). Layers that write
-    into a residual stream (attention output, last layer of a feed-forward) are divided by
-    ``sqrt(num_residual_layers)`` if it is given, so that the stream's variance does not grow with depth (GPT-2).
+    0.02 equals that at a width of 2,500, and shrinks signals in narrower layers). Biases are 0, embeddings
+    normal(0, 0.02). With ``num_residual_layers``, the weights of layers that write into a residual stream (attention
+    output, last layer of a feed-forward) are divided by its square root, so that the stream's variance does not grow
+    with depth (GPT-2).
     """
     for part in module.modules():
         if isinstance(part, nn.Embedding):
@@ -305,7 +329,7 @@ def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> N
 
 
 def check_sizes(counts: Mapping[str, int], width: int, mlp_ratio: float) -> None:
-    """UserError for one of ``counts`` (by its key) below 1, or a feed-forward layer without hidden units."""
+    """UserError if one of ``counts`` (keys of ``bridge``) is below 1, or a feed-forward layer has no hidden units."""
     for key, value in counts.items():
         if value < 1:
             raise UserError(f"bridge.{key}: {value} must be at least 1")

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from mmlm.core.flow import (
     PatchView,
     StepKey,
     Stream,
+    TextPattern,
     TextView,
     View,
     ViewInputs,
@@ -28,28 +29,31 @@ from mmlm.core.flow import (
 )
 from mmlm.core.precision import at_least_float32
 from mmlm.model.blocks import AttentionRecord, rows_of
-from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder, TextStates
+from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the model keeps of images: enough to embed, caption and compare them."""
+    """Encoded images, for retrieval (``embedding``) and captioning (``memory``) without another encoder pass."""
 
     embedding: Tensor
     """float32[B, E], unit length."""
     memory: Tensor | None
-    """float[B, M, Dm]: what the decoder reads; None without a decoder."""
+    """float[B, M, Dm]: the bridge's memory, which the decoder reads; None without a bridge."""
 
     def __getitem__(self, rows: Tensor | slice) -> "ImageFeatures":
+        """Features of a subset of the images, in the order of ``rows``."""
         return ImageFeatures(self.embedding[rows], None if self.memory is None else self.memory[rows])
 
 
 class ImageTextModel(nn.Module):
-    """Image encoder, bridge and text decoder trained together (CoCa, arXiv:2205.01917), or fewer of them.
+    """Image encoder, bridge and text decoder trained together (CoCa, arXiv:2205.01917), or a subset of these parts.
 
-    Images are embedded by what the encoder pools or, if it does not, by what the bridge pools. Texts are embedded by
-    ``text_encoder`` or, without one, by the decoder's image-free layers. Without a decoder and a bridge the model is a
-    pair of towers (CLIP, arXiv:2103.00020).
+    The image embedding is projected from the encoder's pooled vector, or from the bridge's if the encoder does not
+    pool. The text embedding is projected from ``text_encoder`` or, without one, from the decoder's image-free layers.
+    Without a decoder and a bridge the model is a pair of towers (CLIP, arXiv:2103.00020).
 
     Args:
         encoder, bridge, text_encoder, decoder: the parts.
@@ -71,49 +75,87 @@ class ImageTextModel(nn.Module):
         _check_parts(encoder, bridge, decoder, text_encoder)
         self.encoder, self.bridge, self.text_encoder, self.decoder = encoder, bridge, text_encoder, decoder
         self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
-        # A tower of its own ends in its own norm.
-        self.text_norm = nn.LayerNorm(decoder.text_width) if text_encoder is None else nn.Identity()
-        text_width = decoder.text_width if text_encoder is None else text_encoder.width
+        # A text encoder ends in a norm; the decoder's text states come from the middle of its stack, without one.
+        self.text_norm: nn.Module
+        if text_encoder is None:
+            text_width = _needed(decoder).text_width
+            self.text_norm = nn.LayerNorm(text_width)
+        else:
+            text_width, self.text_norm = text_encoder.width, nn.Identity()
         self.text_projection = _projection(text_width, embedding_width)
 
     def forward(
         self, batch: Batch, views: Collection[View], drawn: ViewInputs = NO_VIEW_INPUTS, probe: bool = False
     ) -> ModelOutput:
-        """Runs each of ``views`` once, sharing what they have in common: the pass over the images above all.
+        """Runs each of ``views`` once. Views that need the same pass, above all that over the images, share it.
 
-        Embeddings come first: a pass with that view alone draws the same random numbers for them. With ``probe`` the
-        image tokens and the pooled vector of the output have gradients of their own, even if the encoder is frozen.
+        Args:
+            batch: images uint8[B, 3, S, S] and captions int64[C, T].
+            views: the union of what the objectives ask for.
+            drawn: the random inputs of the views (masks, patches, other pixels) that have any.
+            probe: put an identity node (see ``_probe``) behind the encoder, so that a diagnosis can ask for gradients
+                at ``image_tokens`` and ``image_pooled`` of the result, even if the encoder is frozen.
         """
+        # All views of whole images share one pass through encoder and bridge.
         image_vector = image_tokens = image_pooled = memory = None
         if any(_sees_whole_images(view, drawn) for view in views):
-            encoded = self._encoded(batch.images, drawn)
+            # Patch dropout belongs to training only: a teacher gets the same ``drawn``, but runs in eval mode.
+            if KEPT_BY_DROPOUT in drawn and self.encoder.training:
+                encoded = self.encoder(batch.images, _patches_drawn(drawn, KEPT_BY_DROPOUT))
+            else:
+                encoded = self.encoder(batch.images)
             image_tokens, image_pooled = encoded.tokens, encoded.pooled
             if probe:
                 image_tokens = _probe(image_tokens)
                 image_pooled = None if image_pooled is None else _probe(image_pooled)
-            image_vector, memory = self._bridged(EncoderOutput(image_tokens, image_pooled))
+            image_vector, memory = self._through_bridge(EncoderOutput(image_tokens, image_pooled))
+
+        # Embeddings come before text views. The first pass of gradient caching asks for EMBED alone and has to draw the
+        # same dropout masks as the second pass, which asks for all views.
         image_embedding = text_embedding = text = None
         if EMBED in views:
-            image_embedding = self._embed_image(image_vector)
-            text, text_vector = self._read(batch.tokens, batch.lengths)
-            text_embedding = self._embed_text(text_vector)
-        hidden = {}
-        for view in sorted((view for view in views if isinstance(view, TextView)), key=lambda view: view.name):
-            reading = (batch.tokens, batch.lengths, memory, batch.image_index)
-            if view == CAPTION:
-                hidden[view] = self.decoder.hidden(*reading, text)
+            image_embedding = self._embed_image(_needed(image_vector))
+            if self.text_encoder is not None:
+                text_embedding = self._embed_text(self.text_encoder(batch.tokens, batch.lengths))
             else:
-                hidden[view] = self.decoder.hidden_by(*reading, drawn[view])
-        view_embedding = {}
-        for view in sorted((view for view in views if isinstance(view, ImageView)), key=lambda view: view.name):
-            vector = self._see(drawn[view])[0] if view in drawn else image_vector
-            view_embedding[view] = self._embed_image(vector)
+                text = _needed(self.decoder).text(batch.tokens, batch.lengths)
+                text_embedding = self._embed_text(text.pooled)
+
+        # One decoder pass for each text view, in the order of their names: a set has an order of its own in every
+        # process, and dropout has to be the same in all. Captioning goes on from the text states made above.
+        hidden: dict[View, Tensor] = {}
+        for text_view in sorted((view for view in views if isinstance(view, TextView)), key=lambda view: view.name):
+            decoder, given = _needed(self.decoder), (batch.tokens, batch.lengths, _needed(memory), batch.image_index)
+            if text_view == CAPTION:
+                hidden[text_view] = decoder.hidden(*given, text)
+            else:
+                pattern = drawn[text_view]
+                assert isinstance(pattern, TextPattern), "the input of a text view is a pattern"
+                hidden[text_view] = decoder.hidden_by(*given, pattern)
+
+        # Pixels other than the batch's images (crops, say) take a pass of their own.
+        view_embedding: dict[View, Tensor] = {}
+        for image_view in sorted((view for view in views if isinstance(view, ImageView)), key=lambda view: view.name):
+            vector = image_vector
+            if image_view in drawn:
+                pixels = drawn[image_view]
+                assert isinstance(pixels, Tensor), "the input of an image view is pixels"
+                vector, _ = self._through_bridge(self.encoder(pixels))
+            view_embedding[image_view] = self._embed_image(_needed(vector))
+
+        # A patch view also has its own pass: the encoder must see the listed patches only.
+        patches: dict[View, VisiblePatches] = {}
+        for patch_view in views:
+            if isinstance(patch_view, PatchView):
+                kept = _patches_drawn(drawn, patch_view)
+                patches[patch_view] = VisiblePatches(self.encoder.some_tokens(batch.images, kept), kept)
+
         return ModelOutput(
             image_embedding,
             text_embedding,
             hidden,
             head_weight=None if self.decoder is None else self.decoder.head_weight,
-            patches={view: self._see_some(batch.images, drawn[view]) for view in views if isinstance(view, PatchView)},
+            patches=patches,
             image_tokens=image_tokens,
             image_pooled=image_pooled,
             memory=memory,
@@ -121,15 +163,19 @@ class ImageTextModel(nn.Module):
         )
 
     def fuse(self, output: ModelOutput, pairs: Pairs) -> Tensor:
-        """float[Q, D]: the decoder's state at the end of each pair's text, reading the pair's image."""
-        # One more column: the states are those before each target, and the end token has none.
+        """float[Q, D]: the decoder's hidden state at the end token of each pair's text, reading the pair's image.
+
+        Called after ``forward``, by objectives that match images and texts; ``output`` is that forward's result.
+        """
+        # ``hidden`` gives one state for each token that has a next one. A padding column behind the end token makes the
+        # end token such a token; each text then has ``pairs.lengths`` rows, of which the last is that of its end token.
         tokens, lengths = F.pad(pairs.tokens, (0, 1)), pairs.lengths + 1
-        hidden = self.decoder.hidden(tokens, lengths, output.memory, pairs.image_index)
+        hidden = _needed(self.decoder).hidden(tokens, lengths, _needed(output.memory), pairs.image_index)
         return hidden[pairs.lengths.cumsum(0) - 1]
 
     @property
     def sizes(self) -> ModelSizes:
-        """What the parts of an objective are made for."""
+        """Widths and sizes that objectives build their own heads for."""
         return ModelSizes(
             embedding_width=self.image_projection.out_features,
             patch_width=self.encoder.width,
@@ -140,37 +186,24 @@ class ImageTextModel(nn.Module):
         )
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
-        """The patches that patch dropout leaves of each image in training; nothing for an encoder without it."""
+        """Patches int64[B, K] of each image that survive patch dropout; empty in eval mode or without patch dropout.
+
+        Called once a batch by the train step, beside the objectives' own draws. Keyed by seed, step and image, so that
+        ranks and micro-batches do not change the choice.
+        """
         encoder = self.encoder
         if not (encoder.drops_patches and encoder.training):
             return NO_VIEW_INPUTS
         num_patches = encoder.grid[0] * encoder.grid[1]
         return {KEPT_BY_DROPOUT: step_key.chosen(batch.image_key, num_patches, encoder.num_kept, Stream.PATCH_DROPOUT)}
 
-    def _encoded(self, images: Tensor, drawn: ViewInputs) -> EncoderOutput:
-        if KEPT_BY_DROPOUT in drawn and self.encoder.training:  # a teacher, in eval mode, sees all
-            return self.encoder(images, drawn[KEPT_BY_DROPOUT])
-        return self.encoder(images)
-
-    def _see_some(self, images: Tensor, kept: Tensor) -> VisiblePatches:
-        return VisiblePatches(self.encoder.some_tokens(images, kept), kept)
-
-    def _see(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8[B, 3, S, S] -> the vector float[B, Dp] that is embedded, and the memory."""
-        return self._bridged(self.encoder(images))
-
-    def _bridged(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor | None]:
-        if self.bridge is None:
-            return encoded.pooled, None
-        bridged = self.bridge(encoded.tokens)
-        return encoded.pooled if bridged.pooled is None else bridged.pooled, bridged.memory
-
-    def _read(self, tokens: Tensor, lengths: Tensor) -> tuple[TextStates | None, Tensor]:
-        """The decoder's text states, where they are what is embedded, and the vector float[C, Dt] that is."""
-        if self.text_encoder is not None:
-            return None, self.text_encoder(tokens, lengths)
-        text = self.decoder.text(tokens, lengths)
-        return text, text.pooled
+    def _through_bridge(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor | None]:
+        """The vector float[B, Dp] that is projected to the image embedding, and the memory float[B, M, Dm]."""
+        vector, memory = encoded.pooled, None
+        if self.bridge is not None:
+            bridged = self.bridge(encoded.tokens)
+            vector, memory = vector if bridged.pooled is None else bridged.pooled, bridged.memory
+        return _needed(vector), memory
 
     def _embed_image(self, pooled: Tensor) -> Tensor:
         return _unit(self.image_projection(pooled))
@@ -180,54 +213,72 @@ class ImageTextModel(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """uint8[B, 3, S, S] -> embedding and memory."""
-        pooled, memory = self._see(images)
+        pooled, memory = self._through_bridge(self.encoder(images))
         return ImageFeatures(self._embed_image(pooled), memory)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float32[C, E], unit length."""
-        return self._embed_text(self._read(tokens, lengths)[1])
+        if self.text_encoder is not None:
+            return self._embed_text(self.text_encoder(tokens, lengths))
+        return self._embed_text(_needed(self.decoder).text(tokens, lengths).pooled)
 
     def caption_hidden(self, features: ImageFeatures, batch: Batch) -> Tensor:
         """float[P, D] at ``batch.target_mask``, reading ``features`` in place of the batch's images."""
-        return self.decoder.hidden(batch.tokens, batch.lengths, features.memory, batch.image_index)
+        return _needed(self.decoder).hidden(batch.tokens, batch.lengths, _needed(features.memory), batch.image_index)
 
     def start_decoding(self, features: ImageFeatures) -> Any:
-        """A cache for ``decode``; caption i reads image i."""
-        return self.decoder.start_decoding(features.memory)
+        """An empty cache for ``decode``; caption i reads image i."""
+        return _needed(self.decoder).start_decoding(_needed(features.memory))
 
     def decode(self, tokens: Tensor, cache: Any) -> Tensor:
-        """The next int64[B, t] tokens -> logits float32[B, t, V]; advances the cache."""
-        return self.decoder.decode(tokens, cache).float()
+        """The next int64[B, t] tokens -> logits float32[B, t, V]. Appends these tokens to ``cache``, in place."""
+        return _needed(self.decoder).decode(tokens, cache).float()
 
     def attention_maps(self, batch: Batch) -> Tensor:
-        """float32[C, T - 1, rows, columns]: where the decoder looked while predicting each target.
+        """float32[C, T - 1, rows, columns]: the decoder's attention over the patches at each target's prediction.
 
-        The last layer that sees the memory, averaged over heads and, for queries that pooled patches, followed through
-        the bridge to the patches. Each map sums to at most 1 (in prefix mode the text takes its share, and so do
-        prefix tokens that the encoder keeps). Text-only captions get zeros. Only for a decoder that
-        ``records_attention``.
+        These are the weights of the last layer that reads the memory, averaged over heads, times the bridge's
+        ``patch_attention``. Each map sums to at most 1: in prefix mode the text takes its share, and so do prefix
+        tokens that the encoder keeps. Text-only captions get zeros. Only for a decoder with ``records_attention``.
         """
+        bridge = _needed(self.bridge)
         patches = self.encoder(batch.images).tokens
         record = AttentionRecord()
-        memory = self.bridge(patches).memory
-        self.decoder.hidden(batch.tokens, batch.lengths, memory, batch.image_index, record=record)
+        memory = bridge(patches).memory
+        _needed(self.decoder).hidden(batch.tokens, batch.lengths, memory, batch.image_index, record=record)
         over_memory = record.weights[-1].mean(dim=1)
-        over_patches = over_memory @ rows_of(self.bridge.patch_attention(patches), batch.image_index).float()
+        # [C, T - 1, M] @ [C, M, N]: attention over memory tokens, passed on to the patches that each is made of.
+        over_patches = over_memory @ rows_of(bridge.patch_attention(patches), batch.image_index).float()
+        # ``rows_of`` gives a text-only caption the row of some image.
         over_patches = over_patches * (batch.image_index >= 0)[:, None, None]
         return over_patches[..., self.encoder.num_prefix_tokens :].unflatten(-1, self.encoder.grid)
 
 
 def _sees_whole_images(view: View, drawn: ViewInputs) -> bool:
-    """Whether a view needs the pass over the batch's images: patch views and other pixels have one of their own."""
+    """True if a view needs the shared pass over the batch's images; patch views and other pixels have their own."""
     return not isinstance(view, PatchView) and not (isinstance(view, ImageView) and view in drawn)
 
 
-def _probe(tensor: Tensor) -> Tensor:
-    """The same values as a place of their own in the graph, whose gradient is what comes from its readers only.
+def _patches_drawn(drawn: ViewInputs, view: PatchView) -> Tensor:
+    """int64[B, K]: the patches drawn for a patch view."""
+    kept = drawn[view]
+    assert isinstance(kept, Tensor), "the input of a patch view is patch numbers"
+    return kept
 
-    A pooled vector is made of the tokens: by this its gradient does not count among those of the tokens too.
+
+def _probe(tensor: Tensor) -> Tensor:
+    """An identity node: ``autograd.grad`` at it returns only the gradient that its consumers send.
+
+    Without the node, the gradient at the tokens would include that of the pooled vector, which is computed from the
+    same tokens. A frozen encoder's result needs no gradient; detaching it makes a leaf that can take one.
     """
     return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+
+
+def _needed(part: Part | None) -> Part:
+    """Narrows the type of a part or tensor that ``_check_parts`` and the views guarantee to be there."""
+    assert part is not None, "this view needs a part that the model does not have"
+    return part
 
 
 def _projection(width: int, embedding_width: int) -> nn.Linear:
@@ -237,19 +288,19 @@ def _projection(width: int, embedding_width: int) -> nn.Linear:
 
 
 def _unit(embedding: Tensor) -> Tensor:
-    """Each row brought to unit length, in at least float32."""
+    """Scales each row to unit length, in at least float32."""
     return F.normalize(at_least_float32(embedding), dim=-1)
 
 
 def _image_width(encoder: Encoder, bridge: Bridge | None) -> int:
     pooled = None if bridge is None else bridge.pooled_width
-    return encoder.pooled_width if pooled is None else pooled
+    return _needed(encoder.pooled_width) if pooled is None else pooled
 
 
 def _check_parts(
     encoder: Encoder, bridge: Bridge | None, decoder: Decoder | None, text_encoder: TextEncoder | None
 ) -> None:
-    """UserError for parts that are no model together."""
+    """UserError for parts that do not make a model: no vector to embed, or a memory that nothing reads."""
     if decoder is None and bridge is not None:
         raise UserError("bridge: there is no decoder to read its memory; use bridge=none and encoder.pool=mean")
     if decoder is None and text_encoder is None:
@@ -259,7 +310,7 @@ def _check_parts(
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Parameters of each direct part, by name; a shared tensor counts once, in the first part that has it."""
+    """Number of parameters of each direct child module; a shared tensor counts once, in the first child that has it."""
     seen: set[int] = set()
     counts = {}
     for name, part in model.named_children():

@@ -1,7 +1,7 @@
-"""The slots of a model and what it needs of whatever stands in them: encoder, bridge, text encoder, decoder.
+"""Interfaces of a model's four slots: encoder, bridge, text encoder, decoder.
 
-Widths and sizes run from left to right: ``build`` hands each part those of the parts before it, by the argument names
-given here, if its constructor asks for them.
+Parts are built from left to right. ``mmlm/experiment/build.py`` passes the widths and sizes of earlier parts to the
+constructor of a later one, under the argument names given in the docstrings below, if that constructor has them.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from mmlm.core.flow import TextPattern
 from mmlm.model.blocks import AttentionRecord
 
 Fusion = Literal["cross_attention", "prefix"]
-"""How a decoder takes the bridge's memory: by cross-attention, or in front of its text."""
+"""How the bridge's memory enters a decoder: by cross-attention, or as embeddings in front of the text."""
 
 
 OPEN_CLIP = "open_clip"
-"""``vocabulary`` of a part that reads CLIP's tokens: those of the tokenizer ``open_clip``."""
+"""The ``vocabulary`` of a part whose weights go with CLIP's token ids, which the tokenizer ``open_clip`` makes."""
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What an encoder makes of images."""
+    """The result of an image encoder."""
 
     tokens: Tensor
     """float[B, N, D]: prefix tokens (class, registers) that the encoder keeps, then one token a patch, row by row."""
     pooled: Tensor | None = None
-    """float[B, Dp]: the image in one vector, if the encoder pools."""
+    """float[B, Dp]: one vector an image; None if the encoder leaves pooling to the bridge."""
 
 
 class Encoder(Protocol):
@@ -42,75 +42,88 @@ class Encoder(Protocol):
     pooled_width: int | None
     """Width of ``EncoderOutput.pooled``; None leaves pooling to the bridge."""
     drops_patches: bool
-    """Whether some patches are left out in training: N is smaller there, and calls give ``kept``."""
+    """True with patch dropout: in training, calls pass ``kept`` and N is smaller."""
     num_kept: int
-    """K, the patches that stay; only needed if it drops patches."""
+    """K, the patches of an image that survive patch dropout; only needed if ``drops_patches``."""
+    training: bool
+    """``nn.Module``'s own flag. Patch dropout is off in eval mode."""
 
     def __call__(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens and, if ``pooled_width`` is set, the pooled vector.
 
-        Only encoders that drop patches take ``kept``, int64[B, K], ascending: the only patches that enter the blocks.
+        ``kept`` int64[B, K], ascending, lists the patches that enter the blocks. Only encoders with ``drops_patches``
+        are called with it.
         """
         ...
 
     sees_some: bool
-    """Whether ``some_tokens`` is there."""
+    """True if the encoder has ``some_tokens``."""
     patch_size: tuple[int, int]
-    """Rows and columns of pixels of a patch; only needed if it sees some."""
+    """Rows and columns of pixels of a patch; only needed if ``sees_some``."""
 
     def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
-        """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]: patch tokens of a pass that sees no other patch.
+        """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]: encodes the listed patches without seeing any other.
 
-        Row i of ``kept`` has the patches of image i in ascending order; prefix tokens take part and are left out.
+        Row i of ``kept`` lists the patches of image i in ascending order. Prefix tokens (class, registers) take part
+        in attention; the result leaves them out.
         """
         ...
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
-        """The parameter ``name`` of an encoder of another grid, ``old``, at this one's; None if it is no positions."""
+        """Resamples a position table ``old`` from another grid to this encoder's.
+
+        ``name`` is the parameter's name in this encoder. None if ``name`` is not a position table. Called when weights
+        of a run with another image size are copied into this encoder.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class BridgeOutput:
-    """What a bridge makes of the encoder's tokens."""
+    """The result of a bridge."""
 
     memory: Tensor
-    """float[B, M, Dm]: what the decoder attends to, or is prefixed with."""
+    """float[B, M, Dm]: the memory tokens that the decoder attends to, or takes as a prefix."""
     pooled: Tensor | None = None
-    """float[B, Dp]: what the image embedding is projected from, if the bridge pools."""
+    """float[B, Dp]: one vector an image, which the image embedding is projected from; None if the encoder pools."""
 
 
 class Bridge(Protocol):
     """Encoder to decoder. Built with ``patch_width`` (D), ``grid``, ``num_prefix_tokens``, ``drops_patches``, ``pool``.
 
-    ``pool`` is true if the bridge has to give ``BridgeOutput.pooled``. If it is false nothing that would only serve
-    pooling may be built: it would be parameters without a gradient.
+    ``pool`` is true if the bridge has to give ``BridgeOutput.pooled``. If ``pool`` is false, the bridge must not build
+    parameters that only serve pooling: they would never get a gradient.
     """
 
     memory_width: int
+    """Dm, width of the memory tokens."""
     num_memory: int
-    """M."""
+    """M, memory tokens an image."""
     pooled_width: int | None
-    """Width of ``BridgeOutput.pooled``; None exactly if it was built with ``pool`` false."""
+    """Width of ``BridgeOutput.pooled``; None exactly if the bridge was built with ``pool`` false."""
 
     def __call__(self, patches: Tensor) -> BridgeOutput:
         """float[B, N, D] -> memory and pooled vector."""
         ...
 
     def patch_attention(self, patches: Tensor) -> Tensor:
-        """float32[B, M, N]: how much of each patch is in each memory token; rows sum to 1."""
+        """float[B, N, D] -> float32[B, M, N]: the share of each patch in each memory token; rows sum to 1.
+
+        Serves attention maps: these shares carry the decoder's attention over the memory on to the patches.
+        """
         ...
 
 
 class TextEncoder(Protocol):
-    """A text tower of its own. Built with ``vocab_size``, ``max_tokens`` and ``load_weights``.
+    """A separate text tower. Built with ``vocab_size``, ``max_tokens`` and ``load_weights``.
 
-    Without one (``text_encoder: null``) texts are embedded by the decoder's image-free layers.
+    Without a text encoder (``text_encoder: null``) the decoder's image-free layers embed texts.
     """
 
     width: int
+    """D of the result."""
     vocabulary: str | None
-    """``name_or_path`` of the Hugging Face tokenizer that its weights go with, or ``OPEN_CLIP``; None takes any."""
+    """The tokenizer that the weights go with: its ``name_or_path`` at Hugging Face, or ``OPEN_CLIP``; None: any."""
 
     def __call__(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T] (start, tokens, end, padding), int64[C] -> float[C, D], after the tower's last norm."""
@@ -119,30 +132,34 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class TextStates:
-    """What a decoder makes of captions before it sees an image."""
+    """Captions as a decoder encodes them without an image."""
 
     states: Tensor
-    """float[C, T, D]; what stands at padding means nothing."""
+    """float[C, T, D]; values at padding are undefined."""
     pooled: Tensor
-    """float[C, D]: the caption in one vector."""
+    """float[C, D]: one vector a caption."""
 
 
 class Decoder(Protocol):
-    """Text decoder. Built with ``vocab_size``, ``memory_width``, ``num_memory``, ``max_tokens``, ``load_weights``, and
-    ``embeds_text``: whether ``text`` is what texts are embedded by. If it is not, nothing that would only serve that
-    may be built: it would be parameters without a gradient.
+    """Text decoder.
+
+    Built with ``vocab_size``, ``memory_width``, ``num_memory``, ``max_tokens``, ``load_weights`` and ``embeds_text``.
+    ``embeds_text`` is true if the text embedding comes from ``text``. If ``embeds_text`` is false, the decoder must not
+    build parameters that only serve ``text(...).pooled``: they would never get a gradient.
     """
 
     width: int
     """D of the hidden states."""
     vocab_size: int
+    """V."""
     fusion: Fusion
+    """How the memory enters this decoder."""
     text_width: int
     """Width of ``text(...).pooled``."""
     records_attention: bool
-    """Whether ``hidden`` can fill a record."""
+    """True if ``hidden`` can fill an ``AttentionRecord``."""
     vocabulary: str | None
-    """As that of a ``TextEncoder``."""
+    """See ``TextEncoder.vocabulary``."""
 
     @property
     def head_weight(self) -> Tensor:
@@ -150,7 +167,7 @@ class Decoder(Protocol):
         ...
 
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
-        """int64[C, T], int64[C] -> the captions without any image, by layers of its own or by a pass without one."""
+        """int64[C, T], int64[C] -> the captions encoded without any image."""
         ...
 
     def hidden(
@@ -162,7 +179,7 @@ class Decoder(Protocol):
         text: TextStates | None = None,
         record: AttentionRecord | None = None,
     ) -> Tensor:
-        """The states that predict each next token -> float[P, D], row-major, ready for ``head_weight``.
+        """Hidden states that predict each next token -> float[P, D], row-major, ready for ``head_weight``.
 
         Args:
             tokens: int64[C, T]: start, tokens, end, padding. The end token predicts nothing, so P is the sum of
@@ -170,25 +187,26 @@ class Decoder(Protocol):
             lengths: int64[C], start and end included.
             memory: float[B, M, Dm].
             image_index: int64[C]: the row of ``memory`` each caption reads, or ``TEXT_ONLY`` (it reads none).
-            text: what ``text`` made of the same tokens, if it has been run; a decoder that shares those layers takes it
-                over.
-            record: collects the weights over the memory, float32[C, H, T - 1, M], of each layer that sees it.
+            text: result of ``text`` for the same tokens, if that has been run. A decoder whose multimodal layers go on
+                from its text layers reuses these states.
+            record: collects the attention weights over the memory, float32[C, H, T - 1, M], of each layer that reads
+                the memory.
         """
         ...
 
     takes_patterns: bool
-    """Whether ``hidden_by`` is there."""
+    """True if the decoder has ``hidden_by``."""
 
     def hidden_by(
         self, tokens: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, pattern: TextPattern
     ) -> Tensor:
-        """As ``hidden``, with the captions read by a pattern -> float[P, D]."""
+        """Same as ``hidden``, but attention and masked inputs follow ``pattern`` instead of left to right."""
         ...
 
     def start_decoding(self, memory: Tensor) -> Any:
-        """float[B, M, Dm] -> an empty cache, the decoder's own affair; caption i reads row i."""
+        """float[B, M, Dm] -> an empty cache for ``decode``, of a type private to the decoder. Caption i reads row i."""
         ...
 
     def decode(self, tokens: Tensor, cache: Any) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds them too."""
+        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
         ...

@@ -1,4 +1,4 @@
-"""One layer of our Transformer decoder: what it is made of, and the order of its sub-layers."""
+"""One layer of our Transformer, for the decoder and the text encoder: its sub-layers and their order."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +23,7 @@ from mmlm.model.blocks import (
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What all layers of a decoder have in common; see ``TransformerDecoder``."""
+    """Settings shared by all layers of one Transformer; see ``TransformerDecoder``."""
 
     width: int
     num_heads: int
@@ -68,7 +68,11 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def memory_keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, M, Dm] -> keys and values of the cross-attention, float[B, K, M, d] each: to make them once."""
+        """float[B, M, Dm] -> keys and values of the cross-attention, float[B, K, M, d] each.
+
+        Called once an image before decoding, so that a step does not project the memory again.
+        """
+        assert self.cross_attention is not None, "only a layer with cross-attention reads a memory"
         return self.cross_attention.keys_values(memory if self.memory_norm is None else self.memory_norm(memory))
 
     def _self_attention(
@@ -80,9 +84,13 @@ class DecoderLayer(nn.Module):
         record: AttentionRecord | None,
     ) -> Tensor:
         attention = self.self_attention
+        # The projections run on packed tokens; attention itself needs the padded [C, T, D]. Queries, keys and values
+        # are padded together: one scatter instead of three.
         projected = layout.pad(torch.cat([attention.query(x), attention.key_value(x)], dim=-1))
         widths = [x.shape[-1], attention.key_width, attention.key_width]
         queries, keys, values = (attention.heads(part) for part in projected.split(widths, dim=-1))
+        # Tokens in the cache come first, so that the new ones continue at position ``cache.length``. The cache holds
+        # keys that are rotated already: a key's position never changes.
         offset = cache.length if cache else 0
         if self.rotary:
             queries, keys = rotate(queries, offset), rotate(keys, offset)
@@ -100,12 +108,16 @@ class DecoderLayer(nn.Module):
         record: AttentionRecord | None,
     ) -> Tensor:
         attention = self.cross_attention
+        assert attention is not None, "only a layer with cross-attention reads a memory"
+        assert self.cross_norm is not None, "it stands before the cross-attention"
         keys, values = memory
         queries = attention.heads(layout.pad(attention.query(self.cross_norm(x))))
         if image_index is not None:
             keys, values = rows_of(keys, image_index), rows_of(values, image_index)
         out = attention.output(layout.pack(attention.attend(queries, keys, values, record=record)))
         if image_index is not None:
+            # ``rows_of`` gave a text-only caption the row of some image: nothing read from that row may reach the
+            # caption.
             has_image = (image_index != TEXT_ONLY).to(out.dtype)
             out = out * layout.pack(has_image[:, None, None].expand(-1, layout.num_tokens, 1))
         return out
@@ -123,18 +135,28 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """Packed states float[P, D] -> float[P, D].
 
-        ``memory`` is float[B, M, Dm], or what ``memory_keys_values`` made of it; ``image_index`` int64[C] says which of
-        its rows each caption reads (None: caption i reads row i); a text-only caption gets nothing from it.
+        Args:
+            x: packed states.
+            layout: where the packed states stand in [C, T].
+            memory: float[B, M, Dm], or the result of ``memory_keys_values``; needed by a layer with cross-attention.
+            image_index: int64[C], the row of ``memory`` each caption reads; a ``TEXT_ONLY`` caption reads nothing.
+                None: caption i reads row i.
+            mask: bool[C or 1, 1, T or 1, T], true where a token may look; None is causal attention.
+            cache: keys and values of earlier tokens; the new tokens are appended.
+            self_record: collects the weights of the self-attention, float32[C, H, T, T].
+            cross_record: collects the weights over the memory, float32[C, H, T, M].
         """
         x = x + self.dropout(self._self_attention(self.self_norm(x), layout, mask, cache, self_record))
-        if self.self_feed_forward is not None:
+        if self.self_feed_forward is not None and self.self_feed_forward_norm is not None:
             x = x + self.dropout(self.self_feed_forward(self.self_feed_forward_norm(x)))
         if self.cross_attention is not None:
-            # Keys and values are made in here while training: outside of its forward a layer's weights may be sharded
-            # over ranks.
+            assert memory is not None, "a layer with cross-attention needs a memory"
+            # In training, keys and values are projected here and not once for all layers by the caller: under FSDP a
+            # layer's weights are whole only during its own forward.
             memory = self.memory_keys_values(memory) if isinstance(memory, Tensor) else memory
             x = x + self.dropout(self._cross_attention(x, layout, memory, image_index, cross_record))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 Positions = Literal["sinusoidal", "learned", "rotary"]
+"""How a Transformer knows the order of its tokens; see ``TransformerDecoder``."""

@@ -1,4 +1,4 @@
-"""Attentional pooling: learned queries read the encoder's tokens (CoCa)."""
+"""Attentional pooling: learned queries attend to the encoder's tokens (CoCa)."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from mmlm.model.blocks import FeedForward, MultiHeadAttention, attention_weights
 from mmlm.model.protocols import BridgeOutput
 
 Contrastive = Literal["shared", "parallel", "cascaded"]
-"""Where the contrastive query stands: in the captioning queries' layer, beside it, or behind it."""
+"""The contrastive query's layer: the captioning queries' own, a second one beside it, or a second one behind it."""
 
 
 class AttentionalPooler(nn.Module):
@@ -23,13 +23,13 @@ class AttentionalPooler(nn.Module):
     - ``"cascaded"``: a pooler for each task, the contrastive one reading the memory (the paper's default).
 
     With ``num_queries`` None the memory is the encoder's tokens themselves (normalised and projected), and only the
-    pooled vector comes from a query. Where the encoder pools (``pool`` false) there is no contrastive query.
+    pooled vector comes from a query. With ``pool`` false (the encoder pools) there is no contrastive query.
 
     Differs from CoCa: a feed-forward layer follows each pooler if ``feed_forward`` is true.
 
     Raises:
-        UserError: fewer queries than 1, nothing to do for the contrastive query's place, or ``num_heads`` that do not
-            divide ``width``.
+        UserError: fewer queries than 1, a ``contrastive`` that has no effect, or ``num_heads`` that do not divide
+            ``width``.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class AttentionalPooler(nn.Module):
         self.memory_width, self.pooled_width = width, width if pool else None
         self.num_memory = num_queries or num_prefix_tokens + grid[0] * grid[1]
         self.contrastive = contrastive
+        # With "shared", row 0 is the contrastive query; the captioning queries follow.
         self.queries = nn.Parameter(torch.randn((num_queries or 0) + (pool and contrastive == "shared"), width))
         self.query_norm = nn.LayerNorm(width)
         self.patch_norm = nn.LayerNorm(patch_width)
@@ -59,18 +60,19 @@ class AttentionalPooler(nn.Module):
         self.contrastive_pooler = None
         if contrastive != "shared":
             read_width = patch_width if contrastive == "parallel" else width
-            # One query and no pooled vector: its only memory token is the pooled vector here.
+            # A pooler with one query and no pooled vector of its own: its single memory token is our pooled vector.
             self.contrastive_pooler = AttentionalPooler(
                 read_width, grid, width, num_heads, num_queries=1, feed_forward=feed_forward, pool=False
             )
         init_linears(self)
 
     def _queries(self, num_images: int) -> Tensor:
+        """float[B, H, Q, d]: the projected queries, the same for each image (expanded, not copied)."""
         queries = self.attention.heads(self.attention.query(self.query_norm(self.queries))[None])
         return queries.expand(num_images, -1, -1, -1)
 
     def _read(self, normed: Tensor) -> Tensor:
-        """Normalised float[B, N, Dp] -> float[B, Q, D]: what every query makes of them."""
+        """Normalised tokens float[B, N, Dp] -> float[B, Q, D]: each query's result, after the last norm."""
         keys, values = self.attention.keys_values(normed)
         pooled = self.attention.output(self.attention.attend(self._queries(len(normed)), keys, values))
         if self.feed_forward is not None:
@@ -94,10 +96,12 @@ class AttentionalPooler(nn.Module):
             return identity_attention(patches)
         keys, _ = self.attention.keys_values(self.patch_norm(patches))
         weights = attention_weights(self._queries(len(patches)), keys).mean(dim=1)
+        # The contrastive query, if it is among them, stands first and is not in the memory.
         return weights[:, weights.shape[1] - self.num_memory :]
 
 
 def _check_queries(num_queries: int | None, contrastive: Contrastive, pool: bool) -> None:
+    """UserError for too few queries, or for a combination in which a setting has no effect."""
     if num_queries is not None and num_queries < 1:
         raise UserError(f"bridge.num_queries: {num_queries} must be at least 1; null keeps the encoder's own tokens")
     if num_queries is None and not pool:

@@ -1,4 +1,6 @@
-"""Perceiver Resampler: latents read the encoder's tokens and each other, layer after layer (Flamingo)."""
+"""Perceiver Resampler: latents attend to the encoder's tokens and to each other in each layer (Flamingo)."""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +28,9 @@ class ResamplerLayer(nn.Module):
         return latents + self.feed_forward(self.feed_forward_norm(latents))
 
     def patch_weights(self, latents: Tensor, patches: Tensor) -> Tensor:
-        """float32[B, H, L, N]: each head's weights on the patches alone, renormalised to sum to 1.
+        """float32[B, H, L, N]: each head's attention over the patches alone; rows sum to 1.
 
-        Leaving the latents out of the softmax is the same as dividing by the patches' share of it.
+        A softmax without the latents equals the full softmax divided by the share that falls on patches.
         """
         queries = self.attention.heads(self.attention.query(self.attention_norm(latents)))
         keys, _ = self.attention.keys_values(patches)
@@ -39,9 +41,9 @@ class PerceiverResampler(nn.Module):
     """Perceiver Resampler (Flamingo, arXiv:2204.14198; Perceiver, arXiv:2103.03206).
 
     ``num_latents`` learned latents pass ``depth`` layers: attention whose keys and values are the patches followed by
-    the latents, then a feed-forward layer; a norm ends the stack. One more latent, the first, makes the pooled vector
-    (as CoCa's contrastive query does, arXiv:2205.01917) and is not in the memory; the other latents see it, since
-    latents see each other. Where the encoder pools (``pool`` false) it does not exist.
+    the latents, then a feed-forward layer; a norm ends the stack. With ``pool``, one more latent stands first and
+    becomes the pooled vector (as CoCa's contrastive query does, arXiv:2205.01917). That latent is not in the memory,
+    but the other latents attend to it, as to each other.
 
     Differs from Flamingo: no time embeddings (one image, no frames); GELU for squared ReLU; the patches are normalised
     and projected to ``width`` once, before the first layer (Flamingo's resampler is as wide as its encoder); there is
@@ -54,7 +56,6 @@ class PerceiverResampler(nn.Module):
     def __init__(
         self,
         patch_width: int,
-        grid: tuple[int, int],
         width: int,
         depth: int = 2,
         num_heads: int = 4,
@@ -66,21 +67,22 @@ class PerceiverResampler(nn.Module):
         check_sizes({"depth": depth, "num_latents": num_latents}, width, mlp_ratio)
         self.memory_width, self.num_memory = width, num_latents
         self.pooled_width = width if pool else None
+        # Row 0 is the pooling latent, if ``pool``. The values are drawn below.
         self.latent_queries = nn.Parameter(torch.zeros(num_latents + pool, width))
         self.patch_norm = nn.LayerNorm(patch_width)
         self.patch_projection = nn.Linear(patch_width, width)
         self.layers = nn.ModuleList(ResamplerLayer(width, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         init_linears(self, num_residual_layers=2 * depth)
-        # Small, so that what is read in the image outweighs the latents themselves in the residual stream.
+        # Small, so that the attention's result outweighs the latents themselves in the residual stream.
         nn.init.normal_(self.latent_queries, std=INIT_STD)
 
     def _start(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, N, Dp] -> latents float[B, L, D] and patches float[B, N, D] for the first layer."""
+        """float[B, N, Dp] -> inputs of the first layer: latents float[B, L, D] and patches float[B, N, D]."""
         return self.latent_queries.expand(len(patches), -1, -1), self.patch_projection(self.patch_norm(patches))
 
     def forward(self, patches: Tensor) -> BridgeOutput:
-        """float[B, N, Dp] -> memory float[B, M, D] and pooled float[B, D] or None; N is free."""
+        """float[B, N, Dp] -> memory float[B, M, D] and pooled float[B, D] or None, for any number of patches N."""
         latents, patches = self._start(patches)
         for layer in self.layers:
             latents = layer(latents, patches)
@@ -90,12 +92,13 @@ class PerceiverResampler(nn.Module):
         return BridgeOutput(memory=latents[:, 1:], pooled=latents[:, 0])
 
     def patch_attention(self, patches: Tensor) -> Tensor:
-        """float32[B, M, N]: the last layer's attention on the patches, renormalised in each head, averaged over heads.
+        """float32[B, M, N]: last layer's attention over the patches, renormalised in each head, averaged over heads.
 
-        What the latents took from the patches in earlier layers, or from each other, is not followed.
+        An approximation: ignores information that reached the latents in earlier layers, or from each other.
         """
         latents, patches = self._start(patches)
         for layer in self.layers[:-1]:
             latents = layer(latents, patches)
-        weights = self.layers[-1].patch_weights(latents, patches).mean(dim=1)
+        weights = cast(ResamplerLayer, self.layers[-1]).patch_weights(latents, patches).mean(dim=1)
+        # The pooling latent, if there is one, stands first and is not in the memory.
         return weights[:, weights.shape[1] - self.num_memory :]

@@ -13,22 +13,22 @@ from mmlm.model.blocks import identity_attention
 class PixelShuffle:
     """Concatenates each square of ``factor`` x ``factor`` patches into one token (Idefics3, arXiv:2408.12637).
 
-    The name is that paper's; the operation is space-to-depth, the inverse of super-resolution's pixel shuffle
-    (arXiv:1609.05158). Inside a token the patches stand row by row. A factor of 1 changes nothing.
+    "Pixel shuffle" is that paper's name; the operation is space-to-depth, the inverse of the pixel shuffle of
+    super-resolution (arXiv:1609.05158). Inside a token the patches stand row by row. A factor of 1 changes nothing.
 
     Raises:
-        UserError: a factor that does not divide the grid, prefix tokens (they have no place on the grid), or patches
-            left out in training.
+        UserError: a factor that does not divide the grid; or, with a factor above 1, prefix tokens (which have no place
+            on the grid) or patch dropout.
     """
 
     grid: tuple[int, int]
     """Rows and columns of the patches."""
     factor: int = 1
-    """Patches a side of the square that becomes one token, r."""
+    """r: side, in patches, of the square that becomes one token."""
     num_prefix_tokens: int = 0
-    """Tokens that the encoder gives before the patches."""
+    """Class and register tokens in front of the encoder's patches."""
     drops_patches: bool = False
-    """Whether the encoder leaves patches out in training."""
+    """True if the encoder has patch dropout."""
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -56,11 +56,11 @@ class PixelShuffle:
 
     @property
     def num_tokens(self) -> int:
-        """M: tokens that come out."""
+        """M: tokens of the result."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1] // self.factor**2
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """float[B, N, D] -> float[B, N / r^2, r^2 * D]. Raises UserError if patches are missing (r > 1)."""
+        """float[B, N, D] -> float[B, N / r^2, r^2 * D]. Raises UserError if r > 1 and patches are missing."""
         if self.factor == 1:
             return tokens
         rows, columns = self.grid
@@ -70,9 +70,11 @@ class PixelShuffle:
                 "tokens; use encoder.patch_dropout=0 or bridge.pixel_shuffle=1"
             )
         squares = tokens.unflatten(1, (rows // self.factor, self.factor, columns // self.factor, self.factor))
+        # [B, rows / r, r, columns / r, r, D]: bring both sides of a square together, then join its patches.
         return squares.transpose(2, 3).flatten(3).flatten(1, 2)
 
     def attention(self, patches: Tensor) -> Tensor:
         """float[B, N, D] -> float32[B, M, N]: 1 / r^2 on each patch of a token (the identity if r is 1)."""
+        # Shuffled like features, the one-hot rows of the identity tell which patches each token is made of.
         places = self(identity_attention(patches[:1]))
         return places.unflatten(2, (self.factor**2, -1)).mean(dim=2).expand(len(patches), -1, -1)

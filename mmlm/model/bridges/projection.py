@@ -1,4 +1,4 @@
-"""Projections: every token of the encoder, or every square of patches, becomes one memory token (LLaVA)."""
+"""Projections: each encoder token, or each square of patches, becomes one memory token (LLaVA)."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from mmlm.model.protocols import BridgeOutput
 
 
 class _Projection(nn.Module):
-    """What the projections share: normalise the tokens, join squares of them, project; pool by the mean."""
+    """Base of both projections: normalises the tokens, joins squares of them, projects; pools by the mean."""
 
     def __init__(
         self, patch_width: int, width: int, pixel_shuffle: PixelShuffle, projection: nn.Module, pool: bool
@@ -32,7 +32,7 @@ class _Projection(nn.Module):
         return BridgeOutput(memory=self.projection(self.pixel_shuffle(patches)), pooled=pooled)
 
     def patch_attention(self, patches: Tensor) -> Tensor:
-        """float32[B, M, N]: the identity, or 1 / r^2 on each of the patches that a memory token is made of."""
+        """float32[B, M, N]: the identity, or 1 / r^2 on each patch of a memory token's square."""
         return self.pixel_shuffle.attention(patches)
 
 
@@ -40,7 +40,7 @@ class LinearProjection(_Projection):
     """Projects each token of the encoder by one linear layer (LLaVA, arXiv:2304.08485) and pools by the mean.
 
     With ``pixel_shuffle`` r > 1 each square of r x r patches is one input (Idefics3, arXiv:2408.12637), which makes
-    the memory r^2 times shorter. Made to feed a prefix of the decoder; a cross-attending decoder takes the same memory.
+    the memory r^2 times shorter. Meant for a decoder with a prefix; one with cross-attention takes the same memory.
 
     Differs from LLaVA: the tokens are normalised first, and their mean is the image embedding (LLaVA has none).
 
@@ -66,7 +66,7 @@ class LinearProjection(_Projection):
 class MlpProjection(_Projection):
     """Projects each token of the encoder by a two-layer MLP (LLaVA 1.5, arXiv:2310.03744) and pools by the mean.
 
-    ``pixel_shuffle`` as in ``LinearProjection``. The MLP has ``mlp_ratio * patch_width`` hidden units whatever
+    ``pixel_shuffle`` works as in ``LinearProjection``. The MLP has ``mlp_ratio * patch_width`` hidden units whatever
     ``pixel_shuffle`` is, so that joining patches widens its first layer only.
 
     Differs from LLaVA 1.5: the tokens are normalised first, the hidden width is set by ``mlp_ratio`` (there it is the

@@ -1,4 +1,4 @@
-"""Q-Former: learned queries attend to each other and, in some layers, to the encoder's tokens (BLIP-2)."""
+"""Q-Former: learned queries attend to each other and, in every few layers, to the encoder's tokens (BLIP-2)."""
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,13 @@ class QFormerLayer(nn.Module):
     def forward(self, x: Tensor, patches: Tensor, record: AttentionRecord | None = None) -> Tensor:
         """Queries float[B or 1, Q, D], patches float[B, N, Dp] -> queries float[B, Q, D] (or [1, Q, D] without cross).
 
-        Until the first cross-attention queries are the same for every image, so they have one row there.
+        Before the first cross-attention the queries are the same for every image, so one row stands for all of them.
         ``record`` collects the weights of the cross-attention, float32[B, H, Q, N].
         """
         attention, normed = self.self_attention, self.self_norm(x)
         queries = attention.heads(attention.query(normed))
         x = x + attention.output(attention.attend(queries, *attention.keys_values(normed)))
-        if self.cross_attention is not None:
+        if self.cross_attention is not None and self.cross_norm is not None:
             attention = self.cross_attention
             queries = attention.heads(attention.query(self.cross_norm(x))).expand(len(patches), -1, -1, -1)
             read = attention.attend(queries, *attention.keys_values(patches), record=record)
@@ -43,9 +43,9 @@ class QFormer(nn.Module):
 
     ``num_queries`` learned queries pass ``depth`` layers: self-attention among the queries, cross-attention to the
     normalised patches in every ``cross_every``-th layer beginning with the first (BLIP-2: every 2nd of 12), then a
-    feed-forward layer; a norm ends the stack. One more query, the first, makes the pooled vector (as CoCa's
-    contrastive query does, arXiv:2205.01917) and is not in the memory; the other queries see it, since queries see
-    each other. Where the encoder pools (``pool`` false) it does not exist.
+    feed-forward layer; a norm ends the stack. With ``pool``, one more query stands first and becomes the pooled vector
+    (as CoCa's contrastive query does, arXiv:2205.01917). That query is not in the memory, but the other queries attend
+    to it, as to each other.
 
     Differs from BLIP-2: starts from random weights (there from BERT); pre-norm with a last norm (there BERT's
     post-norm); no text branch, and so no objectives of its own before the decoder is attached; the pooled vector comes
@@ -58,7 +58,6 @@ class QFormer(nn.Module):
     def __init__(
         self,
         patch_width: int,
-        grid: tuple[int, int],
         width: int,
         depth: int = 2,
         num_heads: int = 4,
@@ -73,6 +72,7 @@ class QFormer(nn.Module):
             raise UserError(f"bridge.cross_every: {cross_every} must be at most bridge.depth, which is {depth}")
         self.memory_width, self.num_memory = width, num_queries
         self.pooled_width = width if pool else None
+        # Row 0 is the pooling query, if ``pool``. The values are drawn below.
         self.queries = nn.Parameter(torch.zeros(num_queries + pool, width))
         self.patch_norm = nn.LayerNorm(patch_width)
         cross_widths = [None if index % cross_every else patch_width for index in range(depth)]
@@ -80,29 +80,30 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(width)
         num_cross = sum(cross is not None for cross in cross_widths)
         init_linears(self, num_residual_layers=2 * depth + num_cross)
-        # Small, so that what is read in the image outweighs the queries themselves in the residual stream.
+        # Small, so that the attention's result outweighs the queries themselves in the residual stream.
         nn.init.normal_(self.queries, std=INIT_STD)
 
     def forward(self, patches: Tensor) -> BridgeOutput:
-        """float[B, N, Dp] -> memory float[B, M, D] and pooled float[B, D] or None; N is free."""
+        """float[B, N, Dp] -> memory float[B, M, D] and pooled float[B, D] or None, for any number of patches N."""
         queries = self._queries(patches)
         if self.pooled_width is None:
             return BridgeOutput(memory=queries)
         return BridgeOutput(memory=queries[:, 1:], pooled=queries[:, 0])
 
     def _queries(self, patches: Tensor, record: AttentionRecord | None = None) -> Tensor:
-        """float[B, N, Dp] -> float[B, Q, D] after the last norm."""
+        """float[B, N, Dp] -> all queries float[B, Q, D], the pooling query included, after the last norm."""
         x, patches = self.queries[None], self.patch_norm(patches)
         for layer in self.layers:
             x = layer(x, patches, record)
         return self.norm(x)
 
     def patch_attention(self, patches: Tensor) -> Tensor:
-        """float32[B, M, N]: attention of the last layer that sees the patches, averaged over heads.
+        """float32[B, M, N]: attention of the last layer with cross-attention, averaged over heads.
 
-        What the queries took from the patches in earlier layers, or from each other, is not followed.
+        An approximation: ignores information that reached the queries in earlier layers, or from each other.
         """
         record = AttentionRecord()
         self._queries(patches, record)
         weights = record.weights[-1].mean(dim=1)
+        # The pooling query, if there is one, stands first and is not in the memory.
         return weights[:, weights.shape[1] - self.num_memory :]

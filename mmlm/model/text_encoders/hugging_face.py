@@ -1,9 +1,9 @@
-"""Any encoder of transformers (BERT, MiniLM, RoBERTa, CLIP's text tower, ...) as a text tower."""
+"""Any encoder of the library transformers (BERT, MiniLM, RoBERTa, CLIP's text tower, ...) as a text tower."""
 
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,27 +27,27 @@ from mmlm.model.protocols import OPEN_CLIP
 from mmlm.model.text_encoders.pooling import Pool, pooled
 
 CLIP_VOCAB_SIZE = 49_408
-"""Tokens of CLIP's vocabulary, the one that open_clip's tokenizer has."""
+"""Size of CLIP's vocabulary, which open_clip's tokenizer has too."""
 
 
 class HuggingFaceText(nn.Module):
-    """An encoder of transformers, pretrained or of random weights, whose token states are pooled to one vector.
+    """A text encoder of transformers, pretrained or with random weights, pooled to one vector a text.
 
-    The states are the model's ``last_hidden_state``, after its last norm. Of a model of images and texts (CLIP) only
-    the text tower is taken, without its projection: the model has one of its own. Heads that pool (BERT's ``pooler``)
-    are left out, since we pool: CLIP at the end token (``pool=end``, found by the length, not by the largest id as in
-    the original), sentence encoders by the ``mean`` over all real tokens, BERT itself by its first token, ``cls``.
+    Token states are the encoder's ``last_hidden_state``, after its last norm. From a checkpoint of images and texts
+    (CLIP) only the text tower is loaded, without its projection, since ``ImageTextModel`` has one. Pooling heads
+    (BERT's ``pooler``) are not built, since ``pool`` takes their place: ``end`` for CLIP (the end token is found by the
+    length, not by the largest id as in the original), ``mean`` for sentence encoders, ``cls`` for BERT itself.
 
     Args:
-        vocab_size: ids of the run's tokenizer. An embedding of a pretrained model with fewer gets new rows, each the
-            mean of the old ones, so that a frozen tower sees an average token and every run the same one.
+        vocab_size: ids of the run's tokenizer. A pretrained embedding with fewer rows gets new ones, each the mean of
+            the old rows: a frozen tower then reads an average token, the same in every run.
         max_tokens: longest text, start and end included.
         name_or_path: pretrained model on the hub or in a folder (safetensors only, and none of its code is run), or
             ``package:NAME/folder``; or
         architecture: transformers' name (``model_type``) of a model to start at random: ``bert``, ``clip_text_model``.
         settings: values of the model's config that differ from its own, such as sizes, or a dropout of 0.
         pool: ``mean``, ``cls`` or ``end``.
-        load_weights: false builds a pretrained model by its config alone.
+        load_weights: false builds a pretrained model from its config, with random weights.
 
     Raises:
         UserError: a model that cannot be loaded, is no encoder, has fewer positions than ``max_tokens``, or whose first
@@ -66,7 +66,8 @@ class HuggingFaceText(nn.Module):
     ) -> None:
         super().__init__()
         check_source("text_encoder", name_or_path, architecture)
-        self.vocabulary, self.pool = None, pool
+        self.vocabulary: str | None = None
+        self.pool = pool
         if name_or_path is None:
             self.text_model = _build(_config_of(cast(str, architecture), settings or {}, vocab_size))
         else:
@@ -83,7 +84,7 @@ class HuggingFaceText(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float[C, D], after the last norm."""
         real = Layout.mask(lengths, tokens.shape[1])
-        # The model's own padding id: RoBERTa counts positions by it.
+        # Padding gets the encoder's own padding id, since RoBERTa computes positions from where that id stands.
         tokens = tokens.masked_fill(~real, self.text_model.config.pad_token_id or 0)
         states = self.text_model(input_ids=tokens, attention_mask=real.long()).last_hidden_state
         return pooled(states, lengths, self.pool)
@@ -93,17 +94,18 @@ class HuggingFaceText(nn.Module):
 
 
 def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: int) -> PreTrainedConfig:
-    """The config of a random model. Padding is filled with its padding id; its other special ids decide nothing."""
+    """The config of a model with random weights."""
     names, examples = MODEL_MAPPING_NAMES, "bert, roberta, clip_text_model"
     kind = config_class("text_encoder", architecture, names, "encoder", examples)
     _check_kind(kind(), f"text_encoder.architecture: '{architecture}'")
-    # CLIP's own pooling, which we do not use, wants an id to look for.
+    # ``forward`` fills padding with the padding id. The other special ids have no effect on the token states, but
+    # CLIP's own pooling (whose result we ignore) fails without an end id.
     ids = {"vocab_size": vocab_size, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     return new_config("text_encoder", kind, settings, TEXT_SUPPLIED, ids)
 
 
 def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
-    """The config of a pretrained text model, or of the text tower of a larger one, with the user's changes."""
+    """The config of a pretrained text encoder, or of the text tower of a larger model, with the user's settings."""
     config = saved_config("text_encoder", name).get_text_config()
     _check_kind(config, f"text_encoder.name_or_path: '{name}'")
     change_config("text_encoder", config, settings, TEXT_SUPPLIED)
@@ -111,6 +113,7 @@ def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
 
 
 def _check_kind(config: PreTrainedConfig, key: str) -> None:
+    """UserError unless the config, named by ``key`` in the message, is that of a text encoder."""
     reads_text = hasattr(config, "vocab_size") and hasattr(config, "hidden_size")
     if config.is_encoder_decoder or type(config) not in MODEL_MAPPING or not reads_text:
         raise UserError(f"{key} is a {config.model_type}, which is no text encoder; choose one such as bert or roberta")
@@ -119,11 +122,11 @@ def _check_kind(config: PreTrainedConfig, key: str) -> None:
 # Models
 
 
-def _class_of(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict[str, bool]]:
-    """The class of the bare model, and what keeps it from building a layer that only serves its own pooling."""
-    kind = MODEL_MAPPING[type(config)]
-    kind = kind[0] if isinstance(kind, tuple) else kind
-    pools = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+def _class_of(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], dict[str, Any]]:
+    """The class of the bare model, and the constructor argument (if it has one) that leaves out its pooling layer."""
+    mapped = MODEL_MAPPING[type(config)]
+    kind = cast(type[PreTrainedModel], mapped[0] if isinstance(mapped, tuple) else mapped)
+    pools = "add_pooling_layer" in inspect.signature(kind).parameters
     return kind, {"add_pooling_layer": False} if pools else {}
 
 
@@ -135,16 +138,17 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _load(name: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model with its weights, every one of them from the checkpoint."""
+    """The model with weights that all come from the checkpoint; UserError if some are missing there."""
     kind, extra = _class_of(config)
     return pretrained_model("text_encoder", name, partial(kind.from_pretrained, config=config, **extra))
 
 
 def _check_positions(model: PreTrainedModel, max_tokens: int) -> None:
-    """UserError if the model has a table of positions that is too short. RoBERTa's begins after its padding id."""
+    """UserError if the model has a position table that is too short for ``max_tokens``."""
     for name, part in model.named_modules():
         if not isinstance(part, nn.Embedding) or not name.split(".")[-1].startswith(("position_embedding", "wpe")):
             continue
+        # RoBERTa's positions begin after its padding id: the rows up to that id are never used.
         positions = part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
         if max_tokens > positions:
             raise UserError(
@@ -155,9 +159,12 @@ def _check_positions(model: PreTrainedModel, max_tokens: int) -> None:
 
 @torch.no_grad()
 def _check_first_token(model: PreTrainedModel) -> None:
-    """UserError if the first token's state does not depend on the next one: it would be the same for every text."""
+    """UserError if the first token does not attend to the second: ``pool=cls`` would give every text the same vector.
+
+    Tries two texts that differ in their second token only.
+    """
     device = model.get_input_embeddings().weight.device
-    if device.type == "meta":
+    if device.type == "meta":  # the config check builds models without values
         return
     training = model.training
     texts = torch.tensor([[1, 2], [1, 3]], device=device)

@@ -1,4 +1,4 @@
-"""One vector for a text from the states of its tokens."""
+"""Pools the states of a text's tokens to one vector."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from mmlm.model.blocks import Layout
 
 Pool = Literal["mean", "cls", "end"]
-"""The mean over the real tokens (start and end included), the first token's state, or the end token's."""
+"""``mean``: average over the real tokens, start and end included; ``cls``: first token; ``end``: end token."""
 
 
 def pooled(states: Tensor, lengths: Tensor, pool: Pool) -> Tensor:
-    """float[C, T, D], int64[C] -> float[C, D]; what stands at padding does not matter."""
+    """float[C, T, D], int64[C] -> float[C, D]; states at padding do not count."""
     if pool == "cls":
         return states[:, 0]
     if pool == "end":

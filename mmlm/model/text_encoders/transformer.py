@@ -1,4 +1,4 @@
-"""Our Transformer as a text tower of its own."""
+"""Our Transformer as a separate text tower."""
 
 from typing import Literal
 
@@ -12,12 +12,12 @@ from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 
 
 class TransformerTextEncoder(nn.Module):
-    """Pre-norm Transformer over a text: CLIP's text tower (arXiv:2103.00020), or one that looks both ways.
+    """Pre-norm Transformer over a text: CLIP's text tower (arXiv:2103.00020), or a bidirectional one.
 
-    ``attention="causal"`` with ``pool="end"`` is CLIP's: the end token is the last, so it has seen the whole text.
+    ``attention="causal"`` with ``pool="end"`` is CLIP's: the end token stands last, so it attends to the whole text.
     Layers, positions and packing are those of ``TransformerDecoder``.
 
-    Differs from CLIP: no added projection (the model has one for every text), GELU for its quick approximation.
+    Differs from CLIP: no projection (``ImageTextModel`` has one), exact GELU instead of its quick approximation.
 
     Args:
         vocab_size: tokens, V.
@@ -37,6 +37,8 @@ class TransformerTextEncoder(nn.Module):
     """
 
     vocabulary = None
+    fixed_positions: Tensor | None
+    """float32[max_tokens, D]: sinusoidal positions; None with other kinds. Not saved: a constant."""
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class TransformerTextEncoder(nn.Module):
         if num_tokens > self.max_tokens:
             raise ValueError(f"{num_tokens} tokens are more than the text encoder's max_tokens {self.max_tokens}")
         layout = Layout.of_lengths(lengths, num_tokens, self.packed)
-        # Causal attention never sees padding, which stands behind the text; otherwise it has to be told.
+        # Padding stands behind the text, where causal attention never sees it. Bidirectional attention needs a mask.
         mask = None if self.causal else Layout.mask(lengths, num_tokens)[:, None, None]
         x = self._embed(tokens, layout)
         for layer in self.layers:

@@ -24,8 +24,8 @@ BRIDGES: dict[str, Callable[[bool], Bridge]] = {
     "linear_shuffled": lambda pool: LinearProjection(PATCH_WIDTH, GRID, WIDTH, pixel_shuffle=2, pool=pool),
     "mlp_shuffled": lambda pool: MlpProjection(PATCH_WIDTH, GRID, WIDTH, pixel_shuffle=4, pool=pool),
     "pooler": lambda pool: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=3, pool=pool),
-    "perceiver": lambda pool: PerceiverResampler(PATCH_WIDTH, GRID, WIDTH, num_latents=3, pool=pool),
-    "q_former": lambda pool: QFormer(PATCH_WIDTH, GRID, WIDTH, depth=3, num_queries=3, pool=pool),
+    "perceiver": lambda pool: PerceiverResampler(PATCH_WIDTH, WIDTH, num_latents=3, pool=pool),
+    "q_former": lambda pool: QFormer(PATCH_WIDTH, WIDTH, depth=3, num_queries=3, pool=pool),
 }
 POOLING: dict[str, Callable[[bool], Bridge]] = {
     "patches": lambda _: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=None),

@@ -7,14 +7,13 @@ from mmlm.core.errors import UserError
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 
 N, PATCH_WIDTH, WIDTH, HEADS, DEPTH, LATENTS = 6, 10, 8, 2, 3, 4
-GRID = (2, 3)
 
 
 @pytest.fixture
 def resampler(randomise):
     """``resampler(depth, pool)`` with random parameters."""
     return lambda depth=DEPTH, pool=True: randomise(
-        PerceiverResampler(PATCH_WIDTH, GRID, WIDTH, depth, HEADS, LATENTS, mlp_ratio=1.5, pool=pool), scale=0.5
+        PerceiverResampler(PATCH_WIDTH, WIDTH, depth, HEADS, LATENTS, mlp_ratio=1.5, pool=pool), scale=0.5
     )
 
 
@@ -83,4 +82,4 @@ def test_patch_attention_is_the_last_layer_s_on_the_patches_renormalised(
 )
 def test_sizes_below_one_are_refused(settings, message):
     with pytest.raises(UserError, match=rf"^bridge\.{message}$"):
-        PerceiverResampler(PATCH_WIDTH, GRID, WIDTH, **settings)
+        PerceiverResampler(PATCH_WIDTH, WIDTH, **settings)

@@ -7,14 +7,13 @@ from mmlm.core.errors import UserError
 from mmlm.model.bridges.q_former import QFormer
 
 N, PATCH_WIDTH, WIDTH, HEADS, QUERIES = 6, 10, 8, 2, 4
-GRID = (2, 3)
 
 
 @pytest.fixture
 def q_former(randomise):
     """``q_former(depth, cross_every, pool)`` with random parameters."""
     return lambda depth=3, cross_every=2, pool=True: randomise(
-        QFormer(PATCH_WIDTH, GRID, WIDTH, depth, HEADS, QUERIES, cross_every, mlp_ratio=1.5, pool=pool), scale=0.5
+        QFormer(PATCH_WIDTH, WIDTH, depth, HEADS, QUERIES, cross_every, mlp_ratio=1.5, pool=pool), scale=0.5
     )
 
 
@@ -81,4 +80,4 @@ def test_every_nth_layer_from_the_first_sees_the_patches(q_former, cross_every, 
 )
 def test_sizes_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(UserError, match=rf"^bridge\.{message}$"):
-        QFormer(PATCH_WIDTH, GRID, WIDTH, **settings)
+        QFormer(PATCH_WIDTH, WIDTH, **settings)
