@@ -1,4 +1,4 @@
-"""What flows through mmlm, from a source to a loss. Nothing here computes a model or an objective.
+"""The dataclasses that carry the data from a source to a loss. Nothing here computes a model or an objective.
 
 source -> Example -> Batch -> encoder -> bridge -> decoder -> ModelOutput -> Objective -> Loss
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
 from types import MappingProxyType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch on one device. The only place where padding and the input/target shift are defined.
+    """A batch on one device; the only class that defines padding and the shift between inputs and targets.
 
     A caption is ``start, token, ..., token, end``; position t of ``inputs`` predicts position t of ``targets``.
     """
@@ -62,21 +62,21 @@ class Batch:
     tokens: Tensor
     """int64[C, T]: start, tokens, end, then padding up to a bucketed T."""
     lengths: Tensor
-    """int64[C]: tokens of each caption, start and end included, padding not."""
+    """int64[C]: number of tokens of each caption, counting start and end but no padding."""
     image_index: Tensor
-    """int64[C]: row of ``images`` each caption belongs to, or ``TEXT_ONLY``."""
+    """int64[C]: the row of ``images`` that each caption belongs to, or ``TEXT_ONLY``."""
     image_concept: Tensor
-    """int64[B]: positives key of each image (a stable hash; equal keys are positives)."""
+    """int64[B]: positives key of each image, a stable hash: images and captions of equal keys are positives."""
     caption_concept: Tensor
     """int64[C]: positives key of each caption."""
     caption_key: Tensor
-    """int64[C]: stable hash of the caption's text; equal texts are positives whatever their concept."""
+    """int64[C]: stable hash of each caption's language and text; equal texts are positives whatever their concept."""
     ids: tuple[str, ...]
-    """Example id of each image, B of them."""
+    """The example id of each image, B in all."""
     captions: tuple[Caption, ...]
-    """The captions themselves, C of them (for people: reports, previews)."""
+    """The captions as text, C in all: for reports and previews."""
     corrupt: tuple[str, ...] = ()
-    """``id: reason`` of the examples that belonged here and could not be decoded."""
+    """``id: reason`` for each example of this batch that could not be decoded."""
     position: int = 0
     """Examples given to all ranks since the run's start, this batch included. 0 outside training."""
     epoch: int = 0
@@ -84,12 +84,12 @@ class Batch:
 
     @property
     def inputs(self) -> Tensor:
-        """int64[C, T - 1]: what the decoder reads."""
+        """int64[C, T - 1]: the tokens that the decoder reads."""
         return self.tokens[:, :-1]
 
     @property
     def targets(self) -> Tensor:
-        """int64[C, T - 1]: what it should predict, one position later."""
+        """int64[C, T - 1]: the tokens that the decoder should predict, those of ``inputs`` one position later."""
         return self.tokens[:, 1:]
 
     @property
@@ -100,29 +100,30 @@ class Batch:
 
     @property
     def num_targets(self) -> Tensor:
-        """int64[]: supervised tokens of this batch."""
+        """int64[]: number of targets of this batch that are real tokens."""
         return (self.lengths - 1).sum()
 
     @cached_property
     def image_key(self) -> Tensor:
-        """int64[B]: stable hash of each image's id; what randomness about it is keyed by. Asked for several times."""
+        """int64[B]: stable hash of each image's id, the key of all randomness about it. Cached: hashing is slow."""
         return torch.tensor([stable_hash(name) for name in self.ids], dtype=torch.int64, device=self.tokens.device)
 
     @property
     def caption_image_key(self) -> Tensor:
-        """int64[C]: the key of each caption's image mixed with that of its text; what its randomness is keyed by."""
-        own = torch.cat([self.image_key, self.image_key.new_zeros(1)])  # the last is that of text-only captions
+        """int64[C]: the key of all randomness about a caption: its image's key mixed with its text's key."""
+        own = torch.cat([self.image_key, self.image_key.new_zeros(1)])  # the 0 is for text-only captions: index -1
         return own[self.image_index] * 3 + self.caption_key
 
     def split(self, examples: int) -> tuple["Batch", ...]:
         """Micro-batches of at most ``examples`` images, each with its captions; text-only captions are spread evenly.
 
-        Captions keep their order within a micro-batch, and padding that none of its captions needs is cut off. Raises
-        UserError for a number below 1.
+        Captions keep their order within a micro-batch, and padding that no caption of the micro-batch needs is cut off.
+        Raises UserError if ``examples`` is below 1.
         """
         if examples < 1:
             raise UserError(f"train.micro_batch_size: {examples} must be at least 1 example")
         count = max(1, -(-len(self.images) // examples))
+        # part: int64[C], the micro-batch of each caption. Of n text-only captions the k-th goes to k * count // n.
         text_only = self.image_index == TEXT_ONLY
         part = torch.where(text_only, (text_only.cumsum(0) - 1) * count // text_only.sum().clamp(min=1), 0)
         part = torch.where(text_only, part, self.image_index // examples)
@@ -132,11 +133,12 @@ class Batch:
         """Two micro-batches; the second is empty if there are fewer than two images."""
         end = len(self.images)
         if end > 1:
-            return self.split(-(-end // 2))
+            first, second = self.split(-(-end // 2))
+            return first, second
         return self, self._part(range(end, end), torch.zeros_like(self.lengths, dtype=torch.bool))
 
     def _part(self, rows: range, chosen: Tensor) -> "Batch":
-        """The images ``rows`` and the captions where bool[C] ``chosen`` is true."""
+        """A micro-batch: the images in ``rows``, and the captions where bool[C] ``chosen`` is true."""
         index, lengths = self.image_index[chosen], self.lengths[chosen]
         span = slice(rows.start, rows.stop)
         return Batch(
@@ -156,12 +158,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with every tensor on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 class Stream(IntEnum):
-    """Uses of randomness keyed by (seed, step, example): each draws its own numbers."""
+    """The uses of randomness that is keyed by (seed, step, example); each use draws its own, independent numbers."""
 
     PARALLEL = 16
     PREFIX = 17
@@ -175,39 +178,39 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class StepKey:
-    """The seed and the optimizer step: with the example, all that the masks and choices of objectives depend on.
+    """The seed and the optimizer step. With the example's key they decide every random mask and choice of an objective.
 
-    So neither the number of ranks nor that of micro-batches, nor where a run was stopped, changes them.
+    Masks and choices therefore do not depend on the number of ranks or micro-batches, nor on where a run was stopped.
     """
 
     seed: int = 0
     step: int = 0
-    """Optimizer steps done before this one."""
+    """Number of optimizer steps before this one."""
 
     def uniform(self, keys: Tensor, count: int, stream: Stream) -> Tensor:
         """float64[K, count] in [0, 1) for int64[K] ``keys``."""
         return keyed_uniform(self.seed, self.step, keys, count, stream)
 
     def chosen(self, keys: Tensor, count: int, size: int, stream: Stream) -> Tensor:
-        """int64[K, size]: for each of int64[K] ``keys``, that many of ``range(count)`` at random, ascending."""
+        """int64[K, size]: for each of int64[K] ``keys`` a random subset of ``range(count)`` of that size, ascending."""
         order = self.uniform(keys, count, stream).argsort(dim=1, stable=True)
         return order[:, :size].sort(dim=1).values
 
 
 @dataclass(frozen=True)
 class TextPattern:
-    """How a decoder reads captions when it is not left to right. Position t of ``Batch.inputs`` is one place."""
+    """How a decoder reads captions other than from left to right, by positions of ``Batch.inputs``."""
 
     visible: Tensor
-    """int64[C]: so many leading inputs may be looked at from everywhere; 0 is causal attention."""
+    """int64[C]: number of leading inputs that every position may attend to; 0 is causal attention."""
     masked: Tensor | None = None
-    """bool[C, T - 1]: inputs that are replaced by the mask embedding; None masks nothing."""
+    """bool[C, T - 1]: true where the input is replaced by the mask embedding; None masks nothing."""
     mask_embedding: Tensor | None = None
-    """float[D], the objective's own; needed with ``masked``."""
+    """float[D]: a parameter of the objective that masks; needed with ``masked``."""
 
 
 class View:
-    """What an objective asks the model to run; equal views run once and objectives share them."""
+    """A pass that an objective asks the model to run; equal views run once and objectives share the result."""
 
 
 @dataclass(frozen=True)
@@ -220,22 +223,22 @@ class TextView(View):
     """The decoder's hidden states at the supervised positions, by a ``TextPattern`` drawn for each batch."""
 
     name: str
-    """``causal`` reads from left to right and has no pattern; any other belongs to the objective that draws it."""
+    """``causal`` reads from left to right and has no pattern; any other view belongs to the objective that draws it."""
 
 
 @dataclass(frozen=True)
 class PatchView(View):
-    """The encoder's tokens of those patches that were drawn for each image: int64[B, K], ascending."""
+    """The encoder's tokens of K patches of each image, drawn for each batch: int64[B, K], ascending."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class ImageView(View):
-    """Embeddings of other pixels than the batch's, drawn for each batch: uint8[K, 3, S, S]."""
+    """Embeddings of images that are made from the batch's, such as crops: uint8[K, 3, S, S], drawn for each batch."""
 
     name: str
-    """``whole`` are the batch's images as they are and nothing is drawn; any other is the drawing objective's."""
+    """``whole``: the batch's images as they are, nothing is drawn. Any other belongs to the objective that draws it."""
 
 
 EMBED = EmbedView()
@@ -243,130 +246,133 @@ CAPTION = TextView("causal")
 WHOLE_IMAGE = ImageView("whole")
 
 KEPT_BY_DROPOUT = PatchView("kept by dropout")
-"""No objective asks for it: what patch dropout leaves of the images in the pass that all but patch views share."""
+"""The patches that survive patch dropout. No objective requests them; the model draws them for its full-image pass."""
 
 ViewInputs = Mapping[View, TextPattern | Tensor]
-"""What was drawn for the views of a batch: a pattern for each text view but ``CAPTION``, patches for each patch view,
-pixels for each image view but ``WHOLE_IMAGE``. All are made by the objective that asks for the view (those of
-``KEPT_BY_DROPOUT`` by the model), keyed by ``StepKey`` and example.
+"""The random inputs of a batch's views: a pattern for each text view but ``CAPTION``, patches for each patch view,
+pixels for each image view but ``WHOLE_IMAGE``. The objective that asks for a view draws its input (the model draws that
+of ``KEPT_BY_DROPOUT``), keyed by ``StepKey`` and example.
 """
 NO_VIEW_INPUTS: ViewInputs = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class VisiblePatches:
-    """What an encoder made of some of the patches of each image."""
+    """An encoder's tokens of some of the patches of each image."""
 
     tokens: Tensor
     """float[B, K, D], without prefix tokens."""
     kept: Tensor
-    """int64[B, K]: which patches these are, in ascending order."""
+    """int64[B, K]: the numbers of these patches, ascending."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Image-text pairs to be fused: each is made where its image is, from texts of any rank or micro-batch."""
+    """Image-text pairs that the decoder reads together. A pair is made on the rank and in the micro-batch of its image;
+    its text may be of any other."""
 
     image_index: Tensor
-    """int64[Q]: row of this batch's images."""
+    """int64[Q]: the row of this micro-batch's images."""
     tokens: Tensor
     """int64[Q, T]: the text, as in ``Batch.tokens``."""
     lengths: Tensor
-    """int64[Q]."""
+    """int64[Q]: as in ``Batch.lengths``."""
     matched: Tensor
     """bool[Q]: whether the text belongs to the image."""
     global_count: Tensor
-    """int64[]: pairs of the whole batch."""
+    """int64[]: number of pairs of all ranks and micro-batches."""
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Widths that the parts of an objective are made for. None: the model has no such part."""
+    """The widths of a model, handed to ``Objective.connect``. A width is None if the model has no such part."""
 
     embedding_width: int
-    """E."""
+    """E, of image and text embeddings alike."""
     patch_width: int
     """D of the encoder's tokens."""
     grid: tuple[int, int]
-    """Rows and columns of patches."""
+    """Rows and columns of patches of an image."""
     decoder_width: int | None
     """D of the decoder's hidden states."""
     vocab_size: int | None
-    """V."""
+    """V, the number of logits at a position."""
     patch_size: tuple[int, int] | None = None
-    """Rows and columns of pixels of a patch; None if the encoder cannot see some patches only."""
+    """Height and width of a patch in pixels; None if the encoder cannot run on a subset of the patches."""
     teacher: "ModelSizes | None" = None
-    """Those of the teacher; None: there is no teacher."""
+    """The widths of the teacher; None without a teacher."""
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What the model made of a batch; a field is None (or empty) when no view asked for it.
+    """The model's results for a micro-batch; a field is None (or empty) if no view asked for it.
 
-    Logits are made where they are needed (``hidden @ head_weight.T``), so that a loss can avoid holding them.
+    There are no logits: a loss makes them where it needs them (``hidden @ head_weight.T``), a chunk at a time if
+    they are many.
     """
 
     image_embedding: Tensor | None = None
     """float32[B, E] (float64 of a float64 model), unit length."""
     text_embedding: Tensor | None = None
-    """float32[C, E], as above."""
+    """float32[C, E] (float64 of a float64 model), unit length."""
     hidden: Mapping[View, Tensor] = field(default_factory=dict)
-    """Of each text view, float[P, D]: decoder states at the positions of ``Batch.target_mask``, row-major, after the
-    last norm."""
+    """For each text view, float[P, D]: the decoder's states after the last norm at the positions of
+    ``Batch.target_mask``, row-major."""
     head_weight: Tensor | None = None
     """float32[V, D]: the output projection that turns ``hidden`` into logits."""
     patches: Mapping[View, VisiblePatches] = field(default_factory=dict)
-    """Of each patch view."""
+    """For each patch view, the encoder's tokens."""
     image_tokens: Tensor | None = None
-    """float[B, N, D]: what the encoder made of the images and the bridge reads."""
+    """float[B, N, D]: the encoder's tokens, as the bridge reads them; kept class and register tokens come first."""
     image_pooled: Tensor | None = None
-    """float[B, Dp]: the image in one vector, if the encoder pools."""
+    """float[B, Dp]: one vector for each image, if the encoder pools."""
     memory: Tensor | None = None
-    """float[B, M, Dm]: what the bridge made of that."""
+    """float[B, M, Dm]: the bridge's memory tokens, which the decoder reads."""
     pairs: Pairs | None = None
-    """What was chosen to be fused, and"""
+    """The image-text pairs that were run through the decoder; see ``fused``."""
     fused: Tensor | None = None
-    """float[Q, D]: the decoder's states at the end of each pair's text."""
+    """float[Q, D]: for each of ``pairs``, the decoder's state at the end token of the text."""
     view_embedding: Mapping[View, Tensor] = field(default_factory=dict)
-    """Of each image view, float32[K, E], unit length."""
+    """For each image view, float32[K, E], unit length."""
     projected: Mapping[View, Tensor] = field(default_factory=dict)
-    """What an objective's own head made of those, float[K, ...]; see ``Objective.project``."""
+    """For each image view, float[K, ...]: the output of an objective's own head; see ``Objective.project``."""
     teacher: "ModelOutput | None" = None
-    """What the teacher made of the same batch, without gradient."""
+    """The teacher's results for the same micro-batch, without gradient."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A named part of a loss, or a figure: a sum over this process's items, and the count over *all* of them.
+    """A part of a loss, or a figure: a sum over the items of one micro-batch and the item count of the *whole* batch.
 
-    All: those of every rank and micro-batch. So the values of all ranks and micro-batches add up to the whole's.
+    The whole batch is that of every rank and micro-batch, so the terms' values add up to the value of the whole batch.
     """
 
     local_sum: Tensor
-    """float32[], with gradient if it is part of a loss."""
+    """float32[]: with gradient if the term is part of a loss."""
     global_count: Tensor
-    """float32[], no gradient."""
+    """float32[]: without gradient."""
     weight: float = 1.0
+    """Factor of the term in the total loss."""
     of_tokens: bool = False
-    """Whether it is the negative log-likelihood of tokens, so that ``exp(value)`` of the whole is a perplexity."""
+    """True for a negative log-likelihood of tokens: ``exp(value)`` of the whole batch is then a perplexity."""
 
     @property
     def value(self) -> Tensor:
-        """float32[]: the share that these items have in the mean, unweighted."""
+        """float32[]: what these items add to the mean over the whole batch, without the weight."""
         return self.local_sum / self.global_count
 
     @property
     def weighted(self) -> Tensor:
-        """float32[]: the share of these items in the total loss."""
+        """float32[]: what these items add to the total loss."""
         return self.weight * self.value
 
     def detached(self) -> "Term":
-        """The same without gradient."""
+        """The same term without gradient."""
         return replace(self, local_sum=self.local_sum.detach())
 
 
 class Diagnosis(Protocol):
-    """Sums for the figures that are made at some steps only; see ``mmlm/training/diagnosis.py``."""
+    """Sums that are made at some steps only, for the figures in ``mmlm/training/diagnosis.py``."""
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -384,16 +390,17 @@ class Diagnosis(Protocol):
 
 @dataclass(frozen=True)
 class Loss:
-    """Named terms and figures of one micro-batch (or, joined, of all of a rank's). ``total`` is differentiated.
+    """The terms and figures of one micro-batch or, after ``joined``, of all micro-batches of a rank.
 
-    Gradients of ``total`` are *summed* over micro-batches and ranks: each term is a local sum over a global count.
+    The backward pass starts at ``total``. Its gradients are *summed* over micro-batches and ranks, never averaged: each
+    term is a local sum over a global count.
     """
 
     terms: Mapping[str, Term]
     figures: Mapping[str, Term] = field(default_factory=dict)
-    """Without gradient: values worth watching (temperature, accuracy), by name."""
+    """Values to watch, such as temperature and accuracy, by name; without gradient."""
     diagnosis: Diagnosis | None = None
-    """Sums for the figures that are made at some steps only."""
+    """Sums of the steps that are diagnosed; None at any other step."""
 
     @property
     def total(self) -> Tensor:
@@ -401,7 +408,7 @@ class Loss:
         return torch.stack([term.weighted for term in self.terms.values()]).sum()
 
     def by_objective(self) -> dict[str, Tensor]:
-        """float32[]: each objective's share of ``total``, by its name: the first word of those of its terms."""
+        """float32[] for each objective: its share of ``total``. A term is named ``objective`` or ``objective/part``."""
         totals: dict[str, Tensor] = {}
         for label, term in self.terms.items():
             name = label.partition("/")[0]
@@ -410,7 +417,7 @@ class Loss:
 
     @classmethod
     def joined(cls, losses: Sequence["Loss"]) -> "Loss":
-        """The loss of all micro-batches, without gradient."""
+        """The sum of the losses of all micro-batches of a rank, without gradient."""
         terms = {name: _joined([loss.terms[name] for loss in losses]) for name in losses[0].terms}
         figures = {name: _joined([loss.figures[name] for loss in losses]) for name in losses[0].figures}
         diagnosed = [loss.diagnosis for loss in losses if loss.diagnosis is not None]

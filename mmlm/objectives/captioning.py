@@ -1,4 +1,4 @@
-"""Captioning: cross-entropy of each next token."""
+"""Captioning: cross-entropy of each next token of a caption, given the image."""
 
 from torch import Tensor
 
@@ -13,17 +13,17 @@ class Captioning(TokenPrediction):
 
         loss = - sum_{c, t} log p(target[c, t] | inputs[c, <= t], image) / number of real targets of all ranks
 
-    Every real token weighs the same, whatever caption or rank it is in; the paper sums over a caption's tokens and
-    averages over captions. Logits exist at real positions only, and never all at once if they are many.
+    Every real token has the same weight, whatever caption or rank it is in; the paper sums over a caption's tokens and
+    averages over captions. Logits are made at real positions only, and in chunks if they are many.
 
     Args:
         label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
-        captions: ``all``, or those ``with_image``: text-only captions are then left to another objective, such as
+        captions: ``all``, or only those ``with_image``, which leaves text-only captions to another objective such as
             ``LanguageModelling``.
-        kernel: what computes the loss. ``auto``: on a CUDA device Liger or Cut Cross-Entropy if one is installed, else
-            our own ``chunked``, as on a CPU. ``chunked``, ``liger`` and ``cut`` insist.
-        chunk_rows: tokens whose logits the chunked kernel holds at once (``auto`` then takes it); null is as many as
-            fit in 64 MB.
+        kernel: what computes the loss. ``auto``: on a CUDA device Liger or Cut Cross-Entropy if one of them is
+            installed, else our own ``chunked``, as on a CPU. ``chunked``, ``liger`` and ``cut`` are taken in any case.
+        chunk_rows: number of tokens whose logits the chunked kernel holds at once (a number makes ``auto`` take the
+            chunked kernel); null is as many as fit in 64 MB.
 
     Raises:
         UserError: a setting out of its range, or a kernel that is not installed or cannot do this.
@@ -43,9 +43,9 @@ class Captioning(TokenPrediction):
         self.captions, self.kernel, self.chunk_rows = captions, kernel, chunk_rows
 
     def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C, T - 1]: the real targets of the captions that count."""
+        """bool[C, T - 1]: true at the real targets of the captions that count."""
         return batch.target_mask & counted(batch, self.captions)[:, None]
 
     def cross_entropy(self, hidden: Tensor, head_weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """By the kernel that was chosen."""
+        """See ``TokenPrediction``; computed by ``kernel``."""
         return token_cross_entropy(hidden, head_weight, wanted, self.label_smoothing, self.kernel, self.chunk_rows)

@@ -1,4 +1,4 @@
-"""InfoNCE between images and texts, with several positives a row."""
+"""InfoNCE between images and texts, with several positives per row."""
 
 import math
 
@@ -12,6 +12,7 @@ from mmlm.objectives.kernels.tiled import cross_entropies
 from mmlm.objectives.objective import Comparison
 from mmlm.objectives.shared.candidates import Candidates, Positives
 from mmlm.objectives.shared.keys import Keys
+from mmlm.objectives.shared.token_prediction import check_label_smoothing
 
 
 class InfoNCE(Comparison):
@@ -23,22 +24,25 @@ class InfoNCE(Comparison):
         text_to_image = - mean_c  sum_b p[b, c] / sum_b' p[b', c] * log_softmax_b(s[:, c])[b]
         loss          = (image_to_text + text_to_image) / 2
 
-    Several captions of one image are its positives; so are, unless ``positives`` says otherwise, captions of equal text
-    and of its concept (soft targets as in UniCL, arXiv:2204.03610). Text-only captions and images without a caption
-    take no part. ``label_smoothing`` spreads that share of each row's target evenly over the row.
+    All captions of an image are its positives. Unless ``positives`` says otherwise, so are captions of equal text and
+    captions of its concept (soft targets as in UniCL, arXiv:2204.03610). Text-only captions and images without a
+    caption take no part. ``label_smoothing`` spreads that share of each row's target evenly over the row.
 
     Similarities are computed in tiles and never held as a whole; see ``mmlm/objectives/kernels/tiled.py``. Over W ranks
-    the local images are compared with every rank's texts, which serves both directions; terms are local sums over
-    global counts, so the result does not depend on W.
+    each rank compares its own images with the texts of all ranks, for both directions. Terms are local sums over global
+    counts, so the result does not depend on W.
 
     Args:
-        temperature: initial softmax temperature, 1 / exp(log_scale).
+        temperature: initial softmax temperature, that is 1 / exp(log_scale).
         learned_temperature: train ``log_scale``, which is kept in [0, ln ``max_scale``].
         max_scale: upper bound of exp(log_scale) (100 in CLIP).
         label_smoothing: share of the target spread over the row, in [0, 1).
-        positives: ``own``: an image's own captions only, all others are negatives; with one caption an image this is
-            CLIP. ``text``: also captions of other images whose text one of its own captions has. ``concept``: also
+        positives: ``own``: an image's own captions only, all others are negatives; with one caption per image this is
+            CLIP. ``text``: also captions of other images that have the text of one of its own. ``concept``: also
             captions of its concept.
+
+    Raises:
+        UserError: a temperature or label smoothing out of its range.
     """
 
     views = frozenset({EMBED})
@@ -54,17 +58,16 @@ class InfoNCE(Comparison):
         super().__init__()
         if not 1 / max_scale <= temperature <= 1:
             raise UserError(f"temperature: {temperature} must lie in [1 / max_scale, 1] = [{1 / max_scale:g}, 1]")
-        if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
+        check_label_smoothing(label_smoothing)
         scale = torch.tensor(math.log(1 / temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=learned_temperature)
         self.max_scale, self.label_smoothing, self.positives = max_scale, label_smoothing, positives
 
     def scale(self) -> Tensor:
-        """float32[]: what similarities are multiplied by.
+        """float32[]: exp(log_scale), the factor of the similarities.
 
-        The parameter itself is clamped (as CLIP's authors do after a step): a clamp in the graph has gradient 0 beyond
-        the bound, and a temperature that once overshot would never come back.
+        The parameter itself is clamped, as CLIP's authors do after a step. A clamp in the graph would have gradient 0
+        beyond the bound, and a temperature that once overshot would never come back.
         """
         with torch.no_grad():
             self.logit_scale.clamp_(0, math.log(self.max_scale))
@@ -77,9 +80,10 @@ class InfoNCE(Comparison):
         scale = self.scale()
         rows, columns, correct = cross_entropies(own, everyone, scale, candidates.positive, self.label_smoothing)
         num_image = sum_over_ranks(torch.full_like(scale, len(own))).clamp(min=1)
-        # One term: both directions over their own counts, brought to one count so that a term stays sum / count.
+        # Each direction is a mean over its own count, images or texts. To be one term, which is a sum over one count,
+        # the sum over texts is scaled from the texts' count to the images'.
         of_texts = columns[candidates.own].sum() * num_image / max(1, len(everyone))
-        # The temperature is a mean over images too, so that the shares of all ranks add up to it.
+        # A figure is a sum over a count too: as a mean over images, the ranks' temperatures add up to the temperature.
         temperature = len(own) / scale.detach()
         return Loss(
             {"contrastive": Term((rows.sum() + of_texts) / 2, num_image)},

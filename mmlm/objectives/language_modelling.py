@@ -11,13 +11,13 @@ class LanguageModelling(TokenPrediction):
 
         loss = - sum_{c without image, t} log p(target[c, t] | inputs[c, <= t]) / number of these targets of all ranks
 
-    It keeps a decoder a language model while it learns to caption, as text-only documents do in SimVLM
-    (arXiv:2108.10904; there with its prefix loss). It shares the pass of ``Captioning``, which by default counts
-    text-only captions as well, each token as much as any other; ``captions="with_image"`` leaves them to this objective
-    and its weight. A step whose batch has no text-only caption has a loss of 0.
+    The decoder stays a language model while it learns to caption, as with the text-only documents of SimVLM
+    (arXiv:2108.10904; there with the prefix loss). The objective shares the pass of ``Captioning``, which by default
+    counts text-only captions too, with the weight of any other token; ``captions="with_image"`` there leaves them to
+    this objective and its own weight. The loss is 0 at a step whose batch has no text-only caption.
 
     Args:
-        label_smoothing: as in arXiv:1512.00567.
+        label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
 
     Raises:
         UserError: a smoothing out of range.
@@ -26,5 +26,5 @@ class LanguageModelling(TokenPrediction):
     view, term = CAPTION, "language_modelling"
 
     def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C, T - 1]: the targets of text-only captions."""
+        """bool[C, T - 1]: true at the targets of text-only captions."""
         return batch.target_mask & (batch.image_index == TEXT_ONLY)[:, None]

@@ -1,15 +1,25 @@
-"""What an objective is, and sums of several.
+"""The contract of an objective, and of its two kinds that need the embeddings of the whole batch.
 
-The loss of a step is that of the *whole* batch: of all micro-batches of all ranks. An objective sees one micro-batch
-at a time, and in a ``BatchTotals`` what it has to know of the others; see ``mmlm/training/train_step.py``.
+The loss of a step is that of the *whole* batch: all micro-batches of all ranks. An objective sees one micro-batch at a
+time; a ``BatchTotals`` tells it what it has to know of the others (see ``mmlm/training/train_step.py``).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, Pairs, StepKey, View, ViewInputs
 from mmlm.objectives.shared.keys import Keys
+
+_Value = TypeVar("_Value")
+
+
+def required(value: _Value | None, name: str) -> _Value:
+    """The field ``name`` of a ``ModelOutput``, without None. RuntimeError if the model did not make it."""
+    if value is None:
+        raise RuntimeError(f"an objective needs the model's {name}, which no view made: this is a bug of mmlm")
+    return value
 
 
 class Objective(nn.Module):
@@ -20,69 +30,76 @@ class Objective(nn.Module):
     """
 
     views: frozenset[View] = frozenset()
-    """What the model has to run."""
+    """The passes that the model has to run."""
     needs_teacher = False
-    """Whether ``ModelOutput.teacher`` is needed."""
+    """True if ``forward`` reads ``ModelOutput.teacher``."""
     needs_average = False
-    """Whether the teacher has to be the moving average of the model and of this objective."""
+    """True if the teacher has to be the moving average of the model and of this objective's own parameters."""
 
     @property
     def teacher_views(self) -> frozenset[View]:
-        """What the teacher has to run: the same views, unless a subclass says otherwise."""
+        """The passes that the teacher has to run: those of the student, unless a subclass says otherwise."""
         return self.views if self.needs_teacher else frozenset()
 
     def connect(self, sizes: ModelSizes) -> None:
-        """Makes the parts whose widths are the model's, once, before training. Raises UserError if it lacks them."""
+        """Called once, before training: makes the parts whose widths depend on the model.
+
+        Raises UserError if the model lacks what the objective reads.
+        """
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
-        """What is random about its views, for this micro-batch; keyed by ``moment`` and example."""
+        """The random inputs of its views for this micro-batch; drawn by ``step_key`` and example."""
         return {}
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """int64[] by name: the items of this micro-batch in each sum."""
+        """int64[] for each sum, by name: the number of items of this micro-batch."""
         return {}
 
     def project(self, output: ModelOutput) -> ModelOutput:
-        """``output`` with ``projected`` filled in by heads of its own; an averaged teacher runs the average of them."""
+        """``output`` with ``projected`` filled in by the objective's heads; an averaged teacher has averaged heads."""
         return output
 
     def finish(self) -> None:
-        """Called once all micro-batches of a step are differentiated, on every rank: for a mean that is kept of them.
+        """Called once a step on every rank, after the backward pass of the last micro-batch: updates running means.
 
-        A rank with fewer micro-batches than another calls it once too, so it may reduce over ranks.
+        It may reduce over ranks: a rank with fewer micro-batches than another calls it exactly once too.
         """
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
-        """The loss of a micro-batch; ``counts`` float[] are those of the whole batch, at least 1."""
+        """The loss of a micro-batch; ``counts`` float[], at least 1 each, are those of the whole batch."""
         raise NotImplementedError
 
 
 class Comparison(Objective):
-    """A loss that compares images with texts across the whole batch, and sees nothing of them but embeddings."""
+    """A loss that compares images with texts across the whole batch and reads nothing but their embeddings."""
 
     def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
-        """All of this rank's image embeddings float32[B, E] and text embeddings float32[C, E] -> its share of the loss.
+        """All of this rank's image embeddings float32[B, E] and text embeddings float32[C, E] -> the rank's loss.
 
-        Embeddings of other ranks are gathered here; the counts of the terms are global.
+        It gathers the embeddings of the other ranks itself; the counts of its terms are those of all ranks.
         """
         raise NotImplementedError
 
     def compare_with_teacher(self, embedded: ModelOutput, keys: Keys) -> Loss:
-        """As ``compare``, for a subclass that compares with the teacher too: both embeddings, its own and those of
-        ``embedded.teacher`` (if any objective of the step needs one), and no other field."""
-        return self.compare(embedded.image_embedding, embedded.text_embedding, keys)
+        """Called in place of ``compare``; overridden by a comparison that also reads the teacher's embeddings.
+
+        ``embedded`` has the image and text embeddings, ``embedded.teacher`` those of the teacher (if any objective of
+        the step needs a teacher); all other fields are empty.
+        """
+        image = required(embedded.image_embedding, "image_embedding")
+        return self.compare(image, required(embedded.text_embedding, "text_embedding"), keys)
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
-        """The loss of a rank's only micro-batch."""
+        """The loss of a rank's only micro-batch; with several, ``WeightedSum.compare`` is called instead."""
         return self.compare_with_teacher(output, Keys.of(batch))
 
 
 class FusionObjective(Objective):
-    """A loss on pairs of image and text that are chosen by the embeddings of the whole batch."""
+    """A loss on image-text pairs that are chosen by the embeddings of the whole batch and then read by the decoder."""
 
     pairs_per_image: int
-    """About how many are fused for an image with one caption; what a step costs depends on it."""
+    """About how many pairs an image with one caption is in; the cost of a step depends on it."""
 
     def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step_key: StepKey) -> tuple[Pairs, ...]:
-        """All of a rank's embeddings (no gradient), in the order of its ``batches`` -> the pairs that each makes."""
+        """All of a rank's embeddings (no gradient), in the order of its micro-batches -> the pairs of each of them."""
         raise NotImplementedError

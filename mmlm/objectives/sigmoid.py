@@ -1,15 +1,16 @@
-"""The sigmoid loss between images and texts: every pair is a yes-or-no question of its own."""
+"""The sigmoid loss between images and texts: a binary classification of every pair."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from mmlm.core.distributed import gather, sum_over_ranks
 from mmlm.core.errors import UserError
 from mmlm.core.flow import EMBED, Loss, Term
+from mmlm.objectives.kernels.gradients_in_forward import SavingContext
 from mmlm.objectives.kernels.tiled import TILE, BestPositive, PositiveTile, add_product, hits_of, product, tiles
 from mmlm.objectives.objective import Comparison
 from mmlm.objectives.shared.candidates import Candidates, Positives
@@ -21,17 +22,17 @@ class Sigmoid(Comparison):
 
         loss = - 1 / |images| * sum_{b, c} log sigmoid(z[b, c] * (exp(log_scale) * image[b] . text[c] + bias))
 
-    with ``z[b, c] = 1`` for positives and -1 for all others. The paper has one text an image and one positive a row;
-    here equal concepts and equal texts are positives too unless ``positives`` says otherwise, as in ``InfoNCE``.
+    with ``z[b, c] = 1`` for positives and -1 for all other pairs. The paper has one text per image and one positive per
+    row; here equal concepts and equal texts are positives too unless ``positives`` says otherwise, as in ``InfoNCE``.
     Text-only captions and images without a caption take no part.
 
-    Each pair is computed once, where its image is, in tiles that are given up at once: the gradients are made in the
-    forward pass. The result does not depend on the number of ranks.
+    Each pair is computed once, on the rank that has its image, in tiles that are dropped at once: the gradients are
+    made in the forward pass. The result does not depend on the number of ranks.
 
     Args:
-        temperature: initial 1 / exp(log_scale), which is not bounded.
+        temperature: initial value of 1 / exp(log_scale), which has no bounds later.
         learned_temperature: train ``log_scale``.
-        bias: initial bias. -10 makes all pairs negatives at first, as nearly all of them are.
+        bias: initial bias. -10 (the paper's) predicts every pair to be a negative at first, as nearly all pairs are.
         learned_bias: train the bias.
         positives: ``concept``, ``text`` or ``own``; see ``InfoNCE``.
     """
@@ -80,7 +81,7 @@ class Sigmoid(Comparison):
 def sigmoid_sum(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, positive: PositiveTile, tile: int = TILE
 ) -> tuple[Tensor, Tensor]:
-    """The sum over all pairs of ``- log sigmoid(z * (scale * image @ text.T + bias))``, z being 1 or -1.
+    """The sum over all pairs of ``- log sigmoid(z * (scale * image @ text.T + bias))``; z is 1 for a positive, else -1.
 
     Computed in at least float32, also under autocast.
 
@@ -89,11 +90,11 @@ def sigmoid_sum(
         text: float[N, E].
         scale: float[].
         bias: float[].
-        positive: tiles of who is whose positive, bool[n, N] as a whole.
+        positive: makes tiles of the matrix of positives, bool[n, N].
         tile: rows and columns of a tile.
 
     Returns:
-        float[], and bool[n] whether the largest of a row is a positive, as in ``cross_entropies``.
+        The sum float[]; and bool[n], true for rows whose largest entry is a positive, as in ``cross_entropies``.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
     needed = torch.is_grad_enabled() and any(one.requires_grad for one in (image, text, scale, bias))
@@ -102,11 +103,12 @@ def sigmoid_sum(
 
 
 class _SigmoidSum(torch.autograd.Function):
-    """See ``sigmoid_sum``. With p the sigmoid of a logit, its gradient is p - 1 for a positive and p for any other."""
+    """The autograd function of ``sigmoid_sum``. The gradient of a logit is p - 1 for a positive and p for any other
+    pair, where p is the sigmoid of the logit."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: SavingContext,
         image: Tensor,
         text: Tensor,
         scale: Tensor,
@@ -120,10 +122,11 @@ class _SigmoidSum(torch.autograd.Function):
         for i, j in tiles(len(image), len(text), tile):
             logits, hits = product(scaled[i], text[j].T).add_(bias), hits_of(positive(i, j))
             best.add(i, logits, hits)
-            logits[hits] *= -1
+            logits[hits] *= -1  # -z * logit: the loss of every pair is its softplus
             total += F.softplus(logits).sum()
             if not needed:
                 continue
+            # Of a positive, whose logit has changed sign: -sigmoid(-logit) = p - 1.
             change = logits.sigmoid_()
             change[hits] *= -1
             add_product(of_image[i], change, text[j])
@@ -137,5 +140,5 @@ class _SigmoidSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, of_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: SavingContext, of_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return *(of_total * gradient for gradient in ctx.saved_tensors), None, None, None

@@ -1,8 +1,15 @@
-"""Several objectives as one loss, and what a micro-batch has to know of the whole batch."""
+"""Several objectives as one loss, exact over micro-batches.
+
+A comparison needs the embeddings of the whole batch at once, which do not fit into memory with their graphs. Its
+gradients are made as in GradCache (arXiv:2101.06983), in two passes: the first embeds all micro-batches without a graph
+and differentiates the comparison with respect to the embeddings (``WeightedSum.compare``); the second runs each
+micro-batch with its graph and backpropagates its slice of those gradients (``CachedGradients.inject``).
+"""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -23,37 +30,43 @@ from mmlm.core.flow import (
     View,
     ViewInputs,
 )
-from mmlm.objectives.objective import Comparison, FusionObjective, Objective
+from mmlm.objectives.objective import Comparison, FusionObjective, Objective, required
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weights import Weight, WeightSchedule
 
 
 @dataclass(frozen=True)
 class CachedGradients:
-    """A term of a comparison whose gradients with respect to the embeddings are known already."""
+    """GradCache: a term of a comparison with its gradients with respect to the embeddings.
+
+    Made once for all micro-batches of a rank; each micro-batch backpropagates its slice.
+    """
 
     term: Term
-    """Value and count; the value is all in the first micro-batch, and 0 in the others."""
+    """Value and count, without gradient. Micro-batch 0 has the whole value, the others 0, so that they add up to it."""
     image_gradient: Tensor
-    """float32[B, E]: of ``local_sum`` with respect to the image embeddings of this micro-batch."""
+    """float32[B, E]: gradient of ``term.local_sum`` with respect to the image embeddings."""
     text_gradient: Tensor
-    """float32[C, E]."""
+    """float32[C, E]: gradient with respect to the text embeddings."""
     parameter_gradients: Mapping[str, Tensor]
-    """With respect to the objective's own parameters; all in the first micro-batch, and 0 in the others, which data
-    parallelism waits for there too."""
+    """Gradients with respect to the objective's own parameters, by name. Micro-batch 0 has all of them, the others
+    zeros: data parallelism waits for a gradient of every parameter in every backward pass."""
 
     def inject(self, output: ModelOutput, objective: nn.Module) -> Term:
-        """The term with a graph: its gradients are the known ones, carried on into what made the embeddings."""
-        carrier = (output.image_embedding * self.image_gradient).sum()
-        carrier = carrier + (output.text_embedding * self.text_gradient).sum()
+        """The term with a graph: its value is the cached one, and its backward pass feeds the cached gradients into the
+        embeddings of ``output`` and the parameters of ``objective``."""
+        # d/dx of sum(x * g) is g: whatever x is now, backward hands on the cached gradient.
+        carrier = (required(output.image_embedding, "image_embedding") * self.image_gradient).sum()
+        carrier = carrier + (required(output.text_embedding, "text_embedding") * self.text_gradient).sum()
         for name, parameter in objective.named_parameters():
             if name in self.parameter_gradients:
                 carrier = carrier + (parameter * self.parameter_gradients[name]).sum()
+        # The carrier's own value is meaningless: swap it for the term's without touching the gradient.
         local_sum = carrier + (self.term.local_sum - carrier).detach()
         return Term(local_sum, self.term.global_count, self.term.weight)
 
     def for_micro_batch(self, number: int, images: Sequence[int], texts: Sequence[int]) -> "CachedGradients":
-        """That of micro-batch ``number``, of so many ``images`` and ``texts`` each; this is that of all of them."""
+        """The slice for micro-batch ``number``; micro-batch i has ``images[i]`` images and ``texts[i]`` texts."""
         return CachedGradients(
             _only_first(number, self.term),
             self.image_gradient.split(images)[number],
@@ -63,41 +76,42 @@ class CachedGradients:
 
 
 def _only_first(number: int, term: Term) -> Term:
-    """The term in micro-batch 0, nothing in the others: so they add up to it."""
+    """The term for micro-batch 0 and a sum of 0 for the others, so that all of them add up to the term."""
     return replace(term, local_sum=torch.zeros_like(term.local_sum)) if number else term
 
 
 def _differentiated(term: Term, image: Tensor, text: Tensor, objective: nn.Module) -> CachedGradients:
-    """The gradients of a term of a comparison of these embeddings."""
+    """``term`` with its gradients with respect to the embeddings and the trainable parameters of ``objective``."""
     parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
     inputs = [image, text, *parameters.values()]
-    gradients = torch.autograd.grad(term.local_sum, inputs, retain_graph=True, materialize_grads=True)
-    return CachedGradients(term.detached(), *gradients[:2], dict(zip(parameters, gradients[2:], strict=True)))
+    # The graph is kept: the terms of one comparison share it, and each is differentiated by itself.
+    of_image, of_text, *others = torch.autograd.grad(term.local_sum, inputs, retain_graph=True, materialize_grads=True)
+    return CachedGradients(term.detached(), of_image, of_text, dict(zip(parameters, others, strict=True)))
 
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """What one micro-batch has to know of the whole batch."""
+    """The facts about the whole batch that one micro-batch needs for its loss."""
 
     counts: Mapping[str, Mapping[str, Tensor]]
-    """float[] of the whole batch, by objective and by the objective's own names."""
+    """float[]: item counts of the whole batch, by objective and by the objective's own names."""
     pairs: Pairs | None = None
-    """Pairs to be fused from this micro-batch's images; None if they have not been chosen yet, or none are needed."""
+    """The image-text pairs of this micro-batch; None if no objective needs pairs, or before they are chosen."""
     cached_gradients: Mapping[str, Mapping[str, CachedGradients]] = field(default_factory=dict)
-    """Of comparisons, by objective and term, if the rank has several micro-batches."""
+    """Terms of the comparisons, by objective and term; empty if the rank has one micro-batch only."""
     figures: Mapping[str, Mapping[str, Term]] = field(default_factory=dict)
-    """Likewise of their figures."""
+    """Figures of the comparisons without gradient, by objective and name; empty as above."""
 
 
 class WeightedSum(nn.Module):
-    """Several objectives: ``total = sum_i weights[i] * loss_i``. Terms carry their objective's name.
+    """Several objectives: ``total = sum_i weights[i] * loss_i``. A term is named after its objective.
 
     A weight is a number or a schedule over the steps (``mmlm.objectives.weights``). An objective of weight 0 is left
-    out altogether; one whose weight is 0 at some step is not computed in it.
+    out altogether; one whose scheduled weight is 0 at a step is not computed at that step.
 
     Raises:
-        UserError: a weight without objective or the other way round, a negative or infinite weight, none positive, two
-            objectives that choose pairs, or two that draw for one text view.
+        UserError: a weight without its objective or an objective without its weight, a negative or infinite weight, no
+            positive weight, two objectives that choose pairs, or two that draw for one text view.
     """
 
     def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, Weight]) -> None:
@@ -112,78 +126,86 @@ class WeightedSum(nn.Module):
         if not self.weights:
             raise UserError("objective.weights: every weight is 0, so there is nothing to train; make one positive")
         self.objectives = nn.ModuleDict({name: objectives[name] for name in self.weights})
-        fusions = [name for name, part in self.objectives.items() if isinstance(part, FusionObjective)]
+        parts = self._parts()
+        fusions = {name: part for name, part in parts.items() if isinstance(part, FusionObjective)}
         if len(fusions) > 1:
             raise UserError(f"objective.objectives: {' and '.join(fusions)} both choose pairs; take one of them")
-        for view in {view for part in self.objectives.values() for view in part.views if isinstance(view, TextView)}:
-            drawing = [name for name, part in self.objectives.items() if view in part.views and view != CAPTION]
+        # A text view runs once with one pattern: two objectives that draw one each would overwrite each other.
+        for view in {view for part in parts.values() for view in part.views if isinstance(view, TextView)}:
+            drawing = [name for name, part in parts.items() if view in part.views and view != CAPTION]
             if len(drawing) > 1:
                 both = " and ".join(drawing)
                 raise UserError(f"objective.objectives: {both} both draw how captions are read; take one of them")
-        self.views = frozenset().union(*(part.views for part in self.objectives.values()))
-        self.needs_teacher = any(part.needs_teacher for part in self.objectives.values())
-        self.pairs_per_image = sum(self.objectives[name].pairs_per_image for name in fusions)
+        self.views: frozenset[View] = frozenset().union(*(part.views for part in parts.values()))
+        self.needs_teacher = any(part.needs_teacher for part in parts.values())
+        self.pairs_per_image = sum(part.pairs_per_image for part in fusions.values())
+
+    def _parts(self) -> dict[str, Objective]:
+        """The objectives by name; ``ModuleDict`` knows them as modules only."""
+        return {name: cast(Objective, part) for name, part in self.objectives.items()}
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``."""
-        for part in self.objectives.values():
+        for part in self._parts().values():
             part.connect(sizes)
 
     def weights_at(self, step: int) -> dict[str, float]:
-        """The weight of each objective that has one above 0 at an optimizer step."""
+        """The weights above 0 at an optimizer step, by objective."""
         given = self.weights.items()
         weights = {name: weight(step) if isinstance(weight, WeightSchedule) else weight for name, weight in given}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
     def active(self, step: int) -> dict[str, Objective]:
-        """The objectives that are computed at an optimizer step."""
-        return {name: self.objectives[name] for name in self.weights_at(step)}
+        """The objectives that are computed at an optimizer step: those of a weight above 0."""
+        parts = self._parts()
+        return {name: parts[name] for name in self.weights_at(step)}
 
     def views_at(self, step: int) -> frozenset[View]:
-        """What the model has to run at an optimizer step."""
+        """The passes that the model has to run at an optimizer step."""
         return frozenset().union(*(part.views for part in self.active(step).values()))
 
     def teacher_views_at(self, step: int, known: Collection[str] = ()) -> frozenset[View]:
-        """What the teacher has to run at an optimizer step, for all objectives but ``known``; it may be nothing."""
+        """The passes that the teacher has to run at an optimizer step, for all objectives but ``known``; maybe none."""
         return frozenset().union(*(part.teacher_views for name, part in self.active(step).items() if name not in known))
 
     def project(self, output: ModelOutput, step: int) -> ModelOutput:
-        """See ``Objective``; by every objective of an optimizer step."""
+        """See ``Objective``; every objective of the optimizer step adds its own projections."""
         for part in self.active(step).values():
             output = part.project(output)
         return output
 
     def finish(self, step: int) -> None:
-        """See ``Objective``; of every objective of an optimizer step."""
+        """See ``Objective``; called for every objective of the optimizer step."""
         for part in self.active(step).values():
             part.finish()
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
-        """What is random about the views of an optimizer step."""
+        """The random inputs of all views of an optimizer step, for one micro-batch."""
         drawn: dict[View, TextPattern | Tensor] = {}
         for part in self.active(step_key.step).values():
             drawn |= part.draw(batch, step_key)
         return drawn
 
     def comparisons(self, step: int) -> dict[str, Comparison]:
-        """Those that compare across the whole batch."""
+        """The objectives that compare across the whole batch, by name."""
         return {name: part for name, part in self.active(step).items() if isinstance(part, Comparison)}
 
     def fusion(self, step: int) -> FusionObjective | None:
-        """The one that chooses pairs, if there is one."""
+        """The objective that chooses image-text pairs, if there is one."""
         return next((part for part in self.active(step).values() if isinstance(part, FusionObjective)), None)
 
     def needs_two_passes(self, step: int) -> bool:
-        """Whether several micro-batches have to be embedded before the first of them is differentiated."""
+        """True if all micro-batches have to be embedded before the backward pass of the first one."""
         return bool(self.comparisons(step)) or self.fusion(step) is not None
 
     def compare(
         self, image: Tensor, text: Tensor, batches: Sequence[Batch], step: int, teacher: ModelOutput | None = None
     ) -> tuple[BatchTotals, ...]:
-        """All comparisons, differentiated: what each micro-batch has to know of them (and no counts).
+        """The first pass of GradCache: differentiates all comparisons; returns each micro-batch's slice (no counts).
 
-        ``image`` float32[B, E] and ``text`` float32[C, E] are this rank's embeddings, in the order of ``batches``;
-        ``teacher`` has those of the teacher.
+        ``image`` float32[B, E] and ``text`` float32[C, E] are the embeddings of all of this rank's micro-batches, in
+        the order of ``batches``; ``teacher`` has the teacher's embeddings. Every rank has to call this at the same
+        point.
         """
         keys = Keys.of(*batches)
         images, texts = [len(batch.image_concept) for batch in batches], [len(batch.lengths) for batch in batches]
@@ -191,6 +213,7 @@ class WeightedSum(nn.Module):
         figures: list[dict[str, dict[str, Term]]] = [{} for _ in batches]
         for name, part in self.comparisons(step).items():
             with torch.enable_grad():
+                # New leaves: the graph of the comparison ends at the embeddings, which were made without a graph.
                 image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
                 loss = part.compare_with_teacher(ModelOutput(image, text, teacher=teacher), keys)
             found = {key: _differentiated(term, image, text, part) for key, term in loss.terms.items()}
@@ -200,12 +223,13 @@ class WeightedSum(nn.Module):
         return tuple(BatchTotals({}, None, *both) for both in zip(cached_gradients, figures, strict=True))
 
     def count(self, batches: Sequence[Batch], step_key: StepKey) -> BatchTotals:
-        """Items of all micro-batches and ranks, in one reduction."""
+        """The item counts of all objectives over all micro-batches and ranks, by a single reduction."""
         parts = self.active(step_key.step)
         local = [{name: part.counts(batch, step_key) for name, part in parts.items()} for batch in batches]
         keys = [(name, key) for name, counts in local[0].items() for key in counts]
         if not keys:
             return BatchTotals({name: {} for name in parts})
+        # float64 holds every count up to 2**53 exactly; at least 1 keeps an empty sum at 0 instead of 0 / 0.
         sums = [torch.stack([counts[name][key].double() for counts in local]).sum() for name, key in keys]
         totals = sum_over_ranks(torch.stack(sums)).clamp(min=1)
         found: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
@@ -214,8 +238,9 @@ class WeightedSum(nn.Module):
         return BatchTotals(found)
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, totals: BatchTotals) -> Loss:
-        """Every objective's terms, weighted, and its figures."""
-        terms, figures = {}, {}
+        """The terms of every objective, weighted, and its figures, for one micro-batch."""
+        terms: dict[str, Term] = {}
+        figures: dict[str, Term] = {}
         weights = self.weights_at(step_key.step)
         for name, objective in self.active(step_key.step).items():
             if name in totals.cached_gradients:

@@ -1,8 +1,8 @@
-"""GPU kernels of other packages for the cross-entropy of a linear layer, and the choice of one.
+"""GPU kernels of optional packages for the cross-entropy of a linear layer, and the choice among them.
 
 - Liger (``liger-kernel``, arXiv:2410.10989): chunks of rows, gradients made in the forward pass.
-- Cut Cross-Entropy (``cut-cross-entropy``, arXiv:2411.09009): logits live in registers only; the backward pass makes
-  them again. Its ``cce_exact``, which drops no small gradients and sums in float32.
+- Cut Cross-Entropy (``cut-cross-entropy``, arXiv:2411.09009): logits live in on-chip memory only; the backward pass
+  computes them again. We use its variant ``cce_exact``, which drops no small gradients and sums in float32.
 """
 
 from importlib import metadata
@@ -15,13 +15,14 @@ from mmlm.core.errors import UserError
 from mmlm.objectives.kernels.gradients_in_forward import LossAndGradients, NeededGradients
 
 IGNORED = -100
-"""Target of a row without loss."""
+"""The target of a row that has no loss."""
 Chosen = Literal["chunked", "liger", "cut"]
+"""The kernels there are; ``chunked`` is our own."""
 Kernel = Literal["auto", "chunked", "liger", "cut"]
 """``auto``: chunked on a CPU; on a CUDA device Liger if it is installed, else Cut Cross-Entropy, else chunked."""
 LIGER, CUT = "liger-kernel", "cut-cross-entropy"
 LEAST_LIGER = (0, 8)
-"""The first version that says what it predicts, which accuracy needs."""
+"""The first version that returns the predicted tokens, which the accuracy needs."""
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -34,7 +35,7 @@ def installed(package: str) -> tuple[int, ...] | None:
 
 
 def check_kernel(kernel: Kernel, label_smoothing: float, chunk_rows: int | None) -> None:
-    """Refuses a choice that no device could follow. Raises UserError."""
+    """Called by constructors. Raises UserError for a kernel that could run on no device with these settings."""
     if chunk_rows is not None and chunk_rows < 1:
         raise UserError(f"chunk_rows: {chunk_rows} must be at least 1 row")
     if kernel in ("auto", "chunked"):
@@ -56,7 +57,7 @@ def check_kernel(kernel: Kernel, label_smoothing: float, chunk_rows: int | None)
 
 
 def choose_kernel(kernel: Kernel, hidden: Tensor, label_smoothing: float) -> Chosen:
-    """What computes the loss of ``hidden`` float[P, D], by its device and what is installed.
+    """The kernel for the loss of ``hidden`` float[P, D]: decided by its device and dtype and by what is installed.
 
     ``auto`` takes a kernel only where it is exact: none for float64 inputs, and Cut Cross-Entropy for half precision
     without label smoothing only. Raises UserError for a named kernel that cannot compute this.
@@ -75,7 +76,7 @@ def choose_kernel(kernel: Kernel, hidden: Tensor, label_smoothing: float) -> Cho
 
 
 def _best(label_smoothing: float, dtype: torch.dtype) -> Chosen:
-    """The first kernel that is installed and can compute this on a CUDA device."""
+    """What ``auto`` takes on a CUDA device: the first kernel that is installed and exact in ``dtype``."""
     if (installed(LIGER) or (0, 0)) >= LEAST_LIGER and _fits("liger", dtype):
         return "liger"
     if installed(CUT) is not None and not label_smoothing and _fits("cut", dtype):
@@ -84,7 +85,7 @@ def _best(label_smoothing: float, dtype: torch.dtype) -> Chosen:
 
 
 def _fits(kernel: Chosen, dtype: torch.dtype) -> bool:
-    """Whether a kernel computes in ``dtype`` as exactly as we do: Liger's sums are float32."""
+    """True if a kernel computes in ``dtype`` as exactly as ``chunked`` does: Liger's sums are float32."""
     return dtype in HALF or (kernel == "liger" and dtype is torch.float32)
 
 
@@ -93,9 +94,9 @@ def liger(
 ) -> LossAndGradients:
     """Liger's loss and gradients, as a ``FusedLoss``.
 
-    Its own backward multiplies the stored gradients in place, which is wrong for a graph that is gone through twice,
-    and it makes no gradient of the head if the hidden states need none. So it is differentiated here, at once, and
-    with hidden states that always need one.
+    Liger's own backward pass multiplies the stored gradients in place, which is wrong for a graph that is
+    differentiated twice, and it makes no gradient of the head if the hidden states need none. So Liger is
+    differentiated here, at once, and with hidden states that always need a gradient.
     """
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -123,7 +124,7 @@ def liger(
 
 
 def cut_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
-    """Cut Cross-Entropy's loss_sum float32[], differentiated by its own backward (which stores no gradients)."""
+    """Cut Cross-Entropy's loss_sum float32[], with Cut's own backward pass (which stores no gradients)."""
     from cut_cross_entropy import linear_cross_entropy
 
     return linear_cross_entropy(
@@ -132,7 +133,7 @@ def cut_loss(hidden: Tensor, head_weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:
-    """What a matrix product would convert ``tensor`` to: autocast leaves float64 alone."""
+    """The dtype that a matrix product would compute in for ``tensor``: autocast leaves float64 alone."""
     device = tensor.device.type
     if torch.is_autocast_enabled(device) and tensor.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -140,4 +141,5 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _dotted(version: tuple[int, ...]) -> str:
+    """``(0, 8)`` -> ``0.8``."""
     return ".".join(map(str, version))

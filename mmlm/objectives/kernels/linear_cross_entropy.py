@@ -11,12 +11,13 @@ from mmlm.objectives.kernels.gradients_in_forward import LossAndGradients, Neede
 from mmlm.objectives.kernels.installed import IGNORED, Kernel, choose_kernel, computing_dtype, cut_loss, liger
 
 ROW_MULTIPLE = 64
-"""Rows of logits are rounded up to a multiple of this, so that few shapes of kernel are needed (see Layout)."""
+"""The number of rows of logits is rounded up to a multiple of this, so that GPU kernels are run with few shapes."""
 CHUNK_ELEMENTS = 2**24
-"""Logits that are held at once; they take 4 bytes each, and 2 more under bfloat16. Smaller chunks add to the gradient
-of the head, which is as large as the head, more often: at V = 49,408 in bfloat16 half as many cost a quarter more."""
+"""The most logits of a chunk; each takes 4 bytes, and 2 more under bfloat16. Smaller chunks save memory and take more
+time, because each chunk adds to the gradient of the head, which is as large as the head: at V = 49,408 in bfloat16 half
+as many logits cost a quarter more time."""
 PLAIN_ELEMENTS = 2**23
-"""Up to so many logits the loss is PyTorch's own, as fast there; it holds them about three times over."""
+"""Up to this number of logits PyTorch's own loss is used, which is as fast and holds about three copies of them."""
 
 
 def token_cross_entropy(
@@ -27,10 +28,11 @@ def token_cross_entropy(
     kernel: Kernel = "auto",
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of hidden states, and how many targets are predicted right; for every objective.
+    """The cross-entropy that every objective on tokens calls: summed over positions, with the number of right
+    predictions.
 
-    The value and the arguments are those of ``linear_cross_entropy``; ``kernel`` says what computes it
-    (``cross_entropy_kernels.choose_kernel``, which may raise UserError).
+    Value and arguments are those of ``linear_cross_entropy``; ``kernel`` names what computes it. Raises UserError for a
+    kernel that cannot run here (see ``choose_kernel``).
     """
     chosen = choose_kernel(kernel, hidden, label_smoothing)
     if chosen == "chunked" or chunk_rows is not None or len(targets) == 0:
@@ -39,7 +41,7 @@ def token_cross_entropy(
         return with_known_gradients(
             partial(liger, targets=targets, label_smoothing=label_smoothing), hidden, head_weight
         )
-    with torch.no_grad():  # Cut Cross-Entropy says nothing of its predictions: one matrix product more
+    with torch.no_grad():  # Cut Cross-Entropy does not return its predictions: they cost one more matrix product
         _, correct = linear_cross_entropy(hidden, head_weight, targets)
     return cut_loss(hidden, head_weight, targets), correct
 
@@ -51,25 +53,25 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of hidden states, and how many targets are predicted right.
+    """Sum of the cross-entropies of all positions, and how many targets are predicted right.
 
     For logits ``z[p] = hidden[p] @ head_weight.T``, targets ``y[p]`` and label smoothing ``s`` (arXiv:1512.00567)::
 
         loss_sum = sum_p  logsumexp(z[p]) - (1 - s) z[p, y[p]] - s mean_v z[p, v]
         correct  = | {p : argmax z[p] = y[p]} |
 
-    Rows are taken a chunk at a time, and each chunk's gradient with respect to its logits, ``softmax(z[p]) - (1 - s)
-    onehot(y[p]) - s / V``, is turned into those of the inputs at once (as in Liger, arXiv:2410.10989). So neither
-    ``[P, V]`` logits nor their gradient ever exist. Products are in the precision of autocast, all else in at least
-    float32, sums of chunks included. What fits ``chunk_rows`` or ``PLAIN_ELEMENTS`` is computed by PyTorch's ``linear``
-    and ``cross_entropy``.
+    Rows are taken a chunk at a time. The gradient with respect to a chunk's logits, ``softmax(z[p]) - (1 - s)
+    onehot(y[p]) - s / V``, is turned into the gradients of the inputs at once (as in Liger, arXiv:2410.10989), so
+    neither the ``[P, V]`` logits nor their gradient ever exist as a whole. Matrix products are in the precision of
+    autocast; all else, sums over chunks included, is in at least float32. A batch that fits ``chunk_rows`` or
+    ``PLAIN_ELEMENTS`` is computed by PyTorch's ``linear`` and ``cross_entropy``.
 
     Args:
         hidden: float[P, D].
         head_weight: float[V, D].
         targets: int64[P]; a row with the target ``IGNORED`` has no loss and is never right.
         label_smoothing: s, in [0, 1).
-        chunk_rows: rows at once; None is as many as make ``CHUNK_ELEMENTS`` logits.
+        chunk_rows: rows of a chunk; None is as many as make ``CHUNK_ELEMENTS`` logits.
 
     Returns:
         ``loss_sum`` float32[] (float64 of float64 inputs), with gradient, and ``correct`` int64[].
@@ -107,7 +109,7 @@ def default_rows(vocab_size: int) -> int:
 
 
 def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-    """All logits at once, differentiated by autograd."""
+    """The loss from all logits at once, differentiated by autograd."""
     logits = at_least_float32(F.linear(hidden, head_weight))
     losses = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
     return losses, (logits.detach().argmax(dim=-1) == targets).sum()
@@ -116,15 +118,18 @@ def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing
 def _chunked(
     hidden: Tensor, head_weight: Tensor, wanted: NeededGradients, targets: Tensor, label_smoothing: float, rows: int
 ) -> LossAndGradients:
-    """The loss of all rows, a chunk at a time, in buffers that are used again and again."""
+    """The loss of all rows and its gradients, a chunk at a time; all chunks share the same buffers."""
     given = hidden.dtype, head_weight.dtype
     hidden, head_weight = _operands(hidden, head_weight)
     real = targets != IGNORED
-    # A row of zeros adds nothing to the head's gradient, whatever its logits' gradient.
+    # Rows without a target get zero states, which add nothing to the head's gradient, whatever their logits' gradient.
+    # Their target becomes 0 only to be a valid index.
     hidden = hidden.masked_fill(~real[:, None], 0)
     targets = targets.where(real, 0)
+    # narrow: the logits of a chunk in the product's precision; wide: the same in at least float32 for the softmax,
+    # which is the same tensor if the product is that precise already.
     narrow = hidden.new_empty(rows, len(head_weight))
-    wide = at_least_float32(narrow)  # the same tensor if it is wide enough
+    wide = at_least_float32(narrow)
     losses, right = wide.new_zeros(len(hidden)), torch.zeros_like(real)
     gradients = _Gradients(hidden, head_weight, wanted, wide.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -134,6 +139,7 @@ def _chunked(
             logits = product if wide is narrow else wide[: at.stop - start].copy_(product)
             losses[at], right[at] = _score(logits, targets[at], label_smoothing, differentiate=wanted.any)
             if wanted.any:
+                # _score has overwritten the logits by their gradient; the products that follow take it in narrow again.
                 gradients.add(at, logits if wide is narrow else product.copy_(logits))
     return LossAndGradients(
         (losses * real).sum(),
@@ -144,41 +150,43 @@ def _chunked(
 
 
 class _Gradients:
-    """The gradients of a linear layer's inputs, which every chunk adds to. The head's is summed in ``wide``."""
+    """The gradients of the hidden states and the head, to which every chunk adds. The head's is summed in ``wide``."""
 
     def __init__(self, hidden: Tensor, head_weight: Tensor, wanted: NeededGradients, wide: torch.dtype) -> None:
         self._inputs = hidden, head_weight
         self.hidden = torch.empty_like(hidden) if wanted.hidden else None
         self.head = torch.zeros_like(head_weight, dtype=wide) if wanted.head else None
+        # A product in half precision needs a buffer of its own before it is added to the wide sum.
         narrower = wanted.head and wide != head_weight.dtype
         self._head_product = torch.empty_like(head_weight) if narrower else None
 
     def add(self, at: slice, of_logits: Tensor) -> None:
-        """A chunk's gradient with respect to its logits, float[R, V]."""
+        """Adds a chunk: rows ``at``, whose loss has the gradient float[R, V] with respect to their logits."""
         hidden, head_weight = self._inputs
         if self.hidden is not None:
             torch.mm(of_logits, head_weight, out=self.hidden[at])
-        if self._head_product is not None:
+        if self.head is not None and self._head_product is not None:
             self.head += torch.mm(of_logits.T, hidden[at], out=self._head_product)
         elif self.head is not None:
             self.head.addmm_(of_logits.T, hidden[at])
 
 
 def _score(logits: Tensor, targets: Tensor, label_smoothing: float, differentiate: bool) -> tuple[Tensor, Tensor]:
-    """Losses float32[R] and whether each row is right, bool[R], of ``logits`` float32[R, V].
+    """The losses float32[R] of ``logits`` float32[R, V], and bool[R], true for rows predicted right.
 
-    ``logits`` is overwritten: by the losses' gradient with respect to it, if it is to ``differentiate``.
+    ``logits`` is overwritten, with ``differentiate`` by the gradient of the losses with respect to it: a chunk of
+    logits is the largest tensor there is, and a second one would double the memory.
     """
     largest, best = logits.max(dim=-1, keepdim=True)
     aim = targets[:, None]
-    logits -= largest
+    logits -= largest  # now every exponential is at most 1
     at_target = logits.gather(1, aim)
     expected = at_target
     if label_smoothing:
         expected = (1 - label_smoothing) * at_target + label_smoothing * logits.mean(dim=-1, keepdim=True)
     total = logits.exp_().sum(dim=-1, keepdim=True)
     if differentiate:
-        logits /= total
+        logits /= total  # the softmax, of which the smoothed target is subtracted
         logits[torch.arange(len(logits), device=logits.device), targets] -= 1 - label_smoothing
         if label_smoothing:
             logits -= label_smoothing / logits.shape[1]

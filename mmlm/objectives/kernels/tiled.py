@@ -1,29 +1,30 @@
 """Cross-entropies of the rows and the columns of a similarity matrix that is never held as a whole.
 
-The matrix is computed tile by tile, once in the forward pass for the log-sum-exps and once again in the backward pass
-for the gradients (Inf-CL, arXiv:2410.17243). Unlike there, one product of a tile serves both directions, image to text
-and text to image: four products of the size of the matrix where two separate directions with autograd take six. Over
-ranks a tile is computed once too, where its images are: the columns' log-sum-exps are put together over ranks, and
-images are not gathered at all.
+The matrix is computed tile by tile: once in the forward pass for the log-sum-exps, and again in the backward pass for
+the gradients (Inf-CL, arXiv:2410.17243). Unlike in that paper, one product of a tile serves both directions, image to
+text and text to image: four products of the size of the matrix, where two separate directions with autograd take six.
+Over several ranks each tile is computed by one rank only, the one that has its images: texts are gathered, images are
+not, and the log-sum-exps of the columns are combined over ranks.
 """
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from mmlm.core.distributed import max_over_ranks, sum_over_ranks
+from mmlm.objectives.kernels.gradients_in_forward import SavingContext
 
 TILE = 1024
-"""Rows and columns of a tile. A matrix that is no larger is kept for the backward pass, as autograd would."""
+"""Rows and columns of a tile. A matrix of one tile is kept for the backward pass, as autograd would keep it."""
 
 PositiveTile = Callable[[slice, slice], Tensor]
-"""(rows, columns) -> bool[r, c]: who is whose positive; see ``Candidates.positive``."""
+"""(rows, columns) -> bool[r, c]: true where image and text are positives; see ``Candidates.positive``."""
 
 
 def tiles(num_rows: int, num_columns: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of each tile; those at the end may be smaller."""
+    """The rows and columns of each tile of a matrix; tiles at its edges may be smaller."""
     for row in range(0, num_rows, size):
         for column in range(0, num_columns, size):
             yield slice(row, min(row + size, num_rows)), slice(column, min(column + size, num_columns))
@@ -37,33 +38,42 @@ def cross_entropies(
         rows[i]    = logsumexp_j s[i, j] - (1 - a) * mean_{j positive of i} s[i, j] - a * mean_j s[i, j]
         columns[j] = logsumexp_i s[i, j] - (1 - a) * mean_{i positive of j} s[i, j] - a * mean_i s[i, j]
 
-    with ``a = label_smoothing``. Every row and column needs a positive. It is computed in at least float32, also under
-    autocast. Each rank gives its own images and *all* texts, the same on every rank: i in ``columns`` runs over the
-    images of all ranks. The gradients are those of the sum of what all ranks make of their results; that of ``text`` is
-    the part of this rank's images.
+    with ``a = label_smoothing``. Every row and column needs a positive. Computed in at least float32, also under
+    autocast.
+
+    Each rank gives its own images and *all* texts, the same texts on every rank; i in ``columns`` runs over the images
+    of all ranks. The gradients are those of the sum of all ranks' losses; the gradient of ``text`` is the part that
+    comes from this rank's images, so summing it over ranks gives the whole.
 
     Args:
         image: float[n, E], this rank's.
         text: float[N, E], of all ranks.
         scale: float[].
-        positive: tiles of who is whose positive, bool[n, N] as a whole.
+        positive: makes tiles of the matrix of positives, bool[n, N].
         label_smoothing: share of the target that is spread over the row (or column).
         tile: rows and columns of a tile.
 
     Returns:
-        ``rows`` float[n], ``columns`` float[N], and bool[n] whether the largest of a row is a positive; where it is
-        equally large as one that is none, it is not.
+        ``rows`` float[n], ``columns`` float[N], and bool[n]: true for rows in which some positive is larger than every
+        other entry (a tie is false).
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
     return _CrossEntropies.apply(image.to(dtype), text.to(dtype), scale.to(dtype), positive, label_smoothing, tile)
 
 
+class _Context(SavingContext):
+    """What ``_CrossEntropies`` keeps for its backward pass beside tensors."""
+
+    tiles: "_Tiles"
+    label_smoothing: float
+
+
 class _CrossEntropies(torch.autograd.Function):
-    """See ``cross_entropies``."""
+    """The autograd function of ``cross_entropies``."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: _Context,
         image: Tensor,
         text: Tensor,
         scale: Tensor,
@@ -88,14 +98,20 @@ class _CrossEntropies(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, of_rows: Tensor, of_columns: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """With ``p`` the softmax and ``t`` the targets: ``ds = of_rows * (p - t) + of_columns * (p' - t')``."""
+    def backward(ctx: _Context, of_rows: Tensor, of_columns: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of s is ``of_rows * (p - t) + of_columns * (p' - t')``: p and p' are the softmaxes over rows and
+        columns, t and t' the targets, ``of_rows`` and ``of_columns`` the gradients of the results."""
         image, text, scale, row_sums, row_counts, column_sums, column_counts = ctx.saved_tensors
+        # Every rank has computed all columns' losses and may weigh them differently: the sum of all ranks' losses has
+        # the sum of their gradients, and each rank applies it to its own images.
         a, of_columns = ctx.label_smoothing, sum_over_ranks(of_columns)
+        # t is (1 - a) / (number of positives) at a positive and a / (number of all) everywhere; first the two
+        # constants.
         row_hits, column_hits = (1 - a) * of_rows / row_counts[0], (1 - a) * of_columns / column_counts[0]
         row_all, column_all = a * of_rows / row_counts[1], a * of_columns / column_counts[1]
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
         for i, j, similarity, hits in ctx.tiles:
+            # exp(s - logsumexp) is the softmax: no second pass over the row is needed.
             change = (similarity - row_sums[i, None]).exp_().mul_(of_rows[i, None])
             change.add_((similarity - column_sums[None, j]).exp_().mul_(of_columns[None, j]))
             change[hits] -= row_hits[i][hits[0]] + column_hits[j][hits[1]]
@@ -103,17 +119,17 @@ class _CrossEntropies(torch.autograd.Function):
                 change.sub_(row_all[i, None] + column_all[None, j])
             add_product(image_gradient[i], change, text[j])
             add_product(text_gradient[j], change.T, ctx.tiles.scaled[i])
-        # s is scale times a product of which image_gradient is the gradient.
+        # s = scale * image . text, and image_gradient is still the gradient with respect to scale * image.
         scale_gradient = (image_gradient * image).sum()
         return image_gradient.mul_(scale), text_gradient, scale_gradient, None, None, None
 
 
 Hits = tuple[Tensor, Tensor]
-"""Rows and columns of the positives of a tile, int64[k] each: in most tiles of a large batch there are none."""
+"""Rows and columns of the k positives of a tile, int64[k] each: most tiles of a large batch have none."""
 
 
 class _Tiles:
-    """Tiles of similarities and positives, computed anew each time they are gone through unless there is just one."""
+    """The tiles of similarities and positives. Each iteration computes them anew, unless there is just one tile."""
 
     def __init__(self, scaled: Tensor, text: Tensor, positive: PositiveTile, size: int) -> None:
         self.scaled, self.text, self.positive = scaled, text, positive
@@ -121,7 +137,7 @@ class _Tiles:
         self.kept: tuple[Tensor, Hits] | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Hits]]:
-        """Rows, columns, float[r, c] similarities and the positives."""
+        """For each tile its rows, its columns, the similarities float[r, c] and its positives."""
         for i, j in self.places:
             found = self.kept or (product(self.scaled[i], self.text[j].T), hits_of(self.positive(i, j)))
             if len(self.places) == 1:
@@ -130,38 +146,45 @@ class _Tiles:
 
 
 def hits_of(positive: Tensor) -> Hits:
-    """Where bool[r, c] is true."""
-    return positive.nonzero(as_tuple=True)
+    """The rows and columns where bool[r, c] is true."""
+    rows, columns = positive.nonzero(as_tuple=True)
+    return rows, columns
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """The matrix product in the precision of its factors: under autocast bfloat16 rounds 100 to the nearest half."""
+    """The matrix product in the factors' own precision: under autocast, bfloat16 rounds 100 to the nearest half."""
     with torch.autocast(left.device.type, enabled=False):
         return left @ right
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds it to ``total``, likewise."""
+    """Adds the matrix product to ``total``, in the factors' own precision."""
     with torch.autocast(left.device.type, enabled=False):
         total.addmm_(left, right)
 
 
 class _RunningSoftmax:
-    """What the tiles of each of K rows (or columns) that have been seen add up to."""
+    """Running log-sum-exp and sums of K rows (or columns), to which tiles are added one after another.
+
+    The exponentials are taken relative to the largest entry so far, and rescaled when a larger one comes (the online
+    softmax of arXiv:1805.02867), so that none overflows.
+    """
 
     def __init__(self, like: Tensor, size: int) -> None:
         self.maximum = like.new_full((size,), float("-inf"))
+        """The largest entry so far."""
         self.exponentials = like.new_zeros(size)
         """Sum of exp(s - maximum)."""
         self.hits, self.num_hits = like.new_zeros(size), like.new_zeros(size)
-        """Sum and number of the positives."""
+        """Sum and number of the entries that are positives."""
         self.all, self.num_all = like.new_zeros(size), like.new_zeros(size)
-        """Sum (only when it is asked for) and number of all."""
+        """Sum (kept for label smoothing only) and number of all entries."""
 
     def add(self, place: slice, similarity: Tensor, hits: Hits, dim: int, sum_all: bool) -> None:
-        """A tile, summed over ``dim``."""
+        """Adds a tile: its similarities are summed over ``dim`` and belong to the rows (or columns) at ``place``."""
         maximum = torch.maximum(self.maximum[place], similarity.amax(dim))
         exponentials = (similarity - maximum.unsqueeze(dim)).exp_().sum(dim)
+        # The old sum is relative to the old maximum. Before the first tile it is 0, and so is the factor, exp(-inf).
         self.exponentials[place] *= (self.maximum[place] - maximum).exp_()
         self.exponentials[place] += exponentials
         self.maximum[place] = maximum
@@ -173,7 +196,7 @@ class _RunningSoftmax:
         self.num_all[place] += similarity.shape[dim]
 
     def add_other_ranks(self) -> None:
-        """What the other ranks have seen of the same columns."""
+        """Adds the entries that the other ranks have in the same columns."""
         maximum = max_over_ranks(self.maximum)
         self.exponentials *= (self.maximum - maximum).exp_()
         self.maximum = maximum
@@ -181,36 +204,36 @@ class _RunningSoftmax:
         self.exponentials, self.hits, self.num_hits, self.all, self.num_all = sum_over_ranks(sums)
 
     def log_sum_exp(self) -> Tensor:
-        """float[K]."""
+        """float[K]: the log-sum-exp of all entries so far."""
         return self.maximum + self.exponentials.log()
 
     def losses(self, label_smoothing: float) -> Tensor:
-        """float[K] cross-entropies."""
+        """float[K]: the cross-entropies with soft targets."""
         target = (1 - label_smoothing) * self.hits / self.num_hits
         if label_smoothing > 0:
             target = target + label_smoothing * self.all / self.num_all
         return self.log_sum_exp() - target
 
     def for_backward(self) -> tuple[Tensor, Tensor]:
-        """Log-sum-exps float[K], and the numbers of positives and of all, float[2, K]."""
+        """The log-sum-exps float[K]; and float[2, K], the number of positives and the number of all entries."""
         return self.log_sum_exp(), torch.stack([self.num_hits, self.num_all])
 
 
 class BestPositive:
-    """Whether the largest similarity of each row is one of a positive."""
+    """Finds the rows whose largest similarity is that of a positive, from tiles that are added one after another."""
 
     def __init__(self, image: Tensor) -> None:
         self._positive = image.new_full((len(image),), float("-inf"))
         self._other = self._positive.clone()
 
     def add(self, rows: slice, similarity: Tensor, hits: Hits) -> None:
-        """A tile float[r, c] and its positives."""
+        """Adds a tile float[r, c] and its positives; the tile is as before when this returns."""
         values = similarity[hits]
         self._positive[rows].scatter_reduce_(0, hits[0], values, "amax")
-        similarity[hits] = float("-inf")
+        similarity[hits] = float("-inf")  # for a moment, to find the largest of the others without a copy
         self._other[rows] = torch.maximum(self._other[rows], similarity.amax(1))
         similarity[hits] = values
 
     def correct(self) -> Tensor:
-        """bool[n]."""
+        """bool[n]: true for rows in which some positive is larger than every other entry."""
         return self._positive > self._other

@@ -1,4 +1,4 @@
-"""Who is whose positive: the integers that decide it, of one micro-batch, of a rank, or of all ranks."""
+"""The integers that decide which images and captions are positives of each other: of a micro-batch, a rank or all."""
 
 from dataclasses import dataclass
 
@@ -20,11 +20,11 @@ class Keys:
     caption_key: Tensor
     """int64[C]."""
     image_index: Tensor
-    """int64[C]: the image of each caption, counted through all B, or ``TEXT_ONLY``."""
+    """int64[C]: the image of each caption, a number below B, or ``TEXT_ONLY``."""
 
     @classmethod
     def of(cls, *batches: Batch) -> "Keys":
-        """Of a rank's micro-batches, joined in order."""
+        """The keys of a rank's micro-batches, joined in order."""
         firsts, first = [], 0
         for batch in batches:
             firsts.append(first)
@@ -37,24 +37,25 @@ class Keys:
         )
 
     def gathered(self) -> "Keys":
-        """Of all ranks, joined in rank order."""
+        """The keys of all ranks, joined in rank order."""
         sizes = gather(torch.tensor([len(self.image_concept)], device=self.image_index.device))
         index = gather(_shifted(self.image_index, sizes[: rank()].sum()))
         return Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index)
 
     @property
     def has_image(self) -> Tensor:
-        """bool[C]: false for text-only captions."""
+        """bool[C]: true for captions that belong to an image."""
         return self.image_index != TEXT_ONLY
 
     @property
     def has_caption(self) -> Tensor:
-        """bool[B]: false for images without a caption."""
+        """bool[B]: true for images that have a caption."""
         found = torch.zeros(len(self.image_concept), dtype=torch.bool, device=self.image_index.device)
         return found.index_fill(0, self.image_index[self.has_image], True)
 
 
 def _shifted(image_index: Tensor, shift: int | Tensor) -> Tensor:
+    """int64[C]: the images' numbers once ``shift`` images of others stand before them."""
     return torch.where(image_index == TEXT_ONLY, image_index, image_index + shift)
 
 
@@ -66,22 +67,25 @@ def positives(images: Keys, captions: Keys) -> Tensor:
     found = images.image_concept[:, None] == captions.caption_concept[None, :]
     owned = images.has_image
     table = own_texts(images.image_index[owned], images.caption_key[owned], len(images.image_concept))
-    for key in table.T:  # as many as the image with the most captions has
+    for key in table.T:  # one column for each caption of the image that has the most
         found |= key[:, None] == captions.caption_key[None, :]
     return found & captions.has_image[None, :] & images.has_caption[:, None]
 
 
 def own_texts(index: Tensor, key: Tensor, num_images: int) -> Tensor:
-    """int64[B, K]: the ``key`` int64[C] of each image's own captions, the first again where it has fewer than K.
+    """int64[B, K]: for each image the ``key`` int64[C] of its own captions; K is the most that an image has.
 
-    ``index`` int64[C] is the image of each caption. Rows of images without a caption mean nothing.
+    The first caption's key fills the row of an image with fewer. ``index`` int64[C] is the image of each caption. The
+    row of an image without a caption means nothing.
     """
+    # Sorted by image, the captions of image b stand at firsts[b], firsts[b] + 1, ...
     order = index.argsort(stable=True)
     index, key = index[order], key[order]
     counts = index.bincount(minlength=num_images)
     if len(index) == 0:
         return key.new_zeros(num_images, 1)
     firsts = counts.cumsum(0) - counts
+    # The clamp is for trailing images without a caption, whose first would lie beyond the end.
     table = key[firsts.clamp(max=len(key) - 1)][:, None].repeat(1, int(counts.max()))
     table[index, torch.arange(len(key), device=key.device) - firsts[index]] = key
     return table

@@ -1,4 +1,4 @@
-"""What objectives on masked patches share: what the encoder sees, and the small decoder that fills in the rest."""
+"""The base of objectives on masked patches: the choice of the visible patches, and a small decoder for the others."""
 
 import math
 
@@ -13,9 +13,10 @@ from mmlm.objectives.objective import Objective
 
 
 def grid_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """float32[R * C, width]: the sine and cosine positions (arXiv:1706.03762) of the row, then those of the column.
+    """float32[R * C, width]: fixed position embeddings (arXiv:1706.03762) of a grid of R rows and C columns.
 
-    ``width`` is a multiple of 4, a quarter for each of the four (as in MoCo v3, arXiv:2104.02057, and MAE).
+    ``width`` is a multiple of 4: a quarter each for the sine and cosine of the row, then the sine and cosine of the
+    column (as in MoCo v3, arXiv:2104.02057, and MAE).
     """
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
     places = torch.cartesian_prod(*(torch.arange(size) for size in grid))  # [R * C, 2]
@@ -24,11 +25,11 @@ def grid_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 class MaskedPatches(Objective):
-    """The encoder sees a random share of the patches of each image; something is predicted of the others.
+    """The encoder sees a random share of the patches of each image, and a subclass predicts something of the others.
 
-    A small bidirectional Transformer (MAE, arXiv:2111.06377) reads the encoder's tokens, a mask token in every other
-    place, and the places. Every image has as many masked patches, drawn by its id and the step. Unlike in MAE class and
-    register tokens do not go on to the decoder.
+    A small bidirectional Transformer (MAE, arXiv:2111.06377) reads the encoder's tokens at the visible patches and a
+    mask token at every other patch, with position embeddings added. Every image has the same number of masked patches,
+    drawn by (seed, step, image). Unlike in MAE, class and register tokens do not go on to the decoder.
 
     Args:
         masked_share: share of the patches that are masked.
@@ -37,6 +38,9 @@ class MaskedPatches(Objective):
     Raises:
         UserError: sizes out of range, or a model whose encoder cannot see some patches only.
     """
+
+    positions: Tensor
+    """float32[N, width]: the fixed position embeddings, made by ``make_decoder``."""
 
     def __init__(
         self,
@@ -63,7 +67,10 @@ class MaskedPatches(Objective):
         self.norm = nn.LayerNorm(width)
 
     def make_decoder(self, sizes: ModelSizes, out_width: int) -> None:
-        """What reads the encoder's tokens, and what writes ``out_width`` numbers for each patch; for ``connect``."""
+        """Called by a subclass's ``connect``: makes the layers before and after the small Transformer.
+
+        ``out_width`` numbers are predicted for each patch. Raises UserError for sizes that do not fit.
+        """
         if sizes.patch_size is None:
             raise UserError("encoder: masked patches need one that can see some of them only; use encoder=vit")
         num_patches = math.prod(sizes.grid)
@@ -80,20 +87,21 @@ class MaskedPatches(Objective):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
-        nn.init.normal_(self.head.weight, std=0.02)  # starts near 0
+        nn.init.normal_(self.head.weight, std=0.02)  # predictions start near 0, the mean of normalised targets
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
-        """The patches of each image that the encoder sees."""
+        """int64[B, K]: the patches of each image that the encoder sees."""
         num_patches = len(self.positions)
         return {self.view: step_key.chosen(batch.image_key, num_patches, self.num_kept, Stream.MASKED_PATCHES)}
 
     def num_masked(self, batch: Batch) -> Tensor:
-        """int64[]: the masked patches of all images."""
+        """int64[]: the number of masked patches of all images of the micro-batch."""
         return torch.tensor(len(batch.images) * (len(self.positions) - self.num_kept), device=batch.images.device)
 
     def predictions(self, visible: VisiblePatches, masked: Tensor) -> Tensor:
-        """What the encoder saw, and int64[B, M] -> float[B, M, out_width] of those patches, at least float32."""
+        """float[B, M, out_width], at least float32: predictions for the patches int64[B, M] from the visible ones."""
         tokens = self.embedding(visible.tokens)
+        # Mask tokens everywhere, then the encoder's tokens over them at the patches that it saw.
         every = self.mask_token.to(tokens.dtype).expand(len(tokens), len(self.positions), -1)
         every = every.scatter(1, visible.kept[:, :, None].expand_as(tokens), tokens)
         states = self.norm(self.blocks(every + self.positions.to(tokens.dtype)))
@@ -102,7 +110,7 @@ class MaskedPatches(Objective):
 
 
 def patches_of(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """uint8[B, 3, R * H, C * W] -> uint8[B, R * C, H * W * 3] for patches of H x W pixels; colours vary fastest."""
+    """uint8[B, 3, R * H, C * W] -> uint8[B, R * C, H * W * 3] for patches of H x W pixels, colour channels last."""
     height, width = patch_size
     cut = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # [B, 3, R, H, C, W]
     return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -111,7 +119,7 @@ def patches_of(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
 def statistics_of(patches: Tensor) -> tuple[Tensor, Tensor]:
     """uint8[..., P] -> mean and variance (divided by P) of x / 255, float64[...] each.
 
-    From sums of integers, so that they depend on nothing but the pixels: not on how a batch is split.
+    Computed from sums of integers, which have no rounding: the result does not depend on how a batch is split.
     """
     count = patches.shape[-1]
     total, squares = patches.sum(dim=-1, dtype=torch.int64), patches.int().square().sum(dim=-1, dtype=torch.int64)
@@ -120,6 +128,7 @@ def statistics_of(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def other_patches(kept: Tensor, num_patches: int) -> Tensor:
-    """int64[B, K] -> int64[B, N - K]: those of ``range(N)`` that are not in each row, ascending."""
+    """int64[B, K] -> int64[B, N - K]: for each row the numbers of ``range(N)`` that are not in it, ascending."""
     is_kept = torch.zeros(len(kept), num_patches, dtype=torch.int8, device=kept.device).scatter(1, kept, 1)
+    # A stable sort of zeros and ones puts the zeros, the other patches, first and in order.
     return is_kept.argsort(dim=1, stable=True)[:, : num_patches - kept.shape[1]]

@@ -1,4 +1,4 @@
-"""Hard negatives: for each image a text of another image, for each text another image, out of those of all ranks."""
+"""Hard negatives: for each image a text of another image and for each text another image, chosen from all ranks."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,37 +16,37 @@ from mmlm.objectives.shared.keys import Keys, positives
 NegativeRule = Literal["sampled", "hardest"]
 
 NONE = -1
-"""The choice where there is no negative."""
+"""Stands for the choice of a query that has no negative in the batch."""
 _TILE_SIZE = 1 << 22
-"""Similarities that are held at once, and"""
+"""The most similarities that are held at once."""
 _TILE_ROWS = 1024
-"""of so many queries at most."""
+"""The most queries that are compared at once."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embedded images and captions: those of a rank, or of all."""
+    """The embeddings of images and captions, of one rank or of all, with what is needed to choose among them."""
 
     image: Tensor
     """float32[B, E], unit length."""
     text: Tensor
     """float32[C, E], unit length."""
     keys: Keys
-    """Who is whose positive."""
+    """The integers that decide which images and captions are positives of each other."""
     image_key: Tensor
-    """int64[B]: ``Batch.image_key``."""
+    """int64[B]: ``Batch.image_key``, the key of an image's random numbers."""
     text_key: Tensor
-    """int64[C]: ``Batch.caption_image_key``."""
+    """int64[C]: ``Batch.caption_image_key``, the key of a caption's random numbers."""
 
     @classmethod
     def of(cls, image: Tensor, text: Tensor, batches: Sequence[Batch]) -> "Embedded":
-        """All of a rank's embeddings, in the order of its micro-batches."""
+        """The embeddings of all of a rank's micro-batches, in the order of ``batches``."""
         image_key = torch.cat([batch.image_key for batch in batches])
         text_key = torch.cat([batch.caption_image_key for batch in batches])
         return cls(image, text, Keys.of(*batches), image_key, text_key)
 
     def gathered(self) -> "Embedded":
-        """Those of all ranks, joined in rank order."""
+        """The embeddings of all ranks, joined in rank order. Every rank has to call it."""
         keys = self.keys.gathered()
         return Embedded(gather(self.image), gather(self.text), keys, gather(self.image_key), gather(self.text_key))
 
@@ -58,15 +58,15 @@ class HardNegatives:
         sampled  p(k) = exp(s[k] / temperature) / sum_k' exp(s[k'] / temperature)
         hardest  argmax_k s[k]
 
-    with ``s`` the cosine similarities and k over the candidates that are no positive of the query. Text-only captions
-    and images without a caption are no candidates and get no negative.
+    where ``s`` are the cosine similarities and k runs over the candidates that are no positive of the query. Text-only
+    captions and images without a caption are no candidates, and as queries they get no negative.
 
-    A sampled choice inverts the cumulative distribution over the candidates, sorted by their keys, at a number that is
-    keyed by (seed, step, query): it depends on what the candidates are, and not on the order, the rank or the
-    micro-batch they come in. Rows of similarities are made some at a time: [B, C] is never held when it is large.
+    A sampled choice inverts the cumulative distribution over the candidates, which are sorted by their keys, at a
+    uniform number that is keyed by (seed, step, query). The choice therefore depends on the set of candidates only, not
+    on their order, rank or micro-batch. A large matrix of similarities is made some rows at a time.
 
     Raises:
-        UserError: a temperature that is no positive number, or one that does nothing.
+        UserError: ``sampled`` without a positive temperature, or ``hardest`` with a temperature.
     """
 
     rule: NegativeRule
@@ -79,7 +79,7 @@ class HardNegatives:
             raise UserError(f"temperature: {self.temperature} must be above 0 to sample negatives, such as 0.07")
 
     def texts(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
-        """int64[B]: for each of a rank's ``own`` images one of ``everyone``'s captions, or ``NONE``."""
+        """int64[B]: for each image of the rank's ``own`` the number of a caption of ``everyone``, or ``NONE``."""
 
         def allowed(rows: slice) -> Tensor:
             negative = ~positives(_some_images(own.keys, rows), everyone.keys)
@@ -89,10 +89,11 @@ class HardNegatives:
         return self._choose(own.image, everyone.text, everyone.text_key.argsort(stable=True), uniform, allowed)
 
     def images(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
-        """int64[C]: for each of a rank's ``own`` captions one of ``everyone``'s images, or ``NONE``."""
+        """int64[C]: for each caption of the rank's ``own`` the number of an image of ``everyone``, or ``NONE``."""
 
         def allowed(rows: slice) -> Tensor:
             captions = _some_captions(own.keys, rows)
+            # positives() takes all captions of an image together, so these tiles run over the images, the columns here.
             tiles = _tiles(len(everyone.image), len(captions.caption_key))
             negative = torch.cat([~positives(_some_images(everyone.keys, images), captions) for images in tiles]).T
             return negative & captions.has_image[:, None] & everyone.keys.has_caption
@@ -108,43 +109,46 @@ class HardNegatives:
         uniform: Tensor,
         allowed: Callable[[slice], Tensor],
     ) -> Tensor:
-        """int64[R]: the candidate of each query, or ``NONE``.
+        """int64[R]: for each query the number of the chosen candidate, or ``NONE``.
 
         Args:
             queries: float[R, E].
             candidates: float[K, E].
-            order: int64[K], in which the candidates are read.
+            order: int64[K], the order in which candidates are read: sorted by key, so that it is alike on every rank.
             uniform: float64[R, 1] in [0, 1).
-            allowed: bool[r, K] of some of the queries: the candidates, as they stand, that each may get.
+            allowed: for a slice of r queries bool[r, K], true for the candidates (not reordered) that a query may get.
         """
         chosen = torch.full_like(uniform[:, 0], NONE, dtype=torch.int64)
         candidates = candidates[order]
         for rows in _tiles(len(queries), len(candidates)):
             may = allowed(rows)[:, order]
-            with torch.autocast(queries.device.type, enabled=False):  # half precision would make ties of neighbours
+            # Not under autocast: half precision would make neighbours equal, and the order decides a tie.
+            with torch.autocast(queries.device.type, enabled=False):
                 similarities = (queries[rows] @ candidates.T).masked_fill(~may, -math.inf)
             place = self._place(similarities, may, uniform[rows])
             chosen[rows] = torch.where(may.any(dim=1), order[place], NONE)
         return chosen
 
     def _place(self, similarities: Tensor, allowed: Tensor, uniform: Tensor) -> Tensor:
-        """int64[r]: a column of float[r, K] (-inf where it is not allowed); it means nothing if none is allowed."""
+        """int64[r]: the chosen column of each row of float[r, K] (-inf where not allowed); any if none is allowed."""
         if self.temperature is None:
             return similarities.argmax(dim=1)
+        # float64: a float32 sum over many candidates is off by more than the weight of an unlikely one.
         weights = (similarities.double() / self.temperature).softmax(dim=1)
         beyond = weights.cumsum(dim=1) > uniform
-        # The first that is beyond and allowed; the first that is allowed, should rounding leave none beyond.
+        # argmax takes the first of the largest: the first column that is beyond and allowed (1) or, should rounding
+        # leave none beyond, the first that is allowed (0). A column that is not allowed (-1) comes last.
         return beyond.int().masked_fill(~allowed, -1).argmax(dim=1)
 
 
 def _tiles(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of the rows of a matrix, each small; none of an empty matrix."""
+    """Slices of the rows of a matrix such that a slice has at most ``_TILE_SIZE`` entries; none for an empty matrix."""
     count = max(1, min(_TILE_ROWS, _TILE_SIZE // max(1, columns)))
     return (slice(first, min(rows, first + count)) for first in range(0, rows if columns else 0, count))
 
 
 def _some_images(keys: Keys, rows: slice) -> Keys:
-    """The images ``rows`` with the captions they have."""
+    """The keys of the images in ``rows`` and of all captions that belong to them."""
     theirs = (keys.image_index >= rows.start) & (keys.image_index < rows.stop)
     return Keys(
         image_concept=keys.image_concept[rows],
@@ -155,7 +159,7 @@ def _some_images(keys: Keys, rows: slice) -> Keys:
 
 
 def _some_captions(keys: Keys, rows: slice) -> Keys:
-    """All images and the captions ``rows``."""
+    """The keys of all images and of the captions in ``rows``."""
     return Keys(
         image_concept=keys.image_concept,
         caption_concept=keys.caption_concept[rows],

@@ -1,4 +1,4 @@
-"""What objectives have in common that predict tokens of captions at some positions of one text view."""
+"""The base of objectives that predict tokens of captions at some positions of one text view, and shared pieces."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -9,27 +9,28 @@ from torch import Tensor, nn
 from mmlm.core.errors import UserError
 from mmlm.core.flow import TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, TextView
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.objective import Objective
+from mmlm.objectives.objective import Objective, required
 
 
 def states_at(hidden: Tensor, batch: Batch, chosen: Tensor) -> Tensor:
-    """The states float[P, D] of a text view -> float[S, D] of the positions where bool[C, T - 1] ``chosen`` is true.
+    """float[S, D]: the states float[P, D] of a text view at the S positions where bool[C, T - 1] ``chosen`` is true.
 
-    They have to lie within ``batch.target_mask``. Row-major, as ``batch.targets[chosen]`` is.
+    The chosen positions have to lie within ``batch.target_mask``. The order is row-major, that of
+    ``batch.targets[chosen]``.
     """
     return hidden[chosen[batch.target_mask]]
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """UserError for a share that is none."""
+    """Raises UserError if ``label_smoothing`` is outside of [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
 
 
 class TokenPrediction(Objective):
-    """Cross-entropy at the chosen positions, each of the same weight, divided by how many they are on all ranks.
+    """Cross-entropy at the chosen positions, each of the same weight, divided by their number on all ranks.
 
-    Subclasses say which view is read, what the term is called, which positions are chosen, and what is wanted there.
+    A subclass names its view and its term, chooses the positions and gives the token that is right at each of them.
 
     Args:
         label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
@@ -39,7 +40,9 @@ class TokenPrediction(Objective):
     """
 
     view: TextView
+    """The view whose hidden states are read."""
     term: str
+    """Name of the term in the loss."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -48,47 +51,51 @@ class TokenPrediction(Objective):
         self.views = frozenset({self.view})
 
     def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C, T - 1]: the positions that count, all within ``batch.target_mask``."""
+        """bool[C, T - 1]: true at the positions that are predicted, all within ``batch.target_mask``."""
         raise NotImplementedError
 
     def wanted(self, batch: Batch) -> Tensor:
-        """int64[C, T - 1]: the token to be predicted at each position."""
+        """int64[C, T - 1]: the right token at each position."""
         return batch.targets
 
     def cross_entropy(self, hidden: Tensor, head_weight: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``token_cross_entropy``."""
+        """The loss and the number of right predictions over all positions; see ``token_cross_entropy``."""
         return token_cross_entropy(hidden, head_weight, wanted, self.label_smoothing)
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """The tokens that are predicted."""
+        """The number of tokens that are predicted."""
         return {"tokens": self.chosen(batch, step_key).sum()}
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term and the figure ``accuracy`` (share of tokens predicted right)."""
         chosen = self.chosen(batch, step_key)
         hidden = states_at(output.hidden[self.view], batch, chosen)
-        loss, correct = self.cross_entropy(hidden, output.head_weight, self.wanted(batch)[chosen])
+        head_weight = required(output.head_weight, "head_weight")
+        loss, correct = self.cross_entropy(hidden, head_weight, self.wanted(batch)[chosen])
         count = counts["tokens"].to(loss.dtype)
         term = Term(loss, count, of_tokens=self.label_smoothing == 0)
         return Loss({self.term: term}, {"accuracy": Term(correct, count)})
 
 
 Captions = Literal["all", "with_image"]
-"""The captions that count: all of the batch, or only those that belong to an image."""
+"""The captions that are predicted: all of the batch, or only those that belong to an image."""
 
 INIT_STD = 0.02
-"""Standard deviation of a mask embedding at the start: that of token embeddings (BERT, GPT-2)."""
+"""Standard deviation of a new mask embedding, the same as of token embeddings in BERT and GPT-2."""
 
 
 def counted(batch: Batch, captions: Captions) -> Tensor:
-    """bool[C]: whether each caption of the batch counts."""
+    """bool[C]: true for each caption of the batch that ``captions`` admits."""
     if captions == "all":
         return torch.ones_like(batch.image_index, dtype=torch.bool)
     return batch.image_index != TEXT_ONLY
 
 
 def new_mask_embedding(sizes: ModelSizes, owner: str) -> nn.Parameter:
-    """float32[D] from normal(0, 0.02): what stands in place of masked inputs. UserError without a decoder."""
+    """float32[D] from normal(0, 0.02): the parameter that replaces masked inputs.
+
+    Raises UserError, in the name of ``owner``, if the model has no decoder.
+    """
     if sizes.decoder_width is None:
         raise UserError(f"objective: {owner} needs a decoder, and there is none; choose one")
     return nn.Parameter(nn.init.normal_(torch.empty(sizes.decoder_width), std=INIT_STD))
