@@ -27,6 +27,12 @@ def did_you_mean(name: str, names: Collection[str]) -> str:
     return f"; there are: {', '.join(sorted(names))}" if names else ""
 
 
+def listed(items: Sequence[str], most: int, separator: str = ", ", conjunction: str = " and") -> str:
+    """The first ``most`` of ``items``, and how many more there are: ``a, b and 3 more``."""
+    first = separator.join(items[:most])
+    return f"{first}{conjunction} {len(items) - most} more" if len(items) > most else first
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception of a library says; its class if it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
