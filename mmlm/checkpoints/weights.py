@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.wording import first_line
+from mmlm.core.wording import first_line, listed
 
 Weights = Mapping[str, Tensor]
 """Tensors by name, as ``module.state_dict()`` gives them."""
@@ -98,9 +98,7 @@ def _fault(kind: str, names: Sequence[str], describe: Callable[[str], str]) -> s
     """``2 missing there ('a', 'b')``; empty for none."""
     if not names:
         return ""
-    listed = ", ".join(describe(name) for name in names[:_SHOWN])
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {kind} ({listed}{more})"
+    return f"{len(names)} {kind} ({listed([describe(name) for name in names], _SHOWN, conjunction=', and')})"
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

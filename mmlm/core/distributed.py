@@ -1,8 +1,11 @@
-"""Ranks, sums over ranks, and a gather that gradients flow back through. With one process all of it is the identity."""
+"""Collectives: sums over ranks, a gather with gradients, and errors that all ranks share.
+
+Without a process group, every function here returns its input: there is one rank, 0.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,12 +18,12 @@ Value = TypeVar("Value")
 
 
 def rank() -> int:
-    """This process's rank, 0 without a process group."""
+    """The rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Ranks, W; 1 without a process group."""
+    """The number of ranks, W; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -41,7 +44,10 @@ def max_over_ranks(value: Tensor) -> Tensor:
 
 
 def anywhere(holds: bool, device: torch.device) -> bool:
-    """Whether something holds on at least one rank; ``device`` is where a tensor can be reduced."""
+    """Returns on every rank whether ``holds`` is true on at least one of them.
+
+    ``device`` is where the process group can reduce a tensor (nccl: a CUDA device).
+    """
     if world_size() == 1:
         return holds
     return bool(sum_over_ranks(torch.tensor(float(holds), device=device)))
@@ -57,19 +63,19 @@ def gather_objects(value: Value) -> list[Value]:
 
 
 def broadcast_object(value: Value, source: int) -> Value:
-    """The ``value`` of rank ``source`` (anything that can be pickled; tensors on the CPU); others' is not looked at."""
+    """The ``value`` of rank ``source`` (anything that can be pickled; tensors on the CPU); other ranks' is ignored."""
     if world_size() == 1:
         return value
-    values = [value if rank() == source else None]
+    values = [value]
     dist.broadcast_object_list(values, src=source)
     return values[0]
 
 
 def gather_results(work: Callable[[], Value]) -> list[Value]:
-    """What ``work`` returns on every rank (as for ``gather_objects``), in rank order; on all ranks or on none.
+    """Runs ``work`` on every rank; returns all results in rank order, as ``gather_objects`` does.
 
-    An error on any rank ends all of them, as in ``agreed``, rather than leaving the others to wait for that rank.
-    ``work`` may not talk to other ranks.
+    An error of ``work`` on one rank is raised on all ranks, as in ``agreed``: the others do not wait for a result that
+    never comes. ``work`` must not communicate with other ranks.
     """
     with agreed(dist.group.WORLD if world_size() > 1 else None):
         value = work()
@@ -77,35 +83,39 @@ def gather_results(work: Callable[[], Value]) -> list[Value]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that is sharded over ranks (a ``DTensor``; all ranks take part); any other as it is."""
+    """All of a tensor that is sharded over ranks (``DTensor``; every rank calls this); any other is returned as is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that is sharded over ranks, sharing its memory; any other as it is."""
+    """This rank's shard of a ``DTensor``, sharing its memory; any other tensor is returned as is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(model: DTensor, tensor: Tensor) -> DTensor:
-    """A full tensor, which every rank has, sharded like another one of its shape: each rank cuts its own part out."""
+    """Shards ``tensor`` (full, equal on every rank) like ``model``, a ``DTensor`` of the same shape.
+
+    Each rank cuts its own shard out of its copy; nothing is sent.
+    """
+    # src_data_rank=None: by default, rank 0 would scatter its copy.
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenates equally shaped tensors of all ranks; backward sums the gradients that all ranks have for ours.
+    """Concatenates equally shaped tensors of all ranks, with a gradient.
 
     ``torch.distributed.nn.functional.all_gather`` does the same through all-to-all, which gloo lacks for some types.
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(world_size())]
-        dist.all_gather(parts, local.contiguous())
+    def forward(ctx: Any, local: Tensor) -> Tensor:
         ctx.size = len(local)
-        return torch.cat(parts)
+        return _gather_plain(local)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every rank's loss reads the rows of every rank. `gradient` is what this rank's loss has for all rows; the sum
+        # over ranks is what all losses have for them, of which this rank's rows are its part.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         start = rank() * ctx.size
@@ -113,17 +123,17 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order: [n_r, ...] on rank r -> [sum of n_r, ...]; ranks may hold unequal counts.
+    """Concatenates the rows of all ranks in rank order: [n_r, ...] on rank r -> [sum of n_r, ...]; n_r may differ.
 
-    The gradient of a rank's rows is the *sum* of what all ranks' losses have for them, so that a loss made of local
-    sums over global counts has the gradient of one process on the joined batch once parameters' gradients are summed.
+    Backward gives each row the *sum* of the gradients that all ranks' losses have for it. With losses that are local
+    sums over global counts, and parameter gradients summed over ranks, the result is the gradient of one process on
+    the joined batch.
     """
     if world_size() == 1:
         return local
     size = torch.tensor([len(local)], device=local.device)
-    sizes = [torch.empty_like(size) for _ in range(world_size())]
-    dist.all_gather(sizes, size)
-    counts = [int(s) for s in sizes]
+    counts = _gather_plain(size).tolist()
+    # all_gather wants equal shapes: every rank pads to the longest, and the padding is cut out again below.
     longest = max(counts)
     padded = torch.cat([local, local.new_zeros(longest - len(local), *local.shape[1:])])
     everyone = _Gather.apply(padded) if local.is_floating_point() else _gather_plain(padded)
@@ -131,22 +141,23 @@ def gather(local: Tensor) -> Tensor:
 
 
 def _gather_plain(local: Tensor) -> Tensor:
+    """Concatenates equally shaped tensors of all ranks, without gradient."""
     parts = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(parts, local.contiguous())
     return torch.cat(parts)
 
 
 class OtherRankFailed(RuntimeError):  # noqa: N818 - the error itself is raised where it happened
-    """Another rank has met a bug, and has told it."""
+    """Raised on the ranks that did nothing wrong, after another rank has raised the exception that ends the run."""
 
 
 @contextmanager
 def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Ends in the same way on every rank of ``group``: where the body fails on one, all of them raise.
+    """Makes the ranks of ``group`` agree on how the body ended: if it raises on one rank, it raises on all.
 
-    The rank where it failed raises what it was; the others the same UserError if it was one, and otherwise an
-    OtherRankFailed that names the first such rank. All ranks have to come here, and a body may have collectives only if
-    they fail on all ranks or on none. Without a group it is this process's own affair.
+    The rank where the body failed raises its own exception. The other ranks raise the same UserError if the exception
+    was one, and otherwise an OtherRankFailed that names the first failed rank. Every rank has to enter this context.
+    The body may call collectives only if they fail on all ranks or on none. ``group`` None: nothing is exchanged.
     """
     mine: Exception | None = None
     try:
@@ -154,14 +165,16 @@ def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
     except Exception as error:
         mine = error
     if group is not None:
+        # Sent by every rank, failed or not: a rank that raised at once would leave the others waiting in this gather.
+        # As text, for the exceptions of some libraries cannot be pickled.
         said: list[tuple[str, bool] | None] = [None] * dist.get_world_size(group)
         mistake = isinstance(mine, UserError)
         own = None if mine is None else (str(mine) if mistake else f"{type(mine).__name__}: {mine}", mistake)
         dist.all_gather_object(said, own, group)
-        failed = next((number for number, one in enumerate(said) if one is not None), None)
+        failed = next(((number, one) for number, one in enumerate(said) if one is not None), None)
         if mine is None and failed is not None:
-            message, is_user_error = said[failed]
-            raise UserError(message) if is_user_error else OtherRankFailed(f"rank {failed}: {message}")
+            number, (message, is_user_error) = failed
+            raise UserError(message) if is_user_error else OtherRankFailed(f"rank {number}: {message}")
     if mine is not None:
         raise mine
 

@@ -1,15 +1,15 @@
-"""The one error that a user can cause: shown as a single line, without a traceback."""
+"""The error that a user can cause, shown as a single line without a traceback, and the exit statuses of commands."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message names the value, the rule and the fix, in one line.
+    """Something that the user gave is wrong. The message names the value, the rule and the fix, in one line.
 
-    Entry points print it and exit with status 2; every other exception is a bug and keeps its traceback.
+    Commands print the message and exit with status 2. Every other exception is a bug and keeps its traceback.
     """
 
 
 class CorruptImage(UserError):  # noqa: N818 - a thing of the data, named as such everywhere
-    """An image that cannot be decoded. ``name`` is the file or example id, ``reason`` what is wrong with it."""
+    """An image that cannot be decoded. ``name`` is its file or example id, ``reason`` says what is wrong with it."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -17,14 +17,15 @@ class CorruptImage(UserError):  # noqa: N818 - a thing of the data, named as suc
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["CorruptImage"], tuple[str, str]]:
-        # The default rebuilds from the joined message and fails when a loader worker hands the error over.
+        # A loader worker sends the error by pickle, which by default calls the class with the joined message alone.
         return CorruptImage, (self.name, self.reason)
 
 
 PROGRAM = "mmlm"
+"""Heads every line that a command prints about its own failure."""
 USER_ERROR = 2
 INTERRUPTED = 130
 LOST = 69
-"""A rank cannot go on because another one is gone or silent. What sysexits.h calls unavailable."""
+"""Exit status of a rank that cannot go on because another one is gone or silent (sysexits.h: EX_UNAVAILABLE)."""
 STOPPED = 75
-"""Asked to stop, and saved: the same command goes on. What sysexits.h calls a temporary failure."""
+"""Exit status of a run that was asked to stop and has saved; the same command resumes it (sysexits.h: EX_TEMPFAIL)."""

@@ -1,7 +1,7 @@
-"""Files that a config names: a path, a hub id, or ``package:NAME/inside`` for a file that a Python package carries.
+"""Finds the files that a config names: by a path, a hub id, or ``package:NAME/inside`` for a file of a Python package.
 
-Weights that come as packages (an optional extra) are found wherever they are installed, so that a config with them is
-the same on every machine.
+Pretrained weights that are distributed as packages (an optional extra) are found wherever they are installed, so that
+a config that names them is the same on every machine.
 """
 
 from importlib.util import find_spec
@@ -13,16 +13,17 @@ PACKAGE = "package:"
 
 
 def locate(name: str, key: str) -> str:
-    """``name`` itself, or the path of the file or folder that ``package:NAME/inside`` stands for.
+    """The path of the file or folder that ``package:NAME/inside`` stands for; any other ``name`` is returned as is.
 
-    ``key`` is the config key that holds it and heads every message. Nothing of the package is executed. Raises
-    UserError if the package is not installed or holds no such file.
+    ``key`` is the config key that holds ``name``; error messages begin with it. No code of the package is executed.
+    Raises UserError if the package is not installed or holds no such file.
     """
     if not name.startswith(PACKAGE):
         return name
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
     if not package.isidentifier() or ".." in Path(inside).parts:
         raise UserError(f"{key}: '{name}' names no file of a package; write {PACKAGE}NAME/file")
+    # find_spec does not import a top-level package. A module that is a single file has no folders to look in.
     spec = find_spec(package)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     if not folders:

@@ -13,12 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is: half precision is too little for softmaxes and similarities."""
+    """The tensor in float32; float64 stays float64. For softmaxes and similarities, which half precision spoils."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class Precision(enum.Enum):
-    """What matrix products are computed in."""
+    """The type in which matrix products are computed."""
 
     auto = "the faster one of bfloat16 and float32"
     fp32 = "float32"
@@ -26,11 +26,12 @@ class Precision(enum.Enum):
     fp16 = "float16 by autocast"
 
     def on(self, device: torch.device) -> "Precision":
-        """This one; for ``auto``, bf16 where the device multiplies faster in it, and fp32 elsewhere.
+        """Resolves ``auto`` for a device: bf16 where the device multiplies faster in it, else fp32.
 
-        Many CPUs know bfloat16 and are slower in it. Those with AMX are faster; with AVX-512 BF16 some are and some are
-        not (2.3 times and 0.55 times as fast, measured on two), so there it is tried, once in a process: a run has to
-        write down what came of it (``precision_of_run``).
+        Many CPUs support bfloat16 but are slower in it than in float32. CPUs with AMX are faster. Of CPUs with AVX-512
+        BF16 some are faster and some slower (2.3 times and 0.55 times as fast, measured on two); there both types are
+        timed, once in a process. Timing may come out differently after a restart, so a run records the result
+        (``precision_of_run``).
         """
         if self is not Precision.auto:
             return self
@@ -39,19 +40,23 @@ class Precision(enum.Enum):
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The type that autocast computes products in; None: there is no autocast. Of ``auto``, ask ``on`` first."""
+        """The type for ``torch.autocast``; None for no autocast. ``auto`` has to be resolved by ``on`` first."""
         return {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}.get(self)
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether it is known of a device that it multiplies faster in bfloat16: the same on all devices of a kind."""
+    """Whether the device has hardware for bfloat16 products that is known to be faster than float32.
+
+    The answer is the same for all devices of a kind, hence on all ranks and after a restart.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # CPUs with AVX-512 BF16 only are not counted: they differ, see `Precision.on`.
     return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 _WORTH_IT = 1.5
-"""Times as fast as in float32 that products have to be; a training step, not all of which is products, gains less."""
+"""How many times as fast products must be in bfloat16 to choose it; a training step gains less than its products do."""
 
 
 def _is_tried_and_faster() -> bool:
@@ -60,10 +65,10 @@ def _is_tried_and_faster() -> bool:
 
 @functools.cache
 def _speed_of_bfloat16() -> float:
-    """How many times as fast as in float32 this CPU multiplies in bfloat16; takes about a tenth of a second."""
+    """How many times as fast this CPU multiplies in bfloat16 as in float32; measuring takes about 0.1 seconds."""
     fastest = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     factors = {dtype: (torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)) for dtype in fastest}
-    for _ in range(8):  # in turns, and the best of each: other processes may get in between
+    for _ in range(8):  # in turns, keeping the best of each: other processes may interfere
         for dtype, (first, second) in factors.items():
             begun = time.perf_counter()
             first @ second
@@ -73,7 +78,7 @@ def _speed_of_bfloat16() -> float:
 
 @contextmanager
 def computing(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Context for forward and backward.
+    """Context for forward and backward passes in ``precision`` (``auto`` is resolved for ``device``).
 
     On CPU, attention in half precision takes the plain product-and-softmax path: the backward of PyTorch's flash
     attention is about ten times slower in bfloat16 than in float32 there (measured with 2.14: 12.8 against 1.0 ms a

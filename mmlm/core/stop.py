@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop, as a flag that is looked at between steps.
+"""Signals that ask a run to stop: they set a flag, which training reads between steps.
 
-Ctrl-C sends SIGINT; SLURM sends SIGTERM before it preempts a job or ends it at its time limit, and what ``--signal``
-names (SIGUSR1, SIGUSR2) some time before that. None of them may end a step in its middle.
+Ctrl-C sends SIGINT. SLURM sends SIGTERM before it preempts a job or ends the job at its time limit, and the signal of
+its option ``--signal`` (SIGUSR1, SIGUSR2) some time earlier. None of these signals may interrupt a step.
 """
 
 import signal
@@ -12,10 +12,10 @@ from multiprocessing import resource_tracker
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-"""What a run is asked to stop with, the most pressing first."""
+"""Signals that ask a run to stop, the most urgent first."""
 _IMPATIENT = (signal.SIGINT,)
-"""Those that end a run at once when they come a second time. Not SIGTERM: at its time limit, SLURM sends a job's
-processes two within milliseconds, and then waits (KillWait, 30 seconds) before it kills."""
+"""Signals that end a run at once when they come a second time. SIGTERM is none of them: at the time limit, SLURM sends
+two to every process within milliseconds, and then waits (KillWait, 30 seconds) before it kills."""
 
 
 @dataclass
@@ -23,28 +23,30 @@ class StopRequest:
     """Whether this process has been asked to stop."""
 
     signal_name: str | None = None
-    """The first signal that came, such as ``SIGTERM``; None: none has come."""
+    """Name of the first signal that came, such as ``SIGTERM``; None before that."""
 
     def flags(self) -> list[float]:
-        """1 for the signal that came, else 0, for each of ``SIGNALS``; added up over ranks they say what came where."""
+        """For each of ``SIGNALS``, 1 if it was the first to come and else 0, so that ranks can agree by one sum."""
         return [float(one.name == self.signal_name) for one in SIGNALS]
 
 
 def asked_by(flags: list[float]) -> str | None:
-    """The name of the most pressing signal of ``StopRequest.flags`` (summed over ranks); None if no rank has one."""
+    """The name of the most urgent signal in ``StopRequest.flags`` summed over ranks; None if no rank received one."""
     return next((one.name for one, count in zip(SIGNALS, flags, strict=True) if count > 0), None)
 
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Within it, SIGTERM, SIGUSR1, SIGUSR2 and SIGINT only leave their name in the request that it yields.
+    """Context in which SIGTERM, SIGUSR1, SIGUSR2 and SIGINT only record their name in the request that it yields.
 
-    A second SIGINT raises KeyboardInterrupt at once. Afterwards the handlers are what they were, as ``handled`` says.
-    To be entered in the main thread only (ValueError elsewhere): Python handles signals nowhere else.
+    A second SIGINT raises KeyboardInterrupt at once. On leaving, the earlier handlers are restored as ``handled`` says.
+    Only the main thread may enter (ValueError elsewhere), because Python runs signal handlers nowhere else.
     """
-    request, seen = StopRequest(), set()
+    request = StopRequest()
+    seen: set[int] = set()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        # A user who presses Ctrl-C again does not want to wait for the end of the step.
         if number in seen and number in _IMPATIENT:
             raise KeyboardInterrupt
         seen.add(number)
@@ -57,9 +59,9 @@ def stop_request() -> Iterator[StopRequest]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Within it, ``handler`` is called for each of ``SIGNALS``; afterwards the handlers are what they were.
+    """Context in which ``handler`` is called for each of ``SIGNALS``; the earlier handlers are restored on leaving.
 
-    Except where another one was set within it, such as by ``ignore_stop_signals``: that one stays.
+    A handler that was set meanwhile by someone else, such as ``ignore_stop_signals``, stays.
     """
     before = {one: signal.signal(one, handler) for one in SIGNALS}
     try:
@@ -71,22 +73,27 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 def ignore_stop_signals() -> None:
-    """For a helper process, as a signal to all processes of a job is for the one that trains, which needs its helpers;
-    and for one that has stopped already and is about to end."""
+    """Ignores ``SIGNALS`` in this process: a data worker, or a process that has saved and is about to end.
+
+    A signal to all processes of a job is meant for the one that trains, which needs its workers until it has saved.
+    """
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
 
 
 @contextmanager
 def children_spared() -> Iterator[None]:
-    """Processes that are started within it are spared the signals; here they arrive once it is left.
+    """Context in which started processes are shielded from ``SIGNALS``; this process receives them on leaving.
 
-    A blocked signal stays blocked in what is started meanwhile. multiprocessing's two servers, which start workers and
-    tidy up after them, cannot be given handlers of their own, and workers end with their server.
+    The signals are blocked, and a child process inherits what is blocked. Handlers would not do for multiprocessing's
+    two servers, which start workers and clean up after them: they run no code of ours, and workers end with their
+    server.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM here, for it ignores those by itself
+        # Starting the resource tracker unblocks SIGINT and SIGTERM in this process (it ignores those two by itself), so
+        # it is started first and the signals are blocked again.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Words for messages about what a user wrote: values, annotations in English, and what was probably meant."""
+"""Wording of messages to the user: values, type annotations in English, and suggestions for misspelt names."""
 
 import dataclasses
 import difflib
@@ -8,33 +8,43 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 LISTS = (list, tuple, set, frozenset, Sequence, Collection, Iterable)
-"""Annotations that a list of a config can fill."""
+"""Type annotations that a list in a config can satisfy."""
 MAPPINGS = (dict, Mapping)
+"""Type annotations that a mapping in a config can satisfy."""
 
-_KINDS = {bool: "true or false", int: "an int", float: "a float", str: "a string", Path: "a path"}
+_KINDS: Mapping[object, str] = {bool: "true or false", int: "an int", float: "a float", str: "a string", Path: "a path"}
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """The one of ``names`` that ``name`` was probably meant to be, or None."""
+    """The member of ``names`` that ``name`` is probably a misspelling of; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)), None)
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
-    """``; did you mean 'depth'?`` or, when nothing is close, ``; there are: depth, width``. Empty without names."""
+    """A suggestion that ends a message: ``; did you mean 'depth'?``, else ``; there are: depth, width``.
+
+    Empty if there are no ``names``.
+    """
     match = closest(name, names)
     if match is not None:
         return f"; did you mean '{match}'?"
     return f"; there are: {', '.join(sorted(names))}" if names else ""
 
 
+def listed(items: Sequence[str], most: int, separator: str = ", ", conjunction: str = " and") -> str:
+    """The first ``most`` of ``items``, and how many more there are: ``a, b and 3 more``."""
+    first = separator.join(items[:most])
+    return f"{first}{conjunction} {len(items) - most} more" if len(items) > most else first
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception of a library says; its class if it says nothing."""
+    """The first line of the message of a library's exception; the name of its class if the message is empty."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 def one_line(error: BaseException) -> str:
-    """All of what an exception of a library says, without line breaks; its class if it says nothing."""
+    """The whole message of a library's exception without line breaks; the name of its class if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -47,7 +57,7 @@ def shown(value: object) -> str:
 
 
 def describe(hint: object) -> str:
-    """An annotation in words, with an article: ``an int``, ``a float or null``. Empty where anything goes."""
+    """A type annotation in words, with an article: ``an int``, ``a float or null``. Empty if it allows anything."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in (object, typing.Any):
         return ""
@@ -60,6 +70,7 @@ def describe(hint: object) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(member) for member in arguments)
     kind = hint if origin is None else origin
+    # tuple[int, float] has a length and a type for each place; tuple[int, ...] is a list like any other.
     if kind is tuple and arguments and Ellipsis not in arguments:
         return "a list of " + ", ".join(describe(argument) for argument in arguments)
     if kind in LISTS or kind in MAPPINGS:

@@ -4,7 +4,6 @@ With several ranks, all of them have to call each method alike: they share the w
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.samples import SampleSettings, collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
-from mmlm.record.folder import SAMPLES, SCORES
+from mmlm.record.folder import SAMPLES, SCORES, write_whole
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,4 @@ def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         kept = before["splits"] if before["step"] == step else {}
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"step": step, "splits": kept | dict(splits)}, ensure_ascii=False), encoding="utf-8")
-    draft.replace(file)
+    write_whole(file, json.dumps({"step": step, "splits": kept | dict(splits)}, ensure_ascii=False))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmlm.checkpoints.checkpoint import best_checkpoint, latest_checkpoint, load_weights
+from mmlm.checkpoints.files import step_of
 from mmlm.checkpoints.weights import Weights, copy_weights, match_weights, read_weights
 from mmlm.core.errors import UserError
 from mmlm.core.flow import EMBED, TextView
@@ -43,7 +44,7 @@ def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor
     if checkpoint is None:
         raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
     weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
-    return int(checkpoint.name.split("=")[1].split(".")[0]), weights
+    return step_of(checkpoint), weights
 
 
 def model_weights(weights: Weights) -> dict[str, Tensor]:

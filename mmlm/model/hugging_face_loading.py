@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from mmlm.core.errors import UserError
 from mmlm.core.local_files import locate
-from mmlm.core.wording import closest, did_you_mean, first_line
+from mmlm.core.wording import closest, did_you_mean, first_line, listed
 
 TEXT_SUPPLIED: Mapping[str, str] = dict.fromkeys(
     ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "dtype", "attn_implementation"),
@@ -151,9 +151,8 @@ def pretrained_model(slot: str, name: str, load: Callable[..., Any], may_lack: S
         model, report = load(place, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(may_lack)))
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{slot}.name_or_path: '{name}' has no weights for {missing[0]}{more} of its model; they would start at "
+            f"{slot}.name_or_path: '{name}' has no weights for {listed(missing, 1)} of its model; they would start at "
             "random"
         )
     return model.train()

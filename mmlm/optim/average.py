@@ -1,4 +1,4 @@
-"""The moving average of the weights."""
+"""The exponential moving average (EMA) of the weights."""
 
 from collections.abc import Mapping
 
@@ -26,6 +26,8 @@ class ExponentialMovingAverage:
     def update(self, module: nn.Module, step: int) -> None:
         """Moves the average towards the parameters after optimizer step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        # All tensors in one fused call: one by one, the launches of a large model's tensors take longer than the sums.
+        # The average is a sum entry by entry, so that each rank updates its own shard and nothing is sent.
         averages, values = [], []
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
@@ -36,6 +38,6 @@ class ExponentialMovingAverage:
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over saved averages."""
+        """Copies saved averages into this one; ``tensors`` are named as in ``state_dict()`` of the module."""
         for name, tensor in tensors.items():
             self.tensors[name].copy_(tensor)

@@ -1,7 +1,8 @@
-"""Freeze plans: what trains, from which step on, by how large steps, and whether by adapters.
+"""Freeze plans: which parameters train, from which step on, at which share of the learning rate, or by adapters.
 
-Frozen means: no weight gradient and no optimizer state, norms and dropout in eval mode while the rest trains, no
-backward pass where nothing that trains lies upstream, and the same bytes after training, buffers included.
+A frozen part has no weight gradients and no optimizer state. Its norms and dropout are in eval mode while the rest
+trains. No backward pass runs through it unless something upstream of it trains. Its bytes are the same after training,
+buffers included.
 """
 
 import fnmatch
@@ -23,32 +24,32 @@ REMEDIES = {
     "decoder.lm": "only a Hugging Face decoder has a language model inside: use decoder=gpt2_tiny or "
     "decoder=hugging_face",
 }
-"""What a model may lack, and how to give it one."""
+"""Name of a part that a model may lack -> the advice that ends the error message of a plan that names it."""
 
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """What of a model trains, as a function of the optimizer step; what the objective trains is not concerned.
+    """Which of a model's parameters train at which optimizer step. The objective's own parameters always train.
 
-    Names are those of parts or of anything below them (``encoder``, ``decoder.lm``, ``encoder.vit.blocks.0``), as
-    ``model.named_parameters()`` has them, or patterns (``*`` is everything, ``*gated*``).
+    Entries are names of parts or of modules and parameters below them, as in ``model.named_parameters()`` (``encoder``,
+    ``decoder.lm``, ``encoder.vit.blocks.0``), or patterns (``*`` matches everything, ``*gated*``).
     """
 
     frozen: Sequence[str] = ()
-    """What is frozen."""
+    """Names or patterns of what is frozen."""
     trainable: Sequence[str] = ()
-    """What trains all the same, and gets no adapters. A pattern may match nothing: a plan serves several models."""
+    """Exceptions to ``frozen`` and ``lora.parts``. A pattern may match nothing, so one plan fits several models."""
     unfreeze: Mapping[str, int] = field(default_factory=dict)
-    """Optimizer step, counted from 0, that is the first to train what has this name."""
+    """Name -> the first optimizer step (counted from 0) that trains it."""
     layer_decay: Mapping[str, float] = field(default_factory=dict)
     """Factor per layer on the learning rate of a part, such as {encoder: 0.75}: the last norm has the full rate, the
     last layer the factor times that, the embedding below L layers the factor to the power of L + 1 (ELECTRA,
     arXiv:2003.10555; BEiT, arXiv:2106.08254)."""
     lora: Lora | None = None
-    """Adapters that train in place of the parts they stand in."""
+    """Adapters, which train while the parts that hold them are frozen."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for values outside of their range and for settings without an effect."""
+        """Raises UserError for a value out of range and for a setting without effect."""
         for name, step in self.unfreeze.items():
             if step < 1:
                 raise UserError(
@@ -64,7 +65,7 @@ class FreezePlan:
                     raise UserError(f"freeze.{key}: has no effect, for nothing is frozen; name it in freeze.frozen")
 
     def add_adapters(self, model: nn.Module) -> None:
-        """Puts the plan's adapters into a model, once. Raises UserError for names that do not fit the model."""
+        """Adds the plan's adapters to a model; to be called once. Raises UserError for a name that the model lacks."""
         if self.lora is None:
             return
         _check_names("freeze.lora.parts", self.lora.parts, model)
@@ -78,7 +79,7 @@ class FreezePlan:
         add_adapters(model, self.lora, names)
 
     def freezes(self, name: str, step: int) -> bool:
-        """Whether the parameter or module ``name`` of the model is frozen while optimizer step ``step`` is made."""
+        """Whether the parameter or module ``name`` of the model is frozen during optimizer step ``step``."""
         adapted = () if self.lora is None else self.lora.parts
         return self._freezes(name, step, (*self.frozen, *adapted))
 
@@ -89,31 +90,33 @@ class FreezePlan:
         return selects(frozen, name) and not selects((*self.trainable, *self.unfrozen(step)), name)
 
     def unfrozen(self, step: int) -> frozenset[str]:
-        """Those entries of ``unfreeze`` that train at a step."""
+        """The entries of ``unfreeze`` that train at optimizer step ``step``."""
         return frozenset(name for name, first in self.unfreeze.items() if step >= first)
 
     def frozen_parameters(self, model: nn.Module, step: int) -> set[nn.Parameter]:
-        """The parameters that are frozen at a step; a tensor with several names if one of them is."""
+        """The parameters that are frozen at a step. A tied parameter is frozen if any of its names is."""
         named = model.named_parameters(remove_duplicate=False)
         return {parameter for name, parameter in named if self.freezes(name, step)}
 
     def modules_in_eval(self, model: nn.Module, step: int) -> list[nn.Module]:
-        """The modules that stay in eval mode while the rest trains.
+        """The modules that stay in eval mode at a step while the rest of the model trains.
 
-        Those with parameters, all of them frozen; and those without any (dropout) by their name. What merely surrounds
-        adapters keeps its dropout, as is usual with LoRA.
+        These are the modules whose parameters are all frozen, and of the modules without parameters (dropout) those
+        whose name is in ``frozen``. Dropout of parts that are frozen only because they hold adapters stays in train
+        mode, as is usual with LoRA.
         """
         frozen = self.frozen_parameters(model, step)
         chosen = []
         for name, module in model.named_modules():
             parameters = list(module.parameters())
+            # `self.frozen` without lora.parts: see the docstring about dropout.
             by_name = not parameters and self._freezes(name, step, self.frozen)
             if by_name or (parameters and frozen.issuperset(parameters)):
                 chosen.append(module)
         return chosen
 
     def learning_rate_scales(self, model: nn.Module) -> dict[str, float]:
-        """Share of the learning rate of each parameter in the parts of ``layer_decay``, by its name in the model."""
+        """Parameter name -> share of the learning rate, for every parameter of the parts in ``layer_decay``."""
         scales: dict[str, float] = {}
         for part, decay in self.layer_decay.items():
             _check_names("freeze.layer_decay", [part], model, patterns=False)
@@ -126,7 +129,7 @@ class FreezePlan:
 
 
 def selects(entries: Iterable[str], name: str) -> bool:
-    """Whether one of ``entries``, names or patterns, is ``name`` or stands above it."""
+    """Whether one of ``entries`` (names or patterns) matches ``name`` or a module that contains it."""
     return any(fnmatch.fnmatchcase(name, entry) or fnmatch.fnmatchcase(name, f"{entry}.*") for entry in entries)
 
 
@@ -134,17 +137,18 @@ def selects(entries: Iterable[str], name: str) -> bool:
 
 
 def check_plan(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
-    """Asks whether a plan (its adapters added) fits a model that is trained for ``num_steps``, on any device.
+    """Checks a plan against a model (on any device, adapters added) that is trained for ``num_steps``.
 
-    Raises UserError for a name that is not there, an entry that changes nothing, a model of which nothing trains at the
+    Raises UserError for a name that the model lacks, an entry without effect, a model in which nothing trains at the
     first step, and a batch norm that would train.
     """
     _check_names("freeze.frozen", plan.frozen, model)
     _check_names("freeze.trainable", [entry for entry in plan.trainable if not _is_pattern(entry)], model)
     _check_names("freeze.unfreeze", plan.unfreeze, model)
     _check_unfreeze(plan, model, num_steps)
+    plan.learning_rate_scales(model)  # for the errors that it raises
+    # Parts only thaw: what is frozen at the last step has never trained.
     frozen_at_last = plan.frozen_parameters(model, num_steps - 1)
-    plan.learning_rate_scales(model)
     for name in plan.layer_decay:
         if frozen_at_last.issuperset(model.get_submodule(name).parameters()):
             raise UserError(f"freeze.layer_decay.{name}: has no effect, for '{name}' never trains; leave it out")
@@ -159,13 +163,14 @@ def _check_unfreeze(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
         if step >= num_steps:
             raise UserError(f"freeze.unfreeze.{name}: step {step} is never made; train.steps is {num_steps}")
         thawed = plan.frozen_parameters(model, step - 1) - plan.frozen_parameters(model, step)
+        # An entry has no effect where an earlier one has thawed the same parameters, or where they were never frozen.
         named = model.named_parameters(remove_duplicate=False)
         if not any(selects([name], plain_name(key)) for key, parameter in named if parameter in thawed):
             raise UserError(f"freeze.unfreeze.{name}: changes nothing at step {step}, for '{name}' is not frozen then")
 
 
 def _check_batch_norms(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
-    """A batch norm in train mode makes the result depend on how the batch is split over ranks."""
+    """Refuses a batch norm in train mode: its result depends on how the batch is split over ranks."""
     batch_norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     in_eval = set(plan.modules_in_eval(model, num_steps - 1)) if batch_norms else set()
     for name, module in batch_norms.items():
@@ -183,7 +188,7 @@ def _is_pattern(entry: str) -> bool:
 
 
 def _check_names(key: str, entries: Collection[str], model: nn.Module, patterns: bool = True) -> None:
-    """UserError for an entry that is the name of nothing with parameters in the model."""
+    """Raises UserError for an entry that matches nothing with parameters in the model."""
     names = [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
     for entry in entries:
         if _is_pattern(entry) and not patterns:
@@ -193,11 +198,12 @@ def _check_names(key: str, entries: Collection[str], model: nn.Module, patterns:
 
 
 def _unknown(entry: str, names: Sequence[str]) -> str:
-    """What is wrong with a name: where it leaves the model, and what there is instead."""
+    """The error message for an entry that matches nothing: its first unknown component, and the names there instead."""
     if _is_pattern(entry):
         parts = dict.fromkeys(name.split(".")[0] for name in names)
         return f"'{entry}' matches nothing with weights; the parts are: {', '.join(parts)}"
     path = entry.split(".")
+    # The longest prefix of the path that the model has; the component after it is the unknown one.
     depth = max(d for d in range(len(path)) if not d or any(selects([".".join(path[:d])], name) for name in names))
     above = "".join(f"{name}." for name in path[:depth])
     children = {name.removeprefix(above).split(".")[0] for name in names if name.startswith(above)}

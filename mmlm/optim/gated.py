@@ -1,7 +1,8 @@
-"""Optimizer steps that may turn out not to have been made, without the host ever asking the device whether.
+"""Optimizer steps that are skipped, on the device, if a gradient is not finite.
 
-A gradient that is not a number would spoil weights and moments for good. Whether one is there is known on the device
-only; so the update is made dependent on it there, and whoever needs to know reads it later.
+One infinite or NaN gradient would spoil weights and optimizer state for good. Whether there is one is known on the
+device only, and reading it there would make the CPU wait for the GPU at every step. So the device itself makes or skips
+the update, and the CPU learns of it later.
 """
 
 from typing import Any
@@ -13,11 +14,12 @@ from mmlm.optim.optimizers import Optimizer, members
 
 
 def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
-    """Makes an optimizer step, unless bool[] ``skip`` is true: then parameters and state stay bit for bit.
+    """Makes an optimizer step unless bool[] ``skip`` is true; then parameters and state stay as they are, bit for bit.
 
-    torch's fused optimizers and our Muon can be told so (``found_inf``, as torch's ``GradScaler`` does). For others
-    parameters and state are copied and put back, in memory for one more copy of them; a count that such an optimizer
-    keeps on the host (a Python number, or a tensor on another device than its parameters) counts the skipped step too.
+    torch's fused optimizers and our Muon skip by themselves (``found_inf``, as torch's ``GradScaler`` uses it). For any
+    other optimizer, parameters and state are copied before the step and put back after it, which takes the memory of
+    one more copy. A counter that such an optimizer keeps on the CPU (a Python number, or a tensor on another device
+    than its parameters) counts skipped steps too.
     """
     for member in members(optimizer):
         if getattr(member, "_step_supports_amp_scaling", False):
@@ -25,6 +27,7 @@ def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
             try:
                 member.step()
             finally:
+                # If it stayed, a later step that is not gated would depend on it too.
                 del member.found_inf
         else:
             _step_and_put_back(member, skip)
@@ -41,7 +44,7 @@ def _step_and_put_back(optimizer: Any, skip: Tensor) -> None:
         kept = before.get(parameter, {})
         for name, tensor in optimizer.state.get(parameter, {}).items():
             if isinstance(tensor, Tensor) and tensor.device == parameter.device:
-                # What this step made starts from 0, as it would have if the next one had been the first.
+                # State that this very step created goes back to 0, its value before a first step.
                 _put_back(tensor, kept.get(name, torch.zeros_like(tensor)), skip)
 
 
@@ -55,14 +58,14 @@ def _put_back(tensor: Tensor, before: Tensor, skip: Tensor) -> None:
 
 
 class BuffersBefore:
-    """A copy of a module's buffers from before a forward pass, which may move them (running means)."""
+    """A copy of a module's buffers from before a forward pass, which may change them (running means)."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def put_back(self, skip: Tensor) -> None:
-        """Restores them if bool[] ``skip`` is true."""
+        """Restores the buffers if bool[] ``skip`` is true. Buffers that the forward pass has added stay."""
         for name, buffer in self._module.named_buffers():
             if name in self._copies:
                 _put_back(buffer, self._copies[name], skip)

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from mmlm.core.errors import UserError
 
 HEADS = ("head", "lm_head")
-"""Output projections by their last name. Losses read their weight instead of calling them: an adapter would not act."""
+"""Last names of output projections. Losses read the weight instead of calling the layer, which bypasses an adapter."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Lora:
     rank: int = 8
     """Inner width of an adapter."""
     alpha: float = 16.0
-    """Scale of what adapters add, times the rank."""
+    """An adapter's output is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Probability, on the input of the adapters."""
+    """Dropout probability at the input of adapters."""
     target: Sequence[str] = ("*",)
     """Patterns of the linear layers' names, such as [\"*.qkv\", \"*.query\"]; [\"*\"] takes all (arXiv:2305.14314)."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value outside of its range."""
+        """Raises UserError for a value out of range."""
         if not self.parts or not self.target:
             raise UserError("freeze.lora: parts and target must both name something; lora=null means no adapters")
         if self.rank < 1:
@@ -48,27 +48,27 @@ class Lora:
 
 @runtime_checkable
 class _LanguageModel(Protocol):
-    """What tells a model of transformers' by (importing its base class takes seconds)."""
+    """A language model of transformers, recognised by this method: importing its base class takes seconds."""
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head."""
+        """The output projection to the vocabulary; None if the model has none."""
         ...
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's or module's dotted name is one of an adapter."""
+    """Whether a dotted name of a parameter or module is that of an adapter (peft calls them ``lora_A``, ``lora_B``)."""
     return ".lora_" in name
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name as it was before its layer got an adapter."""
+    """The name of a parameter before its layer got an adapter (peft moves the layer into ``base_layer``)."""
     return name.replace(".base_layer.", ".")
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that can have an adapter, by name: linear ones that are called for what they compute.
+    """Name -> layer, for the linear layers that can have an adapter: those whose output is used by calling them.
 
-    Left out: output heads, and layers whose owner reads their weight (PyTorch's own attention module does).
+    Left out are output heads, and layers whose owner reads their weight (PyTorch's own attention module does).
     """
     heads = [part.get_output_embeddings() for part in model.modules() if isinstance(part, _LanguageModel)]
     return {
@@ -82,10 +82,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
-    """Puts adapters on those of the linear layers ``names`` that ``lora.target`` takes; the function stays as it is.
+    """Adds adapters to those of the linear layers ``names`` that match ``lora.target``. Outputs stay as they are.
 
-    Which parameters train is left as it is, too (adapters do). Works on the meta device. Raises UserError for a target
-    that takes no layer, and where ``peft`` is not installed.
+    ``requires_grad`` of the model's own parameters stays too; adapters train. Works on the meta device. Raises
+    UserError for a pattern that matches no layer, and if ``peft`` is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -93,28 +93,29 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
         raise UserError(f"freeze.lora: needs the package peft ({error}); pip install 'mmlm[lora]'") from None
 
     chosen = _chosen(lora, names)
+    # peft freezes the whole model; which parameters train is for the freeze plan to say.
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    # GPT-2's layers keep their weight transposed, and peft wants to be told.
+    # One call for each class, since GPT-2's Conv1D keeps its weight transposed and peft takes one setting for all.
     for kind, transposed in ((nn.Linear, False), (Conv1D, True)):
         of_kind = [name for name in chosen if isinstance(model.get_submodule(name), kind)]
         if not of_kind:
             continue
         settings = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,
+            lora_alpha=cast(int, lora.alpha),  # annotated as int, and used as a number only
             lora_dropout=lora.dropout,
             target_modules="|".join(re.escape(name) for name in of_kind),
             fan_in_fan_out=transposed,
         )
         inject_adapter_in_model(settings, model)
-        # peft's note on the model; without it, a second kind of layer is not warned about.
+        # peft leaves its config on the model, and warns of it at the next call.
         vars(model).pop("peft_config", None)
     for parameter, trains in before.items():
         parameter.requires_grad_(trains)
 
 
 def _chosen(lora: Lora, names: Collection[str]) -> list[str]:
-    """Those of ``names`` that ``lora.target`` takes. Raises UserError for a pattern that takes none."""
+    """The ``names`` that match ``lora.target``. Raises UserError for a pattern that matches none."""
     for pattern in lora.target:
         if not fnmatch.filter(names, pattern):
             last = sorted({name.split(".")[-1] for name in names})
@@ -126,7 +127,7 @@ def _chosen(lora: Lora, names: Collection[str]) -> list[str]:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds each adapter to the weight it adapts and takes it away: the function stays, the names are plain again."""
+    """Adds each adapter to the weight of its layer and removes it. Outputs stay; names are as if it had never been."""
     for name, part in list(model.named_modules()):
         children = dict(part.named_children())
         if "base_layer" in children and "lora_A" in children:

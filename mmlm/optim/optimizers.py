@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers and learning-rate schedules."""
+"""Parameter groups, the optimizers AdamW and Muon, and clipping of gradients."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,20 +17,21 @@ from mmlm.optim.lora import is_adapter
 from mmlm.optim.muon import BatchedMuon
 
 NO_SCALES: Mapping[str, float] = MappingProxyType({})
-"""Every parameter has the whole learning rate."""
+"""No parameter has a reduced learning rate."""
 
 
 def check_number(key: str, value: float, fits: bool, rule: str) -> None:
+    """Raises UserError, naming the ``key``, its ``value`` and the ``rule`` ("above 0"), unless ``fits`` is true."""
     if not fits:
         raise UserError(f"{key}: {value} must be {rule}")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, kernels and token embeddings.
+    """Whether weight decay applies to a parameter: to matrices, kernels and token embeddings.
 
-    The usual rule (GPT-2, timm): tensors of fewer than two dimensions (norms, biases, temperature) do not decay.
-    Learned queries, positions, class and register tokens are matrices by shape only, each row an offset of its own, so
-    they do not decay either.
+    The usual rule (GPT-2, timm) is that tensors of fewer than two dimensions (norms, biases, temperature) do not decay.
+    Learned queries, positions, class and register tokens do not decay either: they are matrices by shape only, and each
+    of their rows is an offset of its own.
     """
     offsets = ("queries", "position_embedding", "pos_embed", "cls_token", "reg_token", "dist_token")
     return parameter.ndim >= 2 and not name.endswith(offsets)
@@ -38,7 +39,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share optimizer settings."""
+    """Parameters that share the settings of an optimizer."""
 
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
@@ -50,11 +51,11 @@ class ParameterGroup:
 def parameter_groups(
     module: nn.Module, weight_decay: float, scales: Mapping[str, float] = NO_SCALES
 ) -> list[ParameterGroup]:
-    """Trainable parameters in groups, first those with and then those without ``weight_decay``, either by their share
-    of the learning rate in ``scales``, largest first. A shared tensor is listed once.
+    """The trainable parameters in groups of equal settings: the groups with ``weight_decay`` first, then those without.
 
-    The order depends on names and shares only, since checkpoints count the groups and their parameters. Raises
-    UserError if nothing trains.
+    Within either, groups are ordered by their share of the learning rate in ``scales``, largest first. A tied parameter
+    is listed once. The order depends on names and shares only, so that every rank and every restart makes the same
+    groups. Raises UserError if nothing trains.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
@@ -70,36 +71,40 @@ def parameter_groups(
 
 
 class Optimizer(Protocol):
-    """What training needs of an optimizer: ``torch.optim.Optimizer`` and ``OptimizerPair`` both have it."""
+    """The part of an optimizer that training uses, common to ``torch.optim.Optimizer`` and ``OptimizerPair``."""
 
-    param_groups: list[dict[str, Any]]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters with their settings (``params``, ``lr``, ...), which may be changed in place."""
+        ...
 
     def step(self) -> None:
         """Updates the parameters from their gradients."""
         ...
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the gradients."""
+        """Removes the gradients (sets them to 0 if ``set_to_none`` is false)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """The state of the parameters and the settings of the groups."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what ``state_dict`` returned."""
+        """Loads what ``state_dict`` returned."""
         ...
 
 
 class OptimizerPart(Protocol):
-    """Makes an optimizer for a module's trainable parameters. Every group has its peak rate under ``peak_lr``."""
+    """Makes an optimizer for a module's trainable parameters; every group has its peak learning rate as ``peak_lr``."""
 
     def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
-        """The optimizer; ``scales`` has a share of the learning rate by parameter name, where it is not 1."""
+        """The optimizer; ``scales`` maps parameter names to shares of the learning rate, for shares other than 1."""
         ...
 
 
-def _as_torch(groups: Iterable[ParameterGroup], lr: float) -> list[dict[str, object]]:
+def _as_torch(groups: Iterable[ParameterGroup], lr: float) -> list[dict[str, Any]]:
+    """The groups as torch's optimizers take them."""
     return [
         {
             "params": list(group.parameters),
@@ -131,7 +136,7 @@ class AdamW:
     """Added to the root of the running square."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value outside of its range."""
+        """Raises UserError for a value out of range."""
         _check_step(self.lr, self.weight_decay, self.eps)
 
     def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
@@ -142,7 +147,7 @@ class AdamW:
         """The optimizer for some groups."""
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"optim.betas: {list(self.betas)} must be two numbers in [0, 1), such as [0.9, 0.98]")
-        betas = tuple(self.betas)
+        betas = self.betas[0], self.betas[1]
         return torch.optim.AdamW(_as_torch(groups, self.lr), lr=self.lr, betas=betas, eps=self.eps, fused=True)
 
 
@@ -154,34 +159,34 @@ class OptimizerPair:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both, the live ones."""
+        """The groups of both optimizers: the very dictionaries, so that setting a learning rate has an effect."""
         return [*self.first.param_groups, *self.second.param_groups]
 
     def step(self) -> None:
-        """Steps both."""
+        """Makes a step of both optimizers."""
         self.first.step()
         self.second.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the gradients of both."""
+        """Removes the gradients of both optimizers."""
         self.first.zero_grad(set_to_none)
         self.second.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both states."""
+        """The states of both optimizers, under ``first`` and ``second``."""
         return {"first": self.first.state_dict(), "second": self.second.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over both states."""
+        """Loads the states of both optimizers."""
         self.first.load_state_dict(state_dict["first"])
         self.second.load_state_dict(state_dict["second"])
 
 
 def hidden_matrices(module: nn.Module) -> set[str]:
-    """Names of the linear layers' weights between a model's inputs and its outputs, GPT-2's transposed ones too.
+    """Names of the hidden layers' weight matrices, which Muon trains; GPT-2's transposed ones (Conv1D) are included.
 
-    Left out: embeddings, kernels, the last projections (vocabulary head and both embedding projections), and the
-    factors of low-rank adapters (Muon would make all of their few singular values alike).
+    Left out are embeddings, convolution kernels, the last projections (vocabulary head and both embedding projections),
+    and the factors of low-rank adapters (Muon would make all of their few singular values equal).
     """
     last = ("head", "lm_head", "embed_out", "image_projection", "text_projection")
     linear = {name for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
@@ -196,12 +201,12 @@ def hidden_matrices(module: nn.Module) -> set[str]:
 class Muon:
     """Muon for the hidden matrices, AdamW for everything else.
 
-    Muon's update is the momentum with its singular values brought near 1 (Keller Jordan, 2024, by a Newton-Schulz
-    iteration); scaled to AdamW's usual step size (arXiv:2502.16982), so that one ``lr`` serves both.
+    Muon's update is the momentum with its singular values brought near 1 by a Newton-Schulz iteration (Keller Jordan,
+    2024), scaled to AdamW's usual step size (arXiv:2502.16982) so that one ``lr`` serves both.
     """
 
     lr: float = 2e-3
-    """Peak learning rate of both."""
+    """Peak learning rate of both Muon and AdamW."""
     weight_decay: float = 0.05
     """Decoupled: a step subtracts lr * weight_decay * weight."""
     momentum: float = 0.95
@@ -209,15 +214,15 @@ class Muon:
     betas: Sequence[float] = (0.9, 0.98)
     """AdamW's decay of the running mean and of the running square."""
     eps: float = 1e-8
-    """AdamW's, added to the root of the running square."""
+    """AdamW's; added to the root of the running square."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value outside of its range."""
+        """Raises UserError for a value out of range."""
         _check_step(self.lr, self.weight_decay, self.eps)
         check_number("optim.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
 
     def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
-        """The pair for ``module``'s trainable parameters, or the one of them that has something to train."""
+        """The two optimizers for ``module``'s trainable parameters; only one of them if the other would have none."""
         hidden, groups = hidden_matrices(module), parameter_groups(module, self.weight_decay, scales)
         matrices = [part for group in groups if (part := _pick(group, hidden, inside=True)).parameters]
         others = [part for group in groups if (part := _pick(group, hidden, inside=False)).parameters]
@@ -231,37 +236,43 @@ class Muon:
 
 
 def _pick(group: ParameterGroup, names: Collection[str], inside: bool) -> ParameterGroup:
-    """The parameters of a group that are (or are not) among ``names``."""
+    """The group's parameters whose names are among ``names`` (``inside`` true), or all others (``inside`` false)."""
     kept = {n: p for n, p in zip(group.names, group.parameters, strict=True) if (n in names) is inside}
     return ParameterGroup(tuple(kept), tuple(kept.values()), group.weight_decay, group.scale)
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Sets every group to ``factor`` of its peak; returns the highest rate."""
+    """Sets each group's learning rate to ``factor`` times its peak; returns the highest of the rates."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
     return max(group["lr"] for group in optimizer.param_groups)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scales all gradients down to a joint L2 norm of ``limit`` if theirs is larger; returns the norm before, float[].
+    """Scales all gradients down if their joint L2 norm exceeds ``limit``; returns the norm from before, float[].
 
-    As ``nn.utils.clip_grad_norm_``, also where some are sharded over ranks (FSDP2): every rank calls this, and the norm
-    is that of one process, an ordinary tensor.
+    Does what ``nn.utils.clip_grad_norm_`` does, also if some gradients are sharded over ranks (FSDP2). Every rank calls
+    this function; the norm is an ordinary tensor, equal on all ranks and to that of one process.
     """
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
     sharded = [gradient.to_local() for gradient in found if isinstance(gradient, DTensor)]
     others = [gradient for gradient in found if not isinstance(gradient, DTensor)]
+    # A rank holds one shard of each sharded gradient, whose squares add up over ranks. Gradients that every rank holds
+    # in full have to be counted once.
     norm = nn.utils.get_total_norm(others)
     if sharded:
         norm = (sum_over_ranks(nn.utils.get_total_norm(sharded).square()) + norm.square()).sqrt()
+    # The factor is applied in any case: whether it is below 1 is known on the device only.
     if found:
         torch._foreach_mul_([*sharded, *others], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 def carry_state(old: Optimizer, new: Optimizer) -> Optimizer:
-    """``new``, which goes on from the state of ``old`` where both have the same parameter; others start fresh."""
+    """Moves ``old``'s state of every parameter that ``new`` has too into ``new``, and returns ``new``.
+
+    Called when a freeze plan changes which parameters train; the other parameters of ``new`` start without state.
+    """
     state = {parameter: kept for part in members(old) for parameter, kept in part.state.items()}
     for part in members(new):
         for group in part.param_groups:
@@ -270,5 +281,5 @@ def carry_state(old: Optimizer, new: Optimizer) -> Optimizer:
 
 
 def members(optimizer: Optimizer) -> tuple[Any, ...]:
-    """The ``torch.optim.Optimizer``s that it is made of."""
+    """The ``torch.optim.Optimizer``s that an optimizer consists of: two for a pair, else itself."""
     return (optimizer.first, optimizer.second) if isinstance(optimizer, OptimizerPair) else (optimizer,)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as a share of the peak."""
+"""Learning-rate schedules: the learning rate of each step as a share of its peak."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mmlm.optim.optimizers import check_number
 
 
 class Schedule(Protocol):
-    """The learning rate as a share of its peak."""
+    """A function from the optimizer step to the share of the peak learning rate."""
 
     def __call__(self, step: int, num_steps: int) -> float:
         """Factor in [0, 1] for optimizer step ``step`` (from 0) of ``num_steps``."""
@@ -21,6 +21,7 @@ def _check_schedule(warmup_steps: int, final: float) -> None:
 
 
 def _warm_up(step: int, warmup_steps: int) -> float:
+    """Rises linearly to 1. Step 0 already has 1 / ``warmup_steps``: at a rate of 0 it would train nothing."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
@@ -34,11 +35,11 @@ class Cosine:
     """Share of the peak that the decay would reach one step after the last."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value outside of its range."""
+        """Raises UserError for a value out of range."""
         _check_schedule(self.warmup_steps, self.final)
 
     def __call__(self, step: int, num_steps: int) -> float:
-        """The factor at ``step``."""
+        """See ``Schedule``."""
         if step < self.warmup_steps:
             return _warm_up(step, self.warmup_steps)
         progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
@@ -57,12 +58,12 @@ class WarmupStableDecay:
     """Share of the peak that the decay would reach one step after the last."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value outside of its range."""
+        """Raises UserError for a value out of range."""
         _check_schedule(self.warmup_steps, self.final)
         check_number("schedule.decay_share", self.decay_share, 0 < self.decay_share <= 1, "above 0 and at most 1")
 
     def __call__(self, step: int, num_steps: int) -> float:
-        """The factor at ``step``."""
+        """See ``Schedule``."""
         decay_steps = max(1, round(num_steps * self.decay_share))
         left = (num_steps - step) / decay_steps
         return min(_warm_up(step, self.warmup_steps), self.final + (1 - self.final) * min(1.0, left))
@@ -76,9 +77,9 @@ class Constant:
     """Optimizer steps from 0 to the peak."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value outside of its range."""
+        """Raises UserError for a value out of range."""
         _check_schedule(self.warmup_steps, 1.0)
 
     def __call__(self, step: int, num_steps: int) -> float:
-        """The factor at ``step``."""
+        """See ``Schedule``."""
         return _warm_up(step, self.warmup_steps)

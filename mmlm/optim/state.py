@@ -1,7 +1,7 @@
-"""An optimizer's state under its parameters' names, which other ranks, shardings and optimizers can take over.
+"""An optimizer's state by parameter name, so that other numbers of ranks, shardings and optimizers can load it.
 
-``Optimizer.state_dict()`` counts parameters instead. ``torch.distributed.checkpoint.state_dict`` has names too, but it
-takes a step to make the state of parameters that have none yet, which is then no longer the state of the run.
+``Optimizer.state_dict()`` numbers the parameters instead. ``torch.distributed.checkpoint.state_dict`` uses names too,
+but makes an optimizer step to create the state of parameters that have none yet, which changes the state of the run.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,19 @@ from mmlm.core.distributed import sharded_like
 from mmlm.optim.optimizers import Optimizer, members
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-"""What activation checkpointing and ``torch.compile`` put into names, though not into those of a ``state_dict()``."""
+"""Put into names by activation checkpointing and ``torch.compile``, but not into the names of ``state_dict()``."""
 
 
 def optimizer_state_by_name(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """The state of ``optimizer``, over parameters of ``module`` (sharded or not), as live tensors.
+    """The state of ``optimizer``, whose parameters belong to ``module`` (sharded or not). Tensors are not copied.
 
-    ``state``: by name the tensors and numbers of each parameter that has any. ``groups``: each group's optimizer by its
-    class, names, and settings. The names are those of ``module.state_dict()``; a tied parameter has its first.
+    Returns a dictionary. ``state``: parameter name -> its tensors and numbers, for parameters that have any.
+    ``groups``: for each group the class name of its optimizer (``kind``), the ``names`` of its parameters, and its
+    ``settings``. Names are those of ``module.state_dict()``; a tied parameter has the first of its names.
     """
     names = {parameter: name for name, parameter in _named(module)}
-    state, groups = {}, []
+    state: dict[str, dict[str, Any]] = {}
+    groups = []
     for member in members(optimizer):
         for group in member.param_groups:
             of_group = {names[parameter]: parameter for parameter in group["params"]}
@@ -37,17 +39,18 @@ def optimizer_state_by_name(module: nn.Module, optimizer: Optimizer) -> dict[str
 def load_optimizer_state_by_name(
     module: nn.Module, optimizer: Optimizer, saved: Mapping[str, Any], settings: bool = True
 ) -> list[str]:
-    """Takes over what ``optimizer_state_by_name`` returned, of whatever sharding; returns the names left behind.
+    """Loads what ``optimizer_state_by_name`` returned; returns the names of parameters whose state was not loaded.
 
-    Left behind is the state of parameters that ``optimizer`` does not have, or has under another kind of optimizer;
-    parameters without saved state start afresh. Full tensors are cut to this rank's part where a parameter is sharded.
+    Not loaded is the state of parameters that ``optimizer`` does not have, or that another class of optimizer trains
+    now. Parameters without saved state start without any. For a parameter that is sharded now, full tensors are cut to
+    this rank's shard.
 
     Args:
-        module: what ``optimizer`` is over.
-        optimizer: freshly made, or over the same parameters.
+        module: the module whose parameters ``optimizer`` trains.
+        optimizer: a new optimizer, or one over the same parameters.
         saved: the state.
-        settings: takes over each group's settings (learning rate, decay) too, as ``Optimizer.load_state_dict`` does;
-            false keeps those of ``optimizer``, for a run that goes on with another config.
+        settings: whether to load each group's settings (learning rate, decay) too, as ``Optimizer.load_state_dict``
+            does. False keeps those of ``optimizer``, for a run that goes on with another config.
     """
     names = {parameter: name for name, parameter in _named(module)}
     kinds = {name: group["kind"] for group in saved["groups"] for name in group["names"]}
@@ -55,15 +58,18 @@ def load_optimizer_state_by_name(
     left = dict.fromkeys(saved["state"])
     for member in members(optimizer):
         parameters = [parameter for group in member.param_groups for parameter in group["params"]]
-        state = {}
+        state: dict[int, dict[str, Any]] = {}
         for index, parameter in enumerate(parameters):
             name = names[parameter]
+            # AdamW's moments mean nothing to Muon, and the other way round.
             if name in saved["state"] and kinds[name] == type(member).__name__:
                 values = saved["state"][name]
                 state[index] = {key: _fitted(value, parameter) for key, value in values.items()}
                 del left[name]
-        groups = member.state_dict()["param_groups"]  # parameters counted, as load_state_dict wants them
+        # load_state_dict puts the state on the parameters' devices; it wants parameters by number.
+        groups = member.state_dict()["param_groups"]
         if settings:
+            # A group is recognised by its parameters; one that is made up differently now keeps its own settings.
             for group, live in zip(groups, member.param_groups, strict=True):
                 group.update(kept.get(tuple(names[p] for p in live["params"]), {}))
         member.load_state_dict({"state": state, "param_groups": groups})
@@ -71,6 +77,7 @@ def load_optimizer_state_by_name(
 
 
 def _named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The module's parameters with their names in ``state_dict()``, a tied parameter once."""
     named = []
     for name, parameter in module.named_parameters():
         for wrapper in _WRAPPERS:
@@ -80,8 +87,7 @@ def _named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _fitted(value: Any, parameter: nn.Parameter) -> Any:
-    """Sharded like the parameter, if it has its shape."""
-    sharded = isinstance(parameter, DTensor) and isinstance(value, Tensor) and not isinstance(value, DTensor)
-    if not sharded or value.shape != parameter.shape:
+    """A full tensor of the parameter's shape, sharded like it; any other ``value`` (a step count) as it is."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or isinstance(value, DTensor):
         return value
-    return sharded_like(parameter, value)
+    return sharded_like(parameter, value) if value.shape == parameter.shape else value

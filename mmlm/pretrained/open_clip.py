@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmlm.checkpoints.weights import match_weights
 from mmlm.core.errors import UserError
+from mmlm.core.wording import listed
 
 SCALE = "logit_scale"
 """Their parameter ln(1 / temperature); ours belongs to the objective, not to the model."""
@@ -97,14 +98,9 @@ def _to_ours(matches: list[Match], weights: Mapping[str, Tensor]) -> dict[str, T
 
 def _check_names(whose: str, found: Collection[str], wanted: Collection[str]) -> None:
     odd = {"no": sorted({*wanted} - {*found}), "an unexpected": sorted({*found} - {*wanted})}
-    told = [f"{word} {_listed(names)}" for word, names in odd.items() if names]
+    told = [f"{word} {listed(names, _SHOWN)}" for word, names in odd.items() if names]
     if told:
         raise UserError(f"{whose} cannot be converted: it has {' and '.join(told)}")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _coca(ours: Mapping[str, Tensor]) -> list[Match]:

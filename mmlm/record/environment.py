@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from mmlm.core.precision import Precision
+from mmlm.record.folder import ENVIRONMENT, write_whole
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
     "mmlm",
     "torch",
@@ -89,9 +89,7 @@ def precision_of_run(configured: Precision, folder: Path, device: torch.device) 
 
 def save_environment(environment: Environment, folder: Path) -> None:
     """Writes ``environment.json``, which is there as a whole or not at all: it says what a run goes on in."""
-    unfinished = folder / f"{ENVIRONMENT}.new"
-    unfinished.write_text(json.dumps(asdict(environment), indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / ENVIRONMENT)
+    write_whole(folder / ENVIRONMENT, json.dumps(asdict(environment), indent=2) + "\n")
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,25 +1,61 @@
-"""The names of the files in a run folder, and finding one."""
+"""The run folder: the names of the files in it, writing one of them whole, and finding the folder.
 
+runs/<experiment>/<name or hash>/seed=<n>/
+    config.yaml        the resolved config, from which the run is resumed and evaluated
+    environment.json   command, commit, device and package versions (record/environment.py)
+    metrics.jsonl      one row of metrics a line (record/metrics.py)
+    scores.json        the scores of every evaluated split (evaluation/evaluate.py)
+    samples.json       examples of captions and retrieval, for the report
+    report.html        the page for people (reports/page.py)
+    tokenizer/         files of the tokenizer, if it has any
+    checkpoints/       what a run is resumed from; checkpoints/files.py names the files inside
+    stacks/            where ranks stood when one of them stalled (launch/watchdog.py)
+    slurm/             the batch file and logs of launcher=slurm; launch/slurm.py names them
+    lock               held while a process writes into the folder (record/lock.py)
+    wandb_id           the run's id at wandb, so that a resumed run continues its curves
+"""
+
+import os
 from pathlib import Path
 
 from mmlm.core.errors import UserError
 
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
 SCORES = "scores.json"
 SAMPLES = "samples.json"
-
-CHECKPOINTS = "checkpoints"
+REPORT = "report.html"
 TOKENIZER = "tokenizer"
+CHECKPOINTS = "checkpoints"
+STACKS = "stacks"
+LOCK = "lock"
+WANDB_ID = "wandb_id"
 ASIDE = ".before-"
-"""In the name of a run folder that was moved aside for a new run."""
-CONFIG = "config.yaml"
+"""Part of the name of a run folder that was moved aside because a new run took its place."""
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replaces ``file`` by ``text`` (UTF-8) in one step: a reader, or a killed run, meets the old file or the new one.
+
+    The text is not flushed to the disk: a crash of the machine, unlike one of the process, may still lose the file.
+    Checkpoints, which have to survive that, are written by ``checkpoints/files.py``.
+    """
+    # The process id is in the draft's name: a training and a command that evaluates it may write the same file at once.
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
 
 
 def find_run(path: str) -> Path:
-    """The run folder that ``path`` is, or the only one below it. Raises UserError."""
+    """Returns ``path`` if it is a run folder, or else the only run folder below it.
+
+    Raises UserError if there is no run folder below ``path``, or more than one.
+    """
     root = Path(path)
     if (root / CONFIG).is_file():
         return root
-    # Not any config.yaml: wandb writes one of its own below the run folder.
+    # A run folder is called seed=<n>; any config.yaml will not do, for wandb writes one of its own below a run folder.
     found = sorted(file.parent for file in root.glob(f"**/seed=*/{CONFIG}")) if root.is_dir() else []
     found = [folder for folder in found if ASIDE not in folder.name]
     if len(found) == 1:

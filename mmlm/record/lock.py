@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from mmlm.core.errors import UserError
+from mmlm.record.folder import LOCK
 
-_FILE = "lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -31,7 +31,7 @@ class RunLock:
 
     def __enter__(self) -> "RunLock":
         """Raises UserError if another process holds it, saying which."""
-        file = self._folder / _FILE
+        file = self._folder / LOCK
         try:
             # Python's descriptors are not inherited: what a run starts does not go on holding it.
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

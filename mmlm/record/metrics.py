@@ -5,7 +5,6 @@ The JSONL file is the record (reports read it); wandb is a copy that may fail; t
 
 import json
 import math
-import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -16,11 +15,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
+from mmlm.record.folder import METRICS, WANDB_ID, write_whole
 
 if TYPE_CHECKING:
     from wandb import Run
 
-_FILE = "metrics.jsonl"
 _RESERVED = ("step", "examples", "seconds")
 _WANDB_SECONDS = 15.0
 _UPLOAD_SECONDS = 60.0
@@ -107,7 +106,7 @@ class MetricLog:
         """
         run_folder.mkdir(parents=True, exist_ok=True)
         self._tell = tell
-        self.path = run_folder / _FILE
+        self.path = run_folder / METRICS
         self._file: TextIO | None = None
         self._wandb: Run | None = None
         if settings.wandb != WandbMode.disabled:
@@ -132,9 +131,7 @@ class MetricLog:
         rows = read_metrics(self.path) if self.path.exists() else []
         kept = [row for row in rows if step is not None and row["step"] <= step]
         self._close_file()
-        rewritten = self.path.with_suffix(".new")
-        rewritten.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(rewritten, self.path)
+        write_whole(self.path, "".join(_line(row) for row in kept))
         return len(rows) - len(kept)
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -237,7 +234,7 @@ def _start_wandb(run_folder: Path, settings: MetricsSettings, config: Mapping[st
 
 def _wandb_id(run_folder: Path) -> str:
     """The id of this run folder at wandb, so that a resumed run continues its curves."""
-    file = run_folder / "wandb_id"
+    file = run_folder / WANDB_ID
     if not file.exists():
         file.write_text(secrets.token_hex(4))
     return file.read_text().strip()
@@ -245,4 +242,4 @@ def _wandb_id(run_folder: Path) -> str:
 
 def _left_out(error: Exception) -> str:
     first = next(iter(str(error).splitlines()), "")
-    return f"wandb is left out from here on ({type(error).__name__}: {first}); metrics.jsonl has everything"
+    return f"wandb is left out from here on ({type(error).__name__}: {first}); {METRICS} has everything"

@@ -1,17 +1,15 @@
 """One run folder -> ``report.html``: a single page that needs nothing else, for a talk, a mail or a printer."""
 
-import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from mmlm.record.folder import REPORT, write_whole
 from mmlm.reports.curves_section import curves
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.reports.samples_section import samples_section
 from mmlm.reports.scores_section import headline, newest_scores, scores_table, split_colors
 from mmlm.reports.style import SCRIPT, STYLE
-
-PAGE_NAME = "report.html"
 
 # Nothing may be fetched, whatever a caption or a config says.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -24,10 +22,8 @@ def write_report(run_folder: Path) -> Path:
     replaced in one step, so that a reader never meets half of one.
     """
     page = render_page(read_run_folder(run_folder))
-    target = run_folder / PAGE_NAME
-    draft = run_folder / f".{PAGE_NAME}.{os.getpid()}"
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(target)
+    target = run_folder / REPORT
+    write_whole(target, page)
     return target
 
 

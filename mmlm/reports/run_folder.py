@@ -1,4 +1,4 @@
-"""Reads what a training run left behind, into dataclasses. Only the report knows these files by name.
+"""Reads the files of a run folder (named in ``record/folder.py``) into dataclasses, for reports.
 
     runs/<experiment>/<name or hash>/seed=<n>/
         config.yaml        the resolved config, shown as it is
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlm.core.errors import UserError
+from mmlm.record.folder import CONFIG, ENVIRONMENT, METRICS, SAMPLES, SCORES
 from mmlm.record.metrics import read_metrics
 from mmlm.reports.json_file import JsonNode, read_json, read_text
 from mmlm.reports.samples import SplitSamples, parse_samples
@@ -148,19 +149,19 @@ def read_run_folder(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise UserError(f"run={path}: no such folder; give a run folder such as runs/<experiment>/<name>/seed=0")
-    if not (path / "config.yaml").is_file() and not (path / "metrics.jsonl").is_file():
+    if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
         raise UserError(
-            f"run={path}: not a run folder (it holds neither config.yaml nor metrics.jsonl); "
+            f"run={path}: not a run folder (it holds neither {CONFIG} nor {METRICS}); "
             "give one such as runs/<experiment>/<name>/seed=0"
         )
-    scores, samples = read_json(path / "scores.json"), read_json(path / "samples.json")
+    scores, samples = read_json(path / SCORES), read_json(path / SAMPLES)
     return RunFolder(
         path=path,
-        metrics=_read_metrics(path / "metrics.jsonl"),
-        scores=None if scores is None else _parse_scores(JsonNode(scores, "scores.json")),
-        samples={} if samples is None else parse_samples(JsonNode(samples, "samples.json")),
-        config=read_text(path / "config.yaml") or "",
-        environment=read_json(path / "environment.json") or {},
+        metrics=_read_metrics(path / METRICS),
+        scores=None if scores is None else _parse_scores(JsonNode(scores, SCORES)),
+        samples={} if samples is None else parse_samples(JsonNode(samples, SAMPLES)),
+        config=read_text(path / CONFIG) or "",
+        environment=read_json(path / ENVIRONMENT) or {},
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
-from mmlm.core.wording import closest, describe, did_you_mean, shown
+from mmlm.core.wording import closest, describe, did_you_mean, listed, shown
 
 
 @dataclass
@@ -54,3 +54,10 @@ def test_suggestions():
     assert did_you_mean("widht", names) == "; did you mean 'width'?"
     assert did_you_mean("zzz", names) == "; there are: depth, num_queries, width"
     assert did_you_mean("zzz", []) == ""
+
+
+def test_a_list_is_cut_and_says_how_many_more_there_are():
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert listed(["a", "b", "c"], 1, "; ", "; and") == "a; and 2 more"
+    assert listed([], 2) == ""

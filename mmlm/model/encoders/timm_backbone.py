@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.local_files import locate
-from mmlm.core.wording import one_line
+from mmlm.core.wording import listed, one_line
 
 
 def timm_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head:
         "has unexpected": found.keys() - wanted.keys() - set(head),
         "has another shape of": {key for key in both if found[key].shape != wanted[key].shape},
     }
-    told = [f"{fault} {_listed(keys)}" for fault, keys in faults.items() if keys]
+    told = [f"{fault} {listed(sorted(keys), _SHOWN)}" for fault, keys in faults.items() if keys]
     if told:
         raise UserError(f"{what} {'; '.join(told)}; build the encoder as it was when the file was saved")
 
@@ -144,13 +144,6 @@ def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], 
     # By timm's convention it stands in the module of the architecture's class.
     module = inspect.getmodule(type(backbone))
     return getattr(module, "checkpoint_filter_fn", timm_names)
-
-
-def _listed(keys: Collection[str]) -> str:
-    """The first names in alphabetical order, and how many more there are."""
-    names = sorted(keys)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 _MARK = "_conv_stem.weight"
