@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from mmlm.core.flow import Batch, Caption, StepKey
 from mmlm.core.precision import computing
-from mmlm.experiment.build import build_freeze, build_model, build_objective
+from mmlm.experiment.build import build_freeze, build_model, build_objective, build_optim
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config
 from mmlm.experiment.device import seed_everything
-from mmlm.experiment.parts import build_part
 from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
-from mmlm.optim.optimizers import Optimizer, OptimizerPart
+from mmlm.optim.optimizers import Optimizer
 from mmlm.training.train_step import TrainStep
 
 SHORTEST_CAPTION = 3
@@ -142,8 +141,7 @@ def build_trainer(config: Config, batch_size: int, vocab_size: int, device: torc
     objective = build_objective(config)
     objective.connect(model.sizes)
     train_step = TrainStep(model, objective, plan).to(device).train()
-    optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
-    optimizer = optim(train_step, train_step.learning_rate_scales())
+    optimizer = build_optim(config)(train_step, train_step.learning_rate_scales())
     batch = random_batch(batch_size, config.data.image_size, config.data.max_tokens, vocab_size).to(device)
     return Trainer(config, train_step, optimizer, batch, device, before)
 

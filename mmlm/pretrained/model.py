@@ -40,8 +40,7 @@ from mmlm.data.images import image_pixels
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.decoding import greedy
-from mmlm.experiment.build import build_model, build_transform
-from mmlm.experiment.parts import build_part
+from mmlm.experiment.build import build_model, build_transform, unfitted_tokenizer
 from mmlm.experiment.saved_run import TrainedRun
 from mmlm.model.model import ImageTextModel
 from mmlm.pretrained.files import (
@@ -138,7 +137,7 @@ class MmlmModel(nn.Module):
         # Building draws random numbers; whoever loads a model keeps the state of theirs.
         with torch.random.fork_rng(devices=[]):
             model = build_model(here, config.vocab_size, load_weights=False)
-        tokenizer = cast(Tokenizer, build_part(here.tokenizer, "tokenizer", {}, here.plugins))
+        tokenizer = unfitted_tokenizer(here)
         tokenizer.restore(folder)
         if tokenizer.vocab_size != config.vocab_size:
             raise UserError(

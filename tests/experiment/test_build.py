@@ -168,7 +168,9 @@ def test_a_run_comes_back_as_it_was_trained(trained):
 
 def test_a_run_is_loaded_without_asking_for_pretrained_weights(trained, monkeypatch):
     folder, asked = trained(), []
-    monkeypatch.setattr("mmlm.experiment.build.build_model", lambda *a, **k: asked.append(k) or build_model(*a, **k))
+    monkeypatch.setattr(
+        "mmlm.experiment.saved_run.build_model", lambda *a, **k: asked.append(k) or build_model(*a, **k)
+    )
     assert load_run(str(folder), CPU).step == 3
     assert asked == [{"load_weights": False}]
 
