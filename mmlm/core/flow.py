@@ -77,6 +77,10 @@ class Batch:
     """The captions themselves, C of them (for people: reports, previews)."""
     corrupt: tuple[str, ...] = ()
     """``id: reason`` of the examples that belonged here and could not be decoded."""
+    position: int = 0
+    """Examples given to all ranks since the run's start, this batch included. 0 outside training."""
+    epoch: int = 0
+    """The epoch that the batch begins in, from 0: that of the first example of the global batch, on every rank."""
 
     @property
     def inputs(self) -> Tensor:
@@ -146,6 +150,8 @@ class Batch:
             ids=self.ids[span],
             captions=tuple(caption for caption, kept in zip(self.captions, chosen.tolist(), strict=True) if kept),
             corrupt=self.corrupt if rows.start == 0 else (),
+            position=self.position,
+            epoch=self.epoch,
         )
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 
 import torch
@@ -196,13 +196,16 @@ class TrainLoader:
 
     def peek(self) -> Batch:
         """The next batch, made in this process; the position and what workers prepare stay as they are."""
-        prepared = self._shares[self._cursor.position]
+        start = self._cursor.position
+        prepared = self._shares[start]
         if isinstance(prepared, UserError):
             raise prepared
-        return self._collated(prepared)
+        return self._collated(prepared, start)
 
-    def _collated(self, prepared: Prepared) -> Batch:
-        return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
+    def _collated(self, prepared: Prepared, start: int) -> Batch:
+        """This rank's share of the global batch that starts at position ``start``, with its place in the data."""
+        batch = collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
+        return replace(batch, position=start + self.batch_size, epoch=start // self.examples_per_epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first.
@@ -217,7 +220,7 @@ class TrainLoader:
             if isinstance(prepared, UserError):
                 # A new one: an error that is a local of the frame it is raised in would keep the workers alive.
                 raise UserError(str(prepared))
-            batch = self._collated(prepared)
+            batch = self._collated(prepared, start)
             start += self.batch_size
             self._cursor.position = start
             yield batch

@@ -201,7 +201,7 @@ def test_real_commands(tmp_path):
     """In their own processes: one line and no traceback, and ``--info`` (which writes to Hydra's own log)."""
     (tmp_path / "config.yaml").write_text("lr: 1\n")
     command = (
-        "import pathlib, mmlm.cli.key_values; mmlm.cli.hydra_command.run_hydra(print, pathlib.Path('.'), 'config')"
+        "import pathlib, mmlm.cli.hydra_command; mmlm.cli.hydra_command.run_hydra(print, pathlib.Path('.'), 'config')"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HYDRA")}
 

@@ -25,6 +25,8 @@ def make_batch() -> Batch:
         caption_key=torch.tensor([1, 2, 3]),
         ids=("a", "b"),
         captions=(Caption("x"), Caption("y"), Caption("z", "en")),
+        position=40,
+        epoch=3,
     )
 
 
@@ -63,6 +65,16 @@ def test_to_moves_every_tensor_and_keeps_the_rest():
         else:
             assert value == getattr(batch, f.name)
     assert batch.images.device.type == "cpu"
+
+
+def test_position_and_epoch_travel_with_every_part_of_a_batch():
+    batch = make_batch()
+    single = replace(batch, images=batch.images[:1], image_concept=batch.image_concept[:1], ids=("a",))
+    single = replace(single, image_index=torch.tensor([0, TEXT_ONLY, 0]))
+    parts = [batch.to("meta"), *batch.split(1), *batch.split(2), *batch.halves(), *single.halves()]
+    assert [(part.position, part.epoch) for part in parts] == [(40, 3)] * 8
+    plain = {f.name: getattr(batch, f.name) for f in fields(Batch) if f.name not in ("position", "epoch")}
+    assert (Batch(**plain).position, Batch(**plain).epoch) == (0, 0)
 
 
 def test_loss_is_the_weighted_sum_of_sums_over_counts():

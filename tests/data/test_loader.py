@@ -144,6 +144,27 @@ def test_position_and_epoch_count_what_was_yielded(tokenizer):
     assert seen == [(6, 0), (12, 0), (18, 0), (24, 1), (30, 1), (36, 1), (42, 2)]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_batch_carries_its_own_position_and_epoch(tokenizer, tmp_path, workers):
+    """The epoch is that of the batch's first example: batch 4 holds positions 18 to 23 and begins in epoch 0."""
+    loader = make_loader(tokenizer, write_folder(tmp_path, Pictures(20, corrupt=(3,))), workers=workers)
+    placed = [(batch.position, batch.epoch) for batch in take(loader, 8)]
+    assert placed == [(6, 0), (12, 0), (18, 0), (24, 0), (30, 1), (36, 1), (42, 1), (48, 2)]
+    loader.position = 20
+    peeked = loader.peek()
+    assert (peeked.position, peeked.epoch) == (26, 1)
+    assert [(batch.position, batch.epoch) for batch in take(loader, 4)] == [(26, 1), (32, 1), (38, 1), (44, 1)]
+    assert loader.position == 44
+
+
+def test_every_rank_names_the_same_position_and_epoch(tokenizer):
+    ranks = [take(make_loader(tokenizer, rank=rank, world_size=2), 4) for rank in range(2)]
+    for shares in zip(*ranks, strict=True):
+        assert len({(batch.position, batch.epoch) for batch in shares}) == 1
+    # The second rank's share of batch 4 begins at position 21, in epoch 1; the batch begins in epoch 0.
+    assert (ranks[1][3].position, ranks[1][3].epoch) == (24, 0)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 4, 9])
 def test_resume_goes_on_exactly(tokenizer, stop):
     uninterrupted = take(make_loader(tokenizer), stop + 4)

@@ -212,8 +212,8 @@ def test_a_nested_part_has_to_be_of_the_annotated_class():
             "encoder: _target_ 'mmlm.core.flow.Captoin': mmlm.core.flow has no 'Captoin'; did you mean 'Caption'?",
         ),
         (
-            "mmlm.flwo.Caption",
-            "encoder: _target_ 'mmlm.flwo.Caption': there is no module 'mmlm.flwo'; did you mean 'flow'?",
+            "mmlm.core.flwo.Caption",
+            "encoder: _target_ 'mmlm.core.flwo.Caption': there is no module 'mmlm.core.flwo'; did you mean 'flow'?",
         ),
         ("broken_parts.X", "encoder: broken_parts needs the package 'surely_not_installed'; install it"),
         ("my_parts.Fragile", "encoder: Fragile annotates an argument with 'NotImported', which its module does not"),

@@ -351,7 +351,7 @@ def test_pushing_uploads_all_files(monkeypatch, make):
         def upload_folder(self, repo_id, folder_path, revision, commit_message):
             uploaded.append((repo_id, sorted(file.name for file in Path(folder_path).iterdir())))
 
-    monkeypatch.setattr("mmlm.pretrained.HfApi", Api)
+    monkeypatch.setattr("mmlm.pretrained.model.HfApi", Api)
     assert make().push_to_hub("someone/model") == "https://hub/someone/model"
     files = ["README.md", "byte_pair.json", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert uploaded == [("someone/model", files)]
