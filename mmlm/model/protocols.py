@@ -15,6 +15,8 @@ from mmlm.model.blocks import AttentionRecord
 Fusion = Literal["cross_attention", "prefix"]
 """How a decoder takes the bridge's memory: by cross-attention, or in front of its text."""
 
+MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+"""The slots of a model, in the order in which they are built; ``ImageTextModel`` has an attribute of each name."""
 
 OPEN_CLIP = "open_clip"
 """``vocabulary`` of a part that reads CLIP's tokens: those of the tokenizer ``open_clip``."""
