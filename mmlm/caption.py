@@ -1,4 +1,4 @@
-"""``python -m mmlm.caption run=DIR IMAGE...``: one caption an image."""
+"""``python -m mmlm.caption run=DIR IMAGE...``: writes one caption an image with a trained run."""
 
 import sys
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.data.images import read_image
-from mmlm.evaluation.decoding import greedy
+from mmlm.evaluation.decoding import write_captions
 from mmlm.experiment.build import build_transform
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.saved_run import load_run
 
 BATCH = 64
+"""Images that are read and captioned at a time."""
 
 
 @dataclass
@@ -32,7 +33,7 @@ class CaptionSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Captions every readable image; names each file that is none and then ends with status 2."""
+    """Captions every readable image, and names the other files on stderr; the exit status is 2 if there are any."""
     settings, paths = parse_key_values(argv, CaptionSettings, positional="IMAGE")
     if not paths:
         raise UserError("no image given; usage: python -m mmlm.caption run=DIR IMAGE...")
@@ -41,16 +42,13 @@ def main(argv: list[str]) -> int:
     config, model, tokenizer = run.config, run.model, run.tokenizer
     if model.decoder is None:
         raise UserError(f"run: {run.folder} has no decoder to write captions; give a run that was trained with one")
-    language = settings.language or config.data.language
-    start_id = tokenizer.start_id(language)
+    start_id = tokenizer.start_id(settings.language or config.data.language)
     transform = build_transform(config)
 
     def captions(images: list[Tensor]) -> list[str]:
         with torch.no_grad():
             features = model.encode_image(transform(images, None).to(device))
-        start = torch.full((len(images),), start_id, device=device)
-        tokens = greedy(model, features, start, tokenizer.end_id, tokenizer.pad_id, config.data.max_tokens)
-        return [tokenizer.decode(row) for row in tokens.tolist()]
+        return write_captions(model, tokenizer, features, start_id, config.data.max_tokens)
 
     failed = 0
     for first in range(0, len(paths), BATCH):

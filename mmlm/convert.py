@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_config import compose
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
-from mmlm.data.tokenizer import Tokenizer
-from mmlm.experiment.build import build_model
+from mmlm.experiment.build import build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config, check_config, config_values, load_config, save_config
 from mmlm.experiment.device import seed_everything
-from mmlm.experiment.parts import build_part
 from mmlm.experiment.saved_run import model_weights, trained_weights
 from mmlm.pretrained.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
 from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
@@ -113,7 +111,7 @@ def import_weights(file: Path, model: str, folder: Path) -> None:
     state = {f"model.{name}": tensor for name, tensor in own.items()} | {SCALE_KEY: scale}
     save_checkpoint(folder / CHECKPOINTS, 0, {"model": state}, {})
     (folder / TOKENIZER).mkdir()
-    _tokenizer(config).save(folder / TOKENIZER)
+    unfitted_tokenizer(config).save(folder / TOKENIZER)
     save_config(config, folder / CONFIG)  # last: without it the folder is no run
     print(f"{folder}: experiment={experiment} with {len(weights)} tensors of {file}")
     if experiment == CLIP:
@@ -186,19 +184,15 @@ def _composed(experiment: str, settings: Mapping[str, object]) -> Config:
 def _with_clip(config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of the config's model, of random weights but for CLIP's."""
     seed_everything(config.seed)
-    model = build_model(config, _tokenizer(config).vocab_size, load_weights=False)
+    model = build_model(config, unfitted_tokenizer(config).vocab_size, load_weights=False)
     # Not strict: CLIP has no decoder. That all of CLIP is taken has been checked by name.
     model.load_state_dict(clip_from_open_clip(weights, model.state_dict()), strict=False)
     return model.state_dict()
 
 
-def _tokenizer(config: Config) -> Tokenizer:
-    return cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
-
-
 def _shapes(config: Config) -> dict[str, Tensor]:
     """The state dict of the config's model, without memory."""
-    vocab_size = _tokenizer(config).vocab_size
+    vocab_size = unfitted_tokenizer(config).vocab_size
     with torch.device("meta"):
         return build_model(config, vocab_size, load_weights=False).state_dict()
 

@@ -1,13 +1,12 @@
 """``python -m mmlm.evaluate run=DIR``: scores of a trained run on its splits, added to its report."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
-from mmlm.core.precision import Precision, computing
+from mmlm.core.precision import Precision
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.experiment.build import build_evaluators, build_splits
 from mmlm.experiment.config import Config
@@ -34,7 +33,7 @@ class EvaluateSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates and prints a table; returns the exit status."""
+    """Evaluates the splits, prints a table of the scores and rewrites the report; returns the exit status."""
     settings, _ = parse_key_values(argv, EvaluateSettings)
     device = choose_device(settings.device)
     run = load_run(settings.run, device)
@@ -51,14 +50,7 @@ def main(argv: list[str]) -> int:
             f"data.{group}",
         ).items()
     }
-    evaluation = Evaluation(
-        model=run.model,
-        tokenizer=run.tokenizer,
-        evaluators=build_evaluators(config),
-        max_tokens=config.data.max_tokens,
-        device=device,
-        computing=functools.partial(computing, device, precision),
-    )
+    evaluation = Evaluation.of(run, build_evaluators(config), config.data.max_tokens, device, precision)
     scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
     console = Console()
     console.line(f"{run.folder} at step {run.step}")
@@ -72,8 +64,9 @@ def main(argv: list[str]) -> int:
 
 
 def _choose(config: Config, names: list[str]) -> set[str]:
+    """The splits that ``names`` stand for, each the name of a split or of a group. Raises UserError."""
     groups = {"validation": list(config.data.validation), "test": list(config.data.test)}
-    # A group without splits is no choice, and a split may be called as its group is.
+    # For messages: a group without splits is nothing to choose, and a split may have the name of its group.
     known = list(dict.fromkeys([*filter(groups.get, groups), *(name for group in groups.values() for name in group)]))
     chosen: set[str] = set()
     for name in names:

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +12,7 @@ from mmlm.checkpoints.files import step_of
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_command import run_hydra
 from mmlm.core.errors import USER_ERROR, UserError
+from mmlm.experiment.build import build_launcher
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import (
     CONFIG_DIR,
@@ -24,8 +24,6 @@ from mmlm.experiment.config import (
     parse_config,
     run_folder,
 )
-from mmlm.experiment.parts import build_part
-from mmlm.launch.launcher import Launcher
 from mmlm.launch.meeting import Meeting, RankInfo, rank_from_environment
 from mmlm.record.folder import CHECKPOINTS, CONFIG
 from mmlm.run.resume import begin_or_go_on, record_config
@@ -59,8 +57,7 @@ def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
             f"launcher: this process is one of {rank_info.world_size} ranks of {rank_info.starter} already; "
             "use launcher=none"
         )
-    runtime = {"processes": config.processes}
-    launcher = cast(Launcher, build_part(config.launcher, "launcher", runtime, config.plugins))
+    launcher = build_launcher(config)
     new = not folder.exists()
     make_folder(folder)
     # Where the config is the same, nobody asks for the step, and checksums of large files take their time.

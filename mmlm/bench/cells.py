@@ -1,4 +1,4 @@
-"""The cells of a model that differ from a reference in one slot: found in ``configs/``, composed by Hydra."""
+"""The cells of a benchmark: models that differ from a reference in one slot. ``configs/`` has the options of a slot."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,22 +14,22 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import did_you_mean
 from mmlm.experiment.config import CONFIG_DIR, Config, check_config
 from mmlm.experiment.config_errors import explain
+from mmlm.model.protocols import MODEL_SLOTS
 
-SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 CANNOT_RUN = (UserError, torch.OutOfMemoryError, OSError)
-"""What a cell raises that is refused, too large, or to be downloaded."""
+"""Errors of a cell that is left out of the table: it is refused, too large, or needs a file to be downloaded."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A cell that was not run."""
+    """A cell that was not run, and why."""
 
     option: str
     reason: str
 
 
 def left_out(option: str, error: Exception) -> LeftOut:
-    """Why a cell that raised one of ``CANNOT_RUN`` was not run."""
+    """The entry of a cell that raised ``error``, one of ``CANNOT_RUN``."""
     if isinstance(error, UserError):
         return LeftOut(option, str(error))
     if isinstance(error, torch.OutOfMemoryError):
@@ -50,25 +50,25 @@ def check_choices(slots: Sequence[str], options: Sequence[str] | None, known_slo
 
 
 def check_at_least(least: int, values: Mapping[str, int | None]) -> None:
-    """UserError for a setting, by its key, below ``least``; None is left alone."""
+    """UserError for the first of ``values`` (by key) below ``least``. A value of None is not checked."""
     for key, value in values.items():
         if value is not None and value < least:
             raise UserError(f"{key}: {value} must be at least {least}")
 
 
 def check_out(out: str | None) -> None:
-    """UserError unless a file can be written there."""
+    """UserError unless ``out`` is a place for a file, or None."""
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
         raise UserError(f"out: {out} must be a file in a folder that is there")
 
 
 def options_of(slot: str) -> list[str]:
-    """Names of the option files of a slot."""
+    """The options of a slot: the names of its files in ``configs/<slot>/``."""
     return sorted(file.stem for file in (CONFIG_DIR / slot).glob("*.yaml"))
 
 
 def each_cell(slots: Sequence[str], options: Sequence[str] | None) -> Iterator[tuple[str, str]]:
-    """Every chosen (slot, option), slot by slot; stderr says which one is at hand."""
+    """Every chosen (slot, option), slot by slot. Before each one, a line on stderr says which comes now."""
     cells = [(slot, option) for slot in slots for option in options_of(slot) if options is None or option in options]
     for number, (slot, option) in enumerate(cells, start=1):
         print(f"{number} of {len(cells)}: {slot}={option}", file=sys.stderr, flush=True)
@@ -76,7 +76,7 @@ def each_cell(slots: Sequence[str], options: Sequence[str] | None) -> Iterator[t
 
 
 def reasons(rows: Iterable[object]) -> Iterator[str]:
-    """The lines of a table's end: why cells among ``rows`` were left out, if any were."""
+    """The lines below a table that say why some of ``rows`` were left out; no lines if none were."""
     missing = [row for row in rows if isinstance(row, LeftOut)]
     if missing:
         yield from ("", "Left out:", "")
@@ -92,7 +92,7 @@ def publish(lines: Iterable[str], out: str | None) -> None:
 
 
 def compose_cell(overrides: Sequence[str]) -> Config:
-    """The checked config of a command line. Raises UserError."""
+    """The checked config of a command line. Raises UserError, also for a mandatory value that is not set."""
     cfg = compose(overrides)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -103,7 +103,7 @@ def compose_cell(overrides: Sequence[str]) -> Config:
         raise UserError(explain(error)) from None
 
 
-def chosen_options(overrides: Sequence[str], slots: Sequence[str] = SLOTS) -> dict[str, str]:
+def chosen_options(overrides: Sequence[str], slots: Sequence[str] = MODEL_SLOTS) -> dict[str, str]:
     """The option that a command line chooses for each slot. Raises UserError."""
     choices = compose(overrides, with_hydra=True).hydra.runtime.choices
     return {slot: str(choices[slot]) for slot in slots}

@@ -1,7 +1,6 @@
 """One cell, trained for a few steps, and what it has to show for them."""
 
 import dataclasses
-import functools
 import math
 import sys
 import tempfile
@@ -15,7 +14,6 @@ import torch
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import CAPTION, Caption, Example
-from mmlm.core.precision import computing
 from mmlm.core.stop import stop_request
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
@@ -170,14 +168,7 @@ def _without_evaluation(config: Config) -> Config:
 def _evaluation(config: Config, experiment: Experiment) -> Evaluation:
     captions = CAPTION in experiment.state.train_step.objective.views
     evaluators: dict[str, Evaluator] = {"loss": CaptionLoss(), "image_use_gap": ImageUse()} if captions else {}
-    return Evaluation(
-        model=experiment.model,
-        tokenizer=experiment.tokenizer,
-        evaluators=evaluators,
-        max_tokens=config.data.max_tokens,
-        device=experiment.device,
-        computing=functools.partial(computing, experiment.device, config.train.precision),
-    )
+    return Evaluation.of(experiment, evaluators, config.data.max_tokens, experiment.device, config.train.precision)
 
 
 def _held_out(config: Config, experiment: Experiment, split: str, examples: int | None) -> EvaluationBatches:

@@ -16,7 +16,6 @@ import torch
 
 from mmlm.bench.cells import (
     CANNOT_RUN,
-    SLOTS,
     LeftOut,
     check_at_least,
     check_choices,
@@ -36,9 +35,10 @@ from mmlm.core.wording import did_you_mean
 from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config, identity
 from mmlm.experiment.device import choose_device
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.training.loop import Interrupted
 
-LEARNING_SLOTS = (*SLOTS, "freeze")
+LEARNING_SLOTS = (*MODEL_SLOTS, "freeze")
 NAMES_ONLY = ("data=emoji", "tokenizer=byte_pair")
 """What the experiment is changed to: one short caption an image, of the kind that is held out."""
 TWO_TOWERS = (
@@ -184,7 +184,7 @@ def _judge(slot: str, option: str, results: Results, settings: LearnsSettings) -
 
 def _freezes_random_weights(config: Config) -> bool:
     plan = build_freeze(config)
-    parts = (part for slot in SLOTS if (part := getattr(config, slot)) is not None)
+    parts = (part for slot in MODEL_SLOTS if (part := getattr(config, slot)) is not None)
     pretrained = any(part.get(key) for part in parts for key in ("pretrained", "weights", "name_or_path"))
     given = config.init_from.run is not None or config.init_from.weights is not None
     return bool(plan.frozen or plan.lora) and not (pretrained or given)

@@ -1,6 +1,7 @@
-"""One model that trains on random data, and what a step of it takes: time, memory, FLOPs."""
+"""Time, memory and FLOPs of a training step of one model, measured on random data."""
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,19 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.flow import Batch, Caption, StepKey
-from mmlm.core.precision import computing
-from mmlm.experiment.build import build_freeze, build_model, build_objective
+from mmlm.core.precision import Precision, computing
+from mmlm.core.stop import StopRequest
+from mmlm.experiment.build import build_freeze, build_model, build_objective, build_optim
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config
 from mmlm.experiment.device import seed_everything
-from mmlm.experiment.parts import build_part
 from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
-from mmlm.optim.optimizers import Optimizer, OptimizerPart
-from mmlm.training.train_step import TrainStep
+from mmlm.optim.loss_scale import LossScale
+from mmlm.optim.optimizers import Optimizer
+from mmlm.training.gradients import backward
+from mmlm.training.train_state import TrainState
+from mmlm.training.train_step import TrainStep, inner
+from mmlm.training.update import Differentiate, Update
 
 SHORTEST_CAPTION = 3
-"""Tokens: start, one more, end."""
+"""Length in tokens: start, one token, end."""
 FIRST_TOKEN = 3
 """Smallest random token id; those below are special in most vocabularies."""
 
@@ -31,7 +36,7 @@ FIRST_TOKEN = 3
 def random_batch(batch_size: int, image_size: int, max_tokens: int, vocab_size: int) -> Batch:
     """B random images with one random caption each, on the CPU.
 
-    Captions have evenly spread lengths from 3 to ``max_tokens`` tokens. Always the same for the same arguments.
+    Captions have evenly spread lengths from 3 to ``max_tokens`` tokens. Equal arguments give an equal batch.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.linspace(max_tokens, SHORTEST_CAPTION, batch_size).round().long()
@@ -52,31 +57,74 @@ def random_batch(batch_size: int, image_size: int, max_tokens: int, vocab_size: 
     )
 
 
+class SameBatch:
+    """A stand-in for the loader of a run: it gives one batch again and again, and its position stays 0."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.position = 0
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.repeat(self.batch)
+
+
 @dataclass(frozen=True)
 class Trainer:
     """A model with its optimizer and the one batch that it trains on again and again."""
 
     config: Config
-    train_step: TrainStep
-    optimizer: Optimizer
+    state: TrainState
+    update: Update
+    """The optimizer step, the same code that ``fit`` calls."""
     batch: Batch
-    device: torch.device
     allocated_before: int
     """Bytes that were allocated on a CUDA device before this model was built; 0 on a CPU."""
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        train_step: nn.Module,
+        optimizer: Optimizer,
+        batch: Batch,
+        device: torch.device,
+        allocated_before: int,
+        differentiate: Differentiate = backward,
+    ) -> "Trainer":
+        """A trainer in the precision and with the gradient clipping of ``config``.
+
+        The batch is never split into micro-batches and there is no moving average of the weights, whatever ``config``
+        says of these: the figures are those of the parts alone.
+        """
+        precision, clip_norm = config.train.precision, config.train.clip_norm
+        # As ``fit`` begins a run: without a loss scale the small gradients of float16 would be 0.
+        scale = LossScale.start(device) if precision is Precision.fp16 else None
+        state = TrainState(train_step, optimizer, SameBatch(batch), loss_scale=scale)
+        return cls(config, state, Update(differentiate, device, precision, None, clip_norm), batch, allocated_before)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model and the batch are on."""
+        return self.update.device
+
+    @property
+    def train_step(self) -> nn.Module:
+        """The model together with its objective."""
+        return self.state.train_step
 
     @property
     def model(self) -> ImageTextModel:
         """The model itself."""
-        return cast(ImageTextModel, self.train_step.model)
+        return cast(ImageTextModel, inner(self.train_step).model)
 
     def step(self) -> None:
-        """Forward, backward, clipping and the optimizer's step, as training does them."""
-        with computing(self.device, self.config.train.precision):
-            self.train_step(self.batch, StepKey()).total.backward()
-        if self.config.train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.train_step.parameters(), self.config.train.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        """One optimizer step, made by ``Update`` as in training.
+
+        The step count stays 0, so that every call does the same work: schedules of weights and freeze plans do not
+        move on. The result is not read, so the CPU does not wait for the device.
+        """
+        self.update(self.state, self.batch, diagnosed=False, request=StopRequest())
 
     def seconds(self) -> float:
         """Wall-clock seconds of one step."""
@@ -88,16 +136,17 @@ class Trainer:
 
     def costs(self) -> ModelCosts:
         """Parameters and FLOPs of each part, in the views and pairs that the objective asks for."""
-        data, objective = self.config.data, self.train_step.objective
+        data, objective = self.config.data, inner(self.train_step).objective
         with computing(self.device, self.config.train.precision):
             return model_costs(self.model, data.image_size, data.max_tokens, objective.views, objective.pairs_per_image)
 
     def memory(self) -> int:
-        """Bytes that a training step needs. Take it after a step: optimizers make their state in the first one.
+        """Bytes that a training step needs. To be called after a step: optimizers make their state in the first one.
 
-        On a CUDA device PyTorch's own peak of allocated memory over a step. A CPU has no such counter, and the size of
-        the process depends on what ran before, so there it is what has to be held at once, which is the same every
-        time: parameters, gradients, the optimizer's state, and what autograd saves from forward for backward.
+        On a CUDA device it is PyTorch's own peak of allocated memory over a step. A CPU has no such counter, and the
+        size of the process depends on what ran before. So there it is the sum of everything that has to be held at
+        once, which is the same every time: parameters, gradients, the optimizer's state, and the tensors that autograd
+        saves in the forward pass for the backward pass.
         """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -106,8 +155,9 @@ class Trainer:
         return self._held()
 
     def _held(self) -> int:
+        optimizer, scale = self.state.optimizer, self.state.loss_scale
         permanent = _storages(
-            [*self.train_step.parameters(), *self.train_step.buffers(), *_tensors(self.optimizer.state_dict())]
+            [*self.train_step.parameters(), *self.train_step.buffers(), *_tensors(optimizer.state_dict())]
         )
         saved: dict[int, int] = {}
 
@@ -115,12 +165,17 @@ class Trainer:
             saved.update(_storages([tensor]))
             return tensor
 
-        with computing(self.device, self.config.train.precision):
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = self.train_step(self.batch, StepKey()).total
-            loss.backward()
+        # The hooks see every tensor that autograd saves. Storages are counted once, however many views of them are
+        # saved, and parameters that are saved are held anyway.
+        with (
+            computing(self.device, self.update.precision),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            self.update.differentiate(
+                self.train_step, [self.batch], StepKey(), False, None if scale is None else scale.scale
+            )
         gradients = _storages(p.grad for p in self.train_step.parameters() if p.grad is not None)
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         activations = sum(size for address, size in saved.items() if address not in permanent)
         return sum(permanent.values()) + sum(gradients.values()) + activations
 
@@ -133,7 +188,7 @@ def build_trainer(config: Config, batch_size: int, vocab_size: int, device: torc
     """The model of a config with its objective, optimizer and freeze plan, of random weights. Raises UserError."""
     check_compatible(config)
     seed_everything(config.seed)
-    gc.collect()  # what is left of other models
+    gc.collect()  # frees the models before, whose bytes would count as this one's
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     # Pretrained weights cost what random ones do.
     model = build_model(config, vocab_size, load_weights=False)
@@ -142,22 +197,23 @@ def build_trainer(config: Config, batch_size: int, vocab_size: int, device: torc
     objective = build_objective(config)
     objective.connect(model.sizes)
     train_step = TrainStep(model, objective, plan).to(device).train()
-    optim = cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
-    optimizer = optim(train_step, train_step.learning_rate_scales())
+    optimizer = build_optim(config)(train_step, train_step.learning_rate_scales())
     batch = random_batch(batch_size, config.data.image_size, config.data.max_tokens, vocab_size).to(device)
-    return Trainer(config, train_step, optimizer, batch, device, before)
+    return Trainer.of(config, train_step, optimizer, batch, device, before)
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of steps that were taken in turn, one of each model at a time."""
+    """Seconds of the steps of two models that took turns, one step each."""
 
     reference: Sequence[float]
+    """Seconds of the steps of the reference."""
     cell: Sequence[float]
+    """Seconds of the steps of the cell; step i came right after step i of the reference."""
 
     @property
     def ratio(self) -> float:
-        """Median of the cell's time over that of the reference right before it: a slow spell hits both."""
+        """Median of the cell's time over the reference's time right before it: a busy moment slows both alike."""
         return statistics.median(b / a for a, b in zip(self.reference, self.cell, strict=True))
 
     @property
@@ -167,13 +223,13 @@ class StepTimes:
 
 
 def take_turns(reference: Trainer, cell: Trainer, steps: int) -> StepTimes:
-    """Times ``steps`` steps of both, in turn."""
+    """Times ``steps`` steps of each model, the two taking turns."""
     pairs = [(reference.seconds(), cell.seconds()) for _ in range(steps)]
     return StepTimes(*zip(*pairs, strict=True))
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of each distinct storage, by its address."""
+    """The size in bytes of each distinct storage of ``tensors``, by its address."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 

@@ -12,7 +12,6 @@ import torch
 
 from mmlm.bench.cells import (
     CANNOT_RUN,
-    SLOTS,
     LeftOut,
     check_at_least,
     check_choices,
@@ -28,6 +27,7 @@ from mmlm.bench.measure import Trainer, build_trainer, take_turns
 from mmlm.cli.hydra_command import hydra_override
 from mmlm.cli.key_values import parse_key_values
 from mmlm.experiment.device import choose_device
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.record.environment import device_name
 
 WARM_UP = 2
@@ -40,7 +40,7 @@ class PartsSettings:
 
     experiment: str = "caption_base"
     """The model that is held fixed, and the sizes of its data."""
-    slots: list[str] = field(default_factory=lambda: list(SLOTS))
+    slots: list[str] = field(default_factory=lambda: list(MODEL_SLOTS))
     """Slots to vary, one at a time."""
     options: list[str] | None = None
     """Only these options of the slots; null takes all that have a file in configs/."""
@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check(settings: PartsSettings) -> None:
-    check_choices(settings.slots, settings.options, SLOTS)
+    check_choices(settings.slots, settings.options, MODEL_SLOTS)
     check_at_least(1, {"batch_size": settings.batch_size, "steps": settings.steps})
     check_at_least(10, {"vocab_size": settings.vocab_size})
     check_out(settings.out)

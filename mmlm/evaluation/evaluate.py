@@ -1,18 +1,21 @@
-"""All evaluators over all splits, and the files that the report reads.
+"""Runs all evaluators over all splits, and writes the files that the report reads.
 
-With several ranks, all of them have to call each method alike: they share the work and get the same results.
+With several ranks, all of them have to call each method with the same splits: they share the work and get the same
+results.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from mmlm.core.distributed import gather_objects, gather_results, rank
+from mmlm.core.precision import Precision, computing
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
@@ -22,9 +25,23 @@ from mmlm.model.model import ImageTextModel
 from mmlm.record.folder import SAMPLES, SCORES, write_whole
 
 
+class Trained(Protocol):
+    """A model with its tokenizer: an experiment that is training, or a run that has been trained."""
+
+    @property
+    def model(self) -> ImageTextModel:
+        """The model to evaluate."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that goes with the model."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluating needs besides weights."""
+    """Evaluators with a model, and the precision and device to compute on. The caller puts the model in eval mode."""
 
     model: ImageTextModel
     tokenizer: Tokenizer
@@ -32,29 +49,44 @@ class Evaluation:
     max_tokens: int
     device: torch.device
     computing: Callable[[], AbstractContextManager[None]]
-    """The context to compute in (precision)."""
+    """Makes the context to compute in: autocast to the run's precision."""
     tick: Callable[[str], None] = no_tick
     """Called before each batch that this rank works on, with what it does ("evaluating validation, batch 3 of 12")."""
 
+    @classmethod
+    def of(
+        cls,
+        trained: Trained,
+        evaluators: Mapping[str, Evaluator],
+        max_tokens: int,
+        device: torch.device,
+        precision: Precision,
+        tick: Callable[[str], None] = no_tick,
+    ) -> "Evaluation":
+        """The evaluation of an experiment or a run, in ``precision`` on ``device``."""
+        context = functools.partial(computing, device, precision)
+        return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick)
+
     def encode(self, name: str, batches: EvaluationBatches) -> EncodedSplit:
-        """A split, encoded; sets ``batches.corrupt``."""
+        """The split ``name``, encoded for all evaluators; sets ``batches.corrupt`` to the images that were left out."""
         with self.computing():
             split = encode_split(name, self.model, self.tokenizer, batches, self.device, self.max_tokens, self.tick)
         batches.corrupt = split.corrupt
         return split
 
     def scores(self, split: EncodedSplit) -> dict[str, float]:
-        """Values of one split, named ``evaluator/name``; retrieval's names stand alone (``image_to_text/R@1``)."""
+        """The values of one split by ``evaluator/name``; retrieval's names have no prefix (``image_to_text/R@1``)."""
         values: dict[str, float] = {}
         with self.computing():
             for name, evaluator in self.evaluators.items():
                 prefix = "" if name == "retrieval" else f"{name}/"
                 values |= {f"{prefix}{key}": value for key, value in evaluator(split)}
-        # Ranks on unlike hardware could differ in the last bit, and then about what is best.
+        # All ranks take rank 0's values: on unlike hardware they could differ in the last bit, and then the ranks would
+        # disagree about which checkpoint is the best.
         return gather_objects(values)[0]
 
     def all_scores(self, splits: Mapping[str, EvaluationBatches]) -> dict[str, float]:
-        """Values of every split, named ``split/evaluator/name``."""
+        """The values of every split, by ``split/evaluator/name``."""
         return {
             f"{name}/{key}": value
             for name, batches in splits.items()
@@ -71,7 +103,7 @@ class Evaluation:
     ) -> dict[str, dict[str, float]]:
         """Evaluates every split and merges the results into ``scores.json`` and ``samples.json`` of a run folder.
 
-        Rank 0 writes them; they are there when it returns, on any rank.
+        Rank 0 writes the files. When ``write`` returns, on any rank, they are complete.
         """
         scores: dict[str, dict[str, float]] = {}
         shown: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmlm.core.flow import TEXT_ONLY, Batch
 from mmlm.evaluation.caption_scores import score_captions
-from mmlm.evaluation.decoding import greedy
+from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.retrieval import score_retrieval
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
@@ -17,14 +17,14 @@ from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
 
 class Evaluator(Protocol):
-    """What evaluation needs of an evaluator. Names are made unique by the caller (``split/evaluator/name``).
+    """The interface of an evaluator. The caller makes the yielded names unique (``split/evaluator/name``).
 
-    Every rank calls it with the same split. What needs pixels or memory, or takes long, goes through
-    ``split.over_batches``; the rest is computed by every rank for itself, from the same numbers.
+    Every rank calls the evaluator with the same split. Work that needs pixels or memory, or takes long, goes through
+    ``split.over_batches``, which shares it among the ranks; every rank computes the rest, from the same numbers.
     """
 
     needs_decoder: bool
-    """Whether it makes or scores captions."""
+    """True if the evaluator writes or scores captions: it is refused for a model without a decoder."""
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields named values of ``split``."""
@@ -57,8 +57,8 @@ class CaptionQuality:
     """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D.
 
     Args:
-        language: the language to caption in and whose references count; None is the tokenizer's plain start, and all
-            references.
+        language: the language to caption in, and the only one whose references count. None starts captions by the
+            tokenizer's plain start token and counts all references.
     """
 
     needs_decoder = True
@@ -67,7 +67,7 @@ class CaptionQuality:
         self.language = language
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields the scores of images that have a reference."""
+        """Yields the scores over the images that have a reference in the language."""
         generated = generate_captions(split, self.language)
         candidates, references = [], []
         for caption, texts in zip(generated, split.references, strict=True):
@@ -84,7 +84,7 @@ class ImageUse:
     0 for a captioner that ignores its image. ``low`` and ``high`` bound the 95% bootstrap interval over concepts.
 
     Args:
-        seed: of the shuffle and the bootstrap.
+        seed: the seed of the shuffle and of the bootstrap.
     """
 
     needs_decoder = True
@@ -103,25 +103,28 @@ class ImageUse:
 
 @torch.no_grad()
 def generate_captions(split: EncodedSplit, language: str | None) -> list[str]:
-    """A greedy caption of every image, in order."""
-    model, tokenizer = split.model, split.tokenizer
-    start = tokenizer.start_id(language)
+    """A greedy caption of every image of the split, in order. All ranks call it, and get the same captions."""
+    start_id = split.tokenizer.start_id(language)
 
     def of_batch(item: EncodedBatch) -> list[str]:
-        start_ids = torch.full((len(item.batch.images),), start, device=item.batch.tokens.device)
-        tokens = greedy(model, item.features, start_ids, tokenizer.end_id, tokenizer.pad_id, split.max_tokens)
-        return [tokenizer.decode(row) for row in tokens.tolist()]
+        return write_captions(split.model, split.tokenizer, item.features, start_id, split.max_tokens)
 
     return list(chain.from_iterable(split.over_batches(of_batch)))
 
 
 @torch.no_grad()
 def caption_losses(split: EncodedSplit, swap: Tensor | None) -> Tensor:
-    """float32[C]: each caption's mean cross-entropy a token, given its own image or image ``swap[own]`` (int64[B])."""
+    """float32[C]: the mean cross-entropy a token of each caption of the split.
+
+    Each caption is predicted from its own image, or from image ``swap[own]`` if ``swap`` int64[B] is given.
+    """
 
     def of_batch(item: EncodedBatch) -> Tensor:
         hidden = split.model.caption_hidden(item.features, item.batch)
         targets = item.batch.targets[item.batch.target_mask]
+        assert split.model.decoder is not None, (
+            "whoever asks for losses of captions has checked that there is a decoder"
+        )
         each = token_losses(hidden, split.model.decoder.head_weight, targets)
         return per_caption_mean(each, item.batch)
 
@@ -130,7 +133,7 @@ def caption_losses(split: EncodedSplit, swap: Tensor | None) -> Tensor:
 
 
 def per_caption_mean(token_losses: Tensor, batch: Batch) -> Tensor:
-    """float32[P] at ``batch.target_mask`` -> float32[C]."""
+    """float32[P], the losses of the target tokens of ``batch`` in row-major order -> float32[C], one mean a caption."""
     counts = batch.lengths - 1
     rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     return token_losses.new_zeros(len(counts)).index_add(0, rows, token_losses) / counts

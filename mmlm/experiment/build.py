@@ -1,8 +1,8 @@
-"""Config to live parts, once. Nothing below this floor sees a config; widths and sizes are supplied here."""
+"""Makes the live parts that a config names. No file below this floor sees a config: it is given widths and sizes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import ModelSizes
@@ -11,51 +11,79 @@ from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import Evaluator
-from mmlm.experiment.config import Config
+from mmlm.experiment.config import EMPTY_SLOTS, Config
 from mmlm.experiment.parts import build_part
+from mmlm.launch.launcher import Launcher
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.freeze import FreezePlan
 from mmlm.optim.optimizers import OptimizerPart
+from mmlm.optim.schedules import Schedule
 from mmlm.training.parallel import Parallel
 
 
+def _build(config: Config, slot: str, runtime: Mapping[str, object] | None = None) -> Any:
+    """The part in ``config.<slot>``; None for a slot that is empty. ``runtime`` is what its constructor may ask for.
+
+    The type is the slot's Protocol, which each of the functions below promises for the slot that it names: a config
+    node cannot carry a type, so this is the one place where it is taken on trust. Raises UserError.
+    """
+    node = getattr(config, slot)
+    if node is None and slot in EMPTY_SLOTS:
+        return None
+    return build_part(node, slot, runtime or {}, config.plugins)
+
+
 def build_objective(config: Config) -> WeightedSum:
-    """What is minimised; its parts of the model's widths are made by ``connect``. Raises UserError."""
-    return cast(WeightedSum, build_part(config.objective, "objective", {}, config.plugins))
+    """The weighted sum of losses to minimise. ``connect`` makes its parameters, once the model's widths are known."""
+    return _build(config, "objective")
 
 
 def build_optim(config: Config) -> OptimizerPart:
-    """What makes the optimizer."""
-    return cast(OptimizerPart, build_part(config.optim, "optim", {}, config.plugins))
+    """The factory that makes an optimizer over the parameters that train at a step."""
+    return _build(config, "optim")
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The learning rate as a function of the step."""
+    return _build(config, "schedule")
 
 
 def build_parallel(config: Config) -> Parallel:
-    """How several ranks share the work."""
-    return cast(Parallel, build_part(config.parallel, "parallel", {}, config.plugins))
+    """The way in which several ranks share the work (DDP or FSDP2)."""
+    return _build(config, "parallel")
 
 
 def build_freeze(config: Config) -> FreezePlan:
-    """What trains."""
-    return cast(FreezePlan, build_part(config.freeze, "freeze", {}, config.plugins))
+    """The plan that says which parameters train, and from which step on."""
+    return _build(config, "freeze")
+
+
+def build_launcher(config: Config) -> Launcher:
+    """The launcher that starts the ranks; the config names one."""
+    return _build(config, "launcher", {"processes": config.processes})
+
+
+def unfitted_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer before it has a vocabulary: the caller fits it to captions or restores it from a folder."""
+    return _build(config, "tokenizer")
 
 
 def build_source(config: Config, node: object, slot: str) -> Source:
-    """A data source."""
+    """The data source of ``node``, which stands at the key ``slot`` of the config, such as ``data.train``."""
     return cast(Source, build_part(node, slot, {}, config.plugins))
 
 
 def build_transform(config: Config) -> Transform:
-    """Augmentation for training; evaluation takes the same object's plain path."""
-    runtime = {"image_size": config.data.image_size}
-    return cast(Transform, build_part(config.transform, "transform", runtime, config.plugins))
+    """The image transform: it augments for training, and evaluation uses the same object's plain path."""
+    return _build(config, "transform", {"image_size": config.data.image_size})
 
 
 def build_splits(
     config: Config, tokenizer: Tokenizer, nodes: Mapping[str, object], slot: str
 ) -> dict[str, EvaluationBatches]:
-    """Evaluation batches of each split, by name."""
+    """The evaluation batches of each split, by the split's name. ``slot`` is the key that ``nodes`` stand at."""
     transform = build_transform(config)
     return {
         name: EvaluationBatches(
@@ -70,7 +98,7 @@ def build_splits(
 
 
 def build_evaluators(config: Config) -> dict[str, Evaluator]:
-    """The evaluators, by name."""
+    """The evaluators by the name that the config gives each."""
     runtime = {"language": config.data.language}
     return {
         name: cast(Evaluator, build_part(node, f"evaluators.{name}", runtime, config.plugins))
@@ -79,39 +107,38 @@ def build_evaluators(config: Config) -> dict[str, Evaluator]:
 
 
 def sizes_with_teacher(config: Config, sizes: ModelSizes, teacher: ModelSizes | None) -> ModelSizes:
-    """``sizes`` with those of the teacher: of a run, or of the average of the model itself."""
+    """``sizes`` of the model together with the sizes of its teacher.
+
+    With ``teacher.ema`` the teacher is the model's own moving average and so has the model's sizes; otherwise
+    ``teacher`` has those of the run ``teacher.run``, and is None without a teacher.
+    """
     return replace(sizes, teacher=sizes if config.teacher.ema else teacher)
 
 
 def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> ImageTextModel:
-    """Encoder, bridge, text encoder and decoder, each told the widths of those before it.
+    """The model of the config: encoder, bridge, text encoder and decoder, each told the widths of the parts before it.
 
-    ``load_weights`` false leaves out pretrained weights: the caller loads all of them. Raises UserError for parts that
-    do not fit together.
+    ``load_weights`` false leaves out pretrained weights: the caller loads all weights itself. Raises UserError for
+    parts that do not fit together.
     """
-
-    def build(slot: str, **runtime: object) -> object:
-        node = getattr(config, slot)
-        return None if node is None else build_part(node, slot, runtime, config.plugins)
-
-    encoder = cast(Encoder, build("encoder", image_size=config.data.image_size, load_weights=load_weights))
-    bridge = cast(
-        Bridge | None,
-        build(
-            "bridge",
-            patch_width=encoder.width,
-            grid=encoder.grid,
-            num_prefix_tokens=encoder.num_prefix_tokens,
-            drops_patches=encoder.drops_patches,
-            pool=encoder.pooled_width is None,
-        ),
-    )
+    # Left to right along the data's way: a part's constructor asks by name for what the parts before it have decided.
+    image = {"image_size": config.data.image_size, "load_weights": load_weights}
+    encoder: Encoder = _build(config, "encoder", image)
+    patches = {
+        "patch_width": encoder.width,
+        "grid": encoder.grid,
+        "num_prefix_tokens": encoder.num_prefix_tokens,
+        "drops_patches": encoder.drops_patches,
+        # Exactly one of encoder and bridge pools: a second pooling would be parameters without a gradient.
+        "pool": encoder.pooled_width is None,
+    }
+    bridge: Bridge | None = _build(config, "bridge", patches)
     text = {"vocab_size": vocab_size, "max_tokens": config.data.max_tokens, "load_weights": load_weights}
-    text_encoder = cast(TextEncoder | None, build("text_encoder", **text))
-    decoder = None
+    text_encoder: TextEncoder | None = _build(config, "text_encoder", text)
+    decoder: Decoder | None = None
     if bridge is not None:
         memory = {"memory_width": bridge.memory_width, "num_memory": bridge.num_memory}
-        decoder = cast(Decoder | None, build("decoder", **text, **memory, embeds_text=text_encoder is None))
+        decoder = _build(config, "decoder", {**text, **memory, "embeds_text": text_encoder is None})
     elif config.decoder is not None:
         raise UserError("bridge: the decoder needs one to see the image; choose one, such as bridge=attentional_pooler")
     return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width, text_encoder)

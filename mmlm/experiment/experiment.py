@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -22,14 +21,15 @@ from mmlm.experiment.build import (
     build_objective,
     build_optim,
     build_parallel,
+    build_schedule,
     build_source,
     build_splits,
     build_transform,
     sizes_with_teacher,
+    unfitted_tokenizer,
 )
 from mmlm.experiment.config import Config
 from mmlm.experiment.device import choose_device, seed_everything
-from mmlm.experiment.parts import build_part
 from mmlm.experiment.saved_run import initialise_from, load_teacher, start_weights, tokenizer_folder
 from mmlm.model.model import ImageTextModel
 from mmlm.optim.average import ExponentialMovingAverage
@@ -57,18 +57,19 @@ class Experiment:
     train_source: Source
     device: torch.device
     precision: Precision
-    """What is computed in, ``auto`` settled."""
+    """The precision to compute in, with ``auto`` resolved for this device."""
     parallel: Parallel
 
     def whole(self) -> AbstractContextManager[None]:
-        """A context in which every weight is all there on every rank; all ranks enter and leave it together."""
+        """A context in which every rank holds every weight whole. All ranks enter and leave it together."""
         return self.parallel.whole(self.state.train_step)
 
 
 def build_experiment(config: Config, folder: Path, device: torch.device | None = None) -> Experiment:
     """All parts of a training run, its tokenizer fitted (or restored from ``folder``). Writes nothing.
 
-    ``device`` None is the one that the config names.
+    ``device`` None is the one that the config names. Raises UserError for parts that do not fit together, a batch size
+    that the data or the ranks cannot share, and a language that the tokenizer lacks.
     """
     seed_everything(config.seed)
     device = device or choose_device(config.device)
@@ -99,6 +100,9 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
         world_size(),
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
+
+    # The model, in this order: weights of another run are copied by the names that they have without adapters, then
+    # adapters are added, and only then can the freeze plan be checked against every name that there is.
     model = build_model(config, tokenizer.vocab_size)
     if config.init_from.run is not None or config.init_from.weights is not None:
         initialise_from(model, config.init_from, *start_weights(config.init_from))
@@ -109,8 +113,12 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
     teacher = load_teacher(config, objective, tokenizer, source, device)
     objective.connect(sizes_with_teacher(config, model.sizes, None if teacher is None else teacher.sizes))
     train_step = TrainStep(model, objective, plan, None if teacher is None else Teacher(teacher)).to(device)
+
+    # A teacher that is the moving average is a deep copy of the model, and ``prepare`` allows no copy after it. Any
+    # other average is made after ``prepare``, so that under FSDP2 it holds this rank's shards only.
     optim, ema = build_optim(config), None
-    if config.teacher.ema:  # a copy of the model as it was built
+    if config.teacher.ema:
+        assert config.train.ema_decay is not None, "check_config refuses teacher.ema without train.ema_decay"
         ema = ExponentialMovingAverage(train_step, config.train.ema_decay)
         train_step.teacher = Teacher.averaging(model, objective, ema)
     settings, parallel = config.train, build_parallel(config)
@@ -126,7 +134,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
             config.seed,
             optimizer_for=optimizer_by_step(train_step, optim),
         ),
-        schedule=cast(Schedule, build_part(config.schedule, "schedule", {}, config.plugins)),
+        schedule=build_schedule(config),
         model=model,
         tokenizer=tokenizer,
         validation=validation,
@@ -139,7 +147,11 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
 
 
 def optimizer_by_step(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
-    """What ``TrainState.optimizer_for`` is: unfreezes when the plan says so; what trained before keeps its state."""
+    """The function that ``TrainState.optimizer_for`` calls with (step, optimizer).
+
+    It freezes and unfreezes what the plan says for that step, and returns a new optimizer only if that changed what
+    trains; parameters that go on training keep their optimizer state.
+    """
 
     def optimizer_for(step: int, optimizer: Optimizer) -> Optimizer:
         if not train_step.freeze_for(step):
@@ -150,8 +162,12 @@ def optimizer_by_step(train_step: TrainStep, optim: OptimizerPart) -> Callable[[
 
 
 def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
-    """The run's tokenizer: restored from ``folder`` or from where its decoder comes from, else fitted."""
-    tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+    """The run's tokenizer, ready to use.
+
+    It is restored from the run folder ``folder`` if the run has begun, else from where ``init_from`` takes the decoder
+    or text encoder (their embeddings go with its ids), else fitted to the captions of ``source``.
+    """
+    tokenizer = unfitted_tokenizer(config)
     saved = folder / TOKENIZER
     if saved.is_dir():
         tokenizer.restore(saved)
@@ -165,7 +181,7 @@ def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
 
 
 def _check_language(language: str | None, tokenizer: Tokenizer) -> None:
-    """Refuses a language that the tokenizer lacks now, and not when the first captions are generated."""
+    """Refuses a language that the tokenizer lacks before training starts, not at the first evaluation."""
     try:
         tokenizer.start_id(language)
     except UserError as error:

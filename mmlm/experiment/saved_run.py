@@ -15,9 +15,8 @@ from mmlm.core.errors import UserError
 from mmlm.core.flow import EMBED, TextView
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer, same_tokens
-from mmlm.experiment.build import build_freeze, build_model
+from mmlm.experiment.build import build_freeze, build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config, InitSettings, load_config
-from mmlm.experiment.parts import build_part
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.lora import merge_adapters
@@ -153,7 +152,7 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     """The run at (or the only one below) ``path`` with the weights it exports, on ``device``. Raises UserError."""
     folder = find_run(path)
     config = load_config(folder / CONFIG)
-    tokenizer = cast(Tokenizer, build_part(config.tokenizer, "tokenizer", {}, config.plugins))
+    tokenizer = unfitted_tokenizer(config)
     tokenizer.restore(folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
     build_freeze(config).add_adapters(model)

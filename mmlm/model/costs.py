@@ -16,9 +16,6 @@ from mmlm.model.model import ImageTextModel, parameter_counts
 
 Result = TypeVar("Result")
 
-SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
-"""The parts of a model that stand in slots; its projections do not."""
-
 
 @dataclass(frozen=True)
 class ModelCosts:

@@ -15,6 +15,8 @@ from mmlm.model.blocks import AttentionRecord
 Fusion = Literal["cross_attention", "prefix"]
 """How the bridge's memory enters a decoder: by cross-attention, or as embeddings in front of the text."""
 
+MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+"""The slots of a model, in the order in which they are built; ``ImageTextModel`` has an attribute of each name."""
 
 OPEN_CLIP = "open_clip"
 """The ``vocabulary`` of a part whose weights go with CLIP's token ids, which the tokenizer ``open_clip`` makes."""

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from mmlm.experiment.config import Config, config_values
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.reports.run_folder import RunFolder, Scores
 
 _NOT_SHOWN = ("runs", "metrics", "device")
@@ -40,7 +41,7 @@ def model_card(folder: RunFolder, config: Config, step: int, licence: str | None
 
 
 def _about(config: Config) -> str:
-    parts = [f"{slot} `{_name(getattr(config, slot))}`" for slot in ("encoder", "bridge", "text_encoder", "decoder")]
+    parts = [f"{slot} `{_name(getattr(config, slot))}`" for slot in MODEL_SLOTS]
     used = [part for part in parts if "`None`" not in part]
     abilities = "embeds images and texts in one space" + (" and captions images" if config.decoder is not None else "")
     return f"An image-text model of mmlm that {abilities}: {', '.join(used)}."

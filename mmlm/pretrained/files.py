@@ -16,6 +16,7 @@ from mmlm.core.wording import first_line
 from mmlm.data.transforms import Transform
 from mmlm.experiment.config import Config, DataSettings, ModelSettings
 from mmlm.experiment.saved_run import MODEL_TYPE
+from mmlm.model.protocols import MODEL_SLOTS
 
 FORMAT = 1
 """Of the files; counted up when an older reader would misread them."""
@@ -23,7 +24,6 @@ CONFIG_FILE = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
-MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 SLOTS = (*MODEL_SLOTS, "tokenizer", "transform")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", CARD, *(f"{slot}/{CONFIG_FILE}" for slot in MODEL_SLOTS))
 """All that is fetched from the hub."""

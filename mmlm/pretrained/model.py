@@ -39,14 +39,13 @@ from mmlm.core.flow import NO_VIEW_INPUTS, Batch, ModelOutput, View, ViewInputs
 from mmlm.data.images import image_pixels
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
-from mmlm.evaluation.decoding import greedy
-from mmlm.experiment.build import build_model, build_transform
-from mmlm.experiment.parts import build_part
+from mmlm.evaluation.decoding import write_captions
+from mmlm.experiment.build import build_model, build_transform, unfitted_tokenizer
 from mmlm.experiment.saved_run import TrainedRun
 from mmlm.model.model import ImageTextModel
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.pretrained.files import (
     CARD,
-    MODEL_SLOTS,
     PREPROCESSOR,
     WEIGHTS,
     MmlmConfig,
@@ -138,7 +137,7 @@ class MmlmModel(nn.Module):
         # Building draws random numbers; whoever loads a model keeps the state of theirs.
         with torch.random.fork_rng(devices=[]):
             model = build_model(here, config.vocab_size, load_weights=False)
-        tokenizer = cast(Tokenizer, build_part(here.tokenizer, "tokenizer", {}, here.plugins))
+        tokenizer = unfitted_tokenizer(here)
         tokenizer.restore(folder)
         if tokenizer.vocab_size != config.vocab_size:
             raise UserError(
@@ -244,10 +243,7 @@ class MmlmModel(nn.Module):
         captions: list[str] = []
         for first, chunk in _chunks(images, batch_size, "images"):
             features = self.model.encode_image(self._see(chunk, first))
-            start = torch.full((len(chunk),), start_id, device=self.device)
-            end_id, pad_id = self.tokenizer.end_id, self.tokenizer.pad_id
-            tokens = greedy(self.model, features, start, end_id, pad_id, self.config.max_tokens)
-            captions += [self.tokenizer.decode(row) for row in tokens.tolist()]
+            captions += write_captions(self.model, self.tokenizer, features, start_id, self.config.max_tokens)
         return captions
 
     def _see(self, images: Sequence[Image.Image | Tensor], first: int) -> Tensor:

@@ -72,15 +72,22 @@ class Square(nn.Module):
         super().__init__()
         self.projection = nn.Linear(3 * 16 * 16, 5, bias=False)
 
-    def forward(self, batch, step_key) -> Result:
+    def forward(self, batch) -> Result:
         return Result(self.projection(batch.images.flatten(1).float()).square().sum())
+
+
+def differentiate(module: nn.Module, batches, step_key, diagnose, scale) -> Result:
+    """The gradients of a ``Square``, in place of ``backward``, which takes a ``TrainStep``."""
+    loss = module(batches[0])
+    loss.total.backward()
+    return Result(loss.total.detach())
 
 
 def test_memory_is_the_sum_of_what_has_to_be_held(tiny_config):
     """float32 everywhere: parameters, gradients and two moments of 3840 weights, AdamW's counter, then activations."""
     module, batch = Square(), random_batch(4, 16, 24, 300)
     optimizer = torch.optim.AdamW(module.parameters())
-    built = Trainer(tiny_config(), module, optimizer, batch, CPU, 0)
+    built = Trainer.of(tiny_config(), module, optimizer, batch, CPU, 0, differentiate)
     built.step()
     weights, pixels, projected = 5 * 3 * 16 * 16, 4 * 3 * 16 * 16, 4 * 5
     assert built.memory() == 4 * (4 * weights + 1 + pixels + projected)

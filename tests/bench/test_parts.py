@@ -11,6 +11,7 @@ from mmlm.bench.cells import options_of
 from mmlm.experiment.build import build_model
 from mmlm.model.costs import model_costs
 from mmlm.model.model import parameter_counts
+from mmlm.model.protocols import MODEL_SLOTS
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ def test_what_the_machine_lacks_is_a_reason(measure, monkeypatch, error, reason)
 
 def test_every_option_file_is_found():
     assert {"mlp", "none", "patches"} <= set(options_of("bridge"))
-    assert set(cells.SLOTS) == {"encoder", "bridge", "text_encoder", "decoder"}
-    assert all(options_of(slot) for slot in cells.SLOTS)
+    assert set(MODEL_SLOTS) == {"encoder", "bridge", "text_encoder", "decoder"}
+    assert all(options_of(slot) for slot in MODEL_SLOTS)
 
 
 @pytest.mark.parametrize(
