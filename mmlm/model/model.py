@@ -26,6 +26,7 @@ from mmlm.core.flow import (
     ViewInputs,
     VisiblePatches,
 )
+from mmlm.core.keyed_start import keyed_start
 from mmlm.core.precision import at_least_float32
 from mmlm.model.blocks import AttentionRecord, rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder, TextStates
@@ -70,11 +71,13 @@ class ImageTextModel(nn.Module):
         super().__init__()
         _check_parts(encoder, bridge, decoder, text_encoder)
         self.encoder, self.bridge, self.text_encoder, self.decoder = encoder, bridge, text_encoder, decoder
-        self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
+        with keyed_start("image_projection"):
+            self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
         # A tower of its own ends in its own norm.
         self.text_norm = nn.LayerNorm(decoder.text_width) if text_encoder is None else nn.Identity()
         text_width = decoder.text_width if text_encoder is None else text_encoder.width
-        self.text_projection = _projection(text_width, embedding_width)
+        with keyed_start("text_projection"):
+            self.text_projection = _projection(text_width, embedding_width)
 
     def forward(
         self, batch: Batch, views: Collection[View], drawn: ViewInputs = NO_VIEW_INPUTS, probe: bool = False

@@ -23,6 +23,7 @@ from mmlm.core.flow import (
     View,
     ViewInputs,
 )
+from mmlm.core.keyed_start import keyed_start
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weights import Weight, WeightSchedule
@@ -126,8 +127,9 @@ class WeightedSum(nn.Module):
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``."""
-        for part in self.objectives.values():
-            part.connect(sizes)
+        for name, part in self.objectives.items():
+            with keyed_start(f"objectives.{name}"):
+                part.connect(sizes)
 
     def weights_at(self, step: int) -> dict[str, float]:
         """The weight of each objective that has one above 0 at an optimizer step."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
@@ -73,7 +74,8 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(width)
         init_linears(self, num_residual_layers=2 * depth)
         # Small, so that what is read in the image outweighs the latents themselves in the residual stream.
-        nn.init.normal_(self.latent_queries, std=INIT_STD)
+        with keyed_start("latent_queries"):
+            nn.init.normal_(self.latent_queries, std=INIT_STD)
 
     def _start(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, Dp] -> latents float[B, L, D] and patches float[B, N, D] for the first layer."""
