@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import ModelSizes
+from mmlm.core.keyed_start import keyed_start
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
@@ -141,4 +142,5 @@ def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> I
         decoder = _build(config, "decoder", {**text, **memory, "embeds_text": text_encoder is None})
     elif config.decoder is not None:
         raise UserError("bridge: the decoder needs one to see the image; choose one, such as bridge=attentional_pooler")
-    return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width, text_encoder)
+    with keyed_start("model"):
+        return ImageTextModel(encoder, bridge, decoder, config.model.embedding_width, text_encoder)

@@ -27,6 +27,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_start import keyed_start
 from mmlm.core.wording import LISTS, MAPPINGS, describe, did_you_mean, shown
 
 HOME = "mmlm"
@@ -48,15 +49,21 @@ class _MisfitError(Exception):
 class _Call:
     """A checked part that is not built yet: what to call and with what (values may hold further calls)."""
 
+    slot: str
+    """The key of its node in the config."""
     target: Callable[..., object]
     arguments: Mapping[str, object]
     supplied: tuple[str, ...]
     """Names the signature asks for and whoever builds it supplies."""
 
     def run(self, runtime: Mapping[str, object]) -> object:
-        """Builds the nested parts first, then this one."""
+        """Builds the nested parts first, then this one.
+
+        The initial weights of each depend on the run's seed and on its own key in the config: on no other part.
+        """
         given = {name: _run(value, runtime) for name, value in self.arguments.items()}
-        return self.target(**given, **{name: runtime[name] for name in self.supplied})
+        with keyed_start(self.slot):
+            return self.target(**given, **{name: runtime[name] for name in self.supplied})
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ def _plan_call(target: Callable[..., object], given: Mapping[object, object], sl
         if parameter.default is parameter.empty and key not in arguments and key not in supplied:
             expected = describe(hints.get(key, object))
             raise UserError(f"{slot}.{key}: {name} requires '{key}'" + (f", {expected}" if expected else ""))
-    return _Call(target, arguments, supplied)
+    return _Call(slot, target, arguments, supplied)
 
 
 def _parameters(target: Callable[..., object]) -> Mapping[str, inspect.Parameter]:

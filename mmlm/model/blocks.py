@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_start import keyed_start
 
 INIT_STD = 0.02
 """Initial standard deviation of embeddings, learned queries and positions (GPT-2)."""
@@ -305,7 +306,7 @@ NORMS: Mapping[Norm, type[nn.LayerNorm | RmsNorm]] = {"layer_norm": nn.LayerNorm
 
 
 def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> None:
-    """Initialises every linear layer and embedding inside.
+    """Initialises every linear layer and embedding inside, each keyed by its name in ``module`` (``keyed_start``).
 
     Linear weights are normal with variance 1 / inputs, so that signals keep their size at any width (GPT-2's fixed
     0.02 equals that at a width of 2,500, and shrinks signals in narrower layers). Biases are 0, embeddings
@@ -313,13 +314,14 @@ def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> N
     output, last layer of a feed-forward) are divided by its square root, so that the stream's variance does not grow
     with depth (GPT-2).
     """
-    for part in module.modules():
-        if isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=INIT_STD)
-        if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=part.in_features**-0.5)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Embedding | nn.Linear):
+            continue
+        # By name, so that a layer more or another kind of sub-layer leaves the weights of all others as they are.
+        with keyed_start(name):
+            nn.init.normal_(part.weight, std=INIT_STD if isinstance(part, nn.Embedding) else part.in_features**-0.5)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
     if num_residual_layers is None:
         return
     with torch.no_grad():

@@ -27,6 +27,7 @@ from mmlm.core.flow import (
     ViewInputs,
     VisiblePatches,
 )
+from mmlm.core.keyed_start import keyed_start
 from mmlm.core.precision import at_least_float32
 from mmlm.model.blocks import AttentionRecord, rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder
@@ -74,7 +75,8 @@ class ImageTextModel(nn.Module):
         super().__init__()
         _check_parts(encoder, bridge, decoder, text_encoder)
         self.encoder, self.bridge, self.text_encoder, self.decoder = encoder, bridge, text_encoder, decoder
-        self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
+        with keyed_start("image_projection"):
+            self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
         # A text encoder ends in a norm; the decoder's text states come from the middle of its stack, without one.
         self.text_norm: nn.Module
         if text_encoder is None:
@@ -82,7 +84,8 @@ class ImageTextModel(nn.Module):
             self.text_norm = nn.LayerNorm(text_width)
         else:
             text_width, self.text_norm = text_encoder.width, nn.Identity()
-        self.text_projection = _projection(text_width, embedding_width)
+        with keyed_start("text_projection"):
+            self.text_projection = _projection(text_width, embedding_width)
 
     def forward(
         self, batch: Batch, views: Collection[View], drawn: ViewInputs = NO_VIEW_INPUTS, probe: bool = False

@@ -30,6 +30,7 @@ from mmlm.core.flow import (
     View,
     ViewInputs,
 )
+from mmlm.core.keyed_start import keyed_start
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective, required
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weights import Weight, WeightSchedule
@@ -146,8 +147,9 @@ class WeightedSum(nn.Module):
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``."""
-        for part in self._parts().values():
-            part.connect(sizes)
+        for name, part in self._parts().items():
+            with keyed_start(f"objectives.{name}"):
+                part.connect(sizes)
 
     def weights_at(self, step: int) -> dict[str, float]:
         """The weights above 0 at an optimizer step, by objective."""

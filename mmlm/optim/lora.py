@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_start import keyed_start
 
 HEADS = ("head", "lm_head")
 """Last names of output projections. Losses read the weight instead of calling the layer, which bypasses an adapter."""
@@ -107,9 +108,14 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
             target_modules="|".join(re.escape(name) for name in of_kind),
             fan_in_fan_out=transposed,
         )
-        inject_adapter_in_model(settings, model)
+        with keyed_start("adapters"):
+            inject_adapter_in_model(settings, model)
         # peft leaves its config on the model, and warns of it at the next call.
         vars(model).pop("peft_config", None)
+    # peft has drawn them in the order of the layers: drawn again as it draws, but each by the name of its layer.
+    for name in chosen:
+        with keyed_start(f"adapters.{name}"):
+            nn.init.kaiming_uniform_(model.get_parameter(f"{name}.lora_A.default.weight"), a=math.sqrt(5))
     for parameter, trains in before.items():
         parameter.requires_grad_(trains)
 

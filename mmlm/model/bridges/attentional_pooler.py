@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import FeedForward, MultiHeadAttention, attention_weights, identity_attention, init_linears
 from mmlm.model.protocols import BridgeOutput
 
@@ -50,7 +51,8 @@ class AttentionalPooler(nn.Module):
         self.num_memory = num_queries or num_prefix_tokens + grid[0] * grid[1]
         self.contrastive = contrastive
         # With "shared", row 0 is the contrastive query; the captioning queries follow.
-        self.queries = nn.Parameter(torch.randn((num_queries or 0) + (pool and contrastive == "shared"), width))
+        with keyed_start("queries"):
+            self.queries = nn.Parameter(torch.randn((num_queries or 0) + (pool and contrastive == "shared"), width))
         self.query_norm = nn.LayerNorm(width)
         self.patch_norm = nn.LayerNorm(patch_width)
         self.attention = MultiHeadAttention(width, num_heads, memory_width=patch_width)
@@ -60,10 +62,12 @@ class AttentionalPooler(nn.Module):
         self.contrastive_pooler = None
         if contrastive != "shared":
             read_width = patch_width if contrastive == "parallel" else width
-            # A pooler with one query and no pooled vector of its own: its single memory token is our pooled vector.
-            self.contrastive_pooler = AttentionalPooler(
-                read_width, grid, width, num_heads, num_queries=1, feed_forward=feed_forward, pool=False
-            )
+            # A pooler with one query and no pooled vector of its own: its single memory token is our pooled vector. Its
+            # start has a key of its own, or its query would start like the first captioning query.
+            with keyed_start("contrastive_pooler"):
+                self.contrastive_pooler = AttentionalPooler(
+                    read_width, grid, width, num_heads, num_queries=1, feed_forward=feed_forward, pool=False
+                )
         init_linears(self)
 
     def _queries(self, num_images: int) -> Tensor:

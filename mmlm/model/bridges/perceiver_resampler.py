@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
@@ -75,7 +76,8 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(width)
         init_linears(self, num_residual_layers=2 * depth)
         # Small, so that the attention's result outweighs the latents themselves in the residual stream.
-        nn.init.normal_(self.latent_queries, std=INIT_STD)
+        with keyed_start("latent_queries"):
+            nn.init.normal_(self.latent_queries, std=INIT_STD)
 
     def _start(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, Dp] -> inputs of the first layer: latents float[B, L, D] and patches float[B, N, D]."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, AttentionRecord, FeedForward, MultiHeadAttention, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
@@ -81,7 +82,8 @@ class QFormer(nn.Module):
         num_cross = sum(cross is not None for cross in cross_widths)
         init_linears(self, num_residual_layers=2 * depth + num_cross)
         # Small, so that the attention's result outweighs the queries themselves in the residual stream.
-        nn.init.normal_(self.queries, std=INIT_STD)
+        with keyed_start("queries"):
+            nn.init.normal_(self.queries, std=INIT_STD)
 
     def forward(self, patches: Tensor) -> BridgeOutput:
         """float[B, N, Dp] -> memory float[B, M, D] and pooled float[B, D] or None, for any number of patches N."""

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import TEXT_ONLY
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import AttentionRecord, init_linears, rows_of
 from mmlm.model.decoders.gated_cross_attention import GatedCrossAttention, Memory, reading
 from mmlm.model.decoders.language_model import (
@@ -108,7 +109,8 @@ class HuggingFaceDecoder(nn.Module):
         width = self.lm.get_input_embeddings().weight.shape[1]
         if memory_width != width:
             self.prefix_projection = nn.Linear(memory_width, width)
-            init_linears(self.prefix_projection)
+            with keyed_start("prefix_projection"):
+                init_linears(self.prefix_projection)
 
     def _add_gated_blocks(
         self, memory_width: int, every: int | None, heads: int | None, mlp_ratio: float | None
@@ -123,8 +125,9 @@ class HuggingFaceDecoder(nn.Module):
             raise UserError(f"decoder.cross_heads: {heads} does not divide the LM's width {config.hidden_size}")
         if not mlp_ratio > 0:
             raise UserError(f"decoder.cross_mlp_ratio: {mlp_ratio} must be above 0, such as 4")
-        for layer in layers[every - 1 :: every]:
-            block = GatedCrossAttention(config.hidden_size, heads, memory_width, mlp_ratio)
+        for number, layer in enumerate(layers[every - 1 :: every]):
+            with keyed_start(f"gated_blocks.{number}"):
+                block = GatedCrossAttention(config.hidden_size, heads, memory_width, mlp_ratio)
             block.insert_before(layer)
             self.gated_blocks.append(block)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import TEXT_ONLY
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, AttentionRecord, init_linears, rows_of
 from mmlm.model.decoders.recurrent_layers import (
     CELLS,
@@ -99,7 +100,8 @@ class RecurrentDecoder(nn.Module):
             # Remember at first: gradients reach early tokens (Jozefowicz et al., ICML 2015).
             for layer in self.layers:
                 nn.init.ones_(layer.input.bias.detach()[width : 2 * width])
-        nn.init.normal_(self.head.weight, std=INIT_STD)
+        with keyed_start("head"):
+            nn.init.normal_(self.head.weight, std=INIT_STD)
         if tie_weights:
             self.head.weight = self.token_embedding.weight
 

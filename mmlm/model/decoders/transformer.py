@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import TEXT_ONLY, TextPattern
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import (
     INIT_STD,
     NORMS,
@@ -139,7 +140,8 @@ class TransformerDecoder(nn.Module):
         self.fusion, self.text_pooling, self.packed = fusion, text_pooling, packed
         self.text_width, self.records_attention = width, True
         self.token_embedding = nn.Embedding(vocab_size, width)
-        self.cls_embedding = None if text_pooling == "end" else nn.Parameter(INIT_STD * torch.randn(width))
+        with keyed_start("cls_embedding"):
+            self.cls_embedding = None if text_pooling == "end" else nn.Parameter(INIT_STD * torch.randn(width))
         num_positions = max_tokens + (text_pooling != "end")
         self.position_embedding = nn.Parameter(torch.zeros(num_positions, width)) if positions == "learned" else None
         fixed = sinusoidal_positions(num_positions, width) * INIT_STD if positions == "sinusoidal" else None
@@ -160,8 +162,10 @@ class TransformerDecoder(nn.Module):
         writers = 2 + (cross_width is not None) + alternating
         init_linears(self, num_residual_layers=2 * unimodal_layers + writers * multimodal_layers)
         if self.position_embedding is not None:
-            nn.init.normal_(self.position_embedding, std=INIT_STD)
-        nn.init.normal_(self.head.weight, std=INIT_STD)
+            with keyed_start("position_embedding"):
+                nn.init.normal_(self.position_embedding, std=INIT_STD)
+        with keyed_start("head"):
+            nn.init.normal_(self.head.weight, std=INIT_STD)
         if tie_weights:
             self.head.weight = self.token_embedding.weight
 

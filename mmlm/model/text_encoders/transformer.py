@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, Layout, init_linears, sinusoidal_positions
 from mmlm.model.text_encoders.pooling import pooled
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
@@ -81,7 +82,8 @@ class TransformerTextEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         init_linears(self, num_residual_layers=2 * num_layers)
         if self.position_embedding is not None:
-            nn.init.normal_(self.position_embedding, std=INIT_STD)
+            with keyed_start("position_embedding"):
+                nn.init.normal_(self.position_embedding, std=INIT_STD)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float[C, D], after the last norm."""

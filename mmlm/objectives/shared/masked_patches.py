@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import Batch, ModelSizes, PatchView, StepKey, Stream, ViewInputs, VisiblePatches
+from mmlm.core.keyed_start import keyed_start
 from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import Objective
 
@@ -83,11 +84,13 @@ class MaskedPatches(Objective):
         self.embedding = nn.Linear(sizes.patch_width, self.width)
         self.register_buffer("positions", grid_positions(sizes.grid, self.width), persistent=False)
         self.head = nn.Linear(self.width, out_width)
-        for part in self.modules():
+        for name, part in self.named_modules():
             if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight)
+                with keyed_start(name):
+                    nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
-        nn.init.normal_(self.head.weight, std=0.02)  # predictions start near 0, the mean of normalised targets
+        with keyed_start("head"):
+            nn.init.normal_(self.head.weight, std=0.02)  # predictions start near 0, the mean of normalised targets
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """int64[B, K]: the patches of each image that the encoder sees."""
