@@ -1,4 +1,4 @@
-"""Vision towers of the Hugging Face transformers library."""
+"""Vision Transformers of the library transformers as image encoders."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -43,22 +43,23 @@ _COLOURS: Mapping[str, tuple[Sequence[float], Sequence[float]]] = {
     "beit": _HALF,
     "ijepa": _HALF,
 }
-"""Mean and deviation of a family's images, by model type; ImageNet's for any other (DINOv2, DINOv3, DeiT)."""
+"""Mean and deviation of the images of a model family, by model type; any other has ImageNet's (DINOv2, DINOv3, DeiT).
+"""
 _SUPPLIED = {
     "image_size": "has a key of its own; set data.image_size",
     "dtype": "is decided by the run; remove it",
     "attn_implementation": "is decided by the run; remove it",
 }
-"""Config values that are not set here, and what to say of one that is."""
+"""Config values that ``settings`` may not set, and how the error message ends if it does."""
 _CLIP_NORM = "post_layernorm"
-"""The last norm of CLIP's tower, which transformers applies to the class token only."""
+"""Name of the last norm in CLIP's vision tower. transformers applies it to the class token only; we, to all tokens."""
 
 
 class HuggingFaceVision(nn.Module):
     """A Hugging Face vision Transformer with one token a patch: CLIP, SigLIP, ViT, DeiT, DINOv2, DINOv3, BEiT, I-JEPA.
 
     Tokens are those after the last norm. Poolers, mask tokens and other parameters that the tokens do not depend on are
-    left out. Of a CLIP or SigLIP checkpoint (its config has a ``vision_config``) the vision tower alone is taken.
+    left out. From a CLIP or SigLIP checkpoint (its config has a ``vision_config``) only the vision tower is loaded.
     Positions are resized to ``image_size`` bicubically, as transformers' own ``interpolate_pos_encoding`` does, but
     once and not in every pass.
 
@@ -68,13 +69,14 @@ class HuggingFaceVision(nn.Module):
             ``package:NAME/folder``; or
         architecture: transformers' model type, such as ``clip_vision_model``, ``dinov2`` or ``vit``, to start from
             random weights (as transformers starts them).
-        settings: of the architecture's config, such as ``{hidden_size: 64, num_hidden_layers: 2}``.
+        settings: values of the architecture's config, such as ``{hidden_size: 64, num_hidden_layers: 2}``.
         pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
         keep_prefix_tokens: leave class and register tokens in front of the patches.
-        load_weights: false builds a pretrained model by its config alone.
+        load_weights: false builds a pretrained model from its config, with random weights.
 
     Raises:
-        UserError: a model that cannot be had, is no vision Transformer, or does not take ``settings`` or the image.
+        UserError: a model that cannot be loaded, is no vision Transformer, or does not take ``settings`` or images of
+            ``image_size``.
     """
 
     sees_some = False
@@ -100,13 +102,17 @@ class HuggingFaceVision(nn.Module):
             config = _new_config(str(architecture), settings or {})
         key = "name_or_path" if architecture is None else "architecture"
         side = _check_patches(config, image_size, key)
+        # The checkpoint's own image size gives the grid that its positions are resampled from.
         own_size = config.image_size
         config.image_size = image_size
         self.grid, self.width = (side, side), config.hidden_size
+        # A trial model on the meta device costs neither memory nor random numbers; it tells the number of prefix
+        # tokens, and which parameters the tokens do not depend on.
         with torch.device("meta"):
             trial = _build(config).eval()
         prefix, unused = self._try(trial, image_size, key)
         norm = next((name for name in unused if name.endswith(f"{_CLIP_NORM}.weight")), None)
+        # CLIP's last norm is unused by the tokens that transformers returns, but ``forward`` applies it: it stays.
         self._late_norm = None if norm is None else norm.removesuffix(".weight")
         self.tower = _build(config)
         spare = [name for name in unused if _CLIP_NORM not in name]
@@ -126,13 +132,13 @@ class HuggingFaceVision(nn.Module):
         return self.readout(tokens)
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
-        """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
+        """The position table ``old`` resampled to this grid; None for any other parameter. See ``Encoder``."""
         if "position" not in name:
             return None
         return resized_positions(old, self.get_parameter(name), self.grid, antialias=False)
 
     def _try(self, trial: PreTrainedModel, image_size: int, key: str) -> tuple[int, list[str]]:
-        """Runs ``trial`` on the meta device: its prefix tokens, and the parameters its tokens do not depend on."""
+        """Runs ``trial`` on the meta device -> number of prefix tokens, names of parameters its tokens do not use."""
         with torch.enable_grad():
             try:
                 images = torch.zeros(1, 3, image_size, image_size, device="meta")
@@ -147,7 +153,7 @@ class HuggingFaceVision(nn.Module):
 
 
 def _new_config(architecture: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
-    """The config of a random model."""
+    """The config of a model with random weights."""
     examples = "clip_vision_model, siglip_vision_model, vit, dinov2"
     kind = config_class("encoder", architecture, MODEL_MAPPING_NAMES, "model type", examples)
     config = new_config("encoder", kind, settings, _SUPPLIED, {})
@@ -159,7 +165,7 @@ def _new_config(architecture: str, settings: Mapping[str, Any]) -> PreTrainedCon
 
 
 def _check_patches(config: PreTrainedConfig, image_size: int, key: str) -> int:
-    """Patches a side; UserError unless it is a vision Transformer whose patches tile the image."""
+    """Number of patches a side; UserError unless the model is a vision Transformer whose patches tile the image."""
     sizes = {"patch_size", "image_size", "hidden_size"}
     values = config.to_dict()
     if not all(isinstance(values.get(size), int) for size in sizes):
@@ -183,9 +189,9 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
 def _load(
     tower: PreTrainedModel, name_or_path: str, image_size: int, grid: tuple[int, int], spare: Collection[str]
 ) -> None:
-    """Copies the weights of a checkpoint, saved for ``image_size``, into ``tower``, with positions at ``grid``.
+    """Copies the weights of a checkpoint for ``image_size`` into ``tower``, resampling positions to ``grid``.
 
-    Raises UserError if it lacks any but those named in ``spare``, which are left out afterwards.
+    Raises UserError if the checkpoint lacks a weight, except for those in ``spare``, which the caller removes.
     """
     config = type(tower.config).from_dict(tower.config.to_dict() | {"image_size": image_size})
     load = partial(type(tower).from_pretrained, config=config)
@@ -203,17 +209,18 @@ def _load(
 
 
 def _colours(config: PreTrainedConfig, name_or_path: str | None) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and deviation of the images: those a checkpoint was saved with, else its family's."""
+    """Mean and deviation of the images: those saved beside the checkpoint, else those of the model's family."""
     own = _COLOURS.get(config.model_type, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     if name_or_path is None:
         return own
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(locate(name_or_path, "encoder.name_or_path"))
-    except OSError:  # it was saved without
+    except OSError:  # no image processor was saved beside the checkpoint
         return own
     return settings.get("image_mean") or own[0], settings.get("image_std") or own[1]
 
 
 def _no_tower(model: PreTrainedModel, key: str, reason: str) -> UserError:
+    """The error for a model that is not a vision Transformer with one token a patch."""
     kind = type(model).__name__
     return UserError(f"encoder.{key}: a {kind} gives no tokens of image patches ({reason}); choose a vision tower")

@@ -1,15 +1,16 @@
-"""Learned positions of image patches at another grid."""
+"""Resampling of learned image positions to another grid."""
 
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 
 def resized_positions(old: Tensor, new: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor | None:
-    """A table of positions float[L, D] or float[1, L, D] at the length of ``new``; None if these are no such tables.
+    """Resamples the position table ``old`` bicubically to the shape of ``new``, whose patches form ``grid``.
 
-    The rows of ``new`` are those of prefix tokens, which are kept, then ``grid``; the patches of ``old`` stand on a
-    square grid and are resampled bicubically.
+    Tables are float[L, D] or float[1, L, D]: rows of prefix tokens (copied), then one row a patch. The patches of
+    ``old`` have to form a square grid. None if ``old`` and ``new`` are not two such tables with equal prefix and width.
     """
+    # ``new`` tells how many rows belong to prefix tokens; in ``old`` the same number does.
     prefix = new.shape[-2] - grid[0] * grid[1] if new.ndim in (2, 3) else -1
     if prefix < 0 or old.ndim != new.ndim or (old.shape[:-2], old.shape[-1]) != (new.shape[:-2], new.shape[-1]):
         return None

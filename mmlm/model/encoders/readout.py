@@ -1,4 +1,4 @@
-"""What every image encoder shares: bytes to normalised floats, and a backbone's tokens to an encoder's output."""
+"""Start and end of every image encoder: uint8 pixels to normalised floats, and backbone tokens to ``EncoderOutput``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,16 @@ from mmlm.core.errors import UserError
 from mmlm.model.protocols import EncoderOutput
 
 Pool = Literal["cls", "mean"]
-"""How an encoder pools: its class token, or the mean of its patch tokens."""
+"""How an encoder pools: by its class token, or by the mean of its patch tokens."""
 
 
 class Normalize(nn.Module):
-    """uint8[B, 3, S, S] -> float32[B, 3, S, S]: ``(x / 255 - mean) / std``, each colour with its own."""
+    """uint8[B, 3, S, S] -> float32[B, 3, S, S]: ``(x / 255 - mean) / std``, for each colour channel."""
+
+    mean: Tensor
+    """float32[1, 3, 1, 1], times 255. Mean and deviation are constants: not saved."""
+    std: Tensor
+    """float32[1, 3, 1, 1], times 255."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -28,16 +33,16 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True)
 class Readout:
-    """From the tokens of a backbone to an encoder's output.
+    """Turns a backbone's tokens into an ``EncoderOutput``: pools, and drops or keeps prefix tokens.
 
     Args:
         num_prefix_tokens: class and register tokens that the backbone puts in front of its patches.
-        has_class_token: whether the first of them is a class token.
+        has_class_token: true if the first prefix token is a class token.
         pool: ``cls`` pools the class token, ``mean`` averages the patch tokens, None leaves pooling to the bridge.
-        keep_prefix_tokens: whether the prefix tokens stay in the output.
+        keep_prefix_tokens: true if the prefix tokens stay in the output.
 
     Raises:
-        UserError: ``cls`` without a class token; nothing to keep.
+        UserError: ``cls`` without a class token, or ``keep_prefix_tokens`` without prefix tokens.
     """
 
     num_prefix_tokens: int
@@ -57,11 +62,11 @@ class Readout:
 
     @property
     def num_kept(self) -> int:
-        """Prefix tokens of the output."""
+        """Number of prefix tokens in the output."""
         return self.num_prefix_tokens if self.keep_prefix_tokens else 0
 
     def pooled_width(self, width: int) -> int | None:
-        """Width of the pooled vector of tokens that are ``width`` wide; None without pooling."""
+        """Width of the pooled vector, for tokens of ``width``; None without pooling."""
         return None if self.pool is None else width
 
     def __call__(self, tokens: Tensor) -> EncoderOutput:

@@ -1,8 +1,8 @@
-"""Any timm model as an image encoder: its last features, read row by row."""
+"""Any timm model as an image encoder: its last feature map becomes patch tokens, row by row."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import timm
 import torch
@@ -14,7 +14,14 @@ from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
-from mmlm.model.encoders.timm_backbone import check_arguments, check_registers, create, head_keys, load_file
+from mmlm.model.encoders.timm_backbone import (
+    check_arguments,
+    check_registers,
+    create,
+    head_keys,
+    load_file,
+    mean_and_std,
+)
 from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
 from mmlm.model.protocols import EncoderOutput
 
@@ -27,39 +34,39 @@ _OURS = {
     "final_norm": "encoder.final_norm",
     "pretrained": "encoder.pretrained",
 }
-"""Arguments of timm's constructors that have a key of their own."""
+"""Arguments of timm's constructors that are set by a config key outside of ``encoder.settings``, and that key."""
 _LAST_NORMS = ("norm", "fc_norm", "head.norm")
-"""Where timm's architectures keep their last norm: before the pooling, or (the other two) behind it."""
+"""Names of the last norm in timm's architectures: ``norm`` stands before the pooling, the other two behind it."""
 
 
 class TimmEncoder(nn.Module):
-    """The last features of any timm model by name, without its head: ViT, DeiT, SigLIP, DINOv2, DINOv3, EVA-02, Swin,
-    ConvNeXt, ResNet, EfficientNet and more.
+    """Any timm model by name, without its head: ViT, DeiT, SigLIP, DINOv2, DINOv3, EVA-02, Swin, ConvNeXt, ResNet, ...
 
-    A feature map [B, D, R, C] (or [B, R, C, D]) becomes R * C patch tokens, row by row. Random weights start as timm
-    starts them. Modules that only serve the architecture's own head are left out; where the last norm stands behind its
-    pooling (ConvNeXt, EVA-02), it is applied to each token.
+    A feature map [B, D, R, C] (or [B, R, C, D]) becomes R * C patch tokens, row by row. Random weights are initialised
+    by timm. Modules that only serve the architecture's own head are left out. A last norm that stands behind the
+    pooling (ConvNeXt, EVA-02) is applied to each token.
 
     Args:
         image_size: pixels a side, S; a multiple of the pixels that a token spans.
         name: timm's name of the architecture, with or without the tag of its weights.
-        settings: arguments of the architecture's own constructor, such as ``{depths: [2, 2], dims: [32, 64]}``; not
-            with ``pretrained``.
-        pretrained: load the weights that timm publishes under that name.
-        weights: file of weights to load: safetensors, or .pth or .bin. Positions are resized to the grid, here and with
+        settings: arguments of timm's constructor, such as ``{depths: [2, 2], dims: [32, 64]}``; not with
             ``pretrained``.
+        pretrained: load the weights that timm publishes under that name.
+        weights: file of weights to load: safetensors, or .pth or .bin. Positions are resized to the grid, as they are
+            with ``pretrained``.
         registers: register tokens (arXiv:2309.16588) of a ViT or EVA; None keeps the architecture's own number.
-        drop_path: stochastic depth (arXiv:1603.09382): probability of leaving out the last block, less before it.
-        patch_dropout: share of patches that a ViT or EVA leaves out while training (FLIP, arXiv:2212.00794): forward
-            passes are given those that stay, in order, and N is smaller. Not for a bridge that lays patches out on the
-            grid.
+        drop_path: stochastic depth (arXiv:1603.09382): probability of skipping the last block; it falls linearly to 0
+            at the first.
+        patch_dropout: share of patches that a ViT or EVA leaves out while training (FLIP, arXiv:2212.00794).
+            ``forward`` then gets the patches that stay, in order, and N is smaller. Not for a bridge that lays patches
+            out on the grid.
         pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
         keep_prefix_tokens: leave class, distillation and register tokens in front of the patches.
-        final_norm: false gives (and pools) tokens before the last norm.
-        load_weights: false builds the architecture without its weights.
+        final_norm: false leaves the last norm out: tokens (and the pooled vector) are those before it.
+        load_weights: false builds the architecture with random weights.
 
     Raises:
-        UserError: what the architecture or its weights do not take; features that are no grid of tokens.
+        UserError: an argument or a weight file that does not fit the architecture; features that are no grid of tokens.
     """
 
     def __init__(
@@ -81,8 +88,11 @@ class TimmEncoder(nn.Module):
         check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
         _check_settings(settings or {}, pretrained, registers)
         arguments = dict(settings or {})
-        if timm.get_pretrained_cfg(name).fixed_input_size:
+        published = timm.get_pretrained_cfg(name)
+        if published is not None and published.fixed_input_size:
             arguments["img_size"] = image_size
+        # A trial model on the meta device costs neither memory nor random numbers. The trial tells which of our options
+        # the architecture has, where its last norm is, the shape of its features and which parameters they do not use.
         with torch.device("meta"):
             trial = _trial(name, arguments)
             check_registers(trial, registers)
@@ -93,12 +103,13 @@ class TimmEncoder(nn.Module):
         norms = [path for path in _LAST_NORMS if _has_norm(trial, path)]
         if not final_norm and not norms:
             raise UserError(f"encoder.final_norm: timm's '{name}' has no last norm to leave out; use true")
+        # Norms behind timm's pooling are no part of ``forward_features``: ``_tokens`` applies them.
         self._late_norms = tuple(path for path in norms if path != "norm") if final_norm else ()
         if not final_norm:
             leave_out(trial, norms)
         shape, unused = self._try(trial, name, image_size)
 
-        self.backbone = create(name, pretrained and load_weights, num_classes=0, **arguments)
+        self.backbone: nn.Module = create(name, pretrained and load_weights, num_classes=0, **arguments)
         full = self.backbone.state_dict().keys()
         leave_out_unused(self.backbone, unused)
         if weights is not None and load_weights:
@@ -109,14 +120,15 @@ class TimmEncoder(nn.Module):
         self.grid, self.width = _grid(shape, prefix, image_size, self.backbone, name)
         self.drops_patches, self.num_kept = patch_dropout > 0, num_kept(self.grid, patch_dropout)
         self.patch_size = (image_size // self.grid[0], image_size // self.grid[1])
-        self.sees_some = isinstance(self.backbone, VisionTransformer | Eva)
-        if self.sees_some:
+        self.sees_some = False
+        if isinstance(self.backbone, VisionTransformer | Eva):
+            self.sees_some = True
             let_choose(self.backbone)
         has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None
         self.readout = Readout(prefix, has_class_token, pool, keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
         self.pooled_width = self.readout.pooled_width(self.width)
-        self.normalize = Normalize(self.backbone.pretrained_cfg["mean"], self.backbone.pretrained_cfg["std"])
+        self.normalize = Normalize(*mean_and_std(self.backbone))
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
@@ -128,18 +140,23 @@ class TimmEncoder(nn.Module):
         return self._tokens(self.backbone, pixels, kept)[:, self.readout.num_prefix_tokens :]
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
-        """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
+        """The position table ``old`` resampled to this grid; None for any other parameter. See ``Encoder``."""
         if name != "backbone.pos_embed":
             return None
-        return resized_positions(old, self.backbone.pos_embed, self.grid)
+        return resized_positions(old, self.backbone.get_parameter("pos_embed"), self.grid)
 
     def _tokens(self, backbone: nn.Module, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """float[B, 3, S, S] -> float[B, prefix + N, D]."""
-        # Maps are computed pixel by pixel in memory: 1.6 times as fast on CPU, and what tensor cores want.
+        # Convolutional networks run with the channels of a pixel next to each other in memory: 1.6 times as fast on
+        # CPU, and the layout that tensor cores need.
         is_map = not isinstance(backbone, VisionTransformer | Eva)
         layout = torch.channels_last if is_map else torch.contiguous_format
         images = images.contiguous(memory_format=layout)
-        features = backbone.forward_features(images) if kept is None else features_of(backbone, images, kept)
+        if kept is None:
+            features = _features(backbone, images)
+        else:
+            assert isinstance(backbone, VisionTransformer | Eva), "no other architecture takes some patches only"
+            features = features_of(backbone, images, kept)
         for path in self._late_norms:
             features = backbone.get_submodule(path)(features)
         if features.ndim == 3:
@@ -147,12 +164,12 @@ class TimmEncoder(nn.Module):
         return features.flatten(1, 2) if _channels_last(backbone) else features.flatten(2).transpose(1, 2)
 
     def _try(self, trial: nn.Module, name: str, image_size: int) -> tuple[tuple[int, ...], list[str]]:
-        """Runs ``trial`` on the meta device: the shape of its features, and parameters its tokens do not depend on."""
-        trial.eval().to("meta")  # timm 1.0.21 puts rotary positions on the CPU
+        """Runs ``trial`` on the meta device -> shape of its features, and names of parameters its tokens do not use."""
+        trial.eval().to("meta")  # timm 1.0.21 creates rotary positions on the CPU whatever the default device is
         images = torch.zeros(1, 3, image_size, image_size, device="meta")
         with torch.enable_grad():
             try:
-                shape = tuple(trial.forward_features(images).shape)
+                shape = tuple(_features(trial, images).shape)
                 tokens = self._tokens(trial, images)
             except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise UserError(
@@ -162,7 +179,14 @@ class TimmEncoder(nn.Module):
             return shape, unused_parameters(trial, tokens)
 
 
+def _features(backbone: nn.Module, images: Tensor) -> Tensor:
+    """float[B, 3, S, S] -> the features of timm's own forward pass, in the architecture's own shape."""
+    model: Any = backbone  # timm's models have this method, but no common class that has it
+    return model.forward_features(images)
+
+
 def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: int | None) -> None:
+    """UserError for settings beside pretrained weights, and for settings that have a key of their own or are fixed."""
     if pretrained and (settings or registers is not None):
         raise UserError("encoder.pretrained: pretrained weights fix settings and registers; leave them at null")
     for key in settings:
@@ -173,7 +197,7 @@ def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: in
 
 
 def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """timm's architecture with random weights; UserError for arguments that it does not take."""
+    """timm's architecture with random weights; UserError for arguments that its constructor refuses."""
     try:
         return create(name, pretrained=False, num_classes=0, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
@@ -184,14 +208,17 @@ def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 def _options(
     plain: nn.Module, name: str, registers: int | None, drop_path: float, patch_dropout: float
 ) -> dict[str, Any]:
-    """Our options by the names that timm's constructor has for them; UserError for one that it cannot honour."""
+    """Maps our options to arguments of timm's constructor; UserError for an option that the architecture lacks.
+
+    ``plain`` is the architecture built without them.
+    """
     known = inspect.signature(type(plain)).parameters
     is_vit = isinstance(plain, VisionTransformer | Eva)
     register_argument = "num_reg_tokens" if isinstance(plain, Eva) else "reg_tokens"
     wanted = {
         "registers": (registers, register_argument, is_vit),
         "drop_path": (drop_path or None, "drop_path_rate", "drop_path_rate" in known),
-        "patch_dropout": (patch_dropout or None, None, is_vit),  # ours, in the place of timm's
+        "patch_dropout": (patch_dropout or None, None, is_vit),  # no argument: ``PatchChoice`` replaces timm's own
     }
     arguments = {}
     for option, (value, argument, is_known) in wanted.items():
@@ -206,7 +233,7 @@ def _options(
 
 
 def _has_norm(backbone: nn.Module, path: str) -> bool:
-    """Whether a norm of the features is there, and neither a stand-in nor one of something wider in the head."""
+    """True if ``path`` is a norm over the features; false for an identity, or a norm of a wider layer in the head."""
     modules = dict(backbone.named_modules())
     if path not in modules or isinstance(modules[path], nn.Identity):
         return False
@@ -215,14 +242,17 @@ def _has_norm(backbone: nn.Module, path: str) -> bool:
 
 
 def _channels_last(backbone: nn.Module) -> bool:
+    """True if feature maps are [B, R, C, D] (Swin) and not [B, D, R, C]."""
     return str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
 
 
 def _grid(
     shape: tuple[int, ...], prefix: int, image_size: int, backbone: nn.Module, name: str
 ) -> tuple[tuple[int, int], int]:
-    """Rows and columns, and the width, of features of ``shape``; UserError unless they tile the image."""
-    pixels = backbone.feature_info[-1]["reduction"]
+    """(rows, columns) and width of features of ``shape``; UserError unless they are a square grid over the image."""
+    # ``feature_info`` is timm's list of an architecture's stages; ``reduction`` is the pixels that a token spans, a
+    # side.
+    pixels = cast(Sequence[Mapping[str, int]], backbone.feature_info)[-1]["reduction"]
     if image_size % pixels:
         spans = f"the pixels that a token of timm's '{name}' spans"
         raise UserError(f"data.image_size: {image_size} is not a multiple of {pixels}, {spans}; use one that is")

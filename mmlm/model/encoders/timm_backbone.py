@@ -1,9 +1,10 @@
-"""timm models by name, from the hub or from a file of the user's own; what is wrong is said in one line."""
+"""timm models by name, with weights from the hub or from a user's file; every fault becomes a one-line UserError."""
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises on a file that would run code; nothing is unpickled here
+from pickle import UnpicklingError  # torch raises it for a file that would run code; nothing is unpickled here
+from typing import Any, cast
 
 import timm
 from safetensors import SafetensorError
@@ -17,27 +18,29 @@ from mmlm.core.wording import one_line
 
 
 def timm_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """The tensors by timm's names; ``state`` as it is where it has them already.
+    """Renames an EfficientNet checkpoint of the PyTorch port ``efficientnet_lite_pytorch`` to timm's names.
 
-    That layout counts blocks through all stages and underlines its names. Differs in nothing but the names: the two
-    networks compute the same to the last bit (tested with EfficientNet-Lite0). A name that timm has no counterpart of
-    is kept, for the caller to refuse.
+    That port numbers blocks through all stages and starts layer names with ``_``. Apart from names the two networks are
+    equal: they compute the same to the last bit (tested with EfficientNet-Lite0). Any other ``state`` is returned as it
+    is. A name without a counterpart in timm is kept, for the caller to refuse.
     """
     if _MARK not in state or not isinstance(backbone, EfficientNet):
         return state
-    prefixes = [f"blocks.{stage}.{index}" for stage, part in enumerate(backbone.blocks) for index in range(len(part))]
+    # The port's block number i is ``prefixes[i]`` in timm.
+    stages = cast(Iterable[nn.Sequential], backbone.blocks)
+    prefixes = [f"blocks.{stage}.{index}" for stage, part in enumerate(stages) for index in range(len(part))]
     expanded = {name.split(".")[1] for name in state if "._expand_conv." in name}
     return {_renamed(name, prefixes, expanded): tensor for name, tensor in state.items()}
 
 
 _SHOWN = 6
-"""Names that a message lists before it says how many more there are."""
+"""Tensor names that an error message lists before it counts the rest."""
 
 
 def check_arguments(
     name: str, pretrained: bool, weights: str | None, registers: int | None, drop_path: float, patch_dropout: float
 ) -> None:
-    """UserError unless timm has the architecture, its weights come from one place, and the options are in range."""
+    """UserError unless timm has the architecture, weights have at most one source, and the options are in range."""
     _check_name(name)
     if pretrained and weights is not None:
         raise UserError(f"encoder.weights: '{weights}' and encoder.pretrained=true both load weights; choose one")
@@ -58,15 +61,16 @@ def _check_name(name: str) -> None:
 
 
 def check_registers(backbone: nn.Module, registers: int | None) -> None:
-    """UserError if ``registers`` are asked of an architecture that would not put them in front of its patches."""
+    """UserError for ``registers`` in an architecture that would not put them in front of its patches."""
     if registers is not None and isinstance(backbone, VisionTransformerDistilled):
         raise UserError(f"encoder.registers: {registers} do not go with a distillation token; use null")
 
 
-def create(name: str, pretrained: bool, **arguments: object) -> nn.Module:
-    """timm's architecture; ``pretrained`` with the weights it publishes (a download, or the cache), positions resized.
+def create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
+    """timm's architecture, with random weights or (``pretrained``) the ones timm publishes, positions resized.
 
-    Raises UserError if these cannot be had or do not fit; else what timm raises for arguments it does not take.
+    Published weights come from the hub or its cache; UserError if they cannot be loaded or do not fit. For arguments
+    that the constructor refuses, timm's own exception passes through: the caller knows the config key to name.
     """
     if not pretrained:
         return timm.create_model(name, pretrained=False, **arguments)
@@ -79,9 +83,18 @@ def create(name: str, pretrained: bool, **arguments: object) -> nn.Module:
         ) from error
 
 
+def mean_and_std(backbone: nn.Module) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of each colour, in [0, 1], by which timm normalises images for this architecture."""
+    published = cast(Mapping[str, Any], backbone.pretrained_cfg)
+    return published["mean"], published["std"]
+
+
 def head_keys(backbone: nn.Module, full: Collection[str]) -> set[str]:
-    """Keys of a checkpoint that only a classifier needs: names of ``full``, the state with the head, that are gone."""
-    names = backbone.pretrained_cfg.get("classifier") or ()
+    """Checkpoint keys to ignore, since they belong to the classifier or to a part that has been left out.
+
+    ``full`` are the names of the state dict before parts were left out of ``backbone``.
+    """
+    names = cast(Mapping[str, Any], backbone.pretrained_cfg).get("classifier") or ()
     classifiers = (names,) if isinstance(names, str) else names
     gone = set(full) - backbone.state_dict().keys()
     return gone | {f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias")}
@@ -91,9 +104,9 @@ def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
     """Copies the weights in ``file`` (safetensors; or .pth, .bin, read without running code) into ``backbone``.
 
     ``file`` is a path or ``package:NAME/inside`` (see ``mmlm.core.local_files``), in any layout that timm converts
-    for this architecture; tables of positions are resized to the grid.
-    Keys in ``head`` are left out. Raises UserError for a file that is none, and for missing, unexpected or misshapen
-    tensors.
+    for this architecture; position tables are resized to the grid. Keys in ``head`` are ignored.
+
+    Raises UserError for a file that is not there or cannot be read, and for missing, unexpected or misshapen tensors.
     """
     path = locate(file, "encoder.weights")
     if not Path(path).is_file():
@@ -111,7 +124,10 @@ def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
 
 
 def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: Collection[str], what: str) -> None:
-    """UserError, headed by ``what``, unless ``found`` has the names and shapes of ``wanted`` (``head`` is free)."""
+    """UserError unless ``found`` has the names and shapes of ``wanted``; keys in ``head`` are ignored.
+
+    ``what`` starts the message: the key and the file.
+    """
     both = found.keys() & wanted.keys()
     faults = {
         "lacks": wanted.keys() - found.keys(),
@@ -124,19 +140,21 @@ def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head:
 
 
 def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
-    """timm's own conversion of a checkpoint, which stands next to the architecture's class; else ours."""
+    """The function that converts a checkpoint to timm's names: the architecture's own, else ``timm_names``."""
+    # By timm's convention it stands in the module of the architecture's class.
     module = inspect.getmodule(type(backbone))
     return getattr(module, "checkpoint_filter_fn", timm_names)
 
 
 def _listed(keys: Collection[str]) -> str:
+    """The first names in alphabetical order, and how many more there are."""
     names = sorted(keys)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 _MARK = "_conv_stem.weight"
-"""A name that only that layout has."""
+"""A name that only checkpoints of the port (see ``timm_names``) have."""
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _EXPANDED = {
     "_expand_conv": "conv_pw",
@@ -147,10 +165,11 @@ _EXPANDED = {
     "_bn2": "bn3",
 }
 _SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-"""The layers of a block with and without an expansion."""
+"""Layers of a block with (``_EXPANDED``) and without (``_SEPARABLE``) an expansion: name in the port, name in timm."""
 
 
 def _renamed(name: str, prefixes: list[str], expanded: set[str]) -> str:
+    """timm's name of the port's tensor ``name``. ``expanded`` are the numbers of blocks with an expansion."""
     if not name.startswith("_blocks."):
         layer, _, rest = name.partition(".")
         return f"{_OUTER.get(layer, layer)}.{rest}"

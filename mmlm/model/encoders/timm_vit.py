@@ -1,4 +1,4 @@
-"""Image encoders: uint8 images to patch tokens."""
+"""timm Vision Transformers as image encoders, with an optional convolutional stem."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,14 @@ from mmlm.core.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
-from mmlm.model.encoders.timm_backbone import check_arguments, check_registers, create, head_keys, load_file
+from mmlm.model.encoders.timm_backbone import (
+    check_arguments,
+    check_registers,
+    create,
+    head_keys,
+    load_file,
+    mean_and_std,
+)
 from mmlm.model.protocols import EncoderOutput
 
 
@@ -58,37 +65,39 @@ class ConvolutionalStem(nn.Module):
         return self.proj(self.convolutions(images)).flatten(2).transpose(1, 2)
 
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
-        """Pixels a token (timm asks for it)."""
+        """Pixels that a token spans, a side. Part of the interface of timm's patch embeddings."""
         return max(self.patch_size) if as_scalar else self.patch_size
 
 
 class TimmVit(nn.Module):
     """Any timm Vision Transformer (arXiv:2010.11929) by name, without its head: patch tokens after the last norm.
 
-    Class and register tokens, where the architecture has them, take part in attention. Without pretrained weights the
-    linear layers start Xavier-uniform, as in the reference implementation (timm's ``weight_init="jax"``; timm's own
-    default, normal(0, 0.02), shrinks signals in narrow models).
+    Class and register tokens, where the architecture has them, take part in attention. Random weights of linear layers
+    are Xavier-uniform, as in the reference implementation (timm's ``weight_init="jax"``): timm's default, normal(0,
+    0.02), shrinks signals in narrow models.
 
     Args:
         image_size: pixels a side, S.
         name: timm's name of the architecture, with or without the tag of its weights.
         pretrained: load the weights that timm publishes under that name.
-        weights: file of weights to load: safetensors, or .pth or .bin. Positions are resized to the grid, here and with
-            ``pretrained``.
-        patch_size, width, depth, num_heads: override the architecture (all but the first not with ``pretrained``).
+        weights: file of weights to load: safetensors, or .pth or .bin. Positions are resized to the grid, as they are
+            with ``pretrained``.
+        patch_size, width, depth, num_heads: override the architecture; with ``pretrained``, only ``patch_size`` may.
         stem: the usual ``patch`` projection or ``convolution`` (``ConvolutionalStem``).
         class_token: false builds the architecture without one.
         registers: register tokens (arXiv:2309.16588); None keeps the architecture's own number.
-        drop_path: stochastic depth (arXiv:1603.09382): probability of leaving out the last block, less before it.
-        patch_dropout: share of patches left out while training (FLIP, arXiv:2212.00794): forward passes are given those
-            that stay, in order, and N is smaller. Not for a bridge that lays patches out on the grid.
+        drop_path: stochastic depth (arXiv:1603.09382): probability of skipping the last block; it falls linearly to 0
+            at the first.
+        patch_dropout: share of patches left out while training (FLIP, arXiv:2212.00794). ``forward`` then gets the
+            patches that stay, in order, and N is smaller. Not for a bridge that lays patches out on the grid.
         pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
         keep_prefix_tokens: leave class and register tokens in front of the patches.
-        final_norm: false gives (and pools) tokens before the last norm, as CoCa's pooler reads them.
-        load_weights: false builds the architecture without its weights.
+        final_norm: false leaves the last norm out: tokens (and the pooled vector) are those before it, which CoCa's
+            pooler reads.
+        load_weights: false builds the architecture with random weights.
 
     Raises:
-        UserError: what the architecture or its weights do not take.
+        UserError: an argument or a weight file that does not fit the architecture.
     """
 
     def __init__(
@@ -135,7 +144,7 @@ class TimmVit(nn.Module):
         _check_patches(image_size, self.vit.patch_embed.patch_size[0])
         check_registers(self.vit, registers)
         full = self.vit.state_dict().keys()
-        # Only tokens are used: an attention pool would be parameters that never see a gradient.
+        # An attention pool or a head would be parameters that never get a gradient.
         self.vit.reset_classifier(0, "")
         if weights is not None and load_weights:
             load_file(self.vit, weights, head_keys(self.vit, full))
@@ -145,31 +154,33 @@ class TimmVit(nn.Module):
         self.grid = tuple(self.vit.patch_embed.grid_size)
         self.drops_patches, self.num_kept = patch_dropout > 0, num_kept(self.grid, patch_dropout)
         self.patch_size = (image_size // self.grid[0], image_size // self.grid[1])
-        # A convolutional network below the blocks (timm's hybrids) may end in a grid that does not tile the image.
+        # timm's hybrids run a convolutional network before the blocks; its grid may not tile the image, and then pixels
+        # of a patch cannot be blanked.
         self.sees_some = image_size % self.grid[0] == 0 and image_size % self.grid[1] == 0
         let_choose(self.vit)
         self.readout = Readout(self.vit.num_prefix_tokens, self.vit.has_class_token, pool, keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
         self.pooled_width = self.readout.pooled_width(self.width)
-        self.normalize = Normalize(self.vit.pretrained_cfg["mean"], self.vit.pretrained_cfg["std"])
+        self.normalize = Normalize(*mean_and_std(self.vit))
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
         tokens = features_of(self.vit, self.normalize(images), kept)
-        # timm moves the last norm behind the pooling (fc_norm) where an architecture averages; else it is the identity.
+        # In architectures that average their tokens, timm's last norm is ``fc_norm``, behind the pooling; in all others
+        # ``fc_norm`` is an identity.
         return self.readout(self.vit.fc_norm(tokens))
 
     def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
         """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]; see ``Encoder``.
 
-        Pixels of the other patches are hidden before the stem: a convolutional one would mix them into their neighbours
-        and, through its norm, into every token.
+        Pixels of the other patches are blanked before the stem: a convolutional stem would mix them into neighbouring
+        tokens and, through its norm, into every token.
         """
         pixels = only_visible(self.normalize(images), kept, self.grid)
         return self.vit.fc_norm(features_of(self.vit, pixels, kept))[:, self.vit.num_prefix_tokens :]
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
-        """The parameter ``name`` of another grid at this one's, if it is the table of positions; else None."""
+        """The position table ``old`` resampled to this grid; None for any other parameter. See ``Encoder``."""
         if name != "vit.pos_embed" or self.vit.pos_embed is None:
             return None
         return resized_positions(old, self.vit.pos_embed, self.grid)
@@ -178,7 +189,7 @@ class TimmVit(nn.Module):
 def _create_vit(
     name: str, pretrained: bool, weight_init: str, image_size: int, changes: dict[str, object]
 ) -> VisionTransformer:
-    """timm's ViT; UserError for another kind of model and for sizes that do not go together."""
+    """timm's ViT. UserError for another kind of model, or sizes that do not go together."""
     try:
         vit = create(name, pretrained, img_size=image_size, num_classes=0, weight_init=weight_init, **changes)
     except TypeError as error:
@@ -196,6 +207,9 @@ def _create_vit(
 
 
 def _check_patches(image_size: int, patch_size: int | None) -> None:
-    """UserError unless patches tile the image; None is the architecture's own size, known only once it is built."""
+    """UserError unless patches tile the image.
+
+    A ``patch_size`` of None is the architecture's own: its check follows once the model is built.
+    """
     if patch_size is not None and (patch_size < 1 or image_size % patch_size):
         raise UserError(f"encoder.patch_size: image size {image_size} is not a multiple of patch size {patch_size}")

@@ -7,7 +7,6 @@ from mmlm.core.errors import UserError
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 
 N, PATCH_WIDTH, WIDTH, HEADS, DEPTH, LATENTS = 6, 10, 8, 2, 3, 4
-GRID = (2, 3)
 
 
 @pytest.fixture

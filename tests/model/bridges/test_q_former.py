@@ -7,7 +7,6 @@ from mmlm.core.errors import UserError
 from mmlm.model.bridges.q_former import QFormer
 
 N, PATCH_WIDTH, WIDTH, HEADS, QUERIES = 6, 10, 8, 2, 4
-GRID = (2, 3)
 
 
 @pytest.fixture
