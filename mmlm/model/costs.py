@@ -1,4 +1,4 @@
-"""What a model costs: parameters and FLOPs of each of its parts."""
+"""Counts parameters and FLOPs of each part of a model."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """Parameters and FLOPs of each direct part of a model, by name."""
+    """Parameters and FLOPs of each direct child module of a model, by name."""
 
     parameters: Mapping[str, int]
-    """A shared tensor counts once, in the first part that has it."""
+    """Number of parameters; a shared tensor counts once, in the first child that has it."""
     flops: Mapping[str, int]
-    """Of one forward pass over one image and one caption; a multiply-add is 2."""
+    """FLOPs of one forward pass over one image and one caption; a multiply-add counts as 2."""
 
 
 def model_costs(
@@ -34,15 +34,16 @@ def model_costs(
     views: Collection[View] = (EMBED, CAPTION),
     num_pairs: int = 0,
 ) -> ModelCosts:
-    """Runs the model once, over one image and one caption of ``num_tokens`` tokens, and changes nothing.
+    """Counts by running the model once, over one image and one caption of ``num_tokens`` tokens; changes nothing in it.
 
-    FLOPs are those of matrix products, convolutions and attention in the ``views`` that training asks for and in the
-    ``num_pairs`` image-text pairs that it fuses for each image, forward only (backward is about twice as much), in eval
-    mode: nothing is dropped. Causal attention counts in full, as in the usual estimates. Each text view is a pass of
-    the decoder, with its output head at every position. Other fused kernels (``nn.LSTM``) count as nothing.
+    Counted are matrix products, convolutions and attention of the forward pass (backward is about twice as much), for
+    the ``views`` that training asks for and the ``num_pairs`` image-text pairs that it fuses for each image. Eval mode:
+    no patch dropout. Causal attention counts in full, as in the usual estimates. Each text view is a pass of the
+    decoder, with its output head at every position. Fused kernels that the counter does not know (``nn.LSTM``) count as
+    0.
 
-    Compute in the precision of the run: weights of different types do not multiply without autocast. It does not
-    change the count.
+    To be called under the run's autocast, without which weights of different dtypes do not multiply. The precision does
+    not change the count.
     """
     device = next(model.parameters()).device
     images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device=device)
@@ -50,7 +51,8 @@ def model_costs(
     lengths = torch.full((1,), num_tokens, device=device)
     flops = dict.fromkeys(dict(model.named_children()), 0)
 
-    # A decoder's methods are no module calls, so each part gets a counter of its own rather than the model one.
+    # One counter for each part: the counter attributes FLOPs to modules by their ``forward`` only, and a decoder is
+    # called by other methods.
     def count(name: str, run: Callable[[], Result]) -> Result:
         with FlopCounterMode(display=False) as counter:
             result = run()
@@ -61,26 +63,27 @@ def model_costs(
         encoded = count("encoder", lambda: model.encoder(images))
         pooled, memory, text = encoded.pooled, None, None
         if model.bridge is not None:
-            bridged = count("bridge", lambda: model.bridge(encoded.tokens))
+            bridged = count("bridge", partial(model.bridge, encoded.tokens))
             pooled, memory = pooled if bridged.pooled is None else bridged.pooled, bridged.memory
         if EMBED in views:
             if model.text_encoder is not None:
-                vector = count("text_encoder", lambda: model.text_encoder(tokens, lengths))
+                vector = count("text_encoder", partial(model.text_encoder, tokens, lengths))
             else:
-                text = count("decoder", lambda: model.decoder.text(tokens, lengths))
+                assert model.decoder is not None, "one of the two embeds texts"
+                text = count("decoder", partial(model.decoder.text, tokens, lengths))
                 vector = text.pooled
             count("image_projection", lambda: model.image_projection(pooled))
             count("text_projection", lambda: model.text_projection(model.text_norm(vector)))
 
-        def read(view: TextView) -> torch.Tensor:
-            index = torch.zeros(1, dtype=torch.int64, device=device)
-            if view == CAPTION:
-                return model.decoder.hidden(tokens, lengths, memory, index, text)
-            return model.decoder.hidden_by(tokens, lengths, memory, index, TextPattern(lengths - 1))
-
-        for view in views if model.decoder is not None else ():
-            if isinstance(view, TextView):
-                hidden = count("decoder", partial(read, view))
+        image_index = torch.zeros(1, dtype=torch.int64, device=device)
+        for view in views:
+            if isinstance(view, TextView) and model.decoder is not None:
+                assert memory is not None, "a decoder reads a bridge's memory"
+                given = (tokens, lengths, memory, image_index)
+                if view == CAPTION:
+                    hidden = count("decoder", partial(model.decoder.hidden, *given, text))
+                else:
+                    hidden = count("decoder", partial(model.decoder.hidden_by, *given, TextPattern(lengths - 1)))
                 count("decoder", partial(nn.functional.linear, hidden, model.decoder.head_weight))
         if num_pairs:
             index, matched = torch.zeros(2, num_pairs, dtype=torch.int64, device=device)
@@ -91,10 +94,11 @@ def model_costs(
 
 @contextmanager
 def _countable(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode without gradients, every product visible to the counter; everything is as before afterwards.
+    """Eval mode, no gradients, and no kernels that the counter misses; everything is as before afterwards.
 
     On CPU the counter (torch 2.14) knows neither the fused attention nor the fast path of ``nn.MultiheadAttention``:
-    both would count as nothing. And it fails on a view of a trainable parameter that was made without gradients.
+    both would count as 0. The counter also fails on a view of a trainable parameter that was made without gradients,
+    so parameters are frozen for the time being.
     """
     training = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -112,6 +116,6 @@ def _countable(model: nn.Module, device: torch.device) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for parameter in trainable:
             parameter.requires_grad = True
-        # One by one: a frozen part may be in eval mode within a model that trains.
+        # Each module gets its own mode back: a frozen part may be in eval mode within a model that trains.
         for module, was_training in training:
             module.training = was_training

@@ -1,14 +1,14 @@
-"""Models of transformers for any slot: made by architecture or loaded by name, or refused in one line.
+"""Builds or loads models of the library transformers, for any slot; every fault becomes a one-line UserError.
 
 A slot takes exactly one of ``name_or_path`` (a hub id, a folder, or ``package:NAME/folder``) and ``architecture``
-(transformers' ``model_type``, random weights), and ``settings``: values of the config that differ from its own. Only
-safetensors files are read, and no code of a hub repository is run.
+(transformers' ``model_type``, random weights). ``settings`` override values of the model's config. Only safetensors
+files are read, and no code of a hub repository is run.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,13 +25,13 @@ TEXT_SUPPLIED: Mapping[str, str] = dict.fromkeys(
     ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "dtype", "attn_implementation"),
     "is decided by the run; remove it",
 )
-"""Config values of a model of texts that are not the user's to set (the run's tokenizer decides the ids, we the rest),
-and what to say of one that is set."""
+"""Config values of a text model that ``settings`` may not set, and how the error message ends if it does. Ids come from
+the run's tokenizer; ``dtype`` and attention are decided here."""
 
 
 @contextmanager
 def one_line_errors(start: str) -> Iterator[None]:
-    """What transformers raises about a model, as a UserError: ``start: its first line``."""
+    """Turns an exception that transformers raises in the block into a UserError: ``start: its first line``."""
     try:
         yield
     except (
@@ -50,7 +50,7 @@ def one_line_errors(start: str) -> Iterator[None]:
 
 
 def check_source(slot: str, name_or_path: str | None, architecture: str | None) -> None:
-    """UserError unless exactly one of the two says what model it is."""
+    """UserError unless exactly one of ``name_or_path`` and ``architecture`` is given."""
     if (name_or_path is None) == (architecture is None):
         raise UserError(
             f"{slot}: name_or_path={name_or_path} and architecture={architecture}: set exactly one; the first loads a "
@@ -64,7 +64,10 @@ def check_source(slot: str, name_or_path: str | None, architecture: str | None) 
 def config_class(
     slot: str, architecture: str, names: Collection[str], kind: str, examples: str
 ) -> type[PreTrainedConfig]:
-    """The class of an architecture's config. UserError unless it is one of ``names``, those of this ``kind``."""
+    """The config class of ``architecture``. UserError unless it is in ``names``, the architectures of this ``kind``.
+
+    ``kind`` ("encoder", "causal LM") and ``examples`` are words for the message.
+    """
     if architecture not in names or architecture not in CONFIG_MAPPING:
         meant = closest(architecture, names)
         hint = f"did you mean '{meant}'?" if meant else f"there are for example {examples}"
@@ -75,11 +78,14 @@ def config_class(
 def new_config(
     slot: str,
     config_kind: type[PreTrainedConfig],
-    settings: Mapping[str, object],
+    settings: Mapping[str, Any],
     supplied: Mapping[str, str],
-    fixed: Mapping[str, object],
+    fixed: Mapping[str, Any],
 ) -> PreTrainedConfig:
-    """A config with the user's ``settings`` and with ``fixed`` values, for random weights. Raises UserError."""
+    """A config for random weights, with the user's ``settings`` and our ``fixed`` values.
+
+    Raises UserError for a setting that is ``supplied`` by the run, unknown, or of a wrong value.
+    """
     check_settings(slot, settings, config_kind(), supplied)
     with one_line_errors(f"{slot}.settings: {config_kind.model_type} does not take them"):
         return config_kind(**settings, **fixed)
@@ -88,6 +94,7 @@ def new_config(
 def saved_config(slot: str, name: str) -> PreTrainedConfig:
     """The config of a pretrained model, by its ``name_or_path``. Raises UserError."""
     place = locate(name, f"{slot}.name_or_path")
+    # A name that cannot be a hub id is a folder that is not there: transformers would complain about the hub instead.
     if not Path(place).is_dir() and (place.count("/") > 1 or place.startswith((".", "/", "~"))):
         raise UserError(f"{slot}.name_or_path: there is no folder '{name}'; give one, or a name on the hub")
     with one_line_errors(f"{slot}.name_or_path: '{name}' cannot be loaded"):
@@ -97,7 +104,7 @@ def saved_config(slot: str, name: str) -> PreTrainedConfig:
 def change_config(
     slot: str, config: PreTrainedConfig, settings: Mapping[str, object], supplied: Mapping[str, str]
 ) -> None:
-    """Sets the user's ``settings`` in the config of a pretrained model. Raises UserError."""
+    """Sets the user's ``settings`` in the config of a pretrained model, in place. Raises UserError."""
     check_settings(slot, settings, config, supplied)
     for key, value in settings.items():
         with one_line_errors(f"{slot}.settings.{key}: {value} does not fit"):
@@ -107,7 +114,7 @@ def change_config(
 def check_settings(
     slot: str, settings: Mapping[str, object], config: PreTrainedConfig, supplied: Mapping[str, str]
 ) -> None:
-    """UserError for a ``supplied`` key, and for one that the config lacks: transformers would take it in silence."""
+    """UserError for a key that is ``supplied`` by the run, or that the config lacks (transformers accepts any key)."""
     public = sorted(key for key in {*vars(config), *config.attribute_map} if not key.startswith("_"))
     for key in settings:
         if key in supplied:
@@ -121,14 +128,14 @@ def check_settings(
 
 
 def random_model(slot: str, config: PreTrainedConfig, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """What ``make`` builds of ``config``, in training mode. Raises UserError."""
+    """Calls ``make`` to build a model of ``config``; returned in training mode. Raises UserError."""
     with one_line_errors(f"{slot}: {config.model_type} cannot be built"):
         return make().train()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its table of keys: what is missing is looked at here."""
+    """Turns off transformers' progress bar and its report of missing weights, which ``pretrained_model`` checks."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -141,10 +148,10 @@ def _quiet() -> Iterator[None]:
 
 
 def pretrained_model(slot: str, name: str, load: Callable[..., Any], may_lack: Sequence[str] = ()) -> PreTrainedModel:
-    """The model of a checkpoint, in float32 whatever it is stored in, and in training mode.
+    """Loads a checkpoint as a model in training mode, in float32 whatever dtype the file has.
 
-    ``load`` is the ``from_pretrained`` of a class, its config bound to it. Raises UserError for a checkpoint that
-    cannot be read or lacks weights, but for those whose names begin with one of ``may_lack``.
+    ``load`` is a class's ``from_pretrained`` with the config bound. Raises UserError for a checkpoint that cannot be
+    read or lacks weights, except for weights whose names begin with one of ``may_lack``.
     """
     place = locate(name, f"{slot}.name_or_path")
     with _quiet(), one_line_errors(f"{slot}.name_or_path: '{name}' cannot be loaded"):
@@ -161,20 +168,23 @@ def pretrained_model(slot: str, name: str, load: Callable[..., Any], may_lack: S
 def fit_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
     """Appends rows to the token embedding, and to the head if there is one, until they hold ``vocab_size`` ids.
 
-    A new row is the mean of the old ones: it is like every token and like none (and takes no random numbers, so that a
-    frozen model is the same in every run). A larger vocabulary is left alone: many models pad theirs. The row of the
-    model's own padding id is trained like any other, since that id may be a real token of the run.
+    A new row is the mean of the old rows: an average token. Random rows would make a frozen model differ between seeds.
+    A larger vocabulary is left alone, since many models pad theirs.
     """
-    old = model.get_input_embeddings().weight.shape[0]
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    old = embedding.weight.shape[0]
     if vocab_size > old:
         model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        for part in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if part is not None:
-                _fill_with_mean(part, old)
-    model.get_input_embeddings().padding_idx = None
+        embedding = cast(nn.Embedding, model.get_input_embeddings())  # resizing may have replaced it
+        _fill_with_mean(embedding, old)
+        head = model.get_output_embeddings()
+        if head is not None:
+            _fill_with_mean(cast(nn.Linear, head), old)
+    # The row of the model's padding id gets gradients like any other: that id may be a real token of the run.
+    embedding.padding_idx = None
 
 
 @torch.no_grad()
-def _fill_with_mean(part: nn.Module, old: int) -> None:
-    """Sets all rows of a weight after the first ``old`` to the mean of those."""
+def _fill_with_mean(part: nn.Embedding | nn.Linear, old: int) -> None:
+    """Sets all rows of a weight behind the first ``old`` rows to the mean of those first rows."""
     part.weight[old:] = part.weight[:old].mean(dim=0)

@@ -14,9 +14,16 @@ from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
-from mmlm.model.encoders.timm_backbone import check_arguments, check_registers, create, head_keys, load_file,
-mean_and_std from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters from
-mmlm.model.protocols import EncoderOutput
+from mmlm.model.encoders.timm_backbone import (
+    check_arguments,
+    check_registers,
+    create,
+    head_keys,
+    load_file,
+    mean_and_std,
+)
+from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
+from mmlm.model.protocols import EncoderOutput
 
 _OURS = {
     "img_size": "data.image_size",

@@ -11,8 +11,15 @@ from mmlm.core.errors import UserError
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
-from mmlm.model.encoders.timm_backbone import check_arguments, check_registers, create, head_keys, load_file,
-mean_and_std from mmlm.model.protocols import EncoderOutput
+from mmlm.model.encoders.timm_backbone import (
+    check_arguments,
+    check_registers,
+    create,
+    head_keys,
+    load_file,
+    mean_and_std,
+)
+from mmlm.model.protocols import EncoderOutput
 
 
 class ConvolutionalStem(nn.Module):

@@ -163,7 +163,7 @@ def _check_first_token(model: PreTrainedModel) -> None:
 
     Tries two texts that differ in their second token only.
     """
-    device = model.get_input_embeddings().weight.device
+    device = cast(nn.Embedding, model.get_input_embeddings()).weight.device
     if device.type == "meta":  # the config check builds models without values
         return
     training = model.training
