@@ -38,9 +38,9 @@ class DecoderCache:
     """Keys and values that decoding keeps from step to step."""
 
     unimodal: list[KeyValueCache]
-    """Of the self-attention of each unimodal layer."""
+    """Self-attention of each unimodal layer."""
     multimodal: list[KeyValueCache]
-    """Of the self-attention of each multimodal layer; with a prefix, that of the image included."""
+    """Self-attention of each multimodal layer; with a prefix, the image's keys and values come first."""
     memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Cross-attention keys and values of each multimodal layer, float[B, K, M, d], made once; empty with a prefix."""
     prefix: Tensor | None = None
@@ -218,7 +218,7 @@ class TransformerDecoder(nn.Module):
         if pattern.masked is not None:
             assert pattern.mask_embedding is not None, "masked inputs need an embedding"
             x = torch.where(layout.pack(pattern.masked)[:, None], pattern.mask_embedding, x)
-        x = self._placed(x, torch.arange(inputs.shape[1], device=x.device).expand_as(inputs), layout)
+        x = self._add_positions(x, torch.arange(inputs.shape[1], device=x.device).expand_as(inputs), layout)
         mask = visible_mask(pattern.visible, inputs.shape[1])
         for layer in self.unimodal_layers:
             x = layer(x, layout, mask=mask)
@@ -227,9 +227,9 @@ class TransformerDecoder(nn.Module):
     def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
         """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""
         positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self._placed(self.token_embedding(layout.pack(tokens)), positions, layout)
+        return self._add_positions(self.token_embedding(layout.pack(tokens)), positions, layout)
 
-    def _placed(self, x: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    def _add_positions(self, x: Tensor, positions: Tensor, layout: Layout) -> Tensor:
         """Adds the position embedding at ``positions`` int64[C, T] to packed float[P, D]; nothing for rotary ones."""
         table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
         return x if table is None else x + F.embedding(layout.pack(positions), table)
@@ -266,7 +266,7 @@ class TransformerDecoder(nn.Module):
         # of it has the position of its column.
         x = torch.where(layout.pack(is_cls)[:, None], self.cls_embedding, self.token_embedding(layout.pack(tokens)))
         positions = columns.clamp(max=self.max_tokens - 1).masked_fill(is_cls, self.max_tokens)
-        x = self._placed(x, positions, layout)
+        x = self._add_positions(x, positions, layout)
         mask = None
         if shifted:
             # Causal, but the class token does not attend to itself if a padding token stands in front of it.
@@ -326,7 +326,7 @@ class TransformerDecoder(nn.Module):
         for layer in self.multimodal_layers:
             x = layer(x, layout, mask=mask, self_record=full)
         if record is not None and full is not None:
-            # Of the self-attention over [prefix, text], the part from text to prefix.
+            # The part of the self-attention over [prefix, text] that goes from text to prefix.
             record.weights += [weights[:, :, num_memory:, :num_memory] for weights in full.weights]
         text = layout.pad(self.norm(x))[:, num_memory:]
         rows = Layout.of_lengths(lengths, num_tokens)
