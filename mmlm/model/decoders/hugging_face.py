@@ -1,8 +1,8 @@
-"""Any causal language model of transformers as the decoder: reads the image as a prefix or by gated cross-attention."""
+"""Any causal language model of transformers as the decoder, with the image as a prefix or by gated cross-attention."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,46 +28,46 @@ from mmlm.model.protocols import Fusion, TextStates
 
 @dataclass
 class LanguageModelCache:
-    """What decoding keeps between steps."""
+    """State that decoding keeps from step to step."""
 
     layers: DynamicCache
     """The language model's own keys and values."""
     memories: list[Memory] = field(default_factory=list)
-    """What each gated block reads, computed once; empty with a prefix."""
+    """The image's keys and values for each gated block, made once; empty with a prefix."""
     prefix: Tensor | None = None
-    """float[B, M, D] still to be read before the first token; None afterwards and without a prefix."""
+    """float[B, M, D]: the prefix until the first call of ``decode``, which reads it; then, and without one, None."""
     num_tokens: int = 0
-    """Text tokens read so far."""
+    """Text tokens decoded so far, without the prefix."""
 
 
 class HuggingFaceDecoder(nn.Module):
-    """A causal language model of transformers, pretrained or of random weights, that reads the bridge's memory.
+    """A causal language model (LM) of transformers, pretrained or with random weights, that reads the bridge's memory.
 
-    ``fusion`` is how: as a ``prefix`` of embeddings before those of the text (LLaVA, arXiv:2304.08485; projected if
-    the bridge's width is another), or by ``gated_cross_attention`` before its layers (Flamingo, arXiv:2204.14198).
-    Either way a text-only caption, and every caption in ``text``, is the language model's own pass without an image.
+    ``fusion`` says how: as a ``prefix`` of embeddings in front of the text's (LLaVA, arXiv:2304.08485; projected if the
+    memory has another width), or by ``gated_cross_attention`` before its layers (Flamingo, arXiv:2204.14198). Either
+    way a text-only caption, and every caption in ``text``, gets exactly the LM's own pass without an image.
 
-    Captions are padded on the right and attention is causal, so padding needs no mask. A text-only caption has no
-    mask either: its prefix stands behind its text, where nothing sees it and no position is shifted.
+    No attention mask is passed. Captions are padded on the right, where causal attention does not see the padding. The
+    prefix of a text-only caption is put behind its text, where no token attends to it and it shifts no position.
 
     Args:
-        vocab_size: ids of the run's tokenizer, V. Embedding and head of a pretrained LM with fewer get new rows, the
-            mean of the old; of a larger head only the first V rows are used.
+        vocab_size: ids of the run's tokenizer, V. A pretrained embedding and head with fewer rows get new ones, each
+            the mean of the old rows; of a larger head only the first V rows are used.
         memory_width: width of the bridge's memory, Dm.
         num_memory: tokens of the memory, M.
         max_tokens: longest caption, start and end included.
         name_or_path: pretrained LM on the hub or in a folder (safetensors only), or ``package:NAME/folder``; or
         architecture: transformers' name (``model_type``) of an LM to start at random, such as ``llama``.
         settings: values of the LM's config that differ from its own, such as sizes, or a dropout of 0.
-        fusion: how the memory enters.
-        cross_every: a gated block stands before every such layer (1: before each); null is 1.
+        fusion: how the memory enters: as a ``prefix`` or by ``gated_cross_attention``.
+        cross_every: n puts a gated block before every n-th layer (1: before each); null is 1.
         cross_heads: attention heads of a gated block; null takes the LM's number.
-        cross_mlp_ratio: hidden units of its feed-forward, in widths; null is 4.
-        load_weights: false builds a pretrained LM by its config alone.
+        cross_mlp_ratio: hidden units of a gated block's feed-forward, in widths; null is 4.
+        load_weights: false builds a pretrained LM from its config, with random weights.
 
     Raises:
-        UserError: an LM that cannot be loaded, is no causal LM with ``hidden @ head.T`` as logits, or is too short for
-            memory and caption; or a setting that does nothing.
+        UserError: an LM that cannot be loaded, is no causal LM with ``hidden @ head.T`` as logits, or has too few
+            positions for memory and caption; or a setting without effect.
     """
 
     takes_patterns = False
@@ -94,10 +94,11 @@ class HuggingFaceDecoder(nn.Module):
         fit_vocabulary(self.lm, vocab_size)
         self.vocabulary, self.vocab_size, self.max_tokens = name_or_path, vocab_size, max_tokens
         self.fusion: Fusion = "prefix" if fusion == "prefix" else "cross_attention"
-        self.width = self.text_width = self.lm.get_output_embeddings().weight.shape[1]
-        # Falcon, for one, has attention that cannot be made explicit later.
+        self.width = self.text_width = self._head().weight.shape[1]
+        # A prefix is read by the LM's own self-attention, and not every LM can return its weights (Falcon cannot).
         self.records_attention = fusion != "prefix" or makes_attention_explicit(self.lm)
-        self.prefix_projection, self.gated_blocks = None, nn.ModuleList()
+        self.prefix_projection: nn.Linear | None = None
+        self.gated_blocks = nn.ModuleList()
         if fusion == "prefix":
             _refuse(cross_every=cross_every, cross_heads=cross_heads, cross_mlp_ratio=cross_mlp_ratio)
             self._add_prefix(memory_width)
@@ -105,8 +106,14 @@ class HuggingFaceDecoder(nn.Module):
             self._add_gated_blocks(memory_width, cross_every, cross_heads, cross_mlp_ratio)
         _check_length(self.lm.config, max_tokens, num_memory if fusion == "prefix" else 0)
 
+    def _head(self) -> nn.Linear:
+        """The LM's output projection: no bias, weight float32[V or more, D] (see ``check_language_model``)."""
+        return cast(nn.Linear, self.lm.get_output_embeddings())
+
     def _add_prefix(self, memory_width: int) -> None:
-        width = self.lm.get_input_embeddings().weight.shape[1]
+        """Builds the projection of the memory to the width of the LM's token embedding, if they differ."""
+        # Some LMs embed tokens in another width than that of their layers.
+        width = cast(nn.Embedding, self.lm.get_input_embeddings()).weight.shape[1]
         if memory_width != width:
             self.prefix_projection = nn.Linear(memory_width, width)
             with keyed_start("prefix_projection"):
@@ -115,6 +122,7 @@ class HuggingFaceDecoder(nn.Module):
     def _add_gated_blocks(
         self, memory_width: int, every: int | None, heads: int | None, mlp_ratio: float | None
     ) -> None:
+        """Inserts gated blocks before the LM's layers. Raises UserError for settings that do not fit the LM."""
         config, layers = self.lm.config, layers_of(self.lm)
         every = 1 if every is None else every
         heads = config.num_attention_heads if heads is None else heads
@@ -134,10 +142,10 @@ class HuggingFaceDecoder(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """float32[V, D]: the output projection, without the rows that pad the LM's own vocabulary."""
-        return self.lm.get_output_embeddings().weight[: self.vocab_size]
+        return self._head().weight[: self.vocab_size]
 
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
-        """See ``Decoder``; a pass of the LM without any image, of which the state at the end token is pooled."""
+        """See ``Decoder``. A pass of the LM without any image; the pooled vector is the state at the end token."""
         self._check_length(tokens.shape[1])
         count = len(tokens)
         tokens, lengths = _at_least_one(tokens), _at_least_one(lengths, 1)
@@ -154,24 +162,27 @@ class HuggingFaceDecoder(nn.Module):
         text: TextStates | None = None,
         record: AttentionRecord | None = None,
     ) -> Tensor:
-        """See ``Decoder``; ``text`` is of no use, since the image changes every layer that follows it."""
-        # One that stands in has a single token, which predicts nothing: it adds no row to the result.
+        """See ``Decoder``. ``text`` is not used, since the image changes the LM's layers from the first one on."""
+        # The caption that ``_at_least_one`` adds to an empty batch has one token, which predicts nothing: the result
+        # still has no row.
         tokens, lengths = _at_least_one(tokens), _at_least_one(lengths, 1)
         image_index, inputs = _at_least_one(image_index, TEXT_ONLY), tokens[:, :-1]
         self._check_length(inputs.shape[1])
         if self.fusion == "prefix":
             return self._hidden_after_prefix(inputs, lengths - 1, memory, image_index, record)
-        with reading(self.gated_blocks, [Memory(memory, image_index, record)] * len(self.gated_blocks)):
+        with reading(self._blocks(), [Memory(memory, image_index, record)] * len(self.gated_blocks)):
             states = self._run(self._embed(inputs))
         return states[_between(states, torch.zeros_like(lengths), lengths - 1)]
 
     def _hidden_after_prefix(
         self, inputs: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, record: AttentionRecord | None
     ) -> Tensor:
+        """``hidden`` with the memory as a prefix, for inputs int64[C, T] of which ``lengths`` int64[C] are real."""
         embedded, num_memory = self._embed(inputs), memory.shape[1]
         prefix = rows_of(self._prefix(memory), image_index).to(embedded.dtype)
         together = torch.cat([prefix, embedded], dim=1)
-        # The text of a text-only caption goes first: what stands behind it is not seen, and shifts nothing.
+        # Rotate the row of a text-only caption to [text, prefix]: its text then starts at position 0 and attends to no
+        # prefix. ``start`` is the column of each caption's first token.
         start = num_memory * (image_index != TEXT_ONLY)
         places = torch.arange(together.shape[1], device=inputs.device)
         order = (places + num_memory - start[:, None]) % len(places)
@@ -180,42 +191,53 @@ class HuggingFaceDecoder(nn.Module):
             states = self._run(together)
         else:
             states, weights = self._run_recording(together)
+            # Rows from text to prefix. The columns of a text-only caption hold no prefix: its weights are 0.
             with_image = (image_index != TEXT_ONLY)[:, None, None, None]
             record.weights += [w[:, :, num_memory:, :num_memory].float() * with_image for w in weights]
         return states[_between(states, start, start + lengths)]
 
     def start_decoding(self, memory: Tensor) -> LanguageModelCache:
-        """Memory float[B, M, Dm] -> an empty cache; gated blocks compute the image's keys and values here, once."""
+        """Memory float[B, M, Dm] -> an empty cache, with the gated blocks' keys and values for all steps."""
         layers = DynamicCache(config=self.lm.config)
         if self.fusion == "prefix":
             return LanguageModelCache(layers, prefix=self._prefix(memory))
-        return LanguageModelCache(layers, [Memory(block.keys_values(memory)) for block in self.gated_blocks])
+        return LanguageModelCache(layers, [Memory(block.keys_values(memory)) for block in self._blocks()])
 
     def decode(self, tokens: Tensor, cache: LanguageModelCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds them too."""
+        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
         self._check_length(cache.num_tokens + tokens.shape[1])
         inputs = self._embed(tokens)
         if cache.prefix is not None:
             inputs, cache.prefix = torch.cat([cache.prefix.to(inputs.dtype), inputs], dim=1), None
-        with reading(self.gated_blocks, cache.memories):
+        with reading(self._blocks(), cache.memories):
             states = self._run(inputs, cache.layers)
         cache.num_tokens += tokens.shape[1]
         return F.linear(states[:, -tokens.shape[1] :], self.head_weight)
 
+    def _blocks(self) -> Sequence[GatedCrossAttention]:
+        """The gated blocks; none with a prefix."""
+        return cast(Sequence[GatedCrossAttention], self.gated_blocks)
+
     def _embed(self, tokens: Tensor) -> Tensor:
+        """int64[C, T] -> token embeddings float[C, T, D]."""
         return self.lm.get_input_embeddings()(tokens)
 
     def _prefix(self, memory: Tensor) -> Tensor:
+        """Memory float[B, M, Dm] -> prefix embeddings float[B, M, D]."""
         return memory if self.prefix_projection is None else self.prefix_projection(memory)
 
     def _run(self, embedded: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """float[C, T, D] of embeddings -> states float[C, T, D] after the last norm."""
-        # What transformers calls its cache depends on its version.
-        cached = {} if cache is None else {cache_argument(self.lm): cache}
+        """Embeddings float[C, T, D] -> states float[C, T, D] after the last norm."""
+        # The name of the cache's argument depends on the architecture and on the version of transformers.
+        cached = {} if cache is None else {str(cache_argument(self.lm)): cache}
         return backbone(self.lm)(inputs_embeds=embedded, use_cache=cache is not None, **cached).last_hidden_state
 
     def _run_recording(self, embedded: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """States, and the self-attention weights float[C, H, T, T] of each layer, by the LM's explicit attention."""
+        """``_run`` that also returns each layer's self-attention weights float[C, H, T, T], for reports.
+
+        Only the LM's explicit ("eager") attention returns weights; raises ValueError for an LM that cannot switch to
+        it.
+        """
         if not self.records_attention:
             raise ValueError(f"{type(self.lm).__name__} cannot return the weights of its attention")
         self.lm.set_attn_implementation("eager")
@@ -231,18 +253,18 @@ class HuggingFaceDecoder(nn.Module):
 
 
 def _at_least_one(rows: Tensor, value: int = 0) -> Tensor:
-    """int64[C, ...] -> the same, or one row of ``value`` if C is 0: language models fail on a batch of nothing."""
+    """int64[C, ...] -> the same, or one row of ``value`` if C is 0, since language models fail on an empty batch."""
     return rows if len(rows) else rows.new_full((1, *rows.shape[1:]), value)
 
 
 def _between(states: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """float[C, T, D], int64[C], int64[C] -> bool[C, T]: true from ``start`` to before ``end``."""
+    """float[C, T, D], int64[C], int64[C] -> bool[C, T]: true in the columns from ``start`` to before ``end``."""
     places = torch.arange(states.shape[1], device=states.device)
     return (places >= start[:, None]) & (places < end[:, None])
 
 
 def _refuse(**settings: object) -> None:
-    """UserError for a setting of gated cross-attention beside a prefix."""
+    """UserError for a setting of gated cross-attention that is set with ``fusion=prefix``."""
     for name, value in settings.items():
         if value is not None:
             raise UserError(
@@ -252,7 +274,8 @@ def _refuse(**settings: object) -> None:
 
 
 def _check_length(config: PreTrainedConfig, max_tokens: int, num_memory: int) -> None:
-    """UserError if a caption (and its prefix) is longer than the LM; one without absolute positions has no limit."""
+    """UserError if a caption and its prefix need more positions than the LM has."""
+    # An LM without this value has no limit (its positions are relative, say).
     longest = getattr(config, "max_position_embeddings", None)
     if longest is None or max_tokens + num_memory <= longest:
         return

@@ -1,4 +1,4 @@
-"""Causal language models of transformers: made or loaded, and refused if they are no such."""
+"""Causal language models (LMs) of transformers: built or loaded, and checked for what our decoder needs."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ LOGIT_CHANGES = {
     "logits_scaling": (None, 1),
     "lm_head_multiplier": (None, 1),
 }
-"""Config values by which some architectures change logits after (or before) the head, and what leaves them alone."""
+"""Config values by which some architectures scale or cap their logits, and the values that change nothing."""
 
 
 def make_language_model(
@@ -41,10 +41,10 @@ def make_language_model(
     vocab_size: int,
     load_weights: bool,
 ) -> PreTrainedModel:
-    """A causal LM in float32 with torch's own attention, by name or folder, or random by architecture.
+    """A causal LM in float32 with PyTorch's fused attention: pretrained by name or folder, or random by architecture.
 
-    A random one gets ``vocab_size`` ids. ``settings`` are values of its config that differ. Without ``load_weights`` a
-    named LM is built by its config alone. Raises UserError.
+    A random LM has ``vocab_size`` ids. ``settings`` override values of the config. With ``load_weights`` false a named
+    LM is built from its config, with random weights. Raises UserError.
     """
     check_source("decoder", name_or_path, architecture)
     if name_or_path is None:
@@ -58,7 +58,7 @@ def make_language_model(
 
 
 def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: int) -> PreTrainedConfig:
-    """The config of a random LM. Its special ids are unset: those of the tokenizer are known to the run, not to it."""
+    """The config of an LM with random weights. Its special ids are unset: only the run's tokenizer knows them."""
     names, examples = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "gpt2, llama, opt, qwen3, smollm3"
     kind = config_class("decoder", architecture, names, "causal LM", examples)
     ids = {"vocab_size": vocab_size, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
@@ -66,7 +66,7 @@ def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: in
 
 
 def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
-    """The config of a pretrained LM, with the user's changes."""
+    """The config of a pretrained LM, with the user's settings."""
     config = saved_config("decoder", name)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"decoder.name_or_path: '{name}' is a {config.model_type}, which is no causal language model")
@@ -75,6 +75,7 @@ def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
 
 
 def _random(config: PreTrainedConfig) -> PreTrainedModel:
+    """An LM with random weights."""
     make = AutoModelForCausalLM.from_config
     make = partial(make, config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False)
     return random_model("decoder", config, make)
@@ -84,23 +85,24 @@ def _random(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """The LM without its head: its ``last_hidden_state`` is what the head is applied to."""
+    """The LM without its head. The head is applied to the backbone's ``last_hidden_state``."""
     return model.base_model
 
 
 def cache_argument(model: PreTrainedModel) -> str | None:
-    """What this LM (and this version of transformers) calls its key-value cache; None if it has none."""
+    """Name of the key-value cache among the arguments of this LM's ``forward``; None if it has no cache."""
     names = inspect.signature(backbone(model).forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in names), None)
 
 
 def makes_attention_explicit(model: PreTrainedModel) -> bool:
-    """Whether the LM takes another attention function later, and so can return its weights."""
+    """True if the LM can switch to explicit attention after it is built, and so return its attention weights."""
     return bool(getattr(model, "_supports_attention_backend", False))
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """The LM's layers, in order. Raises UserError if they are not found."""
+    # Architectures name the list differently; its length is the one thing they share.
     count = model.config.num_hidden_layers
     for part in backbone(model).modules():
         if isinstance(part, nn.ModuleList) and len(part) == count:
@@ -112,11 +114,12 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def check_language_model(model: PreTrainedModel, key: str) -> None:
-    """UserError unless logits are ``hidden @ head.T``, states causal, and embedded tokens as good as their ids.
+    """UserError unless logits are ``hidden @ head.T``, attention is causal, and embeddings can be passed for token ids.
 
-    What a config tells is checked always; the rest by running the LM on two tokens, unless it is on the meta device.
+    The config's part of this is always checked; the rest by running the LM on two tokens, unless it is on the meta
+    device.
     """
-    kind, head = type(model).__name__, model.get_output_embeddings()
+    kind, head = type(model).__name__, cast(nn.Linear | None, model.get_output_embeddings())
     if backbone(model) is model or head is None or model.config.get_text_config() is not model.config:
         raise UserError(f"{key}: {kind} is no plain language model with a head; choose a text-only causal LM")
     if cache_argument(model) is None:
@@ -134,14 +137,17 @@ def check_language_model(model: PreTrainedModel, key: str) -> None:
 
 @torch.no_grad()
 def _check_by_running(model: PreTrainedModel, key: str, reason: str) -> None:
-    kind, head, training = type(model).__name__, model.get_output_embeddings(), model.training
+    """UserError for an LM whose tokens see later ones, or whose logits from ids differ from ``hidden @ head.T``."""
+    kind, training = type(model).__name__, model.training
+    head = cast(nn.Linear, model.get_output_embeddings())
     model.eval()
     ids = torch.tensor([[0, 1]], device=head.weight.device)
     embedded = model.get_input_embeddings()(ids)
+    # The first token's state must not depend on the second.
     states = backbone(model)(inputs_embeds=embedded, use_cache=False).last_hidden_state
     first = backbone(model)(inputs_embeds=embedded[:, :1], use_cache=False).last_hidden_state
     expected = states @ head.weight.T
-    # Large logits, so that a soft cap shows.
+    # A soft cap (tanh) hardly changes small logits, and those of random weights are small: scale them up.
     factor = 1000 / expected.abs().max().clamp(min=1e-6)
     with _scaled_input(head, factor):
         logits = model(input_ids=ids, use_cache=False).logits
@@ -154,7 +160,7 @@ def _check_by_running(model: PreTrainedModel, key: str, reason: str) -> None:
 
 @contextmanager
 def _scaled_input(head: nn.Module, factor: Tensor) -> Iterator[None]:
-    """The head, given its input times ``factor``."""
+    """Multiplies the head's input by ``factor`` in this block."""
     handle = head.register_forward_pre_hook(lambda _head, args: (args[0] * factor,))
     try:
         yield
@@ -163,4 +169,5 @@ def _scaled_input(head: nn.Module, factor: Tensor) -> Iterator[None]:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
+    """True if two results agree to a thousandth of their largest value."""
     return bool((one - other).abs().max() <= 1e-3 * other.abs().max())

@@ -1,7 +1,7 @@
-"""Recurrent text decoder: an LSTM or GRU that looks at the image before every word (Show, Attend and Tell)."""
+"""Recurrent text decoder: an LSTM or GRU with attention over the image at each word (Show, Attend and Tell)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ from mmlm.model.protocols import Fusion, TextStates
 
 @dataclass
 class RecurrentCache:
-    """What decoding keeps: each layer's state, and the image with its keys."""
+    """Decoding's memory between two calls of ``decode``."""
 
     states: list[State]
-    sight: ImageContext
+    """Each layer's state after the last token."""
+    image_context: ImageContext
+    """The images, with their keys projected."""
 
 
 class RecurrentDecoder(nn.Module):
@@ -39,12 +41,12 @@ class RecurrentDecoder(nn.Module):
         state h_t    cell([E y_t, z_t], h_{t-1})
         output       norm(E y_t + L_h h_t + L_z z_t), the paper's deep output (equation 7)
 
-    Text alone, and a text-only caption, is read by the same cells from a state of zeros with a context of zeros; the
-    state at the end token is the caption in one vector.
+    A caption without an image (in ``text``, or a text-only one) is read by the same cells, with an initial state and a
+    context of zeros. The state at the end token is the caption's pooled vector.
 
-    Differs from the paper: embeddings are normalised (tied to the output projection they start too small for a sum
-    with the context), the output is normalised, and there is neither hard attention nor the penalty that makes every
-    place be looked at (equation 14). With several layers the first one attends and the others read its states.
+    Differs from the paper: embeddings are normalised (weights tied to the output projection start too small for a sum
+    with the context); the output is normalised; there is neither hard attention nor the doubly stochastic penalty
+    (equation 14). With several layers, only the first one attends to the image.
 
     Args:
         vocab_size: tokens, V.
@@ -55,7 +57,7 @@ class RecurrentDecoder(nn.Module):
         attention: how a memory token is scored, ``additive`` or ``dot``; see ``SoftAttention``.
         gated_context: multiply the context by a learned gate.
         tie_weights: share the token embedding with the output projection (arXiv:1608.05859).
-        dropout: probability, on what enters each layer and on the output, never on the recurrence (arXiv:1409.2329).
+        dropout: probability, on the input of each layer and on the output, never on the recurrence (arXiv:1409.2329).
 
     Raises:
         UserError: fewer than one layer, or a dropout outside of [0, 1).
@@ -88,8 +90,8 @@ class RecurrentDecoder(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.embedding_norm = nn.LayerNorm(width)
         self.initial_state = nn.Linear(memory_width, self.cell.num_states * width)
-        looks = [SoftAttention(width, memory_width, attention, gated_context), *[None] * (num_layers - 1)]
-        self.layers = nn.ModuleList(RecurrentLayer(self.cell, width, look) for look in looks)
+        attentions = [SoftAttention(width, memory_width, attention, gated_context), *[None] * (num_layers - 1)]
+        self.layers = nn.ModuleList(RecurrentLayer(self.cell, width, part) for part in attentions)
         self.state_output = nn.Linear(width, width)
         self.context_output = nn.Linear(memory_width, width, bias=False)
         self.norm = nn.LayerNorm(width)
@@ -97,9 +99,9 @@ class RecurrentDecoder(nn.Module):
         self.head = nn.Linear(width, vocab_size, bias=False)
         init_linears(self)
         if cell == "lstm":
-            # Remember at first: gradients reach early tokens (Jozefowicz et al., ICML 2015).
+            # A forget gate that starts open lets gradients reach early tokens (Jozefowicz et al., ICML 2015).
             for layer in self.layers:
-                nn.init.ones_(layer.input.bias.detach()[width : 2 * width])
+                nn.init.ones_(cast(RecurrentLayer, layer).input.bias.detach()[width : 2 * width])
         with keyed_start("head"):
             nn.init.normal_(self.head.weight, std=INIT_STD)
         if tie_weights:
@@ -113,7 +115,7 @@ class RecurrentDecoder(nn.Module):
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
         """See ``Decoder``; the pooled vector is the last layer's state at the end token."""
         steps = Steps.of_lengths(lengths, tokens.shape[1])
-        states = steps.pad(self._read(self._embed(tokens, steps), steps)[-1].hidden, tokens.shape[1])
+        states = steps.pad(self._run_layers(self._embed(tokens, steps), steps)[-1].hidden, tokens.shape[1])
         return TextStates(states, states[torch.arange(len(states), device=states.device), lengths - 1])
 
     def hidden(
@@ -125,61 +127,68 @@ class RecurrentDecoder(nn.Module):
         text: TextStates | None = None,
         record: AttentionRecord | None = None,
     ) -> Tensor:
-        """See ``Decoder``. ``text`` serves nothing: an image changes a caption's states from the first one on."""
+        """See ``Decoder``. ``text`` is not used: the image changes a caption's states from the initial one on."""
         num_inputs = tokens.shape[1] - 1
         steps = Steps.of_lengths(lengths - 1, num_inputs)
         x = self._embed(tokens[:, :-1], steps)
-        readings = self._read(x, steps, self._see(memory, image_index[steps.order]))
-        if record is not None and readings[0].weights is not None:
-            record.weights.append(steps.pad(readings[0].weights.float(), num_inputs)[:, None])
-        return steps.row_major(self._output(x, readings))
+        outputs = self._run_layers(x, steps, self._image_context(memory, image_index[steps.order]))
+        if record is not None and outputs[0].weights is not None:
+            record.weights.append(steps.pad(outputs[0].weights.float(), num_inputs)[:, None])
+        return steps.row_major(self._output(x, outputs))
 
     def _embed(self, tokens: Tensor, steps: Steps) -> Tensor:
-        """int64[C, T] -> float[P, D], step by step."""
+        """int64[C, T] -> packed float[P, D], step by step."""
         return self.embedding_norm(self.token_embedding(steps.pack(tokens)))
 
-    def _see(self, memory: Tensor, image_index: Tensor | None = None) -> ImageContext:
-        """Memory float[B, M, Dm] -> what caption c has of row ``image_index[c]`` (of row c without an index)."""
+    def _image_context(self, memory: Tensor, image_index: Tensor | None = None) -> ImageContext:
+        """Memory float[B, M, Dm] and int64[C] -> the context of captions that read row ``image_index[c]``.
+
+        Without ``image_index`` caption i reads row i.
+        """
         start = torch.tanh(self.initial_state(memory.mean(dim=1)))
         has_image, images = None, memory
         if image_index is not None:
             memory, start = (rows_of(part, image_index) for part in (memory, start))
+            # ``rows_of`` gave a text-only caption the row of some image: its initial state and its context become 0.
             has_image = (image_index != TEXT_ONLY).to(memory.dtype)[:, None]
             start = start * has_image
         return ImageContext(images, image_index, memory, start.chunk(self.cell.num_states, dim=-1), has_image)
 
-    def _start(self, count: int, sight: ImageContext | None) -> list[State]:
-        """The first state of every layer, float[count, D]; only the first layer's comes from the image."""
+    def _initial_states(self, count: int, image_context: ImageContext | None) -> list[State]:
+        """Each layer's initial state, float[count, D] each: from the image for the first layer, zeros for others."""
         weight = self.token_embedding.weight
         zeros = (weight.new_zeros(count, self.width),) * self.cell.num_states
-        return [zeros if number or sight is None else sight.start for number in range(len(self.layers))]
+        first = zeros if image_context is None else image_context.start
+        return [first, *[zeros] * (len(self.layers) - 1)]
 
-    def _read(
-        self, x: Tensor, steps: Steps, sight: ImageContext | None = None, states: list[State] | None = None
+    def _run_layers(
+        self, x: Tensor, steps: Steps, image_context: ImageContext | None = None, states: list[State] | None = None
     ) -> list[LayerOutput]:
-        """Embedded tokens float[P, D] through every layer, going on from ``states``."""
-        readings: list[LayerOutput] = []
-        for number, state in enumerate(states or self._start(len(steps.order), sight)):
-            entering = self.dropout(readings[-1].hidden if readings else x)
-            readings.append(self.layers[number](entering, steps.sizes, state, None if number else sight))
-        return readings
+        """Runs embedded tokens float[P, D] through all layers, from ``states`` or else the initial states."""
+        outputs: list[LayerOutput] = []
+        for number, state in enumerate(states or self._initial_states(len(steps.order), image_context)):
+            inputs = self.dropout(outputs[-1].hidden if outputs else x)
+            outputs.append(self.layers[number](inputs, steps.sizes, state, None if number else image_context))
+        return outputs
 
-    def _output(self, x: Tensor, readings: list[LayerOutput]) -> Tensor:
-        """float[P, D], ready for the output projection."""
-        out = x + self.state_output(readings[-1].hidden)
-        if readings[0].context is not None:
-            out = out + self.context_output(readings[0].context)
+    def _output(self, x: Tensor, outputs: list[LayerOutput]) -> Tensor:
+        """Deep output float[P, D], ready for ``head_weight``: token, last layer's state and first layer's context."""
+        out = x + self.state_output(outputs[-1].hidden)
+        if outputs[0].context is not None:
+            out = out + self.context_output(outputs[0].context)
         return self.dropout(self.norm(out))
 
     def start_decoding(self, memory: Tensor) -> RecurrentCache:
-        """Memory float[B, M, Dm] -> the first states, with the memory's keys computed once."""
-        sight = self.layers[0].attention.with_keys(self._see(memory))
-        return RecurrentCache(self._start(len(memory), sight), sight)
+        """Memory float[B, M, Dm] -> a cache with the initial states, and the attention's keys for all steps."""
+        attention = cast(RecurrentLayer, self.layers[0]).attention
+        assert attention is not None, "the first layer reads the image"
+        image_context = attention.with_keys(self._image_context(memory))
+        return RecurrentCache(self._initial_states(len(memory), image_context), image_context)
 
     def decode(self, tokens: Tensor, cache: RecurrentCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds the states after them."""
+        """The next int64[B, t] tokens -> logits float[B, t, V]. Updates the states in ``cache``, in place."""
         steps = Steps.without_padding(tokens)
         x = self._embed(tokens, steps)
-        readings = self._read(x, steps, cache.sight, cache.states)
-        cache.states = [reading.state for reading in readings]
-        return self.head(steps.row_major(self._output(x, readings))).unflatten(0, tokens.shape)
+        outputs = self._run_layers(x, steps, cache.image_context, cache.states)
+        cache.states = [output.state for output in outputs]
+        return self.head(steps.row_major(self._output(x, outputs))).unflatten(0, tokens.shape)

@@ -1,7 +1,8 @@
-"""Our Transformer text decoder: unimodal layers give the text embedding, then multimodal layers see the image."""
+"""Our Transformer text decoder: unimodal layers give the text embedding, then multimodal layers read the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,37 +28,40 @@ from mmlm.model.protocols import Fusion, TextStates
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 
 TextPooling = Literal["end", "cls", "cls_shifted_mask"]
+"""Which token's state becomes the text embedding; see ``TransformerDecoder``."""
 
 OPEN_CLIP_PAD = 0
-"""open_clip's padding id, which is also a token (a ``!`` that a word goes on after)."""
+"""open_clip's padding id. It is also the id of a real token: ``!`` inside a word."""
 
 
 @dataclass
 class DecoderCache:
-    """What decoding keeps between steps: the keys and values of each layer; the image's are computed once."""
+    """Keys and values that decoding keeps from step to step."""
 
     unimodal: list[KeyValueCache]
+    """Self-attention of each unimodal layer."""
     multimodal: list[KeyValueCache]
+    """Self-attention of each multimodal layer; with a prefix, the image's keys and values come first."""
     memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Cross-attention keys and values of each multimodal layer, float[B, K, M, d]; empty with a prefix."""
+    """Cross-attention keys and values of each multimodal layer, float[B, K, M, d], made once; empty with a prefix."""
     prefix: Tensor | None = None
-    """float[B, M, D] still to be read before the first token; None afterwards and without a prefix."""
+    """float[B, M, D]: the prefix until the first call of ``decode``, which reads it; then, and without one, None."""
 
     @property
     def num_tokens(self) -> int:
-        """Text tokens read so far."""
+        """Text tokens decoded so far, without the prefix."""
         return self.unimodal[0].length
 
 
 class TransformerDecoder(nn.Module):
-    """Causal Transformer decoder (CoCa, arXiv:2205.01917): text alone first, then text with the image.
+    """Causal Transformer decoder (CoCa, arXiv:2205.01917): unimodal layers read text, multimodal layers text and image.
 
-    The unimodal layers never see the image; the text embedding is made of the state at the end token, or at a learned
-    class token after it. The multimodal layers get the bridge's memory by ``cross_attention`` or as a causal ``prefix``
-    in front of the text (LLaVA, arXiv:2304.08485).
+    The unimodal layers never see the image; the text embedding is their state at the end token, or at a learned class
+    token behind it. The multimodal layers read the bridge's memory by ``cross_attention``, or as a causal ``prefix`` in
+    front of the text (LLaVA, arXiv:2304.08485).
 
-    Differs from CoCa by default: the end token, the last that a causal layer sees, plays the part of CoCa's class token
-    (``text_pooling``); a multimodal layer is one self-attention, cross-attention and feed-forward, pre-norm
+    Differs from CoCa by default: the end token, which attends to the whole caption, takes the place of CoCa's class
+    token (``text_pooling``); a multimodal layer is one self-attention, cross-attention and feed-forward, pre-norm
     (``alternating``).
 
     Args:
@@ -72,25 +76,30 @@ class TransformerDecoder(nn.Module):
         feed_forward: ``gelu``, or gated ``swiglu`` (arXiv:2002.05202) of as many weights.
         mlp_ratio: hidden units of the ``gelu`` feed-forward, in widths.
         norm: ``layer_norm``, or ``rms_norm`` (arXiv:1910.07467) without mean and bias.
-        fusion: how the memory enters.
+        fusion: how the memory enters: by ``cross_attention`` or as a ``prefix``.
         alternating: a multimodal layer is self-attention with a feed-forward, then cross-attention with another
             (open_clip's CoCa), instead of one feed-forward after both.
         memory_norm: each multimodal layer normalises the memory before its keys and values (open_clip's CoCa).
-        text_pooling: what the text embedding is made of. ``end``: the state at the end token. ``cls``: the state at a
-            learned class token after it, which no other token sees, at a position of its own. ``cls_shifted_mask``:
-            the class token of open_clip's released CoCa weights, whose mask is off by one: it sees one padding token
-            and not itself, unless the caption fills ``max_tokens``. Only ``end`` where texts have
-            an encoder of their own.
-        positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` turns queries and keys,
-            in prefix mode counting the prefix.
+        text_pooling: the state that the text embedding is projected from. ``end``: that at the end token. ``cls``: that
+            at a learned class token behind the end token, with its own position; no other token attends to it.
+            ``cls_shifted_mask``: the class token as open_clip's released CoCa weights need it. Their mask is off by
+            one: the class token attends to one padding token and not to itself, unless the caption fills
+            ``max_tokens``. With a text encoder only ``end`` is allowed.
+        positions: ``sinusoidal`` and ``learned`` are added to the token embedding; ``rotary`` rotates queries and keys,
+            counting the prefix if there is one.
         max_tokens: longest caption, start and end included.
         tie_weights: share the token embedding with the output projection (arXiv:1608.05859).
         packed: run token-wise layers on real tokens only.
         dropout: probability, on the output of every sub-layer.
-        embeds_text: whether texts are embedded by ``text``, and not by an encoder of their own.
+        embeds_text: true if the text embedding comes from ``text``, and not from a text encoder.
+
+    Raises:
+        UserError: fewer than one layer of a kind, sizes that do not go together, or a setting without effect.
     """
 
     vocabulary = None
+    fixed_positions: Tensor | None
+    """float32[positions, D]: sinusoidal positions; None with other kinds. Not saved: a constant."""
     takes_patterns = True
 
     def __init__(
@@ -142,6 +151,7 @@ class TransformerDecoder(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         with keyed_start("cls_embedding"):
             self.cls_embedding = None if text_pooling == "end" else nn.Parameter(INIT_STD * torch.randn(width))
+        # The class token has a position of its own, behind all others.
         num_positions = max_tokens + (text_pooling != "end")
         self.position_embedding = nn.Parameter(torch.zeros(num_positions, width)) if positions == "learned" else None
         fixed = sinusoidal_positions(num_positions, width) * INIT_STD if positions == "sinusoidal" else None
@@ -159,6 +169,7 @@ class TransformerDecoder(nn.Module):
         )
         self.norm = NORMS[norm](width)
         self.head = nn.Linear(width, vocab_size, bias=False)
+        # Sub-layers of a multimodal layer that write into the residual stream.
         writers = 2 + (cross_width is not None) + alternating
         init_linears(self, num_residual_layers=2 * unimodal_layers + writers * multimodal_layers)
         if self.position_embedding is not None:
@@ -175,7 +186,7 @@ class TransformerDecoder(nn.Module):
         return self.head.weight
 
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
-        """See ``Decoder``; the pooled vector is the state at the end token or at the class token."""
+        """See ``Decoder``. The pooled vector is the state at the end token or at the class token (``text_pooling``)."""
         if self.cls_embedding is None:
             states, place = self.unimodal(tokens, lengths), lengths - 1
         else:
@@ -192,9 +203,9 @@ class TransformerDecoder(nn.Module):
         text: TextStates | None = None,
         record: AttentionRecord | None = None,
     ) -> Tensor:
-        """See ``Decoder``; goes on from the states of ``text``."""
+        """See ``Decoder``. The multimodal layers go on from the states of ``text``, made here if they are not given."""
         if text is None:
-            # The last column is only a target: it may be one more than there are positions.
+            # ``fuse`` passes one more column than ``max_tokens``. The last column is a target only and has no position.
             text_states = self.unimodal(tokens[:, : self.max_tokens], lengths.clamp(max=self.max_tokens))
         else:
             text_states = text.states
@@ -203,14 +214,15 @@ class TransformerDecoder(nn.Module):
     def hidden_by(
         self, tokens: Tensor, lengths: Tensor, memory: Tensor, image_index: Tensor, pattern: TextPattern
     ) -> Tensor:
-        """See ``Decoder``; all layers read by the pattern."""
+        """See ``Decoder``. All layers follow the pattern, so that the states of ``text`` cannot be reused."""
         inputs, lengths = tokens[:, :-1], lengths - 1
         self._check_length(inputs.shape[1])
         layout = Layout.of_lengths(lengths, inputs.shape[1], self.packed)
         x = self.token_embedding(layout.pack(inputs))
         if pattern.masked is not None:
+            assert pattern.mask_embedding is not None, "masked inputs need an embedding"
             x = torch.where(layout.pack(pattern.masked)[:, None], pattern.mask_embedding, x)
-        x = self._placed(x, torch.arange(inputs.shape[1], device=x.device).expand_as(inputs), layout)
+        x = self._add_positions(x, torch.arange(inputs.shape[1], device=x.device).expand_as(inputs), layout)
         mask = visible_mask(pattern.visible, inputs.shape[1])
         for layer in self.unimodal_layers:
             x = layer(x, layout, mask=mask)
@@ -219,15 +231,15 @@ class TransformerDecoder(nn.Module):
     def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
         """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""
         positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return self._placed(self.token_embedding(layout.pack(tokens)), positions, layout)
+        return self._add_positions(self.token_embedding(layout.pack(tokens)), positions, layout)
 
-    def _placed(self, x: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """Packed float[P, D] with the position embedding of ``positions`` int64[C, T] added, if there is one."""
+    def _add_positions(self, x: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """Adds the position embedding at ``positions`` int64[C, T] to packed float[P, D]; nothing for rotary ones."""
         table = self.position_embedding if self.position_embedding is not None else self.fixed_positions
         return x if table is None else x + F.embedding(layout.pack(positions), table)
 
     def unimodal(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """int64[C, T], int64[C] -> float[C, T, D]: text-only states; what stands at padding means nothing."""
+        """int64[C, T], int64[C] -> float[C, T, D]: states of the text alone; values at padding are undefined."""
         self._check_length(tokens.shape[1])
         layout = Layout.of_lengths(lengths, tokens.shape[1], self.packed)
         x = self._embed(tokens, layout)
@@ -236,14 +248,16 @@ class TransformerDecoder(nn.Module):
         return layout.pad(x)
 
     def _unimodal_with_cls(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """int64[C, T], int64[C] -> states float[C, T + 1 or 2, D] and the column int64[C] of each class token.
+        """Unimodal layers with a class token: int64[C, T], int64[C] -> states float[C, T + 1 or 2, D], column int64[C].
 
-        It stands right behind its caption, where a causal layer hides it from all other tokens and no padding is in
-        front of it; with the shifted mask one padding token stands between. Its position is ``max_tokens``, whatever
-        the caption's length.
+        ``column`` is where each caption's class token stands.
         """
         self._check_length(tokens.shape[1])
+        assert self.cls_embedding is not None, "only called with a class token"
         shifted = self.text_pooling == "cls_shifted_mask"
+        # The class token stands right behind its caption: a causal mask then hides it from all other tokens and hides
+        # all padding from it. With the shifted mask, one padding token stands in between for the class token to attend
+        # to, unless the caption fills ``max_tokens``.
         after_pad = shifted & (lengths < self.max_tokens)
         place, num_tokens = lengths + after_pad, tokens.shape[1] + 1 + shifted
         columns = torch.arange(num_tokens, device=tokens.device)[None, :]
@@ -252,11 +266,14 @@ class TransformerDecoder(nn.Module):
             columns >= lengths[:, None], OPEN_CLIP_PAD
         )
         layout = Layout.of_lengths(place + 1, num_tokens, self.packed)
+        # The class token's position is the last of the table whatever the caption's length; the padding token in front
+        # of it has the position of its column.
         x = torch.where(layout.pack(is_cls)[:, None], self.cls_embedding, self.token_embedding(layout.pack(tokens)))
         positions = columns.clamp(max=self.max_tokens - 1).masked_fill(is_cls, self.max_tokens)
-        x = self._placed(x, positions, layout)
+        x = self._add_positions(x, positions, layout)
         mask = None
         if shifted:
+            # Causal, but the class token does not attend to itself if a padding token stands in front of it.
             itself = is_cls[:, :, None] & is_cls[:, None, :] & after_pad[:, None, None]
             mask = ((columns <= columns.T) & ~itself)[:, None]
         for layer in self.unimodal_layers:
@@ -272,15 +289,15 @@ class TransformerDecoder(nn.Module):
         record: AttentionRecord | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """Unimodal states with the image's memory -> float[P, D] at the real positions, after the last norm.
+        """The multimodal layers: states of the text, and memory -> float[P, D] at real positions, after the last norm.
 
         Args:
             states: float[C, T, D].
-            lengths: int64[C], positions of each caption that count; P is their sum.
+            lengths: int64[C], number of real positions of each caption; P is their sum.
             memory: float[B, M, Dm].
             image_index: int64[C], the row of ``memory`` each caption reads, or ``TEXT_ONLY``.
             record: collects each layer's weights over the memory, float32[C, H, T, M].
-            visible: int64[C], leading text positions that all others may look at; None: none, attention is causal.
+            visible: int64[C], number of leading positions that every position attends to; None is causal attention.
         """
         if self.fusion == "prefix":
             return self._with_prefix(states, lengths, memory, image_index, record, visible)
@@ -300,28 +317,32 @@ class TransformerDecoder(nn.Module):
         record: AttentionRecord | None,
         visible: Tensor | None,
     ) -> Tensor:
+        """``multimodal`` with the memory as a prefix: self-attention over [prefix, text] in every layer."""
         num_memory, num_tokens = memory.shape[1], states.shape[1]
         prefix = rows_of(self._prefix(memory), image_index).to(states.dtype)
         layout = Layout.of_lengths(lengths + num_memory, num_memory + num_tokens, self.packed)
         mask = self._prefix_mask(num_memory, num_tokens, image_index)
         if visible is not None:
+            # A text-only caption still does not see the prefix: only text to text is opened.
             mask[..., num_memory:, num_memory:] |= visible_mask(visible, num_tokens)
-        full = AttentionRecord() if record is not None else None
+        full = None if record is None else AttentionRecord()
         x = layout.pack(torch.cat([prefix, states], dim=1))
         for layer in self.multimodal_layers:
             x = layer(x, layout, mask=mask, self_record=full)
-        if record is not None:
+        if record is not None and full is not None:
+            # The part of the self-attention over [prefix, text] that goes from text to prefix.
             record.weights += [weights[:, :, num_memory:, :num_memory] for weights in full.weights]
         text = layout.pad(self.norm(x))[:, num_memory:]
         rows = Layout.of_lengths(lengths, num_tokens)
         return rows.real(rows.pack(text))
 
     def _prefix(self, memory: Tensor) -> Tensor:
+        """Memory float[B, M, Dm] -> prefix embeddings float[B, M, D]."""
         return memory if self.prefix_projection is None else self.prefix_projection(memory)
 
     @staticmethod
     def _prefix_mask(num_memory: int, num_tokens: int, image_index: Tensor) -> Tensor:
-        """bool[C, 1, M + T, M + T]: causal, and the text of a text-only caption does not see the prefix."""
+        """bool[C, 1, M + T, M + T]: causal; in text-only captions, text does not attend to the prefix."""
         size = num_memory + num_tokens
         causal = torch.ones(size, size, dtype=torch.bool, device=image_index.device).tril()
         positions = torch.arange(size, device=image_index.device)
@@ -330,9 +351,10 @@ class TransformerDecoder(nn.Module):
         return (causal[None] & ~hidden)[:, None]
 
     def _real_positions(self, x: Tensor, layout: Layout, lengths: Tensor) -> Tensor:
-        """Packed states, or all positions without packing -> float[P, D] at real positions only."""
+        """Packed states -> float[P, D] at real positions only, row-major."""
         if layout.index is not None:
             return layout.real(x)
+        # Without packing, ``x`` holds every position of [C, T]: a packed layout picks the real ones.
         rows = Layout.of_lengths(lengths, layout.num_tokens)
         return rows.real(rows.pack(layout.pad(x)))
 
@@ -341,7 +363,7 @@ class TransformerDecoder(nn.Module):
             raise ValueError(f"{num_tokens} tokens are more than the decoder's max_tokens {self.max_tokens}")
 
     def start_decoding(self, memory: Tensor) -> DecoderCache:
-        """Memory float[B, M, Dm] -> an empty cache with the image's keys and values computed once."""
+        """Memory float[B, M, Dm] -> an empty cache, with the cross-attention's keys and values for all steps."""
         cache = DecoderCache(
             unimodal=[KeyValueCache() for _ in self.unimodal_layers],
             multimodal=[KeyValueCache() for _ in self.multimodal_layers],
@@ -349,21 +371,23 @@ class TransformerDecoder(nn.Module):
         if self.fusion == "prefix":
             cache.prefix = self._prefix(memory)
         else:
-            cache.memory = [layer.memory_keys_values(memory) for layer in self.multimodal_layers]
+            layers = [cast(DecoderLayer, layer) for layer in self.multimodal_layers]
+            cache.memory = [layer.memory_keys_values(memory) for layer in layers]
         return cache
 
     def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]; the cache then holds them too."""
+        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
         self._check_length(cache.num_tokens + tokens.shape[1])
         layout = Layout(len(tokens), tokens.shape[1], None)
         x = self._embed(tokens, layout, offset=cache.num_tokens)
         for layer, kept in zip(self.unimodal_layers, cache.unimodal, strict=True):
             x = layer(x, layout, cache=kept)
         if cache.prefix is not None:
+            # First call: the multimodal layers read the prefix in front of these tokens, and it enters their caches.
             x = torch.cat([cache.prefix.to(x.dtype), layout.pad(x)], dim=1)
             layout = Layout(x.shape[0], x.shape[1], None)
             x, cache.prefix = layout.pack(x), None
-        memories = cache.memory or [None] * len(self.multimodal_layers)
+        memories: Sequence[tuple[Tensor, Tensor] | None] = cache.memory or [None] * len(self.multimodal_layers)
         for layer, kept, memory in zip(self.multimodal_layers, cache.multimodal, memories, strict=True):
             x = layer(x, layout, memory=memory, cache=kept)
         return self.head(self.norm(layout.pad(x)[:, -tokens.shape[1] :]))
