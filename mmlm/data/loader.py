@@ -96,7 +96,7 @@ class _Shares(Dataset):
     def _locate(self, position: int) -> tuple[int, int]:
         """The epoch and the example's index at a position."""
         epoch, place = divmod(position, len(self._source))
-        # The permutation of one epoch is kept; a batch across the end of an epoch makes the next one once.
+        # Making a permutation costs a pass over the source, so that of the current epoch is kept.
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, keyed_permutation(self._seed, epoch, len(self._source), _ORDER))
         return epoch, int(self._order[1][place])
