@@ -96,7 +96,7 @@ class _Shares(Dataset):
     def _locate(self, position: int) -> tuple[int, int]:
         """The epoch and the example's index at a position."""
         epoch, place = divmod(position, len(self._source))
-        # Making a permutation costs a pass over the source, so that of the current epoch is kept.
+        # A permutation costs a sort of all numbers of examples, so that of the current epoch is kept.
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, keyed_permutation(self._seed, epoch, len(self._source), _ORDER))
         return epoch, int(self._order[1][place])
