@@ -199,7 +199,7 @@ class StepKey:
 
 @dataclass(frozen=True)
 class TextPattern:
-    """How a decoder reads captions other than from left to right, by positions of ``Batch.inputs``."""
+    """The attention and the masks of a text view that is not causal, by positions of ``Batch.inputs``."""
 
     visible: Tensor
     """int64[C]: number of leading inputs that every position may attend to; 0 is causal attention."""

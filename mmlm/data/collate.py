@@ -1,4 +1,4 @@
-"""Examples to one Batch, in two halves: pixels (where a data worker may run) and tokens (in the training process)."""
+"""Makes a Batch of examples in two halves: the pixels, in a data worker, and the tokens, in the training process."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from mmlm.data.tokenizer import Tokenizer, normalise_text
 from mmlm.data.transforms import Transform
 
 _CACHED_CAPTIONS = 200_000
-"""Encoded captions kept in memory: each is drawn about once an epoch."""
+"""Number of encoded captions that are kept in memory: most captions come again in a later epoch."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a worker makes of its share of a batch: everything but the tokens."""
+    """A share of a batch as a worker prepares it: all of it but the tokens."""
 
     images: Tensor
     """uint8[B, 3, S, S]."""
     examples: tuple[Example, ...]
-    """All that could be read, images and texts alike, in order; ``image`` is None (its pixels are in ``images``)."""
+    """The examples that could be read, in order. ``image`` is None for all: ``images`` has the pixels."""
     rows: tuple[int | None, ...]
-    """Row of ``images`` of each example, None for text only."""
+    """For each example its row of ``images``, or None if it is text only."""
     corrupt: tuple[str, ...]
-    """``id: reason`` of those that could not."""
+    """``id: reason`` for each example that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ CaptionEncoder = Callable[[Caption], EncodedCaption]
 
 
 def caption_encoder(tokenizer: Tokenizer, max_tokens: int) -> CaptionEncoder:
-    """A function from Caption to EncodedCaption that remembers what it has encoded.
+    """A function from Caption to EncodedCaption that caches its results.
 
-    UserError if ``max_tokens`` leaves no room for a token between start and end.
+    Raises UserError if ``max_tokens`` leaves no room for a token between start and end.
     """
     if max_tokens < 3:
         raise UserError(f"max_tokens={max_tokens} must be at least 3: start, a token, end")
@@ -58,7 +58,11 @@ def caption_encoder(tokenizer: Tokenizer, max_tokens: int) -> CaptionEncoder:
 
 
 def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, uniforms: Tensor | None) -> Prepared:
-    """Transform the images of a share. ``uniforms`` is float64[number of examples, num_uniforms] or None."""
+    """Transforms the images of a share.
+
+    ``uniforms`` is float64[number of ``examples``, num_uniforms], or None for no augmentation. An example that cannot
+    be read or has no image has its row too, so that the draws of the others do not depend on it.
+    """
     images: list[Tensor] = []
     image_positions: list[int] = []
     kept: list[Example] = []
@@ -78,10 +82,10 @@ def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, un
 
 
 def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens: int, bucket: int) -> Batch:
-    """Encode and pad the captions: T is the longest one's length, up to a multiple of ``bucket``, or ``max_tokens``.
+    """Encodes and pads the captions of a share.
 
-    The positives key of an example is its concept's hash; without a concept it is that of its id, which matches
-    nothing but itself.
+    T is the length of the longest caption rounded up to a multiple of ``bucket``, at most ``max_tokens``. The positives
+    key of an example is the hash of its concept; without a concept it is the hash of its id, which equals no other.
     """
     captions = [caption for example in prepared.examples for caption in example.captions]
     encoded = [encode(caption) for caption in captions]
@@ -112,4 +116,5 @@ def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens:
 
 
 def _concept_key(example: Example) -> int:
+    """The positives key. The zero byte keeps an id apart from a concept of the same name."""
     return stable_hash(f"\0{example.id}" if example.concept is None else example.concept)

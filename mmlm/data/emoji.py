@@ -1,7 +1,7 @@
-"""The data set that ships with the repo: emoji drawn by seven hands, named in twelve languages.
+"""The data set that ships with the repo: emoji drawn by seven hands (artists), named in twelve languages.
 
-One Parquet file for each hand (artist) in ``emoji/`` beside this file, written by ``prepare_emoji``; its data card is
-``emoji/README.md``. ``emoji_splits`` says who is trained on and what is held out.
+There is one Parquet file for each hand in ``emoji/`` beside this file, written by ``prepare_emoji``; the data card is
+``emoji/README.md``. ``emoji_splits`` defines which hands and concepts are trained on and which are held out.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,24 +19,24 @@ from mmlm.data.emoji_splits import SPLITS, division_of, family_of
 from mmlm.data.images import decode_image
 
 KEYWORDS = "-x-keywords"
-"""Appended to the language of a caption that lists keywords."""
+"""The suffix of the language of a caption that lists keywords."""
 FOLDER = Path(__file__).parent / "emoji"
 LANGUAGES = ("en", "zh", "de", "fr", "es", "ja", "ru", "ar", "hi", "ko", "pt", "sw")
 """CLDR language codes of the captions and keywords, in the order of the Parquet columns."""
 NAMES = "cldr"
-"""Stem of the file with every concept's names and keywords; the hands' own files repeat the names only."""
+"""Stem of the file with the names and keywords of every concept; the hands' own files repeat the names only."""
 
 
 class Emoji:
     """One split of the emoji data: a map-style source of 64x64 images with their names.
 
-    An image's captions are its CLDR short name in each of ``languages`` and, with ``keywords``, after the names one
-    caption for each language of its keywords joined by commas. Those are tagged ``en-x-keywords`` and so on (private
-    use, BCP 47), so that a tokenizer that knows the tag starts them differently and a model can tell the two styles
-    apart. Equal emoji of several hands share a ``concept``.
+    The captions of an image are its CLDR short name in each of ``languages`` and then, with ``keywords``, its keywords
+    in each language, joined by commas. The language of a keyword caption is ``en-x-keywords`` and so on (private use,
+    BCP 47), so that a tokenizer that knows it gives such captions a start of their own, by which a model can tell the
+    two styles apart. Drawings of one emoji by several hands share a ``concept``.
 
-    A decoded image is kept (12 kB each), so later epochs decode nothing; the tensor handed out is the kept one, which
-    callers must not write to. A copy that is pickled for a loader worker leaves decoded images behind.
+    Decoded images are kept (12 kB each), so later epochs decode nothing. The tensor of an example is the kept one:
+    callers must not write to it. Pickling, as for a loader's worker, leaves decoded images behind.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Emoji:
         keywords: bool = False,
         hands: Sequence[str] | None = None,
     ) -> None:
-        """Read the split's rows. ``hands`` narrows it to some of its artists (None: all of them).
+        """Reads the rows of the split. ``hands`` restricts it to some of its artists (None: all of them).
 
         Raises ``UserError`` for an unknown split or language, or a hand that the split does not have.
         """
@@ -69,7 +69,7 @@ class Emoji:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> Example:
-        """Example ``index`` with its image uint8[3, 64, 64]; raises ``CorruptImage`` if its bytes are damaged."""
+        """The example at ``index``, its image uint8[3, 64, 64]. Raises ``CorruptImage`` if the bytes are damaged."""
         image = self._decoded.get(index)
         if image is None:
             image = decode_image(self._encoded[index], self._ids[index])
@@ -77,7 +77,7 @@ class Emoji:
         return Example(self._ids[index], image, self._captions[index], self._concepts[index])
 
     def captions(self) -> Iterator[Caption]:
-        """Every caption of every image, in order; decodes nothing."""
+        """Every caption of every image, in order, without decoding an image."""
         for captions in self._captions:
             yield from captions
 
@@ -85,6 +85,7 @@ class Emoji:
         return {**self.__dict__, "_decoded": {}}
 
     def _read(self, hand: str, division: str, languages: Sequence[str], keywords: Mapping[str, list[Caption]]) -> None:
+        """Adds the rows of one hand whose concept's family is in ``division``."""
         table = _read_table(FOLDER / f"{hand}.parquet", ("image", "concept", "captions"))
         concepts = table["concept"].to_pylist()
         names = [_field(table, "captions", language) for language in languages]
@@ -98,7 +99,7 @@ class Emoji:
 
 
 def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:
-    """Concept -> one caption for each language that has keywords for it."""
+    """For each concept one caption in each language that has keywords for it."""
     table = _read_table(FOLDER / f"{NAMES}.parquet", ("concept", "keywords"))
     columns = [_field(table, "keywords", language) for language in languages]
     return {
@@ -112,7 +113,7 @@ def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:
 
 
 def _field(table: pa.Table, column: str, field: str) -> list[Any]:
-    """One field of a struct column, as a Python list."""
+    """One field of a struct column as a Python list."""
     return pc.struct_field(table[column], field).to_pylist()
 
 
@@ -126,7 +127,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def _check_choice(name: str, chosen: Sequence[str], known: Sequence[str], where: str) -> None:
-    """Raise ``UserError`` unless ``chosen`` is a list of one or more distinct members of ``known``."""
+    """Raises ``UserError`` unless ``chosen`` is a list of one or more distinct members of ``known``."""
     if isinstance(chosen, str) or not chosen or len(set(chosen)) != len(chosen):
         raise UserError(f"{name}={chosen!r}: must be a list of one or more different names out of {', '.join(known)}")
     for value in chosen:

@@ -1,9 +1,9 @@
-"""Which emoji are trained on and which are held out: by family of concepts and by hand (artist).
+"""The splits of the emoji data: emoji are held out by family of concepts and by hand (artist).
 
-A *family* holds every variant of one thing, so that a near-duplicate of a held-out drawing is never trained on:
-gender, skin tone, hair, facing and pointing direction, time shown, colour of one shape, and flags of one design. A
-family is put in one of three divisions by a stable hash of its name: 80% train, 10% val, 10% test. Each hand is in
-one division too. A split is the hands of some divisions crossed with the families of one.
+A *family* has every variant of one thing (gender, skin tone, hair, facing and pointing direction, time shown, colour of
+one shape, flags of one design), so that a near-duplicate of a held-out drawing is never trained on. A stable hash of
+its name puts a family in one of three divisions: 80% train, 10% val, 10% test. Each hand is in one division too. A
+split is the drawings of the hands of one division whose concept's family is in one division, the same or another.
 """
 
 import re
@@ -15,7 +15,7 @@ from mmlm.core.keyed_random import stable_hash
 TRAIN_HANDS = ("noto", "twemoji", "noto_v1", "fxemoji")
 VAL_HANDS = ("openmoji",)
 TEST_HANDS = ("fluent_flat", "fluent_3d")
-"""One designer drew both, so they are held out together."""
+"""Held out together: one designer drew both."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ SPLITS: Mapping[str, Split] = {
 _JOINER = "200d"
 _SKIN = frozenset({"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"})
 _VARIANT_PIECES = frozenset({"2640", "2642", "27a1", "1f9b0", "1f9b1", "1f9b2", "1f9b3", "2b1b", "1f7e9", "1f7eb"})
-"""Joined after the thing they vary: female, male, facing right; red, curly, no, white hair; black, green, brown."""
+"""Code points that follow the thing they vary: female, male, facing right; red, curly, no, white hair; black, green,
+brown."""
 _ADULTS = frozenset({"1f468", "1f469", "1f9d1"})
 
 _SAME_THING: Mapping[str, str] = {
@@ -100,8 +101,9 @@ _SAME_THING: Mapping[str, str] = {
     "six-pointed star": "2721 1f52f",
     "city at sunset": "1f306 1f307",
 }
-"""Variants that Unicode encodes as separate characters, and concepts that one hand drew almost alike (the cat faces to
-the end). A person joined to an object is written with ``1f9d1``.
+"""Families of concepts whose code points do not show that they belong together: variants that Unicode encodes as
+separate characters and, from the cat faces on, concepts that one hand drew almost alike. A person joined to an object
+is written with ``1f9d1``.
 """
 
 _FAMILY_OF: Mapping[str, str] = {code: family for family, codes in _SAME_THING.items() for code in codes.split()}
@@ -134,13 +136,14 @@ _REGIONAL_Z = 0x1F1FF
 
 
 def family_of(concept: str) -> str:
-    """Name of the family that ``concept`` (code points such as ``1f9d1-200d-1f4bb``) belongs to."""
+    """The name of the family of ``concept`` (code points such as ``1f9d1-200d-1f4bb``)."""
     parts = [part for part in concept.split("-") if part not in _SKIN and part != "fe0f"]
     if parts[-1] == _KEYCAP or parts == [_KEYCAP_TEN]:
         return "keycap"
     country = _country(parts)
     if country is not None:
         return _FLAG_FAMILY.get(country, f"flag {country}")
+    # An emoji is pieces joined by U+200D. What is left without the pieces that only vary it is the core.
     pieces = "-".join(parts).split(f"-{_JOINER}-")
     core = [pieces[0], *(piece for piece in pieces[1:] if piece not in _VARIANT_PIECES)]
     people = sum(piece in _ADULTS or _FAMILY_OF.get(piece) == "child" for piece in core)
@@ -152,6 +155,7 @@ def family_of(concept: str) -> str:
         return "holding hands"
     if people >= 2 or core == ["1f46a"]:
         return "family"
+    # A man, a woman and a person at one occupation are one family, named by the person.
     neutral = f"-{_JOINER}-".join("1f9d1" if piece in _ADULTS else piece for piece in core)
     return _FAMILY_OF.get(core[0] if len(core) == 1 else neutral, neutral)
 

@@ -1,4 +1,8 @@
-"""Bytes to pixels: one decoder for every source and for the images a user hands to the command line."""
+"""Decodes images: one decoder for every source and for the images that a user gives on the command line.
+
+The bytes are not trusted: a data set from the web has damaged files, files of other formats, and files that are made to
+harm. All of these raise CorruptImage, which a loader counts and names instead of ending the run.
+"""
 
 import io
 import struct
@@ -14,10 +18,10 @@ from torch import Tensor
 from mmlm.core.errors import CorruptImage
 
 MAX_MEGAPIXELS = 64
-"""Images larger than this (in 2**20 pixels) are refused from their header: decoding one would take gigabytes."""
+"""An image of more than this number of 2**20 pixels is refused by its header: decoding it would take gigabytes."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""The formats that are tried. Never all of Pillow's: its EPS reader, for one, starts a program on the file."""
+"""The formats that are tried, not all that Pillow knows: its EPS reader, for one, starts a program on the file."""
 
 _DECODER_ERRORS = (
     OSError,
@@ -32,20 +36,21 @@ _DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's readers raise on damaged files."""
+"""The exceptions that Pillow's readers raise on damaged files."""
 
 
 def decode_image(data: bytes, name: str) -> Tensor:
-    """Decode an encoded image to uint8[3, H, W] RGB.
+    """Decodes an encoded image to uint8[3, H, W] RGB.
 
-    Transparency (alpha or palette) is laid on white, EXIF orientation is applied, 16-bit grey is scaled to 8 bits,
-    CMYK and grey become RGB, and of an animation the first frame is taken. Raises :class:`CorruptImage` with
-    ``name`` and the reason when the bytes are no image, are damaged, or hold more than ``MAX_MEGAPIXELS``.
+    Transparency (alpha or palette) is laid on white, EXIF orientation is applied, 16-bit grey is scaled to 8 bits, CMYK
+    and grey become RGB, and of an animation the first frame is taken. Raises :class:`CorruptImage` with ``name`` and
+    the reason if the bytes are no image, are damaged, or have more than ``MAX_MEGAPIXELS``.
     """
     if not data:
         raise CorruptImage(name, "the file is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata; what cannot be decoded is raised below
+        # Pillow warns at its own limit of pixels and raises at twice the limit; both are a refusal here.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -63,7 +68,8 @@ def decode_image(data: bytes, name: str) -> Tensor:
 
 
 def image_pixels(image: Image.Image, name: str) -> Tensor:
-    """A Pillow image to uint8[3, H, W] RGB, as :func:`decode_image` does. Raises :class:`CorruptImage`."""
+    """uint8[3, H, W] RGB of a Pillow image, as :func:`decode_image` makes it. Raises :class:`CorruptImage`."""
+    # The size is in the header: check it before any pixel is decoded.
     _refuse_bomb(image, name)
     try:
         return _to_tensor(_to_rgb(ImageOps.exif_transpose(image), name))
@@ -72,7 +78,7 @@ def image_pixels(image: Image.Image, name: str) -> Tensor:
 
 
 def read_image(path: Path) -> Tensor:
-    """Decode an image file to uint8[3, H, W]; see :func:`decode_image`. A file that cannot be read is corrupt too."""
+    """Decodes an image file to uint8[3, H, W]; see :func:`decode_image`. A file that cannot be read is corrupt too."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -86,6 +92,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def _refuse_bomb(image: Image.Image, name: str) -> None:
+    """Raises CorruptImage for an image without pixels or with too many, such as a decompression bomb."""
     width, height = image.size
     if width * height == 0:
         raise CorruptImage(name, f"has {width} x {height} pixels")
@@ -95,9 +102,10 @@ def _refuse_bomb(image: Image.Image, name: str) -> None:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """The image in mode RGB, whatever its own mode. CorruptImage if the brightness of its white is unknown."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I"):
+    if image.mode.startswith("I"):  # I;16 in either byte order, or I of 32 bits
         return _sixteen_bit_grey(image, name).convert("RGB")
     if image.mode == "F":
         raise CorruptImage(name, "has floating-point pixels without a known white; save it with 8 or 16 bits a channel")
@@ -108,7 +116,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _sixteen_bit_grey(image: Image.Image, name: str) -> Image.Image:
-    """Scale 0..65535 to 0..255 (Pillow's own conversion clips everything above 255 to white)."""
+    """Scales 0..65535 to 0..255; Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise CorruptImage(name, "has 32-bit pixels without a known white; save it with 8 or 16 bits a channel")
@@ -116,4 +124,5 @@ def _sixteen_bit_grey(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
+    """uint8[3, H, W] of an RGB image; np.array copies, as a tensor must not share memory that Pillow owns."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

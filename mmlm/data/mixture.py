@@ -1,4 +1,4 @@
-"""Several sources as one, in fixed proportions: what is trained on stays a function of one position."""
+"""Several sources as one, in fixed proportions: the example is still a function of one position."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,20 @@ from mmlm.data.sources import Source
 
 
 class Mixture:
-    """One epoch has every example of every source, ``passes`` times.
+    """A source whose epoch has every example of every source, ``passes`` times.
 
-    The loader's shuffle runs over all of it, so that a batch holds the sources in proportion on average, and a run that
+    The loader shuffles all of them together, so that a batch holds the sources in proportion on average, and a run that
     is stopped goes on at the same example as with a single source. A repeated example keeps its id and concept, so that
-    it is a positive of itself, and is augmented differently each time. Ids are ``<source>/<id>``; equal concepts of
-    different sources are positives. The proportions are the same in every epoch, other than where sources are drawn at
-    random (as `WeightedRandomSampler` of torch does), which leaves examples out and repeats others.
+    it is a positive of itself, and each repetition is augmented differently. Ids are ``<source>/<id>``; equal concepts
+    of different sources are positives. The proportions are the same in every epoch, unlike with sources drawn at random
+    (as torch's `WeightedRandomSampler` does), which leaves examples out and repeats others.
     """
 
     def __init__(self, sources: Mapping[str, Source], passes: Mapping[str, int] | None = None) -> None:
-        """``sources`` by name; ``passes`` of each in an epoch, 1 of those that are not named. Raises UserError."""
+        """``sources`` by name; ``passes`` says how often each comes in an epoch, once if it is not named.
+
+        Raises UserError for no source, an unknown name, or fewer passes than 1.
+        """
         if not sources:
             raise UserError("sources: a mixture needs one at least")
         times = dict.fromkeys(sources, 1) | dict(passes or {})
@@ -35,19 +38,20 @@ class Mixture:
         self._ends = list(accumulate(len(source) for _, source in self._turns))
 
     def __len__(self) -> int:
-        """Examples of an epoch, repeated ones each time."""
+        """Number of examples of an epoch; a repeated example counts each time."""
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        """See :class:`mmlm.data.sources.Source`. Raises IndexError beyond the last."""
+        """See :class:`mmlm.data.sources.Source`. Raises IndexError beyond the last example."""
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is none of the mixture's {len(self)} examples")
+        # A turn is one pass of one source; _ends[turn] is the number of examples up to its end.
         turn = bisect_right(self._ends, index)
         name, source = self._turns[turn]
         example = source[index - (self._ends[turn - 1] if turn else 0)]
         return replace(example, id=f"{name}/{example.id}")
 
     def captions(self) -> Iterator[Caption]:
-        """See :class:`mmlm.data.sources.Source`; those of repeated examples are repeated."""
+        """See :class:`mmlm.data.sources.Source`; the captions of repeated examples are repeated."""
         for _, source in self._turns:
             yield from source.captions()

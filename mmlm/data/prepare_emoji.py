@@ -1,8 +1,8 @@
-"""Build the emoji data set from pinned npm packages: ``python -m mmlm.data.prepare_emoji [--check]``.
+"""Builds the emoji data set from pinned npm packages: ``python -m mmlm.data.prepare_emoji [--check]``.
 
 Writes one Parquet file per hand, the checksums and the contact sheet into ``mmlm/data/emoji/``. With ``--check`` it
-writes nothing and compares the decoded pixels and the text of a fresh build with the files that are there. About
-171 MB are downloaded once; needs npm, and resvg-py (``pip install 'mmlm[emoji]'``) for the SVG sets.
+writes nothing, but compares the decoded pixels and the text of a fresh build with the files that are there. About 171
+MB are downloaded once. Needs npm, and resvg-py (``pip install 'mmlm[emoji]'``) for the SVG sets.
 """
 
 import argparse
@@ -48,12 +48,15 @@ from mmlm.data.emoji_tools.sources import (
 )
 
 WEBP_QUALITY = 90
+"""Quality of lossy WebP, 0 to 100."""
 CHECKSUMS = "SHA256SUMS"
 CONTENT_DIGESTS = "content.json"
 CONTACT_SHEET = "contact_sheet.webp"
 OPEN_SET = "fluent_flat"
 MIRROR_OF_OPEN_SET = "fluent_3d"
+"""The hand whose drawings are taken only where ``OPEN_SET`` has the concept; see ``choose_drawings``."""
 _SKIN_TONES = "Component"
+"""The category of the skin-tone swatches, which are no emoji of their own."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
 
 
 def read_annotations(main: Path, derived: Path) -> dict[str, dict[str, Annotation]]:
-    """Language -> concept -> annotation; the second CLDR tarball has what CLDR composes (flags, keycaps, people)."""
+    """Language -> concept -> annotation. The second CLDR tarball has composed names (flags, keycaps, people)."""
     found: dict[str, dict[str, Annotation]] = {language: {} for language in LANGUAGES}
     for tarball, folder in ((main, "annotations"), (derived, "annotationsDerived")):
         paths = {f"{folder}/{language}/annotations.json": language for language in LANGUAGES}
@@ -118,10 +121,10 @@ def read_concepts(datasource: Path, english: Mapping[str, Annotation]) -> list[C
 
 
 def choose_drawings(hand: Hand, drawings: Mapping[str, Drawing], open_set: Collection[str]) -> dict[str, Drawing]:
-    """A hand's drawings without its known errors and, of the 3D set, only what is in Microsoft's ``open_set``.
+    """A hand's drawings without its known errors; of the 3D set only the concepts in Microsoft's ``open_set``.
 
-    Microsoft did not release all its emoji under the MIT licence. The flat package holds those it did; where the
-    country flags and the families that only the 3D package has come from, nobody says.
+    Microsoft released only some of its emoji under the MIT licence, those of the flat package. The origin of the
+    country flags and families that only the 3D package has is not documented.
     """
     left_out = LEFT_OUT.get(hand.name, frozenset())
     allowed = open_set if hand.name == MIRROR_OF_OPEN_SET else drawings.keys()
@@ -205,11 +208,11 @@ def build(downloads: Path, console: Console) -> dict[str, pa.Table]:
 
 
 def write(tables: Mapping[str, pa.Table], folder: Path) -> None:
-    """Write the Parquet files, their two manifests (file checksums, content digests) and the contact sheet."""
+    """Writes the Parquet files, their two manifests (file checksums, content digests) and the contact sheet."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         partial = folder / f"{name}.parquet.partial"
-        # Dictionaries pay only where values repeat; they would store every unique name twice.
+        # A dictionary saves space only where values repeat; it would store every unique name twice.
         pq.write_table(
             table,
             partial,
@@ -226,7 +229,7 @@ def write(tables: Mapping[str, pa.Table], folder: Path) -> None:
 
 
 def check(tables: Mapping[str, pa.Table], folder: Path, console: Console) -> bool:
-    """Compare a fresh build with the committed files and say what differs. True if nothing does."""
+    """Compares a fresh build with the committed files and prints the differences. True if there are none."""
     equal = True
     for name, table in tables.items():
         path = folder / f"{name}.parquet"

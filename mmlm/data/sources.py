@@ -1,4 +1,4 @@
-"""Where examples come from: one class a format. A source is map-style and can list its captions without its images."""
+"""Sources of examples, one class per format. A source is map-style and lists its captions without reading an image."""
 
 import difflib
 import glob
@@ -26,7 +26,7 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """The example at ``index`` (0 to len - 1), its image decoded. Raises CorruptImage if it cannot be."""
+        """The example at ``index`` (0 to len - 1). Raises CorruptImage if its image cannot be decoded."""
         ...
 
     def captions(self) -> Iterator[Caption]:
@@ -36,7 +36,7 @@ class Source(Protocol):
 
 @dataclass
 class _Entry:
-    """What the lines of a captions file say of one image (or one text without an image)."""
+    """One image (or one text without an image) with all that the lines of a captions file say about it."""
 
     image: str | None
     captions: list[Caption] = field(default_factory=list)
@@ -47,16 +47,16 @@ _LINE_KEYS = ("image", "caption", "captions", "language", "concept")
 
 
 class ImageFolder:
-    """Your own images: a folder with a JSON Lines file of captions.
+    """A folder of images with a JSON Lines file of captions.
 
-    A line is ``{"image": "cat.jpg", "captions": ["a cat", ...]}``, or ``"caption": "a cat"`` for a single one;
-    ``"language"`` (of the line's captions) and ``"concept"`` (positives key) are optional, other keys are left alone.
-    Several lines may speak of one image: their captions are joined. ``"image": null`` is text without an image.
-    The example's id is the image's path inside the folder, or ``line <number>`` for text only.
+    A line is ``{"image": "cat.jpg", "captions": ["a cat", ...]}``, or ``"caption": "a cat"`` for a single caption. The
+    keys ``"language"`` (of the line's captions) and ``"concept"`` (positives key) are optional; other keys are ignored.
+    The captions of several lines about one image are joined. ``"image": null`` is text without an image. The example's
+    id is the image's path inside the folder, or ``line <number>`` for text only.
     """
 
     def __init__(self, folder: str | Path, captions: str = "captions.jsonl") -> None:
-        """Read the captions file and check that every image is there; UserError names the line that is wrong."""
+        """Reads the captions file and checks that every image is there. UserError names the line that is wrong."""
         self._folder = Path(folder)
         if not self._folder.is_dir():
             raise UserError(f"{self._folder}: there is no such folder; give the one that holds {captions}")
@@ -102,13 +102,14 @@ class ImageFolder:
 
 
 def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) -> None:
-    """Parse one line of a captions file into ``entries`` (by example id). ``where`` is ``file:line`` for messages."""
+    """Adds one line of a captions file to ``entries`` (by example id). ``where`` is ``file:line``, for messages."""
     try:
         fields = json.loads(line)
     except ValueError as error:
         raise UserError(f"{where}: is not JSON ({error}); write one JSON object a line") from None
     if not isinstance(fields, dict):
         raise UserError(f'{where}: must be an object such as {{"image": "a.jpg", "captions": ["..."]}}')
+    # Keys that we do not know are ignored, but one that is nearly ours is a misspelling.
     for key in fields:
         close = difflib.get_close_matches(key, _LINE_KEYS, n=1, cutoff=0.8)
         if close and key not in _LINE_KEYS:
@@ -133,9 +134,9 @@ def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) ->
 class ParquetTable:
     """Parquet files in the Hugging Face image convention: an image column of struct<bytes, path> (or plain binary).
 
-    The caption column holds strings or lists of strings. A row without bytes is read from its ``path``, relative to
-    its file's folder; a null image is text only, a null caption is none. The columns used are held in memory, images
-    still encoded: convert a data set larger than that into shards first.
+    The caption column holds strings or lists of strings. An image without bytes is read from its ``path``, relative to
+    the folder of its Parquet file. A row with a null image is text only; a null caption is no caption. The columns that
+    are used, with the encoded images, are held in memory: a larger data set has to be converted into shards first.
     """
 
     def __init__(
@@ -147,10 +148,10 @@ class ParquetTable:
         id_column: str | None = None,
         language: str | None = None,
     ) -> None:
-        """Read the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of all captions.
+        """Reads the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of all captions.
 
+        Without ``id_column`` an example's id is the name of its file and its row: ``train.parquet/17``. Raises
         UserError for a missing or unreadable file, a missing column, a column of another type, or no rows.
-        Without ``id_column`` an example's id is its file's name and row: ``train.parquet/17``.
         """
         self._arguments = (files, image_column, caption_column, concept_column, id_column, language)
         self._language = language
@@ -170,11 +171,11 @@ class ParquetTable:
         self._ids = None if id_column is None else [table[id_column] for table in tables]
 
     def __reduce__(self) -> tuple[type["ParquetTable"], tuple]:
-        """A worker process reads the files itself: sending the columns through a pipe would be slower."""
+        """Pickles the arguments only: reading the files again is faster than piping the columns to a worker."""
         return ParquetTable, self._arguments
 
     def __len__(self) -> int:
-        """Number of rows of all files."""
+        """The number of rows of all files."""
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
@@ -205,6 +206,7 @@ class ParquetTable:
 
 
 def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
+    """uint8[3, H, W] of one cell of the image column: encoded bytes, or a struct of bytes and path."""
     data, path = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
     if data is not None:
         return decode_image(data, id)
@@ -214,11 +216,13 @@ def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
 
 
 def _expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of all paths and patterns, those of a pattern sorted: the order decides the examples' numbers."""
     patterns = [files] if isinstance(files, str | Path) else list(files)
     if not patterns:
         raise UserError("files=[] names no Parquet file; give at least one path or pattern")
     paths: list[Path] = []
     for pattern in patterns:
+        # A file whose name has a bracket or a star is not a pattern.
         found = [str(pattern)] if Path(pattern).is_file() else sorted(glob.glob(str(pattern), recursive=True))
         if not found:
             raise UserError(f"{pattern}: there is no such Parquet file")
@@ -227,17 +231,20 @@ def _expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """The columns of a file. UserError if one is missing or the file cannot be read."""
     try:
         present = pq.read_schema(path).names
         missing = [column for column in columns if column not in present]
         if missing:
             raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
+        # partitioning=None: a folder named like ``split=train`` must not become a column.
         return pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 
 
 def _check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:
+    """Raises UserError unless the columns hold images and captions."""
     image = table.schema.field(image_column).type
     is_bytes = pa.types.is_binary(image) or pa.types.is_large_binary(image)
     is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0

@@ -1,7 +1,7 @@
 """Images of any size to one square size, with augmentation: a few vectorised passes over the whole batch.
 
 Geometry is one affine `grid_sample`, colour is one affine map of RGB per image. All randomness is an argument
-(``uniforms``), so that an example's augmentation can be keyed by (seed, epoch, example) and by nothing else.
+(``uniforms``), so that an example's augmentation depends on (seed, epoch, example) and on nothing else.
 """
 
 import math
@@ -19,7 +19,7 @@ from mmlm.core.errors import UserError
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How training images are varied. The defaults vary nothing: they give exactly the evaluation image."""
+    """The augmentation of training images. With the defaults the result is exactly the evaluation image."""
 
     scale: tuple[float, float] = (1.0, 1.0)
     """Smallest and largest size of the picture relative to the evaluation view, log-uniform; 2 shows its middle half,
@@ -61,7 +61,7 @@ class AugmentSettings:
     """Smallest and largest area of the erased box, fraction of the image, uniform."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for a value outside of its range."""
+        """Raises UserError for a value outside of its range."""
         _check("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two positive numbers, the smaller first")
         _check("stretch", self.stretch, self.stretch >= 1, "at least 1")
         _check("shear", self.shear, 0 <= self.shear < 90, "at least 0 and below 90 degrees")
@@ -90,7 +90,7 @@ def _check(name: str, value: object, fits: bool, rule: str) -> None:
 
 
 _NET = 4
-"""Control points of the elastic warp along each side."""
+"""Number of control points of the elastic warp along each side."""
 
 _COLUMNS = (
     "scale",
@@ -115,30 +115,32 @@ _COLUMNS = (
     "outline_strength",
     *(f"elastic_{axis}_{point}" for axis in "xy" for point in range(_NET**2)),
 )
-"""What each column of ``uniforms`` decides. New ones are appended, so that old runs keep their images."""
+"""The parameter that each column of ``uniforms`` decides. New ones are appended, so that old runs keep their images."""
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-"""Grey of an RGB pixel (ITU-R BT.601, as torchvision and Pillow)."""
+"""Weights of red, green and blue in the grey of a pixel (ITU-R BT.601, as in torchvision and Pillow)."""
 
 Draws = dict[str, NDArray[np.float64]]
-"""float64[B] of each column. Parameters are worked out in NumPy: torch starts threads for a hundred exponentials, which
-costs more than the whole transform as soon as another process uses the same cores."""
+"""float64[B] for each column, by name. The parameters are computed in NumPy: torch starts threads for a hundred
+exponentials, which costs more than the whole transform as soon as another process uses the same cores."""
 
 
 class Transform:
     """Images to uint8[B, 3, S, S]: shorter side to S and the centre square of the rest, augmented in training.
 
     Evaluation takes the same path with nothing varied. An image whose shorter side is above 2 S is first reduced to 2 S
-    with an antialiasing filter; the bilinear sampling from there on halves at most (at exactly 2 it is the 2x2 mean).
+    with an antialiasing filter; the bilinear sampling that follows reduces by 2 at most, where it is the mean of 2x2
+    pixels and does not alias.
     """
 
     num_uniforms = len(_COLUMNS)
 
     def __init__(self, image_size: int, augment: AugmentSettings | None, trim: float | None = None) -> None:
-        """``image_size`` is S, pixels. ``augment`` None never varies anything.
+        """``image_size`` is S in pixels. ``augment`` None switches augmentation off.
 
-        ``trim`` first frames what is drawn on a plain ground (``fill``): the view becomes the smallest square around
-        it plus this margin, a fraction of the square's side. None keeps the frame the image came with, as photos need.
+        ``trim`` is for drawings on a plain ground of the grey level ``fill``: the view becomes the smallest square
+        around the drawing plus this margin, a fraction of the square's side. None keeps the image's own frame, as
+        photos need. Raises UserError for a value outside of its range.
         """
         if image_size < 1:
             raise UserError(f"image_size={image_size} must be at least 1 pixel")
@@ -149,13 +151,14 @@ class Transform:
         self.trim = trim
 
     def __call__(self, images: Sequence[Tensor], uniforms: Tensor | None) -> Tensor:
-        """Transform uint8[3, H, W] images of any sizes to uint8[B, 3, S, S].
+        """Transforms uint8[3, H, W] images of any sizes to uint8[B, 3, S, S].
 
-        ``uniforms`` is float64[B, num_uniforms] in [0, 1), or None for the evaluation image. An image's result does not
-        depend on what else is in the batch.
+        ``uniforms`` is float64[B, num_uniforms] in [0, 1), or None for the evaluation image. The result for an image
+        does not depend on the other images of the batch.
         """
         settings = self.augment if self.augment is not None and uniforms is not None else AugmentSettings()
         if uniforms is None:
+            # 0.5 is the middle of every range: with the default settings it varies nothing.
             uniforms = torch.full((len(images), self.num_uniforms), 0.5, dtype=torch.float64)
         if uniforms.shape != (len(images), self.num_uniforms):
             expected = (len(images), self.num_uniforms)
@@ -174,10 +177,11 @@ class Transform:
         return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
     def _sample(self, images: Sequence[Tensor], inverse: NDArray[np.float64], bend: Tensor | None, fill: int) -> Tensor:
-        """Sample every image through its float64[B, 2, 3] map from view to picture: float32[B, 3, S, S], 0..255.
+        """float32[B, 3, S, S] in 0..255: every image sampled through its map float64[B, 2, 3] from view to picture.
 
         ``bend`` float32[B, S, S, 2] shifts the points of the view first.
         """
+        # Images of one shape are sampled together.
         out = torch.empty(len(images), 3, self.image_size, self.image_size)
         for shape, rows in _rows_by_shape(images).items():
             pictures = torch.stack([images[row] for row in rows])
@@ -186,14 +190,14 @@ class Transform:
             # Both axes are measured in half shorter sides; grid_sample wants halves of each side.
             per_side = np.array([min(shape) / shape[1], min(shape) / shape[0]])
             grid = self._grid(_float(to_picture * per_side[None, :, None]), None if bend is None else bend[rows])
-            # Outside of the picture grid_sample reads 0, so 0 has to mean `fill`.
+            # grid_sample reads 0 outside of the picture: shifted by `fill`, 0 means `fill`.
             shifted = group.float().sub_(fill)
             sampled = F.grid_sample(shifted, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             out[rows] = sampled.add_(fill)
         return out
 
     def _grid(self, theta: Tensor, bend: Tensor | None) -> Tensor:
-        """float32[G, S, S, 2]: where float32[G, 2, 3] maps send the pixel centres, shifted by ``bend`` before.
+        """float32[G, S, S, 2]: the pixel centres of the view, shifted by ``bend``, under the maps float32[G, 2, 3].
 
         As `F.affine_grid`, but without its matrix product, whose rounding may depend on the size of the batch.
         """
@@ -204,7 +208,7 @@ class Transform:
         return theta[:, None, None, :, 0] * x + theta[:, None, None, :, 1] * y + theta[:, None, None, :, 2]
 
     def _reduce(self, images: Tensor) -> Tensor:
-        """uint8[G, 3, H, W] with the shorter side at most 2 S."""
+        """The images uint8[G, 3, H, W], reduced such that the shorter side is at most 2 S."""
         height, width = images.shape[-2:]
         shorter, limit = min(height, width), 2 * self.image_size
         if shorter <= limit:
@@ -214,26 +218,28 @@ class Transform:
 
 
 GROUND_TOLERANCE = 16
-"""Grey levels by which a pixel of the plain ground may differ from ``fill`` (compression)."""
+"""Number of grey levels by which compression may change a pixel of the plain ground from ``fill``."""
 
 
 def _framed(inverse: NDArray[np.float64], pictures: Tensor, fill: int, margin: float) -> NDArray[np.float64]:
-    """float64[G, 2, 3]: the maps of view to picture, with the view's square laid around what is drawn.
+    """float64[G, 2, 3]: the maps ``inverse`` from view to picture, such that the view is the square around the drawing.
 
-    ``pictures`` uint8[G, 3, H, W]. A picture with nothing on its ground keeps its frame.
+    ``pictures`` uint8[G, 3, H, W]. A picture without a drawing on its ground keeps its own frame.
     """
+    # A pixel belongs to the drawing if one of its channels is off the ground by more than the tolerance.
     off = pictures < max(0, fill - GROUND_TOLERANCE)
     if fill + GROUND_TOLERANCE < 255:
         off |= pictures > fill + GROUND_TOLERANCE
     drawn = (off[:, 0] | off[:, 1] | off[:, 2]).numpy()
     half_side = min(pictures.shape[-2:]) / 2
     centres, halves = [], []
-    for line in (drawn.any(axis=1), drawn.any(axis=2)):  # columns give x, rows give y
+    # Columns and rows that have a drawn pixel give the extent in x and y, in half shorter sides from the middle.
+    for line in (np.asarray(drawn.any(axis=1)), np.asarray(drawn.any(axis=2))):
         size = line.shape[1]
         first, last = line.argmax(axis=1), size - line[:, ::-1].argmax(axis=1)
         centres.append(((first + last) / 2 - size / 2) / half_side)
         halves.append((last - first) / 2 / half_side)
-    found = drawn.any(axis=(1, 2))
+    found = np.asarray(drawn.any(axis=(1, 2)))
     half = np.where(found, np.maximum(*halves) * (1 + margin), 1.0)
     framed = inverse * half[:, None, None]
     framed[:, :, 2] += np.where(found[:, None], np.stack(centres, axis=1), 0.0)
@@ -241,6 +247,7 @@ def _framed(inverse: NDArray[np.float64], pictures: Tensor, fill: int, margin: f
 
 
 def _rows_by_shape(images: Sequence[Tensor]) -> dict[tuple[int, int], list[int]]:
+    """For each (height, width) the numbers of the images that have it."""
     rows: dict[tuple[int, int], list[int]] = {}
     for row, image in enumerate(images):
         rows.setdefault((image.shape[1], image.shape[2]), []).append(row)
@@ -252,24 +259,26 @@ def _float(values: NDArray[np.float64]) -> Tensor:
 
 
 def _either_way(draw: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Uniform in [-1, 1) from uniform in [0, 1)."""
     return 2 * draw - 1
 
 
 def _factor(draw: NDArray[np.float64], change: float) -> NDArray[np.float64]:
+    """Uniform in [1 - ``change``, 1 + ``change``) from uniform in [0, 1)."""
     return 1 + change * _either_way(draw)
 
 
 def _elastic(settings: AugmentSettings, draws: Draws, size: int) -> Tensor:
-    """float32[B, S, S, 2]: how far each point of the view is shifted, in half sides."""
+    """float32[B, S, S, 2]: the shift of each point of the view in x and y, in half sides."""
     axes = [np.stack([draws[f"elastic_{axis}_{point}"] for point in range(_NET**2)], axis=1) for axis in "xy"]
     net = _float(2 * settings.elastic * _either_way(np.stack(axes, axis=1))).view(-1, 2, _NET, _NET)
     return F.interpolate(net, size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _inverse_affine(settings: AugmentSettings, draws: Draws) -> NDArray[np.float64]:
-    """float64[B, 2, 3]: from a point of the view ([-1, 1]^2) to the point of the picture that is seen there.
+    """float64[B, 2, 3]: maps a point of the view, in [-1, 1]^2, to the point of the picture that is seen there.
 
-    The picture is mirrored, stretched, sheared, rotated, then shifted; this is the inverse of that map.
+    The picture is mirrored and stretched, sheared, rotated, then shifted; the result is the inverse of that map.
     """
     low, high = (math.log(bound) for bound in settings.scale)
     size = np.exp(low + (high - low) * draws["scale"])
@@ -314,7 +323,7 @@ def _vary_colour(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Ten
     rotation = _IDENTITY + (np.cos(angle) - 1) * _CHROMA + np.sin(angle) * _QUARTER_TURN
     colour = rotation @ (saturation * _IDENTITY + (1 - saturation) * _GREY)
     colour = np.where((draws["grayscale"] < settings.grayscale)[:, None, None], _GREY, colour)
-    # All of the above keep a grey pixel, so the part of the image's mean grey stays one number per image.
+    # All of the above keep a grey pixel grey, so contrast adds one number per image: its share of the mean grey.
     offset = _float((1 - contrast) * brightness * _mean_grey(pixels))[:, None, None, None]
     matrix = _float(colour * (contrast * brightness)[:, None, None])[:, :, :, None, None]
     out = pixels[:, 0:1] * matrix[:, :, 0] + offset
@@ -322,12 +331,13 @@ def _vary_colour(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Ten
 
 
 def _mean_grey(pixels: Tensor) -> NDArray[np.float64]:
-    """float64[B]. Sums whole numbers: the order of summation depends on threads and batch size, and must not show."""
+    """float64[B]: the mean grey of each image. Sums integers, because a float sum depends on threads and batch size."""
     sums = pixels.round().to(torch.int32).sum(dim=(2, 3), dtype=torch.int64)
     return (sums.numpy() * _LUMA).sum(1) / (pixels.shape[2] * pixels.shape[3])
 
 
 def _outline(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
+    """Darkens edges by the spread, largest minus smallest grey, of each 3x3 neighbourhood."""
     grey = pixels.mean(dim=1, keepdim=True)
     spread = _around(grey, torch.maximum) + _around(-grey, torch.maximum)
     strength = np.where(draws["outline"] < settings.outline, 2 * draws["outline_strength"], 0.0)
@@ -335,9 +345,9 @@ def _outline(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
 
 
 def _around(pixels: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Each 3x3 neighbourhood combined into one value, rows first; what lies outside of the image is left out.
+    """Each 3x3 neighbourhood combined into one value, along columns, then rows; only pixels of the image take part.
 
-    On a CPU 20 times as fast as ``F.max_pool2d``, which vectorises nothing of images this small.
+    On a CPU 20 times as fast as ``F.max_pool2d``, which does not vectorise for images this small.
     """
     for dim in (2, 3):
         size = pixels.shape[dim] - 1
@@ -349,13 +359,15 @@ def _around(pixels: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tens
 
 
 def _vary_sharpness(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
+    """Moves each image away from or towards its 3x3 mean."""
+    # Divided by the number of neighbours, which is smaller at the edges.
     blurred = _around(pixels, torch.add) / _around(torch.ones_like(pixels[:1, :1]), torch.add)
     factor = _float(_factor(draws["sharpness"], settings.sharpness))[:, None, None, None]
     return torch.lerp(blurred, pixels, factor)
 
 
 def _erase(pixels: Tensor, settings: AugmentSettings, draws: Draws) -> Tensor:
-    """Fill one box per chosen image; its sides differ by at most a factor of 3."""
+    """Fills one box of each chosen image; the box's sides differ by a factor of at most 3."""
     low, high = settings.erase_area
     half = 0.5 * np.sqrt(low + (high - low) * draws["erase_area"])
     shape = np.exp(0.5 * math.log(3) * _either_way(draws["erase_shape"]))

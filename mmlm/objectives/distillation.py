@@ -186,7 +186,7 @@ def _chunked(
 def _divergence(
     rows: Tensor, columns: Tensor, teacher_rows: Tensor, teacher_columns: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """As ``_chunked``, for all rows at once."""
+    """The two sums of ``_chunked`` for all rows at once."""
     # At least float32: half precision is too coarse for a softmax over thousands of columns.
     own = at_least_float32(F.linear(rows, columns)) / temperature
     wanted = at_least_float32(F.linear(teacher_rows, teacher_columns)) / temperature

@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens of a caption are hidden and found again."""
+"""Masked language modelling: predicts tokens of a caption that are hidden from the decoder."""
 
 import torch
 from torch import Tensor
@@ -16,19 +16,21 @@ class MaskedLanguageModelling(TokenPrediction):
         loss = - sum_{c, t in masked[c]} log p(inputs[c, t] | inputs[c, t' not in masked[c]], image)
                / number of masked inputs of all ranks
 
-    A masked input is replaced by a learned embedding, and every position sees all of the caption. What is predicted is
-    the token that stood at the masked place, not the next one. Each token between start and end is masked with
-    probability ``share``, drawn by (seed, step, example); if none of a caption was, the one whose draw was lowest is:
-    every caption with a token has a share in the loss. Start (the language) and end are not masked.
+    A masked input is replaced by a learned embedding, and every position attends to the whole caption. The token that
+    stood at the masked position is predicted, not the next one. Each token between start and end is masked with
+    probability ``share``, drawn by (seed, step, example). If none of a caption's tokens is drawn, the one with the
+    lowest draw is masked, so that every caption with a token counts in the loss. Start (the language) and end are not
+    masked.
 
-    Both papers mask 15%, and leave a tenth of these as they are and swap another for a random token. We always mask:
-    those exist to fit an encoder that never sees a mask later, and this decoder is used from left to right.
+    Both papers mask 15%; of these they leave a tenth unchanged and replace another tenth by a random token, to fit an
+    encoder that later never sees a mask. We always mask: this decoder is used from left to right.
 
     Args:
-        share: probability of a token to be masked, in (0, 1]. The default is higher than the papers': captions are
-            short, and 40% was found better for large models (arXiv:2202.08005).
+        share: probability that a token is masked, in (0, 1]. The default is higher than the papers': captions are
+        short,
+            and 40% was found to be better for large models (arXiv:2202.08005).
         captions: the captions that count; see ``Captions``.
-        label_smoothing: as in arXiv:1512.00567.
+        label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
 
     Raises:
         UserError: a share or a smoothing out of range; from ``connect``, no decoder.
@@ -48,11 +50,12 @@ class MaskedLanguageModelling(TokenPrediction):
         self.mask_embedding = new_mask_embedding(sizes, "masked language modelling")
 
     def masked(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C, T - 1]: the inputs that are masked."""
+        """bool[C, T - 1]: true for the inputs that are masked."""
         columns = batch.tokens.shape[1] - 1
         uniform = step_key.uniform(batch.caption_image_key, columns, Stream.MASKED_TEXT)
         places = torch.arange(columns, device=uniform.device)[None, :]
         maskable = (places > 0) & (places < (batch.lengths - 1)[:, None])
+        # 2 is above every draw, so that the lowest draw of a caption is that of a maskable token if it has one.
         uniform = uniform.masked_fill(~maskable, 2.0)
         return maskable & ((uniform < self.share) | (uniform == uniform.min(dim=1, keepdim=True).values))
 
@@ -61,9 +64,9 @@ class MaskedLanguageModelling(TokenPrediction):
         return {MASKED: TextPattern(batch.lengths - 1, self.masked(batch, step_key), self.mask_embedding)}
 
     def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C, T - 1]: the masked inputs that count."""
+        """bool[C, T - 1]: true for the masked inputs of the captions that count."""
         return self.masked(batch, step_key) & counted(batch, self.captions)[:, None]
 
     def wanted(self, batch: Batch) -> Tensor:
-        """The masked tokens themselves."""
+        """int64[C, T - 1]: the inputs themselves, of which the masked ones are predicted."""
         return batch.inputs

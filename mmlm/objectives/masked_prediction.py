@@ -1,4 +1,4 @@
-"""Masked prediction: what the moving average of the model makes of masked patches, from those that are left."""
+"""Masked prediction: predicts an averaged teacher's tokens of masked patches from the visible patches."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.core.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, View
+from mmlm.objectives.objective import required
 from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches
 
 
@@ -16,14 +17,15 @@ class MaskedPrediction(MaskedPatches):
         target[b, n] = layer_norm(teacher_tokens(image[b])[n])
         loss = sum_{b, n masked} mean_i (prediction[b, n, i] - target[b, n, i])^2  /  masked patches of all ranks
 
-    The teacher is the moving average of the model and sees the whole image; the student's encoder sees the patches that
-    are left, and a small decoder predicts the others.
+    The teacher is the moving average of the model and sees the whole image; the student's encoder sees the visible
+    patches only, and a small decoder predicts the teacher's tokens at the others.
 
-    Where we differ: there mask tokens go through the encoder, and token and target are scored against prototypes; here
-    the encoder sees no masked patch at all, and normalised tokens are predicted, as in data2vec 2.0 (arXiv:2212.07525).
-    Nothing has to be centred that way, so it is a plain sum over patches.
+    Where we differ: in those papers mask tokens go through the encoder, and token and target are scored against
+    prototypes. Here the encoder sees no masked patch at all, and normalised tokens are predicted, as in data2vec 2.0
+    (arXiv:2212.07525). These targets need no centre over the batch, so the loss is a plain sum over patches.
 
-    Figure ``explained``: 1 less the loss over the mean square of the targets; 0 for predicting nothing.
+    Figure ``explained``: 1 - loss / mean square of the targets, the share of the targets that predictions explain; 0 if
+    every prediction is 0.
 
     Args:
         masked_share: share of the patches that are masked.
@@ -41,15 +43,15 @@ class MaskedPrediction(MaskedPatches):
 
     @property
     def teacher_views(self) -> frozenset[View]:
-        """The whole image."""
+        """The whole image, from which the targets are made."""
         return frozenset({WHOLE_IMAGE})
 
     def connect(self, sizes: ModelSizes) -> None:
-        """Makes what reads the encoder's tokens and what writes the teacher's."""
+        """Makes the decoder, whose output has the width of the teacher's tokens."""
         self.make_decoder(sizes, sizes.patch_width)
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """The masked patches."""
+        """The number of masked patches."""
         return {"patches": self.num_masked(batch)}
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
@@ -57,8 +59,9 @@ class MaskedPrediction(MaskedPatches):
         visible, num_patches = output.patches[self.view], len(self.positions)
         masked = other_patches(visible.kept, num_patches)
         predicted = self.predictions(visible, masked)
-        # Class and register tokens that the encoder keeps stand before the patches.
-        tokens = output.teacher.image_tokens[:, -num_patches:].to(predicted.dtype)
+        # Class and register tokens, which some encoders keep, stand before the patches.
+        tokens = required(required(output.teacher, "teacher").image_tokens, "image_tokens")
+        tokens = tokens[:, -num_patches:].to(predicted.dtype)
         target = F.layer_norm(tokens.take_along_dim(masked[:, :, None], dim=1), tokens.shape[-1:])
         error = (predicted - target).square().mean(dim=-1).sum()
         explained = target.square().mean(dim=-1).sum() - error.detach()

@@ -1,4 +1,4 @@
-"""Image-text matching: does this text belong to this image, asked of pairs that are hard to tell apart."""
+"""Image-text matching: a binary classification of pairs, with negatives that are hard to tell from positives."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from mmlm.core.distributed import gather, rank, sum_over_ranks
 from mmlm.core.errors import UserError
 from mmlm.core.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Pairs, StepKey, Term
 from mmlm.core.precision import at_least_float32
-from mmlm.objectives.objective import FusionObjective
+from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.shared.negatives import NONE, Embedded, HardNegatives, NegativeRule
 
 
@@ -21,33 +21,33 @@ class Matching(FusionObjective):
         loss     = mean_q  log(1 + exp(-logit[q]))  if text q belongs to image q
                            log(1 + exp(logit[q]))   if it does not
 
-    ``state`` is the decoder's at the end of the text while it reads the image. The pairs q of the whole batch are: each
-    caption with its image; for each captioned image one text that is not its own; for each caption that has an image
-    one other image. The last two are chosen by the similarities of the embeddings among all that the ranks and
-    micro-batches hold, never a positive by ``mmlm.objectives.shared.keys``; see ``HardNegatives``. No gradient goes
+    ``state[q]`` is the decoder's state at the end of text q while it reads the image. The pairs q of the whole batch
+    are: each caption with its image; each captioned image with one text that is not its own; each caption that has an
+    image with one other image. The negatives are chosen by the similarities of the embeddings from all ranks and
+    micro-batches (see ``HardNegatives``), and never are positives by ``mmlm.objectives.shared.keys``. No gradient goes
     through the choice, so another objective (contrastive) has to train the embeddings, or they have to be trained
-    already. What has no negative in the batch gets none.
+    already. An image or caption without a negative in the batch gets none.
 
-    **Where a pair is made.** Where its image is: images never travel, texts do. An image that many texts choose is
-    fused with all of them on the rank, and in the micro-batch, that owns it: its rank may have more pairs than the
-    others (in the worst case all C), and they wait. On average it is 3 pairs an image with one caption, and a pair
-    costs a pass of the decoder only, since the memory of the image is there. That is exact: gradients reach the encoder
-    through the one pass that made the memory, as in one process with everything. To move pixels to the text instead
-    would encode an image once more for each pair, and memories would need a gradient to travel back in each
-    micro-batch; a text is a row of some tens of integers.
+    **Where a pair is made.** On the rank and in the micro-batch of its image: texts travel between ranks, images do
+    not. An image that many texts choose is paired with all of them there, so one rank may have more pairs than the
+    others (in the worst case all C) and they wait for it. On average there are 3 pairs for an image with one caption. A
+    pair costs a pass of the decoder only, since the memory of its image is on the rank already. The result is exact:
+    gradients reach the encoder through the one pass that made the memory, as in a single process. Sending pixels to the
+    texts instead would encode an image again for each pair; sending memories would need their gradients to travel back
+    in each micro-batch; a text is a row of some tens of integers.
 
-    Differs from the papers: a causal decoder's end token stands in for the bidirectional encoder's class token; one
-    logit instead of two, whose difference it is; every caption of an image is a positive pair of its own, and the loss
-    is a mean over all pairs of all ranks; negatives come from all ranks rather than from the own one, and none of equal
-    concept or text is taken; a temperature of its own instead of the contrastive loss's.
+    Where we differ: the end token of a causal decoder stands in for the class token of the papers' bidirectional
+    encoder; there is one logit, the difference of the papers' two; every caption of an image is a positive pair of its
+    own, and the loss is a mean over all pairs of all ranks; negatives come from all ranks instead of the own rank, and
+    none has an equal concept or text; the sampling has its own temperature instead of the contrastive loss's.
 
     Args:
         negatives: ``sampled`` in proportion to ``exp(similarity / temperature)``, or the ``hardest``: the most similar
-            one, which may be a right answer that nobody wrote down.
+            one, which may be a right answer that the data does not list.
         temperature: of the sampling, above 0; null with ``hardest``.
 
     Raises:
-        UserError: a temperature that is not positive, or does nothing.
+        UserError: ``sampled`` without a positive temperature, or ``hardest`` with a temperature.
     """
 
     views = frozenset({EMBED})
@@ -69,22 +69,25 @@ class Matching(FusionObjective):
         nn.init.zeros_(self.head.bias)
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """The pairs that match; how many negatives there are is only known once they have been chosen."""
+        """The number of pairs that match. That of negatives is known only once they are chosen: see ``Pairs``."""
         return {"matched": (batch.image_index != TEXT_ONLY).sum()}
 
     @torch.no_grad()
     def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step_key: StepKey) -> tuple[Pairs, ...]:
-        """See ``FusionObjective``. Texts and choices are gathered: every rank has to call it at the same point."""
+        """See ``FusionObjective``. It gathers texts and choices, so every rank has to call it at the same point."""
         own = Embedded.of(image, text, batches)
         everyone = own.gathered()
         texts = self.negatives.texts(own, everyone, step_key)
+        # A caption's negative may be an image of any rank, so its owner has to hear of every rank's choices.
         images = gather(self.negatives.images(own, everyone, step_key))
         first = int(gather(torch.tensor([len(image)], device=image.device))[: rank()].sum())
-        # Of all images (rows) and captions (columns) of all ranks: positives, then negatives of images and of texts.
+        # The pairs as numbers of images (rows) and captions (columns) among those of all ranks: the positives of all
+        # captions, the negatives of this rank's images, the negatives of all captions.
         every_caption = torch.arange(len(images), device=image.device)
         rows = torch.cat([everyone.keys.image_index, first + torch.arange(len(texts), device=image.device), images])
         columns = torch.cat([every_caption, texts, every_caption])
         matched = torch.arange(len(rows), device=image.device) < len(every_caption)
+        # Keep the pairs of this rank's images: without text-only captions and queries that have no negative.
         here = (rows >= first) & (rows < first + len(image)) & (columns != NONE)
         rows, columns, matched = rows[here] - first, columns[here], matched[here]
         tokens, lengths = _gathered_texts(batches)
@@ -92,11 +95,14 @@ class Matching(FusionObjective):
         return _by_batch(pairs, batches)
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
-        """One term, and the figures ``accuracy_matched`` and ``accuracy_unmatched``: the share of each judged right."""
-        logits, matched = at_least_float32(self.head(output.fused).squeeze(-1)), output.pairs.matched
+        """One term; figures ``accuracy_matched`` and ``accuracy_unmatched``: the share of pairs judged right."""
+        if self.head is None:
+            raise RuntimeError("connect() makes the head of image-text matching and has to be called first")
+        pairs, fused = required(output.pairs, "pairs"), required(output.fused, "fused")
+        logits, matched = at_least_float32(self.head(fused).squeeze(-1)), pairs.matched
         loss = F.binary_cross_entropy_with_logits(logits, matched.to(logits.dtype), reduction="sum")
         right = (logits.detach() > 0) == matched
-        count = output.pairs.global_count.to(logits.dtype)
+        count = pairs.global_count.to(logits.dtype)
         num_matched = counts["matched"].to(logits.dtype)
         return Loss(
             {"matching": Term(loss, count.clamp(min=1))},
@@ -108,7 +114,7 @@ class Matching(FusionObjective):
 
 
 def _gathered_texts(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-    """Tokens int64[C, T] and lengths int64[C] of the captions of all ranks, padded to the longest."""
+    """The captions of all ranks: tokens int64[C, T], padded to the widest, and lengths int64[C]."""
     width = torch.tensor([max(batch.tokens.shape[1] for batch in batches)], device=batches[0].tokens.device)
     longest = int(gather(width).max())
     tokens = torch.cat([F.pad(batch.tokens, (0, longest - batch.tokens.shape[1])) for batch in batches])
@@ -116,7 +122,7 @@ def _gathered_texts(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
 
 
 def _by_batch(pairs: Pairs, batches: Sequence[Batch]) -> tuple[Pairs, ...]:
-    """The pairs of a rank's images, in the micro-batches that own them; padding that none needs is cut off."""
+    """Splits the pairs of a rank by the micro-batch of their image; cuts off padding that no text needs."""
     parts, first = [], 0
     for batch in batches:
         last = first + len(batch.images)

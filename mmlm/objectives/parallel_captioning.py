@@ -1,4 +1,4 @@
-"""Captioning in which a share of the captions is predicted in parallel, from the image alone."""
+"""Captioning in which a random share of the captions is predicted all at once, from the image alone."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ from mmlm.core.flow import (
     ViewInputs,
 )
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
-from mmlm.objectives.objective import Objective
+from mmlm.objectives.objective import Objective, required
 from mmlm.objectives.shared.token_prediction import (
     Captions,
     check_label_smoothing,
@@ -39,19 +39,19 @@ class ParallelCaptioning(Objective):
         read[c, t] = start                      if caption c was drawn (with probability ``share``)
                      inputs[c, <= t]            otherwise, as in captioning
 
-    Of a drawn caption every input token is replaced by a learned mask embedding, which leaves nothing but positions,
-    and attention is not causal: all of its targets are predicted at once and by the image. Only captions with an image
-    are drawn, by (seed, step, example); text-only captions, if they count, are read from left to right.
+    Every input token of a drawn caption but the start is replaced by a learned mask embedding, which leaves only
+    positions, and attention is not causal: all targets are predicted at once, from the image. Only captions with an
+    image are drawn, by (seed, step, example); text-only captions, if they count, are read from left to right.
 
-    Where the paper masks all inputs we leave the start token as it is: it says no more than that a caption begins and
-    in which language (a condition that is given when a caption is generated too), and a tokenizer of several languages
-    would otherwise have the model guess it. How many positions there are tells the caption's length, as it does there.
+    Where we differ: the paper masks all inputs, we leave the start token. It tells that a caption begins and in which
+    language, which is also given when a caption is generated; with a tokenizer of several languages the model would
+    otherwise have to guess. The number of positions tells the caption's length, as in the paper.
 
     Args:
-        share: probability of a caption with an image to be predicted in parallel, above 0; 0.75 is the paper's. With 1
+        share: probability that a caption with an image is predicted in parallel, in (0, 1]; 0.75 is the paper's. With 1
             the decoder never learns to read what it has written, and so cannot generate captions.
         captions: the captions that count; see ``Captions``.
-        label_smoothing: as in arXiv:1512.00567.
+        label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
 
     Raises:
         UserError: a share or a smoothing out of range; from ``connect``, no decoder.
@@ -72,7 +72,7 @@ class ParallelCaptioning(Objective):
         self.mask_embedding = new_mask_embedding(sizes, "parallel captioning")
 
     def in_parallel(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C]: whether each caption is predicted in parallel."""
+        """bool[C]: true for the captions that are predicted in parallel."""
         uniform = step_key.uniform(batch.caption_image_key, 1, Stream.PARALLEL)[:, 0]
         return (uniform < self.share) & (batch.image_index != TEXT_ONLY)
 
@@ -81,26 +81,28 @@ class ParallelCaptioning(Objective):
         parallel = self.in_parallel(batch, step_key)
         masked = parallel[:, None] & batch.target_mask
         masked[:, :1] = False  # the start token
+        # A parallel caption attends to all of its inputs, the others causally.
         visible = torch.where(parallel, batch.lengths - 1, 0)
         return {PARALLEL: TextPattern(visible, masked, self.mask_embedding)}
 
     def _targets(self, batch: Batch, step_key: StepKey) -> dict[str, Tensor]:
-        """bool[C, T - 1] each: the targets of both kinds of captions."""
+        """bool[C, T - 1] for each kind of caption, parallel and causal: true at its targets."""
         parallel = self.in_parallel(batch, step_key)[:, None]
         targets = batch.target_mask & counted(batch, self.captions)[:, None]
         return {"parallel": targets & parallel, "causal": targets & ~parallel}
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """The supervised tokens, by kind and together."""
+        """The number of targets, by kind of caption and together."""
         kinds = {name: targets.sum() for name, targets in self._targets(batch, step_key).items()}
         return kinds | {"tokens": kinds["parallel"] + kinds["causal"]}
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """Hidden states float[P, D] -> one term, and ``accuracy_parallel`` and ``accuracy_causal`` of tokens."""
         losses, figures = [], {}
+        head_weight = required(output.head_weight, "head_weight")
         for kind, chosen in self._targets(batch, step_key).items():
             hidden = states_at(output.hidden[PARALLEL], batch, chosen)
-            loss, correct = token_cross_entropy(hidden, output.head_weight, batch.targets[chosen], self.label_smoothing)
+            loss, correct = token_cross_entropy(hidden, head_weight, batch.targets[chosen], self.label_smoothing)
             losses.append(loss)
             figures[f"accuracy_{kind}"] = Term(correct, counts[kind].to(loss.dtype))
         total = torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""Prefix language modelling: the beginning of a caption is given, the rest is predicted."""
+"""Prefix language modelling: predicts the rest of a caption from its beginning."""
 
 import torch
 from torch import Tensor
@@ -16,16 +16,17 @@ class PrefixLanguageModelling(TokenPrediction):
         loss = - sum_c sum_{t >= visible[c] - 1} log p(target[c, t] | inputs[c, <= t], image)
                / number of such positions of all ranks
 
-    The first ``visible`` inputs of a caption (the start token and 0 to all but one of its targets; uniform, drawn by
-    (seed, step, example)) see each other in both directions, the others all that comes before them. Only targets
-    beyond them count: a position within would find its target among what it sees.
+    The first ``visible`` inputs of a caption are its prefix: the start token and, in a uniform number drawn by (seed,
+    step, example), none to all but one of its targets. Inputs of the prefix attend to each other in both directions,
+    later inputs to all that comes before them. Only targets beyond the prefix count: a position within it could look
+    its target up.
 
-    In the paper the image's patches belong to the prefix and the model is one encoder-decoder; here the decoder reads
-    them from the bridge's memory, and the prefix is the text's alone.
+    Where we differ: in the paper the image's patches belong to the prefix and the model is one encoder-decoder; here
+    the decoder reads the image from the bridge's memory, and the prefix is text only.
 
     Args:
-        captions: the captions that count; see ``Captions``. The paper trains on text without images alike.
-        label_smoothing: as in arXiv:1512.00567.
+        captions: the captions that count; see ``Captions``. The paper too trains on text without images.
+        label_smoothing: share of the target spread over the vocabulary (arXiv:1512.00567), in [0, 1).
 
     Raises:
         UserError: a smoothing out of range; from ``connect``, no decoder.
@@ -43,7 +44,7 @@ class PrefixLanguageModelling(TokenPrediction):
             raise UserError("objective: prefix language modelling needs a decoder, and there is none; choose one")
 
     def visible(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """int64[C]: so many leading inputs of each caption are its prefix, from 1 to all of them."""
+        """int64[C]: the length of each caption's prefix in inputs, from 1 to all of them."""
         uniform = step_key.uniform(batch.caption_image_key, 1, Stream.PREFIX)[:, 0]
         return 1 + (uniform * (batch.lengths - 1)).long()
 
@@ -52,7 +53,7 @@ class PrefixLanguageModelling(TokenPrediction):
         return {PREFIX: TextPattern(self.visible(batch, step_key))}
 
     def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
-        """bool[C, T - 1]: the positions whose target lies beyond the prefix and counts."""
+        """bool[C, T - 1]: true at the positions of captions that count whose target lies beyond the prefix."""
         places = torch.arange(batch.tokens.shape[1] - 1, device=batch.tokens.device)
         beyond = places[None, :] >= self.visible(batch, step_key)[:, None] - 1
         return beyond & batch.target_mask & counted(batch, self.captions)[:, None]

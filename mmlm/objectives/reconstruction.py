@@ -1,4 +1,4 @@
-"""Reconstruction: the pixels of masked patches from those that are left."""
+"""Reconstruction: predicts the pixels of masked patches from the visible patches."""
 
 import math
 from collections.abc import Mapping
@@ -10,23 +10,23 @@ from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, StepKey, Term
 from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches, patches_of, statistics_of
 
 FLAT = 1e-6
-"""Added to a patch's variance (of pixels in [0, 1]): a patch of one colour is all 0."""
+"""Added to a patch's variance (of pixels in [0, 1]), so that the target of a patch of one colour is 0 and not 0 / 0."""
 
 
 class MaskedReconstruction(MaskedPatches):
     """Masked autoencoding (MAE, arXiv:2111.06377) as an auxiliary objective.
 
-    Of each image the encoder sees a random share of its patches; a small bidirectional Transformer reads its tokens, a
-    mask token in every other place and the places, and predicts the pixels of the masked patches::
+    The encoder sees a random share of each image's patches. A small bidirectional Transformer reads the encoder's
+    tokens and a mask token for every other patch, with positions, and predicts the pixels of the masked patches::
 
         loss = sum_{b, n masked} mean_i (prediction[b, n, i] - target[b, n, i])^2  /  masked patches of all ranks
 
-    where i runs through the H * W * 3 values of a patch in [0, 1]. With ``normalise`` the target is that patch's pixels
-    less their mean, divided by ``sqrt(variance + 1e-6)``, both over i; MAE divides by n - 1 for the variance and
-    normalises colours first.
+    where i runs through the H * W * 3 values of a patch in [0, 1]. With ``normalise`` the target is the patch's pixels
+    minus their mean, divided by ``sqrt(variance + 1e-6)``, both over i. Where we differ: MAE divides by n - 1 for the
+    variance and normalises colours first.
 
-    The figure ``explained`` (with ``normalise``) is the share of the targets' variance that predictions explain, 1 less
-    squared errors over squares of targets: 0 for predicting each patch's mean.
+    Figure ``explained`` (with ``normalise``): the share of the targets' variance that predictions explain, 1 - sum of
+    squared errors / sum of squared targets; 0 for predicting each patch's mean.
 
     Args:
         masked_share: share of the patches that are masked.
@@ -49,25 +49,28 @@ class MaskedReconstruction(MaskedPatches):
         self.normalise = normalise
 
     def connect(self, sizes: ModelSizes) -> None:
-        """Makes what reads the encoder's tokens and what writes a patch's pixels."""
+        """Makes the decoder, whose output is the pixels of a patch."""
         self.make_decoder(sizes, 0 if sizes.patch_size is None else math.prod(sizes.patch_size) * 3)
+        assert sizes.patch_size is not None, "make_decoder refuses a model without it"
         self.patch_size = sizes.patch_size
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """The masked patches, and with ``normalise`` the variance float64[] of their targets."""
+        """The number of masked patches and, with ``normalise``, float64[]: the sum of their targets' variances."""
         counts = {"patches": self.num_masked(batch)}
         if not self.normalise:
             return counts
-        masked = other_patches(self.draw(batch, step_key)[self.view], len(self.positions))
+        # No forward pass has run yet: draw the same patches that it will see.
+        masked = other_patches(self.kept(batch, step_key), len(self.positions))
+        # A normalised target has the variance v / (v + 1e-6), which is about 1 or, for a patch of one colour, 0.
         _, variance = statistics_of(self._pixels(batch.images, masked))
         return {**counts, "variance": (variance / (variance + FLAT)).sum()}
 
     def _pixels(self, images: Tensor, masked: Tensor) -> Tensor:
-        """uint8[B, 3, S, S], int64[B, M] -> uint8[B, M, H * W * 3]."""
+        """uint8[B, 3, S, S], int64[B, M] -> uint8[B, M, H * W * 3]: the pixels of those patches."""
         return patches_of(images, self.patch_size).take_along_dim(masked[:, :, None], dim=1)
 
     def targets(self, images: Tensor, masked: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8[B, 3, S, S], int64[B, M] -> [B, M, H * W * 3]: what is to be predicted of those patches."""
+        """uint8[B, 3, S, S], int64[B, M] -> ``dtype``[B, M, H * W * 3]: the targets of those patches."""
         pixels = self._pixels(images, masked)
         target = pixels.to(dtype) / 255
         if not self.normalise:

@@ -1,4 +1,4 @@
-"""Self-distillation: crops of an image say what the moving average of the model says of the whole image."""
+"""Self-distillation: the embedding of a crop predicts what an averaged teacher sees in the whole image."""
 
 import math
 from collections.abc import Mapping
@@ -23,24 +23,27 @@ from mmlm.core.flow import (
     View,
     ViewInputs,
 )
-from mmlm.objectives.objective import Objective
+from mmlm.objectives.objective import Objective, required
 
 DRAWS = 4
-"""Numbers that decide one crop: its area, its shape, and where it is from left to right and from top to bottom."""
+"""Random numbers for one crop: its area, its shape, its horizontal and its vertical position."""
+_MOST_OBLONG = math.log(4 / 3)
+"""The largest log of a crop's ratio of width to height, either way."""
 
 
 def crops(images: Tensor, draws: Tensor, min_area: float, max_area: float) -> Tensor:
-    """One crop of each image, resized to its size (bilinear): uint8[B, 3, S, S], float64[B, 4] in [0, 1) -> as images.
+    """uint8[B, 3, S, S] -> the same shape: one crop of each image, resized to S pixels (bilinear).
 
-    A crop has between ``min_area`` and ``max_area`` of the image's area and a width-to-height ratio between 3/4 and 4/3
-    (as in Inception's random crops, arXiv:1409.4842), cut off at the image's own size.
+    ``draws`` float64[B, 4] in [0, 1) decide the crops. A crop has between ``min_area`` and ``max_area`` of the image's
+    area and a width-to-height ratio between 3/4 and 4/3 (as in Inception's random crops, arXiv:1409.4842); its sides
+    are at most the image's.
     """
     if len(images) == 0:
         return images
     area = min_area + (max_area - min_area) * draws[:, 0]
     ratio = ((2 * draws[:, 1] - 1) * _MOST_OBLONG).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    # In the coordinates of grid_sample, where an image reaches from -1 to 1.
+    # The crop's centre, in the coordinates of grid_sample: an image reaches from -1 to 1.
     left, top = (1 - width) * (2 * draws[:, 2] - 1), (1 - height) * (2 * draws[:, 3] - 1)
     zero = torch.zeros_like(width)
     theta = torch.stack([width, zero, left, zero, height, top], dim=1).unflatten(1, (2, 3)).float()
@@ -53,7 +56,7 @@ LOCAL_CROPS = ImageView("local crops")
 
 
 class PrototypeHead(nn.Module):
-    """DINO's projection head: an MLP, a vector of unit length, and its cosine with each of K learned prototypes."""
+    """DINO's projection head: an MLP into a bottleneck, whose cosine with each of K learned prototypes is the score."""
 
     def __init__(self, width: int, hidden_width: int, bottleneck_width: int, num_prototypes: int) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class PrototypeHead(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """float[R, E] -> float32[R, K] in [-1, 1]."""
         bottleneck = self.mlp(embedding)
-        # Not under autocast: divided by a temperature of 0.04, bfloat16's cosines are off by a tenth.
+        # Not under autocast: divided by a temperature of 0.04, the rounding of bfloat16 cosines would be a tenth.
         with torch.autocast(embedding.device.type, enabled=False):
             bottleneck = bottleneck.to(self.prototypes.dtype)
             return F.normalize(bottleneck, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
@@ -82,34 +85,41 @@ class SelfDistillation(Objective):
         q[b, l] = softmax(head(student(crop_l(image[b]))) / student_temperature)
         loss    = - mean_{b, l} sum_k p[b, k] log q[b, l, k]
 
-    The teacher is the moving average of the model and of the head, and sees the whole image as the student's other
-    objectives see it; the student sees ``num_local`` crops, drawn by (seed, step, image). A head scores the image
-    embedding against K prototypes. ``center`` is a running mean of the teacher's scores over *whole* batches::
+    The teacher is the moving average of the model and of the head. It sees the whole image, as the student's other
+    objectives do; the student sees ``num_local`` crops, drawn by (seed, step, image). A head scores the image embedding
+    against K prototypes. ``center`` is a running mean of the teacher's scores over *whole* batches::
 
         center <- center_momentum * center + (1 - center_momentum) * mean_b teacher_head(teacher(image[b]))
 
-    made once a step, after its last micro-batch, from sums over all ranks: it is the same for any number of ranks and
-    micro-batches. Without it one prototype would win for every image. In its first steps it is the plain mean of them,
-    so that it does not start from 0.
+    It is updated once a step, after the last micro-batch, from sums over all ranks, so it does not depend on the number
+    of ranks or micro-batches. Without a centre one prototype would win for every image. In the first steps the centre
+    is the plain mean of all steps so far, so that it does not start from 0.
 
     Where we differ: crops have the model's image size (in the papers they are smaller); the head reads the embedding
-    that texts are compared with, not the vector it is projected from; there is one whole view. The other
-    half of SigLIP 2's last phase is ``MaskedPrediction``. To begin late, as there (at 80% of training), give it
-    the weight ``mmlm.objectives.weights.Ramp``.
+    that texts are compared with, not the vector before its projection; there is one whole view. The other half of
+    SigLIP 2's last phase is ``MaskedPrediction``. To begin late, as SigLIP 2 does at 80% of training, use a weight of
+    ``mmlm.objectives.weights.Ramp``.
 
-    Figure ``entropy``: of the teacher's distribution, in nats. At ln K it tells no image from another.
+    Figure ``entropy``: that of the teacher's distribution, in nats. At ln K the teacher tells no image from another.
 
     Args:
-        num_local: crops an image.
-        min_area, max_area: share of the image's area that a crop has.
-        num_prototypes, hidden_width, bottleneck_width: K and the widths inside the head.
-        teacher_temperature, student_temperature: the lower, the sharper; the teacher's has to be sharper.
-        center_momentum: in [0, 1).
+        num_local: number of crops of an image. min_area, max_area: share of the image's area that a crop has.
+        num_prototypes, hidden_width, bottleneck_width: K and the widths inside the head. teacher_temperature,
+        student_temperature: the lower, the sharper the distribution; the teacher's has to be lower. center_momentum:
+        share of the old centre in the new one, in [0, 1).
+
+    Raises:
+        UserError: a setting out of its range.
     """
 
     views = frozenset({LOCAL_CROPS})
     needs_teacher = True
     needs_average = True
+
+    center: Tensor
+    """float32[K]: the running mean of the teacher's scores."""
+    steps: Tensor
+    """int64[]: number of steps that have moved the centre."""
 
     def __init__(
         self,
@@ -147,40 +157,40 @@ class SelfDistillation(Objective):
         self.teacher_temperature, self.student_temperature = teacher_temperature, student_temperature
         self.center_momentum = center_momentum
         self._sums: list[Tensor] = []
+        """float32[K + 1] of each micro-batch of this step: the sum of the teacher's scores, the number of images."""
 
     @property
     def teacher_views(self) -> frozenset[View]:
-        """The whole image."""
+        """The whole image, from which the targets are made."""
         return frozenset({WHOLE_IMAGE})
 
     def connect(self, sizes: ModelSizes) -> None:
-        """Makes the head."""
+        """Makes the head and the centre."""
         widths = (sizes.embedding_width, self.hidden_width, self.bottleneck_width)
         self.head = PrototypeHead(*widths, self.num_prototypes)
         self.register_buffer("center", torch.zeros(self.num_prototypes))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
-        """The crops of every image: uint8[num_local * B, 3, S, S], first crops first."""
+        """uint8[num_local * B, 3, S, S]: the first crop of every image, then the second, and so on."""
         draws = step_key.uniform(batch.image_key, DRAWS * self.num_local, Stream.LOCAL_VIEW).split(DRAWS, dim=1)
         return {LOCAL_CROPS: torch.cat([crops(batch.images, one, self.min_area, self.max_area) for one in draws])}
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        """The images."""
+        """The number of images."""
         return {"images": torch.tensor(len(batch.images), device=batch.tokens.device)}
 
     def project(self, output: ModelOutput) -> ModelOutput:
-        """The scores float32[K', K] of the whole images, or of the crops: of those views that were run."""
-        embeddings = {
-            view: output.view_embedding[view] for view in (LOCAL_CROPS, WHOLE_IMAGE) if view in output.view_embedding
-        }
-        scores = {view: self.head(embedding) for view, embedding in embeddings.items()}
+        """Adds float32[R, K] for each view that was run: the scores of the student's crops or the teacher's images."""
+        views = [view for view in (LOCAL_CROPS, WHOLE_IMAGE) if view in output.view_embedding]
+        scores: dict[View, Tensor] = {view: self.head(output.view_embedding[view]) for view in views}
         return replace(output, projected={**output.projected, **scores})
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """The student's scores of crops float32[num_local * B, K] and the teacher's of images [B, K] -> one term."""
-        teacher = output.teacher.projected[WHOLE_IMAGE]
+        teacher = required(output.teacher, "teacher").projected[WHOLE_IMAGE]
         own = output.projected[LOCAL_CROPS].reshape(self.num_local, *teacher.shape)
+        # An evaluation, or a first pass of two, does not move the centre.
         if self.training and torch.is_grad_enabled():
             self._sums.append(torch.cat([teacher.sum(dim=0), teacher.new_tensor([len(teacher)])]))
         wanted_log = ((teacher - self.center) / self.teacher_temperature).log_softmax(dim=-1)
@@ -192,17 +202,15 @@ class SelfDistillation(Objective):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Moves the centre by the scores of all micro-batches and ranks."""
+        """Moves the centre by the mean score over all micro-batches and ranks of the step."""
         if not self._sums:
             return
         total, count = sum_over_ranks(torch.stack(self._sums).sum(dim=0)).split([self.num_prototypes, 1])
         self._sums.clear()
+        # 1 / (steps + 1) makes a plain mean, until it falls below the rate of the running mean.
         rate = (1 / (self.steps + 1)).clamp(min=1 - self.center_momentum).to(self.center.dtype)
         moved = self.center.lerp(total / count, rate)
-        # Not a number without images, or if the step fails: the centre of a state that is saved has to be one.
+        # NaN if no rank has an image, or if the step fails: such a step leaves the centre, which is saved, as it is.
         seen = moved.isfinite().all()
         self.center.copy_(torch.where(seen, moved, self.center))
         self.steps += seen
-
-
-_MOST_OBLONG = math.log(4 / 3)

@@ -12,7 +12,7 @@ class WeightSchedule(Protocol):
     """A weight as a function of the optimizer step."""
 
     def __call__(self, step: int) -> float:
-        """The weight while optimizer step ``step`` (from 0) is made, at least 0."""
+        """The weight, at least 0, at optimizer step ``step``, counted from 0."""
         ...
 
 
@@ -21,7 +21,8 @@ Weight = float | WeightSchedule
 
 @dataclass(frozen=True)
 class Ramp:
-    """``start`` up to optimizer step ``first``, then in a straight line to ``end`` at step ``last``, and ``end`` after.
+    """A weight of ``start`` until optimizer step ``first``, linear from there to ``end`` at step ``last``, then
+    ``end``.
 
     With ``first`` equal to ``last`` the weight jumps to ``end`` at that step: ``start=0`` begins an objective there.
     """
@@ -32,7 +33,7 @@ class Ramp:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises UserError for steps that run backwards and weights that are none."""
+        """Raises UserError for steps out of order and for weights that are negative, infinite or both 0."""
         if not 0 <= self.first <= self.last:
             raise UserError(f"objective.weights: first={self.first} and last={self.last} must be steps in order")
         for key, value in {"start": self.start, "end": self.end}.items():

@@ -1,4 +1,4 @@
-"""Is a rebuilt emoji table the committed one? Compared by content: decoded pixels and text, not file bytes."""
+"""Compares a rebuilt emoji table with the committed one by content: decoded pixels and text, not file bytes."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ def content_digest(table: pa.Table) -> str:
 
 
 def differences(built: pa.Table, committed: pa.Table) -> list[str]:
-    """What differs between two tables of one hand, one line each: rows, text, and pixels beyond the tolerance."""
+    """The differences between two tables of one hand, one line each: rows, text, and pixels beyond the tolerance."""
     rows = {row["concept"]: row for row in built.to_pylist()}
     old_rows = {row["concept"]: row for row in committed.to_pylist()}
     found = [f"{concept}: only in the committed file" for concept in old_rows.keys() - rows.keys()]

@@ -1,7 +1,7 @@
 """Corrections to what the packages hold, found by comparing every hand's drawing of a concept by eye.
 
-The two older sets predate today's Unicode names, so ``*_ICONS`` says which of their icons draws which emoji where the
-icon's own name does not. ``*_LEFT_OUT`` are drawings of something else, or that do not render.
+The two older sets predate today's Unicode names: ``*_ICONS`` gives the icon of an emoji where the icon's own name does
+not tell. ``*_LEFT_OUT`` are drawings that show something else or do not render.
 """
 
 NOTO_LEFT_OUT = frozenset({"1f1e8-1f1f6"})

@@ -1,4 +1,4 @@
-"""Where each hand keeps its drawings: package contents -> {concept: drawing}, and drawing -> 64x64 RGB pixels.
+"""Reads the hands' packages, package contents -> {concept: drawing}, and renders a drawing to 64x64 RGB pixels.
 
 Only ``prepare_emoji`` needs this file. Drawings are taken as their artist placed them in the square (natural
 margins), scaled to 64 pixels and laid on white.
@@ -35,7 +35,7 @@ class Concept:
 
 
 Drawing = bytes | str
-"""A raster file's bytes, or an SVG document's text."""
+"""The bytes of a raster file, or the text of an SVG document."""
 
 
 def concept_key(sequence: str) -> str:

@@ -1,4 +1,4 @@
-"""What the emoji data set is made from: pinned npm packages, the hands (artists) in them, and how they are fetched.
+"""The packages that the emoji data set is made from, the hands (artists) in them, and the download of npm packages.
 
 Only ``prepare_emoji`` needs this file; training reads the Parquet files that it wrote.
 """
@@ -48,7 +48,7 @@ NOTO_PACKAGE = Package(
     "16.0.0",
     "sha512-ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A==",
 )
-"""Also the list of concepts (code points, group, subgroup), as its ``emoji.json`` has them."""
+"""Its ``emoji.json`` is also the list of concepts (code points, group, subgroup)."""
 
 NAMES_PACKAGE = Package(
     "cldr-annotations-full",
@@ -146,12 +146,12 @@ HANDS: tuple[Hand, ...] = (
 
 
 def packages() -> tuple[Package, ...]:
-    """Every package that the builder needs, each once."""
+    """Every package that the builder needs, without repetition."""
     return (*(hand.package for hand in HANDS), NAMES_PACKAGE, DERIVED_NAMES_PACKAGE)
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Path of the package's verified tarball in ``folder``, taken from there or downloaded by ``npm pack``.
+    """The path of the package's verified tarball in ``folder``, where ``npm pack`` downloads it if it is missing.
 
     Raises ``UserError`` if npm is missing, the download fails, or the tarball's sha512 is not the pinned one.
     """
@@ -163,7 +163,7 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def verify(package: Package, path: Path) -> None:
-    """Compare the tarball with the pinned sha512; raise ``UserError`` if they differ."""
+    """Compares the tarball with the pinned sha512. Raises ``UserError`` if they differ."""
     digest = "sha512-" + base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if digest != package.integrity:
         raise UserError(
@@ -173,7 +173,7 @@ def verify(package: Package, path: Path) -> None:
 
 
 def read_members(tarball: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Contents of the tarball's files whose path (without npm's leading ``package/``) is ``wanted``, in one pass."""
+    """The contents of the tarball's files whose path (without npm's leading ``package/``) is ``wanted``, by path."""
     found: dict[str, bytes] = {}
     with tarfile.open(tarball, "r:gz") as archive:
         for member in archive:

@@ -76,7 +76,7 @@ def choose_kernel(kernel: Kernel, hidden: Tensor, label_smoothing: float) -> Cho
 
 
 def _best(label_smoothing: float, dtype: torch.dtype) -> Chosen:
-    """What ``auto`` takes on a CUDA device: the first kernel that is installed and exact in ``dtype``."""
+    """The choice of ``auto`` on a CUDA device: the first kernel that is installed and exact in ``dtype``."""
     if (installed(LIGER) or (0, 0)) >= LEAST_LIGER and _fits("liger", dtype):
         return "liger"
     if installed(CUT) is not None and not label_smoothing and _fits("cut", dtype):

@@ -62,7 +62,7 @@ def cross_entropies(
 
 
 class _Context(SavingContext):
-    """What ``_CrossEntropies`` keeps for its backward pass beside tensors."""
+    """The context of ``_CrossEntropies``, with the values beside tensors that its backward pass needs."""
 
     tiles: "_Tiles"
     label_smoothing: float
@@ -105,8 +105,7 @@ class _CrossEntropies(torch.autograd.Function):
         # Every rank has computed all columns' losses and may weigh them differently: the sum of all ranks' losses has
         # the sum of their gradients, and each rank applies it to its own images.
         a, of_columns = ctx.label_smoothing, sum_over_ranks(of_columns)
-        # t is (1 - a) / (number of positives) at a positive and a / (number of all) everywhere; first the two
-        # constants.
+        # The targets t are a / (number of all) everywhere, plus (1 - a) / (number of positives) at a positive.
         row_hits, column_hits = (1 - a) * of_rows / row_counts[0], (1 - a) * of_columns / column_counts[0]
         row_all, column_all = a * of_rows / row_counts[1], a * of_columns / column_counts[1]
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)

@@ -93,9 +93,12 @@ class MaskedPatches(Objective):
             nn.init.normal_(self.head.weight, std=0.02)  # predictions start near 0, the mean of normalised targets
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
-        """int64[B, K]: the patches of each image that the encoder sees."""
-        num_patches = len(self.positions)
-        return {self.view: step_key.chosen(batch.image_key, num_patches, self.num_kept, Stream.MASKED_PATCHES)}
+        """The patches that the encoder sees."""
+        return {self.view: self.kept(batch, step_key)}
+
+    def kept(self, batch: Batch, step_key: StepKey) -> Tensor:
+        """int64[B, K]: the numbers of the K patches of each image that the encoder sees, ascending."""
+        return step_key.chosen(batch.image_key, len(self.positions), self.num_kept, Stream.MASKED_PATCHES)
 
     def num_masked(self, batch: Batch) -> Tensor:
         """int64[]: the number of masked patches of all images of the micro-batch."""

@@ -53,7 +53,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """How one negative is chosen for each query (an image or a text) among candidates of the other kind::
+    """The rule that chooses one negative for each query (an image or a text) among candidates of the other kind::
 
         sampled  p(k) = exp(s[k] / temperature) / sum_k' exp(s[k'] / temperature)
         hardest  argmax_k s[k]
