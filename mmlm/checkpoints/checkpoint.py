@@ -1,16 +1,16 @@
-"""Checkpoints: written whole or not at all, verified when they are read.
+"""Checkpoints: written as a whole or not at all, verified when they are read.
 
     checkpoints/
       step=000500/
         model.safetensors   one file for each named group of weights (``model``, ``ema``)
         state.pt            everything else a resumed run needs: optimizer, schedule, random states, data position
-        sharded/model/      where ranks hold parts (FSDP2): the parts of that group, and of the ``state``
+        sharded/model/      the sharded tensors of a group of weights or of the state (``sharded/state/``), under FSDP2
         manifest.json       step, time, and size and SHA-256 of the files above; written last
-      best.json             which folder is best, and its score
+      best.json             the folder of the best checkpoint, and its score
 
-A checkpoint is written into a temporary folder, flushed to disk and renamed, so that a crash leaves the old ones as
-they were. One flipped bit loads silently from safetensors and from ``torch.load``: the manifest's checksums do not let
-it. Only one process writes (rank 0), but for the sharded tensors, of which each rank writes its own part.
+A checkpoint is written into a temporary folder, flushed to disk and renamed, so that a crash leaves the older
+checkpoints as they were. safetensors and ``torch.load`` load a file with a flipped bit without a word; the manifest's
+checksums find it. Rank 0 writes everything except the sharded tensors, of which each rank writes its own shards.
 """
 
 import json
@@ -51,18 +51,19 @@ from mmlm.core.errors import UserError
 
 _BEST = "best.json"
 _SHARDED_STATE = "state"
-"""Folder of the state's sharded tensors; no group of weights has this name."""
+"""Folder below ``sharded/`` for the state's sharded tensors; no group of weights may have this name."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory, on the CPU (but for what was asked for in a sharded layout)."""
+    """A checkpoint in memory, on the CPU (tensors that were loaded in a sharded layout: on the layout's device)."""
 
     step: int
     """Optimizer steps taken."""
     weights: Mapping[str, Weights]
-    """Each group of weights by name (``model``, ``ema``). Tied names hold the same tensor again."""
+    """Groups of weights by name (``model``, ``ema``). Names of a tied weight share one tensor."""
     state: Mapping[str, object]
+    """Everything else, as it was given to ``save_checkpoint``."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,16 @@ def save_checkpoint(
     state: Mapping[str, object],
     group: dist.ProcessGroup | None = None,
 ) -> Path:
-    """Writes ``root/step=<step>`` atomically and returns that folder. An older one of the same step is replaced.
+    """Writes ``root/step=<step>`` atomically and returns that folder. An older checkpoint of the same step is replaced.
 
-    Each group of ``weights`` becomes a safetensors file: two names of one tensor (tied weights) are stored once with
-    the second name on record, other shared memory is copied. ``state`` may hold tensors, numbers, strings, bytes, None
-    and lists, tuples, dicts of them (what ``torch.load(weights_only=True)`` reads); anything else is a TypeError, so
-    that no run ends in a checkpoint that cannot be read.
+    Each group of ``weights`` becomes a safetensors file. A tensor with two names (tied weights) is stored once, with
+    the second name on record; other tensors that share memory are stored as copies. ``state`` may hold tensors,
+    numbers, strings, bytes, None and lists, tuples, dicts of them (what ``torch.load(weights_only=True)`` reads);
+    anything else is a TypeError, so that no run ends with a checkpoint that cannot be read.
 
-    If there are DTensors among the tensors, all ranks of ``group`` (default: of all) have to call this with the same
-    names: each writes its parts, the first rank all else, and all of them raise if one fails. Raises UserError if the
-    disk is full or does not write; what was half written is removed and the checkpoints before stay as they are.
+    If any tensor is a DTensor, every rank of ``group`` (default: all ranks) has to call this with the same names. Each
+    rank writes its shards, the group's first rank writes all else, and all ranks raise if one fails. Raises UserError
+    if the disk is full or fails; the unfinished folder is removed and older checkpoints stay as they are.
     """
     check_storable(dict(state), "state")
     if _SHARDED_STATE in weights:
@@ -100,22 +101,29 @@ def save_checkpoint(
     if parts.is_sharded and group is None:
         group = dist.group.WORLD
     elif not parts.is_sharded:
-        group = None  # this process's own affair
+        group = None  # this process writes alone, and waits for no other
     first = group is None or dist.get_rank(group) == 0
-    saving, aliases = saving_folder(root, step), {}
+    saving = saving_folder(root, step)
+    aliases: dict[str, dict[str, str]] = {}
+    # Three stages, each of which ends alike on all ranks: no rank writes shards into a folder that the first rank could
+    # not make, and the manifest, which makes the checkpoint valid, comes after every rank's shards.
     try:
         with agreed(group), explained(root, step):
             if first:
                 begin(root, step)
-                _make_folders(saving, parts)
+                for name in _sharded(parts):
+                    (saving / SHARDED / name).mkdir(parents=True)
         for name, tensors in _sharded(parts).items():
             with agreed(group), explained(root, step):
+                assert group is not None, "there are sharded tensors, so there is a group"
                 aliases[name] = write_sharded(saving / SHARDED / name, tensors, group)
         with agreed(group), explained(root, step):
             if first:
                 _write_plain(saving, parts)
                 finish(saving, step, {name: ties for name, ties in aliases.items() if ties})
     except Exception as error:
+        # A full disk: the half-written folder would take the space that the next attempt needs. After any other error
+        # the folder stays, to be looked at, until the next checkpoint is begun.
         if first and isinstance(error, UserError):
             abandon(saving)
         raise
@@ -127,17 +135,19 @@ def load_checkpoint(folder: Path, layout: Weights = NO_LAYOUT, verified: bool = 
 
     Args:
         folder: the checkpoint.
-        layout: a sharded module's ``state_dict()``. Each tensor of one of its parameters (weight, average, optimizer
-            state under the parameter's name) comes back sharded like it, whatever ranks saved it; all others, and
-            without ``layout`` all, in full. No rank waits for another.
-        verified: skips the checksums, for ranks that know another one has just compared them.
+        layout: the ``state_dict()`` of a sharded module. Every tensor that belongs to one of its parameters (weight,
+            average, optimizer state under the parameter's name) is returned sharded like the parameter, however many
+            ranks saved it. All other tensors, and without ``layout`` all tensors, are returned in full. Ranks read
+            independently of each other.
+        verified: skips the checksums. For ranks that know that another rank has just compared them.
 
-    Raises CorruptCheckpointError, or UserError if there is none.
+    Raises CorruptCheckpointError for a damaged checkpoint, and UserError if there is no such folder.
     """
     manifest = read_manifest(folder) if verified else verify(folder)
     groups = [file.removesuffix(SUFFIX) for file in manifest.files if "/" not in file and file != STATE]
     weights = {name: _read_group(folder, name, manifest.aliases.get(name, {}), layout) for name in groups}
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    # The state.pt of a sharded run has None in the place of each sharded tensor, which is filled in by its path.
     parts: Mapping[str, Tensor] = {}
     if (folder / SHARDED / _SHARDED_STATE).is_dir():
         aliases = manifest.aliases.get(_SHARDED_STATE, {})
@@ -152,7 +162,7 @@ def load_checkpoint(folder: Path, layout: Weights = NO_LAYOUT, verified: bool = 
 def load_weights(folder: Path, group: str = "model") -> dict[str, Tensor]:
     """Verifies and reads one group of weights only, on the CPU and in full, whether it was saved sharded or not.
 
-    Raises CorruptCheckpointError or UserError.
+    Raises CorruptCheckpointError if its files are damaged, and UserError if there is no such folder or group.
     """
     files = read_manifest(folder).files
     if f"{group}{SUFFIX}" not in files:
@@ -162,13 +172,13 @@ def load_weights(folder: Path, group: str = "model") -> dict[str, Tensor]:
 
 
 def latest_checkpoint(root: Path, at_most: int | None = None) -> tuple[Path | None, list[str]]:
-    """The intact checkpoint of the highest step (``at_most`` this one), and a message for each damaged one passed over.
+    """The intact checkpoint of the highest step, up to ``at_most``, and a message for each damaged one passed over.
 
-    ``None`` if there are no checkpoints at all. Raises UserError if there are some but every one is damaged: starting
-    again from nothing has to be the user's decision.
+    The folder is None if there are no checkpoints. Raises UserError if there are checkpoints and all are damaged:
+    starting again from step 0 has to be the user's decision.
     """
-    messages = []
-    # The replacing folder before the replaced one of the same step.
+    messages: list[str] = []
+    # Of one step, the folder that replaces comes before the one that is replaced (`.replaced`, left by a crash).
     found = [folder for folder in folders(root) if at_most is None or step_of(folder) <= at_most]
     for folder in sorted(found, key=lambda folder: (step_of(folder), folder.suffix == ""), reverse=True):
         try:
@@ -183,14 +193,15 @@ def latest_checkpoint(root: Path, at_most: int | None = None) -> tuple[Path | No
 
 
 def mark_best(root: Path, folder: Path, metric: str, score: float) -> None:
-    """Records ``folder`` (a checkpoint in ``root``) as the best one so far by ``metric``."""
+    """Records ``folder`` (a checkpoint in ``root``) as the best so far by ``metric``, with its ``score``."""
+    # Flushed before it is renamed: after a power cut, the name could otherwise stand for an empty file.
     write_json(root / f"{_BEST}.new", {"folder": folder.name, "metric": metric, "score": score})
     flush(root / f"{_BEST}.new")
     os.replace(root / f"{_BEST}.new", root / _BEST)
 
 
 def best_checkpoint(root: Path) -> Best | None:
-    """The checkpoint that ``mark_best`` recorded last, or None. Raises UserError if the record cannot be read."""
+    """The checkpoint that ``mark_best`` recorded last; None without one. Raises UserError for a damaged record."""
     file = root / _BEST
     if not file.exists():
         return None
@@ -206,10 +217,11 @@ def best_checkpoint(root: Path) -> Best | None:
 
 
 def prune(root: Path, keep_last: int, keep: Collection[Path] = ()) -> list[Path]:
-    """Deletes all but the ``keep_last`` most recently saved checkpoints, those in ``keep`` and the best one.
+    """Deletes checkpoints except the ``keep_last`` most recently saved ones, those in ``keep`` and the best one.
 
-    Returns the deleted folders. Goes by the time of saving, not by step: after a fall-back, a damaged checkpoint of a
-    higher step is older than the good one just saved. Raises UserError if ``keep_last`` is less than 1.
+    Returns the deleted folders. Age counts by the time of saving, not by step: after a fall-back to an earlier
+    checkpoint, the damaged one of a higher step is older than the one just saved. Raises UserError if ``keep_last`` is
+    less than 1.
     """
     if keep_last < 1:
         raise UserError(f"keep_last: {keep_last} keeps no checkpoint; it has to be at least 1")
@@ -223,9 +235,10 @@ def prune(root: Path, keep_last: int, keep: Collection[Path] = ()) -> list[Path]
 
 
 def remove_after(root: Path, step: int) -> list[Path]:
-    """Deletes the checkpoints of higher steps, but not the best one; returns them.
+    """Deletes the checkpoints of steps above ``step``, except the best one; returns the deleted folders.
 
-    For a run that has gone back to ``step``: resumed from one of them it would have to go back again.
+    Called when a run has gone back to ``step`` after a loss spike: resumed from a later checkpoint, the run would meet
+    the spike again.
     """
     best = best_checkpoint(root)
     later = [folder for folder in folders(root) if step_of(folder) > step and not (best and folder == best.folder)]
@@ -235,25 +248,23 @@ def remove_after(root: Path, step: int) -> list[Path]:
 
 
 def _sharded(parts: Separated) -> dict[str, Mapping[str, Any]]:
-    """The sharded tensors by the name of the folder that they go to, in the same order on all ranks."""
+    """Folder below ``sharded/`` -> the sharded tensors written there. Every rank has the same order of folders.
+
+    The order matters because all ranks write one folder after the other together.
+    """
     return dict(parts.sharded_weights) | ({_SHARDED_STATE: parts.sharded_state} if parts.sharded_state else {})
 
 
-def _make_folders(saving: Path, parts: Separated) -> None:
-    for name in _sharded(parts):
-        (saving / SHARDED / name).mkdir(parents=True)
-
-
 def _write_plain(saving: Path, parts: Separated) -> None:
-    """All but the sharded tensors."""
+    """Writes everything except the sharded tensors."""
     for name, tensors in parts.weights.items():
         save_weights(tensors, saving / f"{name}{SUFFIX}")
-    with (saving / STATE).open("wb") as opened:  # given a path, torch would say of a full disk only "unexpected pos"
+    with (saving / STATE).open("wb") as opened:  # given a path, torch reports a full disk as "unexpected pos"
         torch.save(dict(parts.state), opened)
 
 
 def _read_group(folder: Path, name: str, aliases: Mapping[str, str], layout: Weights) -> dict[str, Tensor]:
-    """One group of weights. Tied tensors are laid out once."""
+    """Reads one group of weights. A tied weight is sharded once, so that its names share one tensor again."""
     laid_out: dict[int, Tensor] = {}
     weights = {}
     for key, tensor in read_weights(folder / f"{name}{SUFFIX}").items():

@@ -1,6 +1,6 @@
-"""The files of a checkpoint: their names, checksums and manifest, and writing so that a crash leaves no half of one.
+"""The folder of a checkpoint: names, checksums, manifest, and steps of writing that leave no half of it after a crash.
 
-What the files hold is the business of ``mmlm/checkpoints/checkpoint.py``.
+What is written into the files is decided in ``checkpoints/checkpoint.py``.
 """
 
 import errno
@@ -23,14 +23,15 @@ from mmlm.core.errors import UserError
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 SHARDED = "sharded"
-"""The folder, inside of a checkpoint, of tensors that several ranks hold parts of."""
+"""Folder inside a checkpoint for the tensors that are sharded over ranks."""
 SUFFIX = ".safetensors"
 _FOLDER = re.compile(r"step=(\d+)(\.replaced)?")
 _SAVING, _DELETING = ".saving-", ".deleting-"
+"""Prefixes of folders that are no checkpoints (yet, or any more); ``begin`` removes those that a crash has left."""
 
 
 class CorruptCheckpointError(UserError):
-    """A checkpoint that is not what was written: truncated, altered or incomplete."""
+    """A checkpoint that differs from what was written: truncated, altered or incomplete."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"checkpoint {folder} is damaged: {reason}")
@@ -38,32 +39,33 @@ class CorruptCheckpointError(UserError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["CorruptCheckpointError"], tuple[Path, str]]:
+        # Errors travel between ranks by pickle, whose default calls the class with the joined message alone.
         return CorruptCheckpointError, (self.folder, self.reason)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``manifest.json`` records, besides the time of saving."""
+    """The content of ``manifest.json``."""
 
     step: int
     files: Mapping[str, Mapping[str, Any]]
-    """``bytes`` and ``sha256`` of each file by its path inside of the checkpoint."""
+    """Path inside the checkpoint -> ``bytes`` and ``sha256`` of that file."""
     aliases: Mapping[str, Mapping[str, str]]
-    """Second name -> first name of tied tensors among the sharded ones, by group."""
+    """Group -> second name -> first name, for tied tensors among the sharded ones."""
     saved: float
-    """Seconds since the epoch."""
+    """Time of saving, in seconds since the epoch."""
 
 
 # Folders
 
 
 def folders(root: Path) -> list[Path]:
-    """All checkpoints in ``root``, in no order, damaged ones too."""
+    """All checkpoints in ``root``, also damaged ones, in no particular order."""
     return [folder for folder in root.glob("step=*") if _FOLDER.fullmatch(folder.name) and folder.is_dir()]
 
 
 def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name. Raises ValueError for another name."""
+    """The step in the name of a checkpoint's folder. Raises ValueError if it is not such a name."""
     found = _FOLDER.fullmatch(folder.name)
     if found is None:
         raise ValueError(f"'{folder.name}' is not the name of a checkpoint")
@@ -71,7 +73,7 @@ def step_of(folder: Path) -> int:
 
 
 def saved_at(folder: Path) -> float:
-    """Seconds since the epoch; a checkpoint without a readable manifest counts as the oldest."""
+    """Time of saving in seconds since the epoch; 0, hence the oldest, without a readable manifest."""
     try:
         return read_manifest(folder).saved
     except CorruptCheckpointError:
@@ -79,7 +81,7 @@ def saved_at(folder: Path) -> float:
 
 
 def begin(root: Path, step: int) -> Path:
-    """Makes the temporary folder that becomes the checkpoint of ``step``, after removing what a crash left."""
+    """Makes the temporary folder that becomes the checkpoint of ``step``; removes those that a crash has left."""
     root.mkdir(parents=True, exist_ok=True)
     for leftover in root.glob(".*"):
         if leftover.name.startswith((_SAVING, _DELETING)):
@@ -90,34 +92,37 @@ def begin(root: Path, step: int) -> Path:
 
 
 def saving_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` is written before it gets its name."""
+    """The temporary folder in which the checkpoint of ``step`` is written."""
     return root / f"{_SAVING}step={step:06d}"
 
 
 def finish(saving: Path, step: int, aliases: Mapping[str, Mapping[str, str]]) -> Path:
-    """Adds the manifest, waits until all is on the disk, and gives the folder its name, which is returned."""
+    """Completes a checkpoint: writes the manifest, waits for the disk, renames the folder. Returns the final folder."""
+    # Sizes and checksums are read back from the files, those of other ranks included.
     files = sorted(file for file in saving.rglob("*") if file.is_file())
     entries = {
         file.relative_to(saving).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files
     }
     record = {"step": step, "saved": time.time(), "files": entries} | ({"aliases": aliases} if aliases else {})
     write_json(saving / MANIFEST, record | {"checksum": _checksum(record)})
+    # Contents first, then the name: a rename may reach the disk before the bytes of the files that it moves.
     for path in (*saving.rglob("*"), saving):
         flush(path)
     folder = saving.with_name(saving.name.removeprefix(_SAVING))
     replaced = folder.with_name(f"{folder.name}.replaced")
     if folder.exists():
-        # A folder cannot be renamed over another: between these two lines `.replaced` is the valid one.
+        # A folder cannot be renamed over another. Between the next two renames, `.replaced` is the valid checkpoint,
+        # and `latest_checkpoint` finds it there.
         remove(replaced)
         folder.rename(replaced)
     saving.rename(folder)
-    flush(folder.parent)
+    flush(folder.parent)  # the rename itself is an entry of the parent
     remove(replaced)
     return folder
 
 
 def abandon(saving: Path) -> None:
-    """Gives back the space of a checkpoint that could not be written, and its name to the one it was to replace."""
+    """Removes a checkpoint that could not be written; one that it was about to replace gets its name back."""
     shutil.rmtree(saving, ignore_errors=True)
     folder = saving.with_name(saving.name.removeprefix(_SAVING))
     replaced = folder.with_name(f"{folder.name}.replaced")
@@ -127,9 +132,9 @@ def abandon(saving: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint so that no half of it is ever taken for one."""
+    """Deletes a checkpoint. It is renamed first, so that a crash leaves no partly deleted folder with a valid name."""
     deleting = folder.with_name(f"{_DELETING}{folder.name}")
-    shutil.rmtree(deleting, ignore_errors=True)  # what a crash left
+    shutil.rmtree(deleting, ignore_errors=True)  # left by a crash
     if folder.exists():
         folder.rename(deleting)
         shutil.rmtree(deleting)
@@ -139,12 +144,13 @@ def remove(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What the manifest records. Raises CorruptCheckpointError, or UserError if there is no such folder."""
+    """Reads the manifest. Raises CorruptCheckpointError if it is damaged, and UserError if there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such checkpoint")
     file = folder / MANIFEST
     try:
         record = json.loads(file.read_text())
+        # The manifest has a checksum of its own: with a changed checksum in it, an intact file would count as damaged.
         intact = record.pop("checksum", None) in (None, _checksum(record))
         aliases = {group: dict(names) for group, names in record.get("aliases", {}).items()}
         manifest = Manifest(int(record["step"]), dict(record["files"]), aliases, float(record["saved"]))
@@ -163,9 +169,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, group: str | None = None) -> Manifest:
-    """Compares the files (or those of a ``group`` of weights only) with the manifest, which is returned.
+    """Compares the files (of one ``group`` of weights, or all) with the manifest; returns the manifest.
 
-    Raises CorruptCheckpointError, or UserError if there is no such folder.
+    Raises CorruptCheckpointError if a file differs, and UserError if there is no such folder.
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
@@ -174,6 +180,7 @@ def verify(folder: Path, group: str | None = None) -> Manifest:
         file = folder / name
         if not file.is_file():
             raise CorruptCheckpointError(folder, f"{name} is missing")
+        # The size first: a truncated file is found without reading it.
         if file.stat().st_size != entry["bytes"]:
             raise CorruptCheckpointError(folder, f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
         if sha256(file) != entry["sha256"]:
@@ -182,12 +189,12 @@ def verify(folder: Path, group: str | None = None) -> Manifest:
 
 
 def _checksum(record: Mapping[str, object]) -> str:
-    """The SHA-256 of the manifest's other entries, hexadecimal."""
+    """The SHA-256, in hexadecimal, of the manifest's entries other than the checksum."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
@@ -196,12 +203,12 @@ def sha256(file: Path) -> str:
 
 
 def write_json(file: Path, record: Mapping[str, object]) -> None:
-    """Writes JSON, refusing NaN and infinity (ValueError), which no other reader of JSON takes."""
+    """Writes JSON. Raises ValueError for NaN and infinity, which Python would write and other readers refuse."""
     file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
+    """Waits until the content of a file, or the entries of a folder, are on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -211,9 +218,9 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def explained(root: Path, step: int) -> Iterator[None]:
-    """Turns an error of the disk while the checkpoint of ``step`` is written into a UserError that says how to go on.
+    """Context for writing the checkpoint of ``step``: turns an error of the disk into a UserError with advice.
 
-    It names the last checkpoint in ``root``, which is whole: what was being written is another folder.
+    The message names the newest checkpoint in ``root``, which is intact because another folder was being written.
     """
     try:
         yield
@@ -224,8 +231,8 @@ def explained(root: Path, step: int) -> Iterator[None]:
         earlier = max(folders(root), key=lambda folder: (saved_at(folder), step_of(folder)), default=None)
         before = f"{earlier.name} is intact" if earlier else "there is none before it"
         raise UserError(
-            f"checkpoint {root / f'step={step:06d}'} could not be written ({_said(reason)}); {before}; "
-            f"{_ADVICE.get(reason.errno, 'look at that disk')}, then give the same command again"
+            f"checkpoint {root / f'step={step:06d}'} could not be written ({reason.strerror or reason}); {before}; "
+            f"{_ADVICE.get(reason.errno or 0, 'look at that disk')}, then give the same command again"
         ) from error
 
 
@@ -233,16 +240,14 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space there"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make that folder writable"),
 }
-
-
-def _said(error: OSError) -> str:
-    return error.strerror or str(error)
+"""Number of an error of the operating system -> what to do about it."""
 
 
 def _disk_error(error: BaseException) -> OSError | None:
-    """The error of the operating system behind an exception, if that is what it is.
+    """The OSError behind an exception, such as a full disk; None if another kind of error is behind it.
 
-    ``torch.save`` raises a RuntimeError while it handles the OSError; safetensors has its number in the message only.
+    ``torch.save`` raises a RuntimeError while it handles the OSError, which is thus its context. safetensors, written
+    in Rust, gives the number of the error in the message only.
     """
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", str(error))

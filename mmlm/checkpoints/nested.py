@@ -1,4 +1,4 @@
-"""Nested dicts, lists and tuples, as states are made of: changing their leaves, and whether a file can hold them."""
+"""Nested dicts, lists and tuples, as in a training state: mapping their leaves, checking that they can be stored."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 def map_leaves(value: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
-    """A copy with ``change(path, leaf)`` in the place of every leaf; ``path`` joins keys and indices by ``/``.
+    """A copy of ``value`` with every leaf replaced by ``change(path, leaf)``; ``path`` is keys and indices joined by /.
 
-    What is no plain dict, OrderedDict, list or tuple is a leaf.
+    A leaf is anything but a dict, OrderedDict, list or tuple. An instance of their subclasses (a named tuple) is a leaf
+    too: it may not be possible to make another one from items alone.
     """
     start = f"{path}/" if path else ""
     if type(value) in (dict, OrderedDict):
@@ -21,7 +22,7 @@ def map_leaves(value: Any, change: Callable[[str, Any], Any], path: str = "") ->
 
 
 def check_storable(value: Any, key: str) -> None:
-    """Raises TypeError, naming the place below ``key``, for what ``torch.load(weights_only=True)`` would not read.
+    """Raises TypeError if ``torch.load(weights_only=True)`` could not read ``value``; names the place below ``key``.
 
     Tensors, numbers, strings, bytes, None and dicts, lists, tuples of them can be stored.
     """

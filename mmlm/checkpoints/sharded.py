@@ -1,7 +1,7 @@
-"""Tensors that several ranks hold parts of (``DTensor``, as FSDP2 makes them): written by all ranks, read anywhere.
+"""Checkpoints of tensors that are sharded over ranks (``DTensor``, as FSDP2 makes them).
 
-Every rank writes its own parts with ``torch.distributed.checkpoint``, in its safetensors format, which runs no code
-when it is read. The parts are put together again in full or in any other layout: for another number of ranks, or none.
+Every rank writes its own shards with ``torch.distributed.checkpoint``, in its safetensors format, which runs no code
+when it is read. Shards can be read by any number of ranks, or by one process: in full or in another sharding.
 """
 
 import warnings
@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import empty as empty_dtensor
 
@@ -23,30 +24,30 @@ from mmlm.checkpoints.weights import Weights, view_of
 from mmlm.core.distributed import agreed, sharded_like
 
 NO_LAYOUT: Weights = {}
-"""Every tensor is wanted in full."""
+"""The layout of a reader that wants every tensor in full."""
 
 
 @dataclass(frozen=True)
 class Separated:
-    """What a checkpoint is made of, the sharded tensors apart from all else."""
+    """The content of a checkpoint, with sharded tensors apart from everything else."""
 
     weights: Mapping[str, Weights]
-    """The other tensors of each group."""
+    """Group -> its tensors that are not sharded."""
     state: Mapping[str, object]
-    """None in the place of each sharded tensor."""
+    """The state with None in the place of each sharded tensor."""
     sharded_weights: Mapping[str, Mapping[str, DTensor]]
-    """By group, those that have any."""
+    """Group -> its sharded tensors; groups without any are left out."""
     sharded_state: Mapping[str, DTensor]
-    """By path, such as ``optimizer/state/head.weight/exp_avg``."""
+    """Path (such as ``optimizer/state/head.weight/exp_avg``) -> sharded tensor of the state."""
 
     @property
     def is_sharded(self) -> bool:
-        """Whether there are any."""
+        """Whether there is any sharded tensor."""
         return bool(self.sharded_weights or self.sharded_state)
 
 
 def separate(weights: Mapping[str, Weights], state: Mapping[str, object]) -> Separated:
-    """Takes the sharded tensors out."""
+    """Separates the sharded tensors of ``weights`` and ``state`` from everything else."""
     sharded = {
         group: chosen
         for group, tensors in weights.items()
@@ -68,13 +69,14 @@ def separate(weights: Mapping[str, Weights], state: Mapping[str, object]) -> Sep
 
 
 def write_sharded(folder: Path, tensors: Mapping[str, DTensor], group: dist.ProcessGroup) -> dict[str, str]:
-    """Every rank of ``group`` writes its parts into ``folder``, which is there. Fails on all ranks or on none.
+    """Writes the shards of every rank of ``group`` into the existing ``folder``; every rank calls it together.
 
-    Tied tensors (two names of one memory) are written once; returns second name -> first name. Raises OSError if a rank
-    could not write, and ValueError unless all ranks give the same names.
+    Tied tensors (two names of one memory) are written once; returns second name -> first name. Fails on all ranks or on
+    none: raises OSError if a rank could not write, and ValueError unless all ranks give the same names.
     """
     with agreed(group):
-        plan: list[Any] = [sorted(tensors), _ties(tensors)]  # of rank 0: a rank whose part is empty sees no ties
+        # Rank 0 decides which names are tied: on a rank whose shard is empty, no memory shows it.
+        plan: list[Any] = [sorted(tensors), _ties(tensors)]
         dist.broadcast_object_list(plan, dist.get_global_rank(group, 0), group)
         names, aliases = plan
         if names != sorted(tensors):
@@ -84,7 +86,8 @@ def write_sharded(folder: Path, tensors: Mapping[str, DTensor], group: dist.Proc
     writer = dcp.HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
     try:
         dcp.save(once, storage_writer=writer, process_group=group)
-    except CheckpointException as error:  # a BaseException, on every rank
+    except CheckpointException as error:
+        # Raised on every rank, and a BaseException, which `agreed` would not catch: replaced by its cause.
         number, (reason, _) = min(error.failures.items(), key=lambda failure: failure[0])
         if isinstance(reason, OSError):
             raise reason from error
@@ -93,13 +96,15 @@ def write_sharded(folder: Path, tensors: Mapping[str, DTensor], group: dist.Proc
 
 
 def read_sharded(folder: Path, aliases: Mapping[str, str], layout: Weights = NO_LAYOUT) -> dict[str, Tensor]:
-    """The tensors in ``folder`` by name: sharded like the entry of ``layout`` that ``like`` finds, others in full.
+    """Reads the tensors in ``folder``, by name: sharded like their template in ``layout``, or in full without one.
 
-    Needs no process group, and no rank waits for another. Tied names hold the same tensor again.
+    Needs no process group, and ranks read independently of each other. Names of a tied tensor share one tensor again.
     """
+    # Tensors are allocated as they are wanted, and torch reads into them the parts of the files that this rank needs.
     reader = dcp.HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Tensor] = {}
     for name, saved in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(saved, TensorStorageMetadata), "write_sharded writes tensors only"
         model, dtype = template_for(name, saved.size, layout), saved.properties.dtype
         if model is None:
             tensors[name] = torch.empty(saved.size, dtype=dtype)
@@ -107,13 +112,17 @@ def read_sharded(folder: Path, aliases: Mapping[str, str], layout: Weights = NO_
             mesh, placements = model.device_mesh, model.placements
             tensors[name] = empty_dtensor(saved.size, dtype=dtype, device_mesh=mesh, placements=placements)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what we ask for
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as no_dist asks
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors | {alias: tensors[name] for alias, name in aliases.items()}
 
 
 def template_for(path: str, shape: torch.Size, layout: Weights) -> DTensor | None:
-    """The sharded tensor of ``layout`` whose name is a step of ``path`` and whose global shape is ``shape``."""
+    """The sharded tensor of ``layout`` whose name is a component of ``path`` and whose global shape is ``shape``.
+
+    ``optimizer/state/head.weight/exp_avg`` so finds ``head.weight``; its ``step``, a scalar, has another shape.
+    Returns None if there is no such tensor.
+    """
     for step in path.split("/"):
         found = layout.get(step)
         if isinstance(found, DTensor) and found.shape == shape:
@@ -122,7 +131,7 @@ def template_for(path: str, shape: torch.Size, layout: Weights) -> DTensor | Non
 
 
 def lay_out(path: str, value: Any, layout: Weights) -> Any:
-    """A full tensor sharded like the entry of ``layout`` that ``like`` finds; anything else as it is."""
+    """A full tensor, sharded like its template in ``layout``; anything without a template is returned as is."""
     model = (
         template_for(path, value.shape, layout)
         if isinstance(value, Tensor) and not isinstance(value, DTensor)
@@ -134,7 +143,7 @@ def lay_out(path: str, value: Any, layout: Weights) -> Any:
 
 
 def _ties(tensors: Mapping[str, DTensor]) -> dict[str, str]:
-    """Second name -> first name of those whose local parts are the same memory."""
+    """Second name -> first name, for tensors whose local shards are the same memory. Empty shards tell nothing."""
     first: dict[tuple[object, ...], str] = {}
     ties: dict[str, str] = {}
     for name in sorted(tensors):

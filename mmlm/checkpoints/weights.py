@@ -1,4 +1,4 @@
-"""Files of weights that run no code when read, and matching their names with a model's, leaving none unsaid."""
+"""Reading and writing files of weights without running code from them, and matching their names with a model's."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,27 +18,28 @@ Weights = Mapping[str, Tensor]
 """Tensors by name, as ``module.state_dict()`` gives them."""
 _SUFFIX = ".safetensors"
 _SHOWN = 8
-"""Names that a message lists of each kind."""
+"""Names of each kind of fault that a message lists."""
 _REASON = 120
-"""Characters of a library's own message that are passed on."""
+"""Characters of a library's own message that our message repeats."""
 
 
 def save_weights(tensors: Weights, file: Path) -> None:
-    """Writes a safetensors file: two names of one tensor (tied weights) are stored once with the second on record.
+    """Writes a safetensors file. A tensor with two names (tied weights) is stored once, with the second name on record.
 
-    Other shared memory is copied. The record is the file's only metadata: ``aliases``, JSON, second name to first.
+    Other tensors that share memory are stored as copies. The record is the file's only metadata: ``aliases``, a JSON
+    object of second name -> first name.
     """
     unique, aliases = _untie(tensors)
-    # One entry: safetensors writes several in any order, and equal weights should be equal files.
+    # One entry of metadata: safetensors writes several in random order, and equal weights should give equal files.
     save_file(unique, file, metadata={"aliases": json.dumps(aliases)})
 
 
 def read_weights(file: Path, nested: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU; tied names hold the same tensor again.
+    """Reads the tensors of a file, on the CPU; names of a tied weight share one tensor.
 
-    A safetensors file by its suffix; any other file is read by ``torch.load(weights_only=True)``, which runs no code,
-    and has to be a mapping of names to tensors, or of ``nested`` to one (a trainer's checkpoint). Raises UserError for
-    a file that is not there, damaged or of another kind.
+    A file that ends in ``.safetensors`` is read as such. Any other file is read by ``torch.load(weights_only=True)``,
+    which runs no code, and has to be a mapping of names to tensors, or a mapping in which the key ``nested`` holds one
+    (a trainer's checkpoint). Raises UserError for a file that is missing, damaged or of another kind.
     """
     if not file.is_file():
         raise UserError(f"{file}: there is no such file of weights; give one such as model{_SUFFIX}")
@@ -53,12 +54,12 @@ def match_weights(
     unexpected: Sequence[str] = (),
     advice: str = "",
 ) -> list[str]:
-    """The names of ``wanted`` (a model's) whose tensors are to be taken from ``given``.
+    """Compares two sets of weights; returns the names of ``wanted`` (a model's) to be loaded from ``given``.
 
-    ``missing`` are patterns (``*`` stands for anything) of names that may be left as they are, because ``given`` lacks
-    them or has them in another shape; ``unexpected`` of names that only ``given`` may have. Raises UserError that lists
-    every other name without a counterpart or of another shape, or for a pattern that no such name matches; ``source``
-    begins that message and ``advice`` ends it.
+    ``missing`` has patterns (``*`` stands for anything) of names in ``wanted`` that may keep their values, because
+    ``given`` lacks them or has them in another shape. ``unexpected`` has patterns of names that only ``given`` may
+    have. Raises UserError for any other name without a counterpart or of another shape, listing them, and for a pattern
+    that matches no such name. The message begins with ``source`` and ends with ``advice``.
     """
     absent = [name for name in wanted if name not in given]
     misshapen = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
@@ -82,9 +83,9 @@ def match_weights(
 
 
 def copy_weights(wanted: Weights, given: Weights, source: str) -> None:
-    """Copies every tensor of ``given`` into the one of the same name. Raises UserError unless all names and shapes fit.
+    """Copies each tensor of ``given`` into the tensor of the same name in ``wanted``, a module's ``state_dict()``.
 
-    ``wanted`` is a ``state_dict()``, whose tensors are the module's own.
+    Raises UserError, before anything is copied, unless all names and shapes match.
     """
     for name in match_weights(wanted, given, source):
         wanted[name].copy_(given[name])
@@ -95,7 +96,7 @@ def _unmatched(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 
 def _fault(kind: str, names: Sequence[str], describe: Callable[[str], str]) -> str:
-    """``2 missing there ('a', 'b')``; empty for none."""
+    """``2 missing there ('a', 'b')``; empty if there are no names."""
     if not names:
         return ""
     return f"{len(names)} {kind} ({listed([describe(name) for name in names], _SHOWN, conjunction=', and')})"
@@ -131,16 +132,16 @@ def _read_torch(file: Path, nested: str | None) -> dict[str, Tensor]:
 
 
 def view_of(tensor: Tensor) -> tuple[object, ...]:
-    """What two tensors have in common that are one (tied weights): memory, place in it, shape, type and device.
+    """A key that is equal for two tensors if they are one (tied weights): memory, offset, shape, strides, type, device.
 
-    Tensors without elements all have it in common, though they are not tied.
+    Callers have to treat tensors without elements apart: their address is 0, which makes their keys equal too.
     """
     memory = tensor.untyped_storage().data_ptr()
     return memory, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _untie(tensors: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors ready for safetensors, each memory once, and which names were left out for which others."""
+    """Tensors as safetensors takes them (no memory shared), and second name -> first name of tied ones left out."""
     unique: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
@@ -151,7 +152,7 @@ def _untie(tensors: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
             aliases[name] = seen[view]
             continue
         copied = tensor.detach().cpu().contiguous()
-        # Other views of the same memory (a slice, a transpose) are independent tensors in the file.
+        # Another view of memory that is in the file already (a slice, a transpose) is stored as a tensor of its own.
         unique[name] = copied.clone() if memory in storages else copied
         seen[view] = name
         storages.add(memory)

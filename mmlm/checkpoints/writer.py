@@ -1,4 +1,4 @@
-"""Writes checkpoints in the background: training waits for a copy in memory, not for the disk."""
+"""Writes checkpoints in a background thread: training waits for a copy in memory, not for the disk."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,20 +23,26 @@ from mmlm.core.distributed import agreed, rank, world_size
 class CheckpointWriter:
     """Saves the checkpoints of one run, one at a time, in a thread of its own.
 
-    With several ranks **all of them** make one and call the same methods at the same steps: every rank writes its parts
-    of sharded tensors (``DTensor``) and the first rank all else, and a write that fails on one rank is raised on all.
-    The ranks talk through a group of their own (gloo), so that training may use the default one meanwhile.
+    With several ranks, **every rank** makes a writer and calls the same methods at the same steps. Each rank writes its
+    shards of sharded tensors (``DTensor``), rank 0 writes all else, and a write that fails on one rank is raised on
+    all. The writers communicate through a process group of their own (gloo), so that training may use the default group
+    at the same time.
 
-    Leaving it as a context manager waits for the last checkpoint, also after an exception, which stays the one raised.
+    As a context manager, it waits for the last checkpoint on leaving, also after an exception, which is raised then.
     """
 
     def __init__(self, root: Path, keep_last: int, patience: timedelta | None = None) -> None:
-        """Writes into ``root``, and keeps the ``keep_last`` newest checkpoints and the best one.
+        """Writes into ``root``; keeps the ``keep_last`` newest checkpoints and the best one.
 
-        ``patience`` is how long a rank waits for the others once it has written its part; None is torch's half an hour.
+        ``patience`` is how long a rank waits for the others after it has written its own share; None is torch's default
+        of half an hour.
         """
         self._root, self._keep_last = root, keep_last
-        self._group = dist.new_group(backend="gloo", timeout=patience) if world_size() > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if world_size() > 1:
+            group = dist.new_group(backend="gloo", timeout=patience)
+            assert isinstance(group, dist.ProcessGroup), "a group of all ranks has this one"
+            self._group = group
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
         self._writing: Future[None] | None = None
         best = best_checkpoint(root)
@@ -50,10 +56,10 @@ class CheckpointWriter:
         best: tuple[str, float] | None = None,
         keep: int | None = None,
     ) -> None:
-        """Begins to write ``step=<step>`` and returns once everything has been copied; the tensors may change then.
+        """Starts writing ``step=<step>``; returns when everything has been copied, after which the tensors may change.
 
-        Waits first for the checkpoint before, and raises what went wrong with it (see ``wait``), so that there is never
-        more than one copy. Once this one is written, the checkpoints that need not be kept are deleted.
+        First waits for the previous checkpoint, and raises its error if it failed (see ``wait``), so that there is
+        never more than one copy in memory. When this one is written, checkpoints that need not be kept are deleted.
 
         Args:
             step: optimizer steps done.
@@ -65,16 +71,17 @@ class CheckpointWriter:
         self.wait()
         check_storable(dict(state), "state")
         if best is None and step == self._best_step:
-            # It is whole, and of the weights that were judged: a run that has gone back may come here with others.
+            # The best checkpoint is of this step already, and must stay: a run that has gone back (after a loss spike)
+            # passes the step again with other weights, which nobody has evaluated.
             return
         self._best_step = step if best is not None else self._best_step
         if rank() > 0 and not separate(weights, state).is_sharded:
-            weights, state = {}, {}  # written by the first rank
+            weights, state = {}, {}  # rank 0 writes everything; this rank only takes part in `agreed`
         weights, state = _snapshot(weights, state)
         self._writing = self._thread.submit(self._write, step, weights, state, best, keep)
 
     def wait(self) -> None:
-        """Returns when everything is on the disk. Raises once what went wrong: a UserError if it was the disk."""
+        """Waits until everything is on the disk. Raises the writer's error, once: a UserError if the disk failed."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -87,6 +94,7 @@ class CheckpointWriter:
         best: tuple[str, float] | None,
         keep: int | None,
     ) -> None:
+        # Runs in the thread. Nothing here may use the default process group, which training uses meanwhile.
         with agreed(self._group):
             if rank() == 0 or separate(weights, state).is_sharded:
                 folder = save_checkpoint(self._root, step, weights, state, self._group)
@@ -108,6 +116,7 @@ class CheckpointWriter:
         except Exception as unsaved:
             if error is None:
                 raise
+            # The exception that ended training is the cause that the user has to see.
             error.add_note(f"besides, the last checkpoint was not saved: {unsaved}")
         finally:
             self._thread.shutdown()
@@ -116,15 +125,16 @@ class CheckpointWriter:
 def _snapshot(
     weights: Mapping[str, Weights], state: Mapping[str, object]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, object]]:
-    """Copies on the CPU. What was one tensor (tied weights) is one copy; from CUDA into pinned memory."""
+    """Copies all tensors to the CPU. A tied weight is copied once, so that it is stored once."""
     copies: dict[tuple[object, ...], Tensor] = {}
 
     def copy(path: str, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         local = leaf.to_local() if isinstance(leaf, DTensor) else leaf
-        if not local.numel():  # without elements all have the address 0
+        if not local.numel():  # every tensor without elements has the address 0, and would count as tied
             return _copied(leaf)
+        # With the type: a DTensor and an ordinary tensor over its shard are not the same.
         key = (*view_of(local), type(leaf))
         if key not in copies:
             copies[key] = _copied(leaf)
@@ -135,6 +145,7 @@ def _snapshot(
             map_leaves({group: dict(tensors) for group, tensors in weights.items()}, copy),
             map_leaves(dict(state), copy),
         )
+    # The copies were started without waiting for each; training may change the tensors once all have arrived.
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
     return snapshot
@@ -143,4 +154,5 @@ def _snapshot(
 def _copied(tensor: Tensor) -> Tensor:
     if tensor.device.type == "cpu":
         return tensor.detach().clone()
-    return tensor.detach().to("cpu", non_blocking=True)  # non-blocking: into pinned memory, which torch reuses
+    # non_blocking also makes torch copy into pinned memory, which is faster and reused.
+    return tensor.detach().to("cpu", non_blocking=True)

@@ -15,7 +15,7 @@ _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 """splitmix64's increment: 2**64 divided by the golden ratio, made odd."""
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-"""Of splitmix64's finalizer."""
+"""Multipliers of splitmix64's finalizer."""
 _DOUBLE_BITS = 53
 """Bits of a float64's mantissa: every multiple of 2**-53 in [0, 1) is equally likely."""
 

@@ -20,7 +20,7 @@ two to every process within milliseconds, and then waits (KillWait, 30 seconds) 
 
 @dataclass
 class StopRequest:
-    """Whether this process has been asked to stop."""
+    """A request to stop this process, which a signal makes."""
 
     signal_name: str | None = None
     """Name of the first signal that came, such as ``SIGTERM``; None before that."""

@@ -1,1 +1,1 @@
-"""What starts the ranks of a run: processes on this machine, or a SLURM job."""
+"""Starting the ranks of a run, as processes on this machine or as a SLURM job, and connecting them."""

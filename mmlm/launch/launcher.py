@@ -1,4 +1,4 @@
-"""What a launcher is."""
+"""The interface of launchers."""
 
 from pathlib import Path
 from typing import Protocol
@@ -8,8 +8,9 @@ class Launcher(Protocol):
     """Starts the ranks of a run somewhere."""
 
     def __call__(self, folder: Path, command: str) -> int:
-        """Starts what trains the prepared run in ``folder`` (its config.yaml is there); returns the exit status.
+        """Starts the training of the prepared run in ``folder``, which has a config.yaml; returns the exit status.
 
-        ``command`` is what the user typed, which resumes the run. Raises UserError.
+        ``command`` is the command line that the user typed, which also resumes the run. Raises UserError if the ranks
+        cannot be started.
         """
         ...

@@ -1,4 +1,4 @@
-"""``launcher=local``: one process a rank on this machine, watched by the one that started them."""
+"""``launcher=local``: one process per rank on this machine, watched and restarted by the process that started them."""
 
 import os
 import signal
@@ -19,17 +19,17 @@ from mmlm.core.stop import handled
 from mmlm.launch.meeting import ATTEMPT, COMMAND
 
 PARENT_PIPE = "MMLM_PARENT_PIPE"
-"""Names a file descriptor that ends when the process that started the ranks does."""
+"""Environment variable: the descriptor of a pipe that ends when the process that started the ranks does."""
 
 
 class Local:
-    """Starts the ranks of a run as processes of this machine, and again if one of them dies.
+    """Starts the ranks of a run as processes of this machine, and starts all of them again if one dies.
 
     Args:
-        processes: ranks; None is one for each accelerator, or 1 without any. From the setting of this name.
-        max_restarts: how often all ranks are started again, from the last checkpoint, after one of them died.
-        threads: CPU threads a rank; None shares this machine's cores out, and leaves OMP_NUM_THREADS if it is set.
-        grace_seconds: how long the other ranks may take to end by themselves once one of them has ended.
+        processes: number of ranks; None is one for each accelerator, or 1 without any. The setting ``processes``.
+        max_restarts: how often all ranks are started again, from the last checkpoint, after one of them has died.
+        threads: CPU threads per rank; None divides the machine's cores among the ranks, unless OMP_NUM_THREADS is set.
+        grace_seconds: how long the other ranks may take to end by themselves after one has failed.
     """
 
     def __init__(
@@ -55,11 +55,12 @@ class Local:
         self.grace_seconds = grace_seconds
 
     def __call__(self, folder: Path, command: str) -> int:
-        """Trains the prepared run in ``folder``; returns the exit status. ``command`` is what resumes it."""
-        # Kept here and not by rank 0, so that it outlives any of them.
+        """Trains the prepared run in ``folder``; returns the exit status. See ``Launcher``."""
+        # The store is kept by this process, not by rank 0, so that it outlives every rank and serves all attempts.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         with _passing_on() as ranks:
             for attempt in range(self.max_restarts + 1):
+                # All ranks start again, never one alone: the others' process group has lost a member and cannot go on.
                 outcome = _outcome(*self._run(ranks, folder, command, store.port, attempt), ranks.asked)
                 if not outcome.again or attempt == self.max_restarts:
                     break
@@ -71,17 +72,19 @@ class Local:
     def _run(
         self, ranks: "_Ranks", folder: Path, command: str, port: int, attempt: int
     ) -> tuple[Mapping[int, int], Sequence[int]]:
-        """One attempt: the exit statuses of the ranks that ended by themselves, and which others had to be killed."""
+        """Makes one attempt. Returns the status of each rank that ended by itself, and the ranks that were killed."""
+        # Ranks inherit the reading end; nothing is ever written. If this process dies, even by SIGKILL, the writing end
+        # closes, and ranks that wait for it notice.
         ours, theirs = os.pipe()
         ranks.processes.clear()
         try:
             for rank in range(self.processes):
                 environment = self._environment(rank, port, attempt, command) | {PARENT_PIPE: str(ours)}
                 arguments = [sys.executable, "-m", "mmlm.worker", str(folder)]
-                # A session of its own: Ctrl-C reaches this process only, which passes it on once.
+                # In a session of its own, a rank does not get the terminal's Ctrl-C as well: this process passes it on.
                 process = subprocess.Popen(arguments, env=environment, pass_fds=(ours,), start_new_session=True)
                 ranks.processes.append(process)
-            if ranks.asked is not None:  # it came while they were being started
+            if ranks.asked is not None:  # the signal came while ranks were being started; the late ones have not got it
                 ranks.send(signal.SIGTERM)
             _wait(ranks.processes, self.grace_seconds)
             hung = [rank for rank, process in enumerate(ranks.processes) if process.poll() is None]
@@ -96,6 +99,7 @@ class Local:
         return ended, hung
 
     def _environment(self, rank: int, port: int, attempt: int, command: str) -> dict[str, str]:
+        """The environment variables of a rank: torchrun's, and our own for the attempt and the command."""
         environment = {
             **os.environ,
             "RANK": str(rank),
@@ -106,6 +110,7 @@ class Local:
             ATTEMPT: str(attempt),
             COMMAND: command,
         }
+        # Without a limit each rank would use every core, and they would get in each other's way.
         share = max(1, (os.cpu_count() or 1) // self.processes)
         if self.threads is not None or "OMP_NUM_THREADS" not in os.environ:
             environment["OMP_NUM_THREADS"] = str(self.threads or share)
@@ -114,13 +119,14 @@ class Local:
 
 @dataclass
 class _Ranks:
-    """The processes of an attempt, and what they were asked for."""
+    """The processes of an attempt, and the signal that asked them to stop."""
 
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     asked: str | None = None
-    """The first signal that asked to stop, such as ``SIGTERM``."""
+    """The first signal that asked this process to stop, such as ``SIGTERM``; None before that."""
 
     def send(self, number: int) -> None:
+        """Sends a signal to the processes that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
@@ -128,12 +134,12 @@ class _Ranks:
 
 @contextmanager
 def _passing_on() -> Iterator[_Ranks]:
-    """Every signal that asks to stop goes to all ranks, as often as it comes."""
+    """Context in which every signal that asks to stop is passed on to all ranks of the yielded attempt."""
     ranks = _Ranks()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         ranks.asked = ranks.asked or signal.Signals(number).name
-        # What does not train yet ends by SIGTERM at once, and by SIGINT with a traceback.
+        # SIGTERM for Ctrl-C: a rank that does not train yet has no handler, and SIGINT would end it with a traceback.
         ranks.send(signal.SIGTERM if number == signal.SIGINT else number)
 
     with handled(on_signal):
@@ -141,9 +147,10 @@ def _passing_on() -> Iterator[_Ranks]:
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
-    """Until all have ended, or ``grace_seconds`` after one has ended badly."""
+    """Waits until all ranks have ended, but at most ``grace_seconds`` after one has ended with a failure."""
     limit = float("inf")
     while time.monotonic() < limit and any(process.poll() is None for process in ranks):
+        # The first failure sets the limit. The others end by themselves soon, if they do: a lost connection tells them.
         if limit == float("inf") and any(process.poll() not in (None, 0) for process in ranks):
             limit = time.monotonic() + grace_seconds
         time.sleep(0.05)
@@ -151,23 +158,26 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> Non
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What an attempt came to."""
+    """The result of an attempt."""
 
     status: int
+    """Exit status of the launcher, if there is no other attempt."""
     fault: str = ""
-    """What went wrong, unless a rank has said it."""
+    """Description of the failure; empty if there was none, or a rank has told of it."""
     again: bool = False
-    """Whether another attempt may come to something else."""
+    """Whether another attempt may succeed."""
 
 
 def _outcome(ended: Mapping[int, int], hung: Sequence[int], asked: str | None) -> _Outcome:
-    """Which of the ranks decides, for most of them only end because another one has.
+    """Finds the rank whose end explains those of the others, which mostly end because they have lost that rank.
 
     Args:
-        ended: exit status of each rank that ended by itself; negative: the signal that ended it.
-        hung: ranks that did not.
-        asked: the signal that asked to stop, if one did.
+        ended: exit status of each rank that ended by itself; negative: minus the signal that ended it.
+        hung: ranks that did not end by themselves and were killed.
+        asked: the signal that asked this process to stop, if one came.
     """
+    # The order of the questions matters. First the ends that ranks have agreed on; then what a restart would repeat (a
+    # user's mistake, a bug); last what it may cure: a rank that was killed, hangs, or has lost another.
     statuses, killed = set(ended.values()), [rank for rank, status in ended.items() if status < 0]
     if not hung and statuses == {0}:
         return _Outcome(0)

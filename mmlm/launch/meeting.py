@@ -1,7 +1,7 @@
-"""Where this process stands among the ranks of a run, and how they find each other.
+"""The rank of this process, the store through which the ranks of a run meet, and their process group.
 
-Three things start ranks: ``launcher=local`` and torchrun (both by RANK, WORLD_SIZE, ...), and ``srun`` (by SLURM_*).
-Without any of them the process is the only rank, and nothing here does anything.
+Ranks are started by ``launcher=local`` or torchrun (both set RANK, WORLD_SIZE, ...), or by ``srun`` (SLURM_*). A
+process that none of them started is the only rank, and the functions here have nothing to do.
 """
 
 import json
@@ -22,15 +22,15 @@ from mmlm.core.distributed import OtherRankFailed
 from mmlm.core.errors import UserError
 
 COMMAND = "MMLM_COMMAND"
-"""Environment variable that tells a training what starts it again."""
+"""Environment variable: the command that resumes this run, for messages."""
 ATTEMPT = "MMLM_ATTEMPT"
-"""Environment variable of launcher=local: how often all ranks have been started again."""
+"""Environment variable, set by launcher=local: how often all ranks have been started again."""
 _MEETING_SECONDS = 300.0
-"""How long ranks wait for each other, and for rank 0's config, before any setting is known."""
+"""How long ranks wait for each other, and for rank 0's config: before the config, no setting is known."""
 
 
 class Backend(StrEnum):
-    """What reduces tensors over ranks."""
+    """The backend of the process group."""
 
     auto = "auto"
     gloo = "gloo"
@@ -39,18 +39,18 @@ class Backend(StrEnum):
 
 @dataclass
 class RankSettings:
-    """How ranks work together."""
+    """Settings of how ranks communicate and watch each other."""
 
     backend: Backend = Backend.auto
     """auto (nccl on CUDA, else gloo), gloo or nccl."""
     timeout_seconds: float = 600.0
-    """How long a rank waits for the others in a reduction before it gives up."""
+    """Seconds that a rank waits for the others in a collective before it gives up."""
     watchdog_seconds: float = 300.0
-    """After how long without progress a rank writes down where it stands (RUN/stacks/) and says which rank is late."""
+    """Seconds without progress after which a rank writes its stacks to RUN/stacks/ and says which rank is late."""
 
 
 class Starter(StrEnum):
-    """What started this process as a rank."""
+    """The program that started this process."""
 
     itself = "a single process"
     local = "launcher=local"
@@ -60,30 +60,31 @@ class Starter(StrEnum):
 
 @dataclass(frozen=True)
 class RankInfo:
-    """This process among the ranks."""
+    """The rank of this process, and how to reach the others."""
 
     rank: int = 0
     local_rank: int = 0
-    """Among the ranks of this machine."""
+    """The number of this rank among those of its machine; selects the accelerator."""
     world_size: int = 1
     address: str = "127.0.0.1"
-    """Host that keeps the ranks in touch."""
+    """Host of the store through which ranks meet."""
     port: int = 0
+    """Port of that store."""
     starter: Starter = Starter.itself
     attempt: int = 0
     """How often all ranks have been started again."""
 
     @property
     def alone(self) -> bool:
-        """Whether there are no other ranks."""
+        """Whether this is the only rank."""
         return self.world_size == 1
 
 
 def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
-    """Reads it off the environment. Raises UserError if that is incomplete."""
+    """Reads a process's rank from its environment variables. Raises UserError if they are incomplete."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return _from_torch(environment)
-    # Only in a step: a batch script has a SLURM_PROCID of its own.
+    # Only in a job step, by srun. A batch script also has SLURM_PROCID and the like, and is no rank.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
         return _from_slurm(environment)
     return RankInfo(attempt=int(environment.get("SLURM_RESTART_COUNT", "0")))
@@ -106,7 +107,7 @@ def _from_torch(environment: Mapping[str, str]) -> RankInfo:
 
 def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
     nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
-    # A port that ranks agree on without asking, and that steps of different jobs on one node seldom share.
+    # Every rank computes the same port from the job, with nobody to ask. Two jobs on one node seldom have the same.
     number = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment["SLURM_STEP_ID"])
     return RankInfo(
         rank=int(environment["SLURM_PROCID"]),
@@ -120,7 +121,7 @@ def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
 
 
 def first_host(nodes: str) -> str:
-    """The first of SLURM's host list: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
+    """The first host of a host list of SLURM: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
     bracket = re.match(r"([^,\[]+)(?:\[(\w+))?([^,]*)", nodes)
     if bracket is None:
         return nodes
@@ -129,28 +130,29 @@ def first_host(nodes: str) -> str:
 
 
 class Meeting:
-    """The key-value store that all ranks of a run share, before and beside the process group."""
+    """A key-value store that all ranks of a run share, before there is a process group and beside it."""
 
     def __init__(self, rank_info: RankInfo) -> None:
-        """Waits for rank 0 to be there. Raises UserError if it is not in time."""
+        """Connects to the store. Raises UserError if rank 0, or whoever keeps the store, is not there in time."""
         self.rank_info = rank_info
         self.store: dist.Store | None = None if rank_info.alone else _connect(rank_info)
 
     def publish(self, folder: Path, config: str) -> None:
-        """Hands the run (its folder and the text of its config) to the other ranks; rank 0 does it once."""
+        """Hands the run (its folder and the text of its config) to the other ranks. Called once, by rank 0."""
         if self.store is not None:
             self.store.set("run", json.dumps({"folder": str(folder), "config": config}))
 
     def refuse(self, status: int) -> None:
-        """Lets the other ranks end with ``status``, unless a run has been handed to them."""
+        """Makes the other ranks end with ``status``. Called by rank 0 if the run fails before it is published."""
         if self.store is None or self.store.check(["run"]):
             return
         self.store.set("run", json.dumps({"status": status}))
-        with suppress(RuntimeError):  # whoever keeps the store must not be gone before they have read it
+        # This process may keep the store: it must not end before the other ranks have read the status.
+        with suppress(RuntimeError):
             self.store.wait([f"read/{rank}" for rank in range(1, self.rank_info.world_size)], timedelta(seconds=60))
 
     def receive(self) -> tuple[Path, str] | int:
-        """What rank 0 published, or the status to end with."""
+        """Waits for rank 0; returns the folder and config that it published, or the status to end with."""
         if self.store is None:
             raise ValueError("a single process has nobody to receive a run from")
         try:
@@ -164,14 +166,14 @@ class Meeting:
         return said["status"] if "status" in said else (Path(said["folder"]), said["config"])
 
     def claim(self, what: str) -> bool:
-        """Whether this rank is the first to ask this about ``what``; True if the store does not answer."""
+        """Whether this rank is the first to claim ``what``; True if the store does not answer."""
         try:
             return self.store is None or self.store.add(what, 1) == 1
         except RuntimeError:
             return True
 
     def is_claimed(self, what: str) -> bool:
-        """Whether any rank has asked ``first`` about ``what``; False if the store does not answer."""
+        """Whether any rank has claimed ``what``; False if the store does not answer."""
         try:
             return self.store is not None and self.store.check([what])
         except RuntimeError:
@@ -182,9 +184,11 @@ def _connect(rank_info: RankInfo) -> dist.Store:
     timeout = timedelta(seconds=_MEETING_SECONDS)
     try:
         if rank_info.starter is Starter.torchrun:
+            # torchrun has a store running already; a second one at its port could not start.
             store = next(iter(dist.rendezvous("env://", timeout=timeout)))[0]
         else:
-            hosts = rank_info.rank == 0 and rank_info.starter is Starter.srun  # launcher=local keeps it in the parent
+            # Under srun, rank 0 keeps the store; with launcher=local, the process that started the ranks.
+            hosts = rank_info.rank == 0 and rank_info.starter is Starter.srun
             store = dist.TCPStore(
                 rank_info.address, rank_info.port, is_master=hosts, timeout=timeout, wait_for_workers=False
             )
@@ -194,12 +198,16 @@ def _connect(rank_info: RankInfo) -> dist.Store:
             f"rank {rank_info.rank} of {rank_info.world_size} cannot reach {rank_info.address}:{rank_info.port} "
             f"({first}); set MASTER_ADDR and MASTER_PORT to a host and port that every node reaches"
         ) from None
+    # A store that outlives the ranks still has the keys of earlier attempts.
     return dist.PrefixStore(f"mmlm/{rank_info.attempt}", store)
 
 
 @contextmanager
 def joined(meeting: Meeting, settings: RankSettings, device: torch.device) -> Iterator[None]:
-    """The process group of all ranks of a meeting, and this rank's device as the current one, while it lasts."""
+    """Context with a process group of all ranks of the meeting, and with ``device`` as the current one.
+
+    Raises UserError for a backend that does not fit the device.
+    """
     rank_info = meeting.rank_info
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -207,14 +215,15 @@ def joined(meeting: Meeting, settings: RankSettings, device: torch.device) -> It
         yield
         return
     if device.type == "cpu" and rank_info.starter is Starter.local:
-        # Host names need not resolve on a laptop.
+        # gloo looks for its interface by the host name, which need not resolve on a laptop.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     backend = settings.backend
     if backend is Backend.auto:
         backend = Backend.nccl if device.type == "cuda" else Backend.gloo
     if backend is Backend.nccl and device.type != "cuda":
         raise UserError(f"ranks.backend: nccl needs CUDA, and this run is on {device.type}; use gloo or auto")
-    # Both kinds of tensor: evaluation gathers what stands on the CPU.
+    # gloo beside nccl: evaluation also gathers tensors that are on the CPU.
+    assert meeting.store is not None, "several ranks share a store"
     name = "cpu:gloo,cuda:nccl" if backend is Backend.nccl else "gloo"
     dist.init_process_group(
         name,
@@ -224,19 +233,24 @@ def joined(meeting: Meeting, settings: RankSettings, device: torch.device) -> It
         timeout=timedelta(seconds=settings.timeout_seconds),
     )
     try:
-        dist.barrier()  # or a rank that finds a mistake at once would be gone while others still connect to it
+        # A rank that fails right away would otherwise be gone while others are still connecting to it.
+        dist.barrier()
         yield
     finally:
         dist.destroy_process_group()
 
 
 def _loopback() -> str:
+    """The name of the loopback interface: ``lo`` on Linux, ``lo0`` on macOS."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), names[0])
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error says that another rank is gone or silent, and not that this one is wrong."""
+    """Whether an error means that another rank is gone or silent, rather than that this rank has failed.
+
+    gloo and NCCL raise plain RuntimeErrors in part, so the text of the message has to decide.
+    """
     text = str(error)
     if isinstance(error, dist.DistError | OtherRankFailed):
         return True

@@ -1,7 +1,7 @@
-"""What a training needs to know and do inside a SLURM job: whether it is in one, and how to be started again.
+"""Requeuing a SLURM job from inside: called by a training that has been asked to stop and has saved.
 
-A job that saves and exits with status 0 is COMPLETED to SLURM and never comes back; one that is requeued waits in the
-queue under the same number and runs its batch script again (``man scontrol``, requeue).
+A job that ends with status 0 is COMPLETED to SLURM and never starts again. A job that is requeued waits in the queue
+under the same number and runs its batch script again (``man scontrol``, requeue).
 """
 
 import os
@@ -11,32 +11,32 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 MAX_RESTARTS = "MMLM_MAX_RESTARTS"
-"""Environment variable that a batch script may set: restarts after which a job no longer asks for another."""
+"""Environment variable that a batch script may set: the number of restarts after which a job is not requeued."""
 PATIENCE = 60.0
-"""Seconds for one of SLURM's commands to answer; its controller may be restarting."""
+"""Seconds that a command of SLURM may take to answer; the controller may be restarting."""
 TRIES = 3
-"""Times that a command is run which a signal ended: what ends a job step is sent to every process of it."""
+"""How often a command is run that ends by a signal: signals to a job step reach the commands that it runs, too."""
 
 
 def in_step(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a task of a job step, started by ``srun``."""
+    """Whether this process is a task of a job step, that is, was started by ``srun``."""
     return "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment
 
 
 def requeue(tell: Callable[[str], None], environment: Mapping[str, str] = os.environ) -> bool:
-    """Puts the job that this process runs in back into the queue, after everything has been saved; on one rank only.
+    """Puts this process's job back into the queue. To be called on one rank, after everything has been saved.
 
-    SLURM then ends all of the job's processes, this one too, so other ranks should have nothing left to do. Not done
-    for a job that was cancelled, that may not be requeued, or that was restarted ``MMLM_MAX_RESTARTS`` times. Raises
-    nothing: a command that is missing or fails is told. Of an array, only this task is requeued.
+    SLURM then ends all processes of the job, this one too, so other ranks should have nothing left to do. A job is not
+    requeued if it was cancelled, if it may not be requeued, or if it was restarted ``MMLM_MAX_RESTARTS`` times. Of an
+    array, only this task is requeued. Raises nothing: a command that is missing or fails is reported by ``tell``.
 
     Args:
-        tell: gets a line for the user, before SLURM is asked: afterwards it could be lost with what prints it. What
-            fails then gets a second one.
-        environment: that of the process.
+        tell: receives a line for the user before SLURM is asked, since SLURM may end the process that prints it. If
+            the command then fails, ``tell`` receives a second line.
+        environment: environment variables of the process.
 
     Returns:
-        Whether the job is started again by SLURM.
+        Whether SLURM will start the job again.
     """
     job = _job(environment)
     if job is None:
@@ -57,10 +57,11 @@ def requeue(tell: Callable[[str], None], environment: Mapping[str, str] = os.env
 
 
 def forbid_requeue(environment: Mapping[str, str] = os.environ) -> None:
-    """Lets nobody requeue the job that this process runs in: it would repeat a user's mistake.
+    """Marks this process's job as one not to be requeued, after a user's mistake that a restart would repeat.
 
-    The batch script cannot tell from a status. ``srun --kill-on-bad-exit`` ends the other ranks by a signal, and
-    returns the highest status of all (143), not that of the rank which found the mistake (2). Raises nothing.
+    The batch script, which restarts failed jobs, cannot recognise a mistake by the exit status: ``srun
+    --kill-on-bad-exit`` ends the other ranks by a signal and returns the highest status of all ranks (143), not that of
+    the rank that found the mistake (2). Raises nothing.
     """
     job = _job(environment)
     if job is not None:
@@ -69,24 +70,27 @@ def forbid_requeue(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _job(environment: Mapping[str, str]) -> str | None:
-    """``7``, or ``7_3`` for task 3 of array 7. The last task of an array has the array's own number for its job, by
-    which SLURM would requeue all of them."""
+    """The name of the job for SLURM's commands: ``7``, or ``7_3`` for task 3 of array 7. None outside of a job.
+
+    SLURM_JOB_ID would not do in an array: for the last task it is the array's own number, by which SLURM requeues all.
+    """
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return environment.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
 
 
 def _facts(shown: str) -> dict[str, str]:
-    """``JobState``, ``Reason``, ``Requeue``, ``Restarts`` and the like, of ``scontrol show job``."""
+    """Fields of the output of ``scontrol show job``: ``JobState``, ``Reason``, ``Requeue``, ``Restarts`` and others."""
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", shown))
 
 
 def _hindrance(facts: Mapping[str, str], most: str | None) -> str | None:
-    """Why a job must not be requeued; None if it may be."""
+    """The reason why a job must not be requeued; None if it may be. ``most``: the value of ``MMLM_MAX_RESTARTS``."""
     state, reason = facts.get("JobState", "unknown"), facts.get("Reason", "")
-    # What ends a job hides its kind in COMPLETING until the last process is gone; only the time limit is named. A
-    # cancelled job that is requeued here would run again. A preempted one at its end, SLURM requeues by itself.
+    # While a job ends, its state is COMPLETING until the last process is gone, whether it was cancelled, preempted or
+    # ran out of time; only the time limit is named, as the reason. A cancelled job must not run again, and a preempted
+    # one is requeued by SLURM itself, so a job that is ending is requeued after its time limit only.
     ending = state == "COMPLETING" and reason != "TimeLimit"
-    # SIGNALING is a job that runs, while a signal is on its way to it: to one of its nodes, after it has come here.
+    # SIGNALING is a running job some of whose nodes have not yet got the signal that this process has.
     if ending or state not in ("RUNNING", "SIGNALING", "COMPLETING"):
         return f"SLURM is ending it (state {state}), as after scancel"
     if facts.get("Requeue") == "0":
@@ -104,11 +108,11 @@ def _whole(text: str) -> int:
 
 
 class _CommandError(Exception):
-    """A command cannot be run or failed. Never leaves this file."""
+    """A command cannot be run, or has failed. Caught in this file."""
 
 
 def _answer(command: Sequence[str]) -> str:
-    """What a command prints. Raises _CommandError."""
+    """Runs a command; returns its output. Raises _CommandError."""
     for _ in range(TRIES):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
@@ -116,7 +120,7 @@ def _answer(command: Sequence[str]) -> str:
             raise _CommandError(f"{command[0]} cannot be run ({error.strerror})") from None
         except subprocess.TimeoutExpired:
             raise _CommandError(f"'{' '.join(command)}' gave no answer for {PATIENCE:.0f} seconds") from None
-        if done.returncode >= 0:
+        if done.returncode >= 0:  # negative: ended by a signal, see TRIES
             break
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"status {done.returncode}"

@@ -1,4 +1,4 @@
-"""``launcher=slurm``: a batch file in the run folder that anyone can read, edit and submit again; submits it."""
+"""``launcher=slurm``: writes a batch file into the run folder and submits it. It can be edited and submitted again."""
 
 import os
 import re
@@ -13,15 +13,17 @@ from mmlm.launch.meeting import COMMAND
 from mmlm.launch.requeue import MAX_RESTARTS
 
 FOLDER = "slurm"
-"""Folder of a run that holds its batch file and the logs of its jobs."""
+"""Folder inside a run folder that holds its batch file and the logs of its jobs."""
 JOB_FILE = "job.sh"
+"""The batch file in that folder."""
 FORMATS = {
     "time": (r"(\d+-)?\d{1,2}:\d\d:\d\d", "HH:MM:SS or D-HH:MM:SS (in a file within quotes)"),
     "mem": (r"\d+[KMGT]?", "a number with K, M, G or T, such as 32G"),
     "signal": (r"[A-Z][A-Z0-9]*@\d+", "a signal's name and seconds, such as USR1@120"),
 }
-"""Settings of a form of their own: what they match, and what to say of it."""
+"""Setting -> the regular expression that its values match, and the rule in words for the error message."""
 
+# In both templates, doubled braces are the shell's own.
 SCRIPT = """\
 #!/bin/bash
 # Trains {name}. To go on from its last checkpoint, or after editing this file:
@@ -58,45 +60,46 @@ class Slurm:
     """
 
     processes: int | None = None
-    """The setting of this name, which is for one machine: to be refused."""
+    """The top-level setting ``processes``, which is for one machine only; refused here unless null."""
     partition: str | None = None
-    """Queue to wait in; null takes the cluster's default (``sinfo`` lists them)."""
+    """Queue of the cluster; null takes the default (``sinfo`` lists them)."""
     account: str | None = None
-    """Whom the time is charged to."""
+    """Account that the time is charged to."""
     qos: str | None = None
     """Quality of service."""
     nodes: int = 1
-    """Machines."""
+    """Number of machines."""
     tasks_per_node: int = 1
-    """Ranks on each node: its accelerators, or 1 on CPUs."""
+    """Ranks on each node: one for each accelerator, or 1 on CPUs."""
     gpus_per_node: int | None = None
-    """Accelerators of each node; null asks for none."""
+    """Accelerators on each node; null asks for none."""
     cpus_per_task: int | None = None
-    """Cores of each rank: 1 and one for each of ``data.workers``; null takes the cluster's default."""
+    """Cores for each rank: 1 and one for each of ``data.workers``; null takes the cluster's default."""
     mem: str | None = None
-    """Memory of each node, such as 64G; null takes the cluster's default."""
+    """Memory on each node, such as 64G; null takes the cluster's default."""
     time: str | None = None
     """Time limit of one start of the job, HH:MM:SS or D-HH:MM:SS; null takes the partition's."""
     signal: str | None = "USR1@120"
-    """Signal and how many seconds before the time limit every rank gets it, to save and be requeued (SLURM may send it
-    up to 60 seconds earlier). Null sends none: SIGTERM comes at the limit, and SIGKILL KillWait (30) seconds later."""
+    """NAME@SECONDS: the signal that every rank gets so many seconds before the time limit (SLURM may send it up to 60
+    seconds earlier), to save and be requeued. With null, SIGTERM comes at the limit, and SIGKILL KillWait (30) seconds
+    later."""
     constraint: str | None = None
     """Features that the nodes must have."""
     exclude: str | None = None
     """Nodes not to use, such as n3 or n[1-3] (a bracket needs quotes on the command line: "'n[1-3]'")."""
     setup: list[str] = field(default_factory=list)
-    """Lines of shell run once on the first node before training: module load, export NCCL_SOCKET_IFNAME=..."""
+    """Lines of shell, run once on the first node before training: module load, export NCCL_SOCKET_IFNAME=..."""
     python: str | None = None
-    """Interpreter to train with; null takes the one that submits."""
+    """Python interpreter to train with; null takes the one that submits the job."""
     requeue: bool = True
-    """Whether the job goes back into the queue after a time limit, a preemption or a failure."""
+    """Whether the job returns to the queue after a time limit, a preemption or a failure."""
     max_restarts: int = 50
-    """Restarts, of whatever cause, after which it no longer does."""
+    """Number of restarts, of whatever cause, after which the job does not return to the queue."""
     extra: list[str] = field(default_factory=list)
     """Further options of sbatch, such as --mail-type=END."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value that sbatch would refuse, or worse, would understand differently."""
+        """Raises UserError for a value that sbatch would refuse or, worse, misunderstand."""
         if self.processes is not None:
             raise UserError(
                 f"processes: {self.processes} has no effect with launcher=slurm; set launcher.tasks_per_node"
@@ -125,10 +128,10 @@ class Slurm:
             )
 
     def __call__(self, folder: Path, command: str) -> int:
-        """Writes and submits the batch file of the run folder, says how to follow it, and returns 0 at once.
+        """Writes the batch file of the run folder, submits it, prints how to follow the job, and returns 0 at once.
 
-        ``command``, which writes the file anew, is told in it. Raises UserError, which names the written file, where
-        there is no ``sbatch`` or it refuses.
+        The file mentions ``command``, which would write it anew. Raises UserError, which names the written file, if
+        there is no ``sbatch`` or if ``sbatch`` refuses.
         """
         file = self.write(folder, command)
         job = _submit(file)
@@ -140,7 +143,7 @@ class Slurm:
         return 0
 
     def write(self, folder: Path, command: str) -> Path:
-        """Writes ``slurm/job.sh`` of the run folder; its absolute path. The job's logs go next to it."""
+        """Writes ``slurm/job.sh`` into the run folder; returns its absolute path. The job's logs go next to it."""
         place = folder.resolve() / FOLDER
         place.mkdir(parents=True, exist_ok=True)
         file = place / JOB_FILE
@@ -148,13 +151,13 @@ class Slurm:
         return file
 
     def script(self, folder: Path, command: str) -> str:
-        """The text of the batch file for a run folder (absolute path) that ``command`` has prepared."""
+        """The text of the batch file for the prepared run in ``folder`` (an absolute path)."""
         file = shlex.quote(str(folder / FOLDER / JOB_FILE))
         before = [f"export {COMMAND}={shlex.quote(f'sbatch {file}')}"]
         if self.requeue:
             before.append(f"export {MAX_RESTARTS}={self.max_restarts}")
         python = shlex.quote(self.python or sys.executable)
-        # Since SLURM 22.05 srun does not take this from the job.
+        # Repeated for srun, which since SLURM 22.05 does not take this option over from the job.
         cpus = f" --cpus-per-task={self.cpus_per_task}" if self.cpus_per_task is not None else ""
         return SCRIPT.format(
             name="/".join(folder.parts[-3:]),
@@ -162,13 +165,14 @@ class Slurm:
             command=command.replace("\n", " "),
             options="\n".join(f"#SBATCH {option}" for option in self._options(folder)),
             before="".join(f"{line}\n" for line in [*before, *self.setup]),
-            # One rank that ends badly ends all of them: the others would wait for it until a timeout.
+            # --kill-on-bad-exit: when one rank fails, SLURM ends the others, which would wait for it until a timeout.
             step=f"srun --kill-on-bad-exit=1{cpus} {python} -m mmlm.worker {shlex.quote(str(folder))}",
             end=RESTART.format(limit=MAX_RESTARTS) if self.requeue else "# Not requeued, whatever the status.",
         )
 
     def _options(self, folder: Path) -> list[str]:
-        # A percent sign begins a pattern in the names of output files.
+        """The options of sbatch, which head the batch file."""
+        # sbatch replaces patterns such as %j (the job's number) in the names of output files; %% is a percent sign.
         log = str(folder / FOLDER).replace("%", "%%")
         name = "/".join(folder.parts[-3:])
         given = {
@@ -190,7 +194,7 @@ class Slurm:
             f'--output="{log}/%j.log"',
             "--open-mode=append",
             f'--chdir="{Path.cwd()}"',
-            # Jobs of one name run one after the other: submitted twice, a run is not trained by two jobs at a time.
+            # Jobs of one name run one after the other, so that a run submitted twice is not trained by two at once.
             "--dependency=singleton",
             *(f"--{key}={value}" for key, value in given.items() if value is not None),
             "--requeue" if self.requeue else "--no-requeue",
@@ -199,8 +203,8 @@ class Slurm:
 
 
 def _submit(file: Path) -> str:
-    """The number of the job. Raises UserError."""
-    # What a surrounding job has set (salloc, another batch script) would override the file.
+    """Submits a batch file; returns the number of the job. Raises UserError if there is no sbatch or it refuses."""
+    # Inside of another job (salloc, a batch script), its SLURM_* variables would override the options in the file.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     command = ["sbatch", "--parsable", str(file)]
     try:

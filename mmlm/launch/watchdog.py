@@ -1,7 +1,7 @@
-"""Says which rank is late, and where it stands, before the others lose patience with it.
+"""A watchdog that says which rank is late, and where it stands, before the collectives of the others time out.
 
-A rank marks what it is about to do. All ranks make the same marks in the same order, so whoever has made the fewest is
-late; whoever is not heard from at all is stopped, or dead, or cut off.
+Each rank marks what it is about to do. All ranks make the same marks in the same order, so the rank with the fewest
+marks is late. A rank that reports nothing at all is stopped, dead, or cut off.
 """
 
 import faulthandler
@@ -18,28 +18,28 @@ from typing import Self
 import torch.distributed as dist
 
 _LOOKS = 8
-"""How often a watchdog looks within the time that it allows."""
+"""How often a watchdog looks, and reports to the other ranks, within the time that it allows."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank said of itself last."""
+    """The last report of a rank about itself."""
 
     marks: int
-    """How many it has made."""
+    """Number of marks that the rank has made."""
     at: str
-    """What it is doing."""
+    """The last mark: what the rank is doing."""
     seconds: float
-    """For how long."""
+    """How long the rank has been doing it."""
     said: float
-    """When it said so, seconds since the epoch."""
+    """Time of the report, in seconds since the epoch."""
 
 
 class Watchdog(AbstractContextManager["Watchdog"]):
-    """Watches one rank from a thread of its own; with several ranks, each tells the others through ``store``.
+    """Watches one rank from a thread of its own, and exchanges reports with the other ranks through ``store``.
 
-    After ``seconds`` without a mark it writes the stacks of all threads to ``folder/rank=<n>.txt``, once a stall, and
-    the first rank to notice tells in one line who is late.
+    After ``seconds`` without a mark, it writes the stacks of all threads to ``folder/rank=<n>.txt``, once per stall.
+    The first rank that notices a stall calls ``tell`` with one line that names the late ranks.
     """
 
     def __init__(
@@ -70,26 +70,30 @@ class Watchdog(AbstractContextManager["Watchdog"]):
         self._thread.join(timeout=self._seconds)
 
     def mark(self, at: str) -> None:
-        """This rank is about to do ``at`` (``step 12: waiting for data``). Costs nothing to speak of."""
+        """Records that this rank is about to do ``at`` (``step 12: waiting for data``). Only sets three fields."""
         self._at, self._since = at, time.monotonic()
         self._marks += 1
 
     def _watch(self) -> None:
+        """The thread: reports at regular intervals, and looks whether the last mark is too old."""
         while not self._ended.wait(self._seconds / _LOOKS):
             self._say()
+            # The number of the mark identifies the stall: one that was reported is not reported again.
             if time.monotonic() - self._since > self._seconds and self._reported != self._marks:
                 self._reported = self._marks
                 self._report()
 
     def _say(self) -> None:
+        """Puts this rank's report into the store, where the others read it if they stall."""
         beat = Beat(self._marks, self._at, time.monotonic() - self._since, time.time())
         if self._store is not None:
             try:
                 self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
             except RuntimeError:
-                return  # whoever keeps the store is gone; the process group will notice
+                return  # the store is gone with the process that kept it; the process group will notice
 
     def _report(self) -> None:
+        """Writes the stacks of this rank and, on the first rank to get here, tells who is late."""
         stacks = self._folder / f"rank={self._rank}.txt"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -103,13 +107,14 @@ class Watchdog(AbstractContextManager["Watchdog"]):
             self._tell(f"watchdog: {describe(self._beats(), self._seconds)}; stacks are in {self._folder}")
 
     def _is_first(self) -> bool:
-        """Of the ranks that report this stall."""
+        """Whether this rank is the first to report this stall; True if the store does not answer."""
         try:
             return self._store is None or self._store.add(f"stall/{self._marks}", 1) == 1
         except RuntimeError:
             return True
 
     def _beats(self) -> dict[int, Beat | None]:
+        """The last report of every rank; None for a rank that has not reported."""
         beats: dict[int, Beat | None] = dict.fromkeys(range(self._world_size))
         beats[self._rank] = Beat(self._marks, self._at, time.monotonic() - self._since, time.time())
         for rank in range(self._world_size):
@@ -122,10 +127,15 @@ class Watchdog(AbstractContextManager["Watchdog"]):
 
 
 def describe(beats: Mapping[int, Beat | None], seconds: float) -> str:
-    """One line: which ranks are late, what they are doing, and where the others wait for them."""
+    """One line that says which ranks are late, what they are doing, and where the others wait for them.
+
+    ``seconds`` is the time without a mark that the watchdog allows.
+    """
     now = time.time()
+    # Each rank reports several times within `seconds`; clocks of machines may differ a little.
     silent = [rank for rank, beat in beats.items() if beat is None or now - beat.said > seconds / 2]
     heard = {rank: beat for rank, beat in beats.items() if beat is not None and rank not in silent}
+    # Of the ranks that report, those with the most marks are the furthest: they wait, and all others are late.
     most = max((beat.marks for beat in heard.values()), default=0)
     behind = [rank for rank, beat in heard.items() if beat.marks < most]
     said = [f"rank {rank} is late: not heard from; it was at '{_at(beats[rank])}'" for rank in silent]

@@ -1,4 +1,4 @@
-"""What whoever watches a run sees: lines, a header, and a progress bar."""
+"""The terminal output of a run: lines, a header, and a progress bar."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,7 @@ import rich.table
 import rich.text
 
 _BAR_WIDTH = 20
-
-
-# Console
+"""Characters of the progress bar."""
 
 
 class Console:
@@ -36,7 +34,7 @@ class Console:
         self._rich.print(text, markup=False)
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Prints what was composed, one ``name  value`` a row."""
+        """Prints a table of ``name  value`` rows: the parts and sizes of a run that is about to begin."""
         table = rich.table.Table.grid(padding=(0, 2))
         table.add_column(style="bold cyan", no_wrap=True)
         table.add_column(overflow="fold")
@@ -45,12 +43,12 @@ class Console:
         self._rich.print(table)
 
     def progress(self, total_steps: int, start: int = 0) -> "Progress":
-        """The progress of a run of ``total_steps`` optimizer steps that begins at step ``start``. Use in ``with``."""
+        """The progress display, a context manager, of a run of ``total_steps`` optimizer steps, from ``start`` on."""
         return Progress(self._rich, total_steps, start, self._plain_seconds, self._clock)
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere a line for every 5% of the steps, or sooner after ``plain_seconds``."""
+    """The progress of a run: a live bar on a terminal, else a line per 5% of the steps or per ``plain_seconds``."""
 
     def __init__(
         self,
@@ -93,16 +91,16 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows that ``step`` optimizer steps are done, and the latest value of each loss term.
+        """Shows that ``step`` optimizer steps are done, and ``values``: the latest value of each loss term.
 
-        ``examples_per_second``, if it is among ``values``, is shown as the rate.
+        A value called ``examples_per_second`` is shown as the rate.
         """
         rate = values.get("examples_per_second")
         pace = [] if rate is None else [f"{rate:.0f} examples/s"]
         terms = [f"{name} {value:.4g}" for name, value in values.items() if name != "examples_per_second"]
         text = "  ".join([*pace, f"{self._left(step)} left", *terms])
         if self._bar is not None:
-            # A narrow terminal cuts off the terms; left to itself, rich would squeeze every column.
+            # Cut here: on a narrow terminal, rich would squeeze every column instead of the last.
             room = max(1, self._console.width - _BAR_WIDTH - len(self._steps(step)) - 2)
             text = text if len(text) <= room else f"{text[: room - 1]}…"
             self._bar.update(self._task, completed=step, steps=self._steps(step), text=text)
@@ -118,7 +116,7 @@ class Progress:
         return f"{step}/{self._total}"
 
     def _left(self, step: int) -> str:
-        """Time left at the mean rate since the start, evaluations included."""
+        """The time left, at the mean rate since this process began to train; the time of evaluations counts."""
         if step <= self._start:
             return "?"
         seconds = round((self._clock() - self._began) * (self._total - step) / (step - self._start))

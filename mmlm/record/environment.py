@@ -1,4 +1,4 @@
-"""What a run was made with: code, packages, machine. Written into the run folder for whoever reproduces it."""
+"""The environment of a run (code, packages, machine), written into its folder for whoever reproduces the run."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ import torch
 from mmlm.core.precision import Precision
 from mmlm.record.folder import ENVIRONMENT, write_whole
 
-PACKAGES = (
+PACKAGES = (  # those that can change a number, or how it is shown
     "mmlm",
     "torch",
     "torchvision",
@@ -34,19 +34,21 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Environment:
-    """The facts; field names are the keys of ``environment.json``."""
+    """The environment of a run; field names are the keys of ``environment.json``."""
 
     command: str
+    """The command line that started the run."""
     git_commit: str | None
     """None outside a git checkout."""
     git_dirty: bool | None
     """Whether tracked files differed from that commit."""
     device: str
     precision: str
-    """What the run computes in, ``auto`` settled; a name of ``Precision``."""
+    """The name of the ``Precision`` that the run computes in, with ``auto`` resolved."""
     python: str
     platform: str
     packages: Mapping[str, str]
+    """Versions of the installed ones of ``PACKAGES``."""
     model: Mapping[str, Mapping[str, int]]
     """``{"parameters": {part: count}, "flops": {part: count}}``; FLOPs as ``model.costs`` counts them."""
 
@@ -54,7 +56,7 @@ class Environment:
 def describe_environment(
     device: torch.device, precision: Precision, model: Mapping[str, Mapping[str, int]]
 ) -> Environment:
-    """Looks at the running process; ``model`` is what the caller knows of the model."""
+    """The environment of this process; ``model`` has the counts of ``Environment.model``, which the caller knows."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return Environment(
         command=shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]]),
@@ -70,14 +72,17 @@ def describe_environment(
 
 
 def device_name(device: torch.device) -> str:
-    """``CPU, 2 threads`` or the accelerator's own name."""
+    """``CPU, 2 threads``, or the name of the accelerator."""
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return torch.cuda.get_device_name(device)
 
 
 def precision_of_run(configured: Precision, folder: Path, device: torch.device) -> Precision:
-    """What a run computes in. ``auto`` is settled where the run begins, and stays that wherever it goes on."""
+    """The precision of a run, with ``auto`` resolved: to what ``folder`` has on record, or else for ``device``.
+
+    Without the record, a run that is resumed on another machine could go on in another precision.
+    """
     try:
         recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("precision")
     except (OSError, ValueError):
@@ -88,11 +93,12 @@ def precision_of_run(configured: Precision, folder: Path, device: torch.device) 
 
 
 def save_environment(environment: Environment, folder: Path) -> None:
-    """Writes ``environment.json``, which is there as a whole or not at all: it says what a run goes on in."""
+    """Writes ``environment.json``, whole or not at all: a resumed run takes its precision from it."""
     write_whole(folder / ENVIRONMENT, json.dumps(asdict(environment), indent=2) + "\n")
 
 
 def _git(*arguments: str) -> str | None:
+    """The output of a git command in the checkout of this package; None without git or a checkout."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on a run folder, so that two processes never write into it at once."""
 
 import errno
 import fcntl
@@ -14,26 +14,27 @@ from mmlm.core.errors import UserError
 from mmlm.record.folder import LOCK
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of ``flock`` that mean that the file system has no locks."""
 
 
 class RunLock:
-    """Holds ``folder/lock`` by ``flock(2)`` while the context lasts, so that no second run writes into the folder.
+    """Holds a lock (``flock(2)``) on ``folder/lock`` while the context lasts: no second run may write into the folder.
 
-    The system lets go of it when the process ends, however that happens: a file that a killed run left is no lock. What
-    the file says (host, pid, since) is for the message only, and is taken back in the end. On NFS, Linux makes the lock
-    hold between machines.
+    The operating system releases the lock when the process ends, however it ends, so the file that a killed run leaves
+    behind locks nothing. The file's content (host, pid, since) serves the error message only, and is emptied on
+    leaving. On NFS, Linux makes the lock hold between machines.
     """
 
     def __init__(self, folder: Path, tell: Callable[[str], None] = print) -> None:
-        """``folder`` is there already; ``tell`` takes one line where the file system has no locks."""
+        """``folder`` must exist; ``tell`` receives a line of warning if the file system has no locks."""
         self._folder, self._tell = folder, tell
         self._descriptor: int | None = None
 
     def __enter__(self) -> "RunLock":
-        """Raises UserError if another process holds it, saying which."""
+        """Takes the lock. Raises UserError, which names the holder, if another process has it."""
         file = self._folder / LOCK
         try:
-            # Python's descriptors are not inherited: what a run starts does not go on holding it.
+            # Programs that this process starts do not inherit the descriptor, which would keep the lock held after it.
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"runs: {file} cannot be opened ({error.strerror}); give runs= another folder") from error
@@ -53,7 +54,8 @@ class RunLock:
             self._tell(f"{self._folder}: this file system has no locks; see to it that no second run writes there")
             return self
         self._descriptor = descriptor
-        os.register_at_fork(after_in_child=self._forget)  # a data worker that outlives a killed run holds nothing
+        # A forked process does inherit it: a data worker that outlives a killed run would keep the folder locked.
+        os.register_at_fork(after_in_child=self._forget)
         record = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         _overwrite(descriptor, json.dumps(record).encode())
         return self
@@ -61,20 +63,21 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # The file stays: one that is deleted under another process that has just opened it would be locked twice.
+        # The file is not deleted: a process that has just opened it would lock the deleted one, and a third process a
+        # new one, and both would go on.
         if self._descriptor is not None:
             _overwrite(self._descriptor, b"")
             self._forget()
 
     def _forget(self) -> None:
-        """Closes this process's descriptor; in a forked process the one that forked it goes on holding the lock."""
+        """Closes this process's descriptor. Called in a forked process, the lock stays with the process that forked."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _overwrite(descriptor: int, content: bytes) -> None:
-    """Best effort: a full disk may keep the description out, but the lock is held all the same."""
+    """Replaces the file's content if it can. A full disk may prevent that; the lock is held nevertheless."""
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, content, 0)
@@ -83,7 +86,7 @@ def _overwrite(descriptor: int, content: bytes) -> None:
 
 
 def _describe(content: bytes) -> str:
-    """``, process 7 on node1 since 2026-01-01 10:00:00``; empty if the holder has not said so."""
+    """The holder in words: ``, process 7 on node1 since 2026-01-01 10:00:00``; empty if the file does not tell."""
     try:
         record = json.loads(content)
         return f", process {int(record['pid'])} on {record['host']} since {record['since']}"

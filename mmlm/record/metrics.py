@@ -1,6 +1,6 @@
-"""One stream of ``(name, value)``: to ``metrics.jsonl``, to wandb, and to the console.
+"""Metrics of a run: rows of ``(name, value)`` in ``metrics.jsonl``, and a copy at wandb.
 
-The JSONL file is the record (reports read it); wandb is a copy that may fail; the console is for whoever watches.
+The JSONL file is the record, which reports read. The copy at wandb may fail without harm.
 """
 
 import json
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from wandb import Run
 
 _RESERVED = ("step", "examples", "seconds")
+"""Names in a row that no metric may have."""
 _WANDB_SECONDS = 15.0
+"""How long wandb may take to start, once to log in and once to begin the run."""
 _UPLOAD_SECONDS = 60.0
+"""How long wandb may take, at the end of a run, to upload what is left."""
 
 
 class WandbMode(StrEnum):
-    """Where wandb gets its copy of the metrics."""
+    """Whether and how wandb gets a copy of the metrics."""
 
     disabled = "disabled"
     offline = "offline"
@@ -35,7 +38,7 @@ class WandbMode(StrEnum):
 
 @dataclass
 class MetricsSettings:
-    """Where metrics go besides ``metrics.jsonl``."""
+    """Settings of wandb; ``metrics.jsonl`` is always written."""
 
     wandb: WandbMode = WandbMode.disabled
     """disabled; offline (kept in the run folder, uploaded later with `wandb sync`); or online."""
@@ -52,19 +55,19 @@ def _to_stderr(text: str) -> None:
 
 
 class Log(Protocol):
-    """What training needs of a log of metrics."""
+    """A log of metrics, as training uses it."""
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Takes one row: optimizer steps, examples seen in all, seconds of training, and the values by name."""
+        """Records one row: optimizer steps, examples seen since step 0, seconds of training, and values by name."""
         ...
 
     def resume_from(self, step: int | None) -> int:
-        """Drops the rows after ``step``, or all of them if None; returns how many."""
+        """Deletes the rows after ``step``, or all rows if None; returns how many."""
         ...
 
 
 class NoLog:
-    """The log of ranks other than 0: it takes nothing down."""
+    """The log of ranks other than 0, which records nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,13 +86,13 @@ class NoLog:
 
 
 class MetricLog:
-    """The metrics of one run. Made by one process (rank 0), closed at the end (``with`` does both).
+    """The log of one run, in ``metrics.jsonl`` and at wandb. Used on rank 0 only, as a context manager.
 
-    A row of ``metrics.jsonl`` is one JSON object: ``step`` (optimizer steps), ``examples`` (seen in all), ``seconds``
-    (of training), and the values. JSON has no NaN: non-finite values are written as the strings ``"NaN"``,
-    ``"Infinity"`` and ``"-Infinity"``, which ``float()`` reads and ``read_metrics`` turns back.
+    A row of ``metrics.jsonl`` is one JSON object: ``step`` (optimizer steps), ``examples`` (seen since step 0),
+    ``seconds`` (of training), and the values. JSON has no NaN, so non-finite values are written as the strings
+    ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float()`` and ``read_metrics`` read.
 
-    No failure of wandb stops a run: the first one is warned about and wandb is left out from there on.
+    No failure of wandb ends a run: after the first one, which is told, wandb is not used any more.
     """
 
     def __init__(
@@ -100,9 +103,10 @@ class MetricLog:
         run_name: str,
         tell: Callable[[str], None] = _to_stderr,
     ) -> None:
-        """``config`` is what wandb shows as the run's settings: plain values, and no secrets.
+        """Starts the copy at wandb if ``settings`` ask for it; ``metrics.jsonl`` is opened by the first row.
 
-        ``tell`` receives the line about a failure of wandb (``Console.line``, where there is a console).
+        ``config`` is shown by wandb as the run's settings: plain values without secrets. ``tell`` receives the line
+        about a failure of wandb.
         """
         run_folder.mkdir(parents=True, exist_ok=True)
         self._tell = tell
@@ -124,9 +128,10 @@ class MetricLog:
         self.close(failed=error is not None)
 
     def resume_from(self, step: int | None) -> int:
-        """Drops the rows after ``step``, or all of them if None (the run starts anew). Returns how many.
+        """Deletes the rows after ``step``, or all rows if None (the run starts anew); returns how many.
 
-        A run that was killed has rows beyond its last checkpoint, and maybe half a row; training makes them again.
+        A run that was killed has rows of steps after its last checkpoint, and maybe half a row at the end. The resumed
+        run makes these steps, and their rows, again.
         """
         rows = read_metrics(self.path) if self.path.exists() else []
         kept = [row for row in rows if step is not None and row["step"] <= step]
@@ -135,7 +140,7 @@ class MetricLog:
         return len(rows) - len(kept)
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Appends one row and hands it to the operating system at once."""
+        """Appends one row and hands it to the operating system at once, so that a killed process loses none."""
         if clash := [name for name in values if name in _RESERVED]:
             raise ValueError(f"a metric cannot be called '{clash[0]}'")
         row = {"step": step, "examples": examples, "seconds": seconds, **values}
@@ -146,7 +151,7 @@ class MetricLog:
         self._to_wandb(lambda run: run.log(row))
 
     def close(self, failed: bool = False) -> None:
-        """Closes the file and ends the wandb run; ``failed`` marks it as failed there."""
+        """Closes the file and ends the run at wandb; ``failed`` marks it as failed there."""
         self._close_file()
         self._to_wandb(lambda run: run.finish(exit_code=int(failed)))
         self._wandb = None
@@ -167,13 +172,14 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``. A last row that was cut off is left out; any other bad row is a UserError."""
+    """Reads the rows of a ``metrics.jsonl``, but for a last row that is cut off. Any other bad row is a UserError."""
     rows = []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         try:
             rows.append({name: _number(value) for name, value in json.loads(line).items()})
         except (ValueError, TypeError, AttributeError):
+            # A process that was killed while it wrote leaves half of the last row, and of no other.
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a row of metrics; delete that line") from None
     return rows
@@ -191,9 +197,10 @@ def _spell(value: float) -> str:
 
 
 def _number(value: object) -> float:
+    """A value of a row as JSON has it: an int, a float, or a string such as ``"NaN"``."""
     if isinstance(value, str):
         return float(value)
-    if type(value) not in (int, float):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return value
 
@@ -202,7 +209,7 @@ def _number(value: object) -> float:
 
 
 def _start_wandb(run_folder: Path, settings: MetricsSettings, config: Mapping[str, Any], run_name: str) -> "Run":
-    """A wandb run that keeps to the run folder, prints nothing and gives up in bounded time."""
+    """Starts a wandb run that writes below the run folder only, prints nothing and gives up in bounded time."""
     import wandb  # takes a second, and most runs do without
 
     limits = wandb.Settings(
@@ -227,13 +234,13 @@ def _start_wandb(run_folder: Path, settings: MetricsSettings, config: Mapping[st
         config=dict(config),
         settings=limits,
     )
-    # Not wandb's own step, which refuses to go back when a run resumes from a checkpoint.
+    # Our own step as the axis: wandb's refuses to go back, which a run does that resumes from a checkpoint.
     run.define_metric("*", step_metric="step")
     return run
 
 
 def _wandb_id(run_folder: Path) -> str:
-    """The id of this run folder at wandb, so that a resumed run continues its curves."""
+    """The id of this run folder at wandb, made once and kept in a file, so that a resumed run continues its curves."""
     file = run_folder / WANDB_ID
     if not file.exists():
         file.write_text(secrets.token_hex(4))
