@@ -10,8 +10,9 @@ from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment
 from mmlm.launch.meeting import Starter
-from mmlm.model.costs import SLOTS, ModelCosts, model_costs
+from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.record.environment import device_name
 from mmlm.training.replicated import unwrapped
 
@@ -67,7 +68,7 @@ def _model_rows(model: ImageTextModel, costs: ModelCosts, max_tokens: int) -> li
         return f"{parameters / 1e6:.2f}M parameters, {flops / 1e6:,.1f} MFLOPs"
 
     total = size(sum(costs.parameters.values()), sum(costs.flops.values()))
-    parts = {name: part for name, part in model.named_children() if name in SLOTS}
+    parts = {name: part for name, part in model.named_children() if name in MODEL_SLOTS}
     rows = [("model", f"{total} forward for one image and {max_tokens} tokens (a multiply-add is 2)")]
     for name, part in parts.items():
         rows.append((f"  {name}", f"{type(part).__name__} {size(costs.parameters[name], costs.flops[name])}"))
