@@ -149,7 +149,7 @@ def table(precision: str = "fp32", sizes: Sequence[str] = ()) -> str:
 
 
 def rows(found: Mapping[str, Measured | None]) -> list[str]:
-    """The lines of the table. None is a loss that did not fit. Ratios are to ``REFERENCE``: all logits of real tokens"""
+    """The lines of the table. None is a loss that did not fit; ratios are to ``REFERENCE``."""
     lines = [
         "| captioning loss, forward + backward | seconds | peak memory, MB | time | memory |",
         "|---|--:|--:|--:|--:|",

@@ -96,7 +96,7 @@ class DataSettings:
 
 @dataclass
 class ModelSettings:
-    """What belongs to the composed model rather than to one part."""
+    """Settings of the composed model that belong to none of its parts alone."""
 
     width: int = 192
     """Width of the bridge's memory and of the decoder's states, where these do not set one of their own."""
