@@ -1,4 +1,4 @@
-"""``python -m mmlm.compare runs=[A,B] out=FOLDER``: curves and scores of several runs side by side."""
+"""``python -m mmlm.compare runs=[A,B] out=FOLDER``: shows curves and scores of several runs side by side."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ class CompareSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Writes both files and prints the table; returns the exit status."""
+    """Writes curves.png and scores.md, prints the table, and returns the exit status. Raises UserError."""
     settings, _ = parse_key_values(argv, CompareSettings)
     runs = _read(settings.runs)
     table, figure = score_table(runs), draw_curves(runs)
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def _read(given: list[str]) -> dict[str, RunFolder]:
-    """By the name given, or else that of the experiment."""
+    """The run folders ``given``, by the name before the colon or else by the experiment's. Raises UserError."""
     if len(given) < 2:
         raise UserError(f"runs: {len(given)} given, and a comparison needs at least two: runs=[FOLDER,FOLDER]")
     runs: dict[str, RunFolder] = {}

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +19,14 @@ from mmlm.core.errors import UserError
 from mmlm.experiment.build import build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config, check_config, config_values, load_config, save_config
 from mmlm.experiment.device import seed_everything
+from mmlm.experiment.parts import dotted
 from mmlm.experiment.saved_run import model_weights, trained_weights
 from mmlm.pretrained.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
 from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
 from mmlm.record.folder import CHECKPOINTS, CONFIG, TOKENIZER, find_run
 
 COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
-"""Experiments whose models are open_clip's CoCa, and open_clip's CLIP with a captioning decoder behind it."""
+"""The experiments whose models are open_clip's CoCa, and open_clip's CLIP followed by a captioning decoder."""
 SCALE_KEY = "objective.objectives.contrastive.logit_scale"
 TEMPERATURE_KEY = "objective.objectives.contrastive.temperature"
 _CLIP_SETTINGS: Mapping[str, str] = {
@@ -41,13 +41,14 @@ _CLIP_SETTINGS: Mapping[str, str] = {
     "decoder.num_heads": "heads",
     "decoder.unimodal_layers": "text_layers",
 }
-"""Settings that follow from the sizes of a CLIP, and which (fields of ``ClipSizes``)."""
+"""Our settings that follow from the sizes of a CLIP, each with its field of ``ClipSizes``."""
 _COCA_SETTINGS: Mapping[str, str] = {
     **_CLIP_SETTINGS,
     "bridge.num_heads": "pooler_heads",
     "bridge.num_queries": "num_queries",
     "decoder.multimodal_layers": "multimodal_layers",
 }
+"""Our settings that follow from the sizes of a CoCa, each with its field of ``CocaSizes``."""
 _TRAINING_ONLY = (
     "encoder.pretrained",
     "encoder.weights",
@@ -56,7 +57,7 @@ _TRAINING_ONLY = (
     "decoder.dropout",
     "decoder.packed",
 )
-"""Settings of the parts that weights do not depend on."""
+"""Settings of the parts that change training only: weights fit whatever their values are."""
 
 
 @dataclass
@@ -71,7 +72,7 @@ class ConvertSettings:
     from_open_clip: str | None = None
     """open_clip weights to read: .safetensors, or a checkpoint of PyTorch (read without unpickling)."""
     model: str | None = None
-    """What they are weights of: an open_clip model's name (coca_ViT-B-32, ViT-B-16) or its configuration as JSON."""
+    """The model of the weights: a name of open_clip (coca_ViT-B-32, ViT-B-16) or its configuration as a JSON file."""
     to: str | None = None
     """Run folder to write."""
     run: str | None = None
@@ -81,16 +82,15 @@ class ConvertSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Converts one way or the other."""
+    """Converts one way or the other, as the settings say; returns the exit status. Raises UserError."""
     settings, _ = parse_key_values(argv, ConvertSettings)
-    there = (settings.from_open_clip, settings.model, settings.to)
-    back = (settings.run, settings.to_open_clip)
-    if None not in there and back == (None, None):
-        import_weights(Path(there[0]), there[1], Path(there[2]))
-    elif None not in back and there == (None, None, None):
-        export_coca(back[0], Path(back[1]))
-    else:
-        raise UserError("give from_open_clip=, model= and to=, or run= and to_open_clip=; see --help")
+    match settings:
+        case ConvertSettings(str(file), str(model), str(folder), None, None):
+            import_weights(Path(file), model, Path(folder))
+        case ConvertSettings(None, None, None, str(run), str(out)):
+            export_coca(run, Path(out))
+        case _:
+            raise UserError("give from_open_clip=, model= and to=, or run= and to_open_clip=; see --help")
     return 0
 
 
@@ -103,7 +103,7 @@ def import_weights(file: Path, model: str, folder: Path) -> None:
     if SCALE not in weights:
         raise UserError(f"from_open_clip: {file} has no '{SCALE}', so these are not the weights of a CoCa or CLIP")
     scale = weights[SCALE].reshape(())
-    # As the objective clamps it; exp(-ln 100) may come out a little below 0.01.
+    # Clamped as the objective clamps it; the outer max is needed since exp(-ln 100) may come out a little below 0.01.
     temperature = max(math.exp(-min(max(scale.item(), 0.0), math.log(100))), 0.01)
     config = _composed(experiment, settings | {TEMPERATURE_KEY: f"{temperature:.8g}"})
     own = _with_clip(config, weights) if experiment == CLIP else coca_from_open_clip(weights, _shapes(config))
@@ -153,7 +153,7 @@ def read_open_clip(file: Path) -> dict[str, Tensor]:
 
 
 def _model_config(model: str) -> Mapping[str, object]:
-    """open_clip's configuration of a model, by name or from a file."""
+    """open_clip's configuration of ``model``: a name, or a JSON file. Raises UserError."""
     if model.endswith(".json"):
         return read_config(Path(model))
     if importlib.util.find_spec("open_clip") is None:
@@ -168,7 +168,7 @@ def _model_config(model: str) -> Mapping[str, object]:
 
 
 def architecture_of(model: str) -> tuple[str, dict[str, int]]:
-    """The experiment, and its settings, that are an open_clip model, given by name or by its JSON file."""
+    """The experiment and the settings that build open_clip's ``model``, given by name or by its JSON file."""
     sizes = open_clip_sizes(_model_config(model))
     is_coca = isinstance(sizes, CocaSizes)
     values = dataclasses.asdict(sizes)
@@ -177,21 +177,22 @@ def architecture_of(model: str) -> tuple[str, dict[str, int]]:
 
 
 def _composed(experiment: str, settings: Mapping[str, object]) -> Config:
+    """The checked config of an experiment with ``settings`` changed. Raises UserError."""
     overrides = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
     return check_config(compose([f"experiment={experiment}", *overrides]))
 
 
 def _with_clip(config: Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the config's model, of random weights but for CLIP's."""
+    """The state dict of the config's model, with CLIP's ``weights`` where CLIP has them and random ones elsewhere."""
     seed_everything(config.seed)
     model = build_model(config, unfitted_tokenizer(config).vocab_size, load_weights=False)
-    # Not strict: CLIP has no decoder. That all of CLIP is taken has been checked by name.
+    # Not strict: CLIP has no decoder. ``clip_from_open_clip`` has checked by name that all of CLIP is taken.
     model.load_state_dict(clip_from_open_clip(weights, model.state_dict()), strict=False)
     return model.state_dict()
 
 
 def _shapes(config: Config) -> dict[str, Tensor]:
-    """The state dict of the config's model, without memory."""
+    """The state dict of the config's model on the meta device: names and shapes only."""
     vocab_size = unfitted_tokenizer(config).vocab_size
     with torch.device("meta"):
         return build_model(config, vocab_size, load_weights=False).state_dict()
@@ -199,8 +200,10 @@ def _shapes(config: Config) -> dict[str, Tensor]:
 
 def _check_architecture(config: Config) -> None:
     """UserError unless the config's model is open_clip's CoCa at some size."""
-    own = _flat(config_values(config))
-    theirs = _flat(config_values(_composed(COCA, {key: own.get(key) for key in _COCA_SETTINGS})))
+    own = dict(dotted(config_values(config)))
+    # Sizes may differ: they are taken over from the run, and only the other settings are compared.
+    reference = _composed(COCA, {key: own.get(key) for key in _COCA_SETTINGS})
+    theirs = dict(dotted(config_values(reference)))
     slots = ("encoder.", "bridge.", "text_encoder", "decoder.", "tokenizer.")
     keys = [key for key in theirs.keys() | own.keys() if key.startswith(slots) and key not in _TRAINING_ONLY]
     for key in sorted(keys):
@@ -211,13 +214,6 @@ def _check_architecture(config: Config) -> None:
             )
     if config.model.width != config.model.embedding_width:
         raise UserError("run: its model.embedding_width is not model.width, as in open_clip's CoCa")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m mmlm.export run=DIR to=FOLDER``: a trained run as a folder in Hugging Face layout."""
+"""``python -m mmlm.export run=DIR to=FOLDER``: writes the model of a run as a folder in Hugging Face layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +29,16 @@ class ExportSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Writes the folder whole or not at all; returns the exit status."""
+    """Writes the folder completely or not at all, and returns the exit status. Raises UserError."""
     settings, _ = parse_key_values(argv, ExportSettings)
     to = Path(settings.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to: {to} is there already and not an empty folder; give a new one")
     run = load_run(settings.run, torch.device("cpu"))
-    merge_adapters(run.model)  # what loads the folder knows no adapters
+    merge_adapters(run.model)  # the loader of the folder builds the model without adapters
     card = model_card(read_run_folder(run.folder), run.config, run.step, settings.license)
     model = MmlmModel.from_run(run, card)
+    # Written beside ``to`` and renamed at the end: whoever finds ``to`` finds a whole folder.
     saving = to.with_name(f".saving-{to.name}")
     try:
         model.save_pretrained(saving)

@@ -1,4 +1,4 @@
-"""``python -m mmlm.report run=DIR``: writes DIR/report.html again, from what the run left behind."""
+"""``python -m mmlm.report run=DIR``: writes DIR/report.html again, from the files of the run folder."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class ReportSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Writes the page and prints where it is; returns the exit status. Raises UserError."""
+    """Writes the page, prints its path, and returns the exit status. Raises UserError."""
     settings, _ = parse_key_values(argv, ReportSettings)
     print(write_report(find_run(settings.run)))
     return 0

@@ -31,16 +31,16 @@ from mmlm.run.session import command, make_folder, train_run
 
 
 def main(cfg: DictConfig, meeting: Meeting | None = None) -> int:
-    """Trains one composed experiment, or starts what trains it; returns the exit status.
+    """Trains one composed experiment, or launches the processes that train it; returns the exit status.
 
-    ``meeting`` is with the other ranks, if this is rank 0 of several.
+    ``meeting`` is where the ranks exchange messages, if this process is rank 0 of several. Raises UserError.
     """
     config = check_config(cfg)
     folder = run_folder(config)
     check_compatible(config)
     meeting = meeting or Meeting(RankInfo())
     if meeting.rank_info.attempt:
-        # Never again: what is there now is this run's own.
+        # Restarted by SLURM or torchrun: the run that is in the folder now is this one, which must not be moved aside.
         config = dataclasses.replace(config, resume=Resume.auto if config.resume is Resume.never else config.resume)
     for message in begin_or_go_on(config, folder):
         print(message)
@@ -51,7 +51,7 @@ def main(cfg: DictConfig, meeting: Meeting | None = None) -> int:
 
 
 def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
-    """Writes the config into the run folder, which is what ranks start from, and starts them."""
+    """Writes the config into the run folder, from which ranks read it, and starts them; returns the exit status."""
     if not rank_info.alone:
         raise UserError(
             f"launcher: this process is one of {rank_info.world_size} ranks of {rank_info.starter} already; "
@@ -60,40 +60,41 @@ def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
     launcher = build_launcher(config)
     new = not folder.exists()
     make_folder(folder)
-    # Where the config is the same, nobody asks for the step, and checksums of large files take their time.
+    # ``record_config`` needs the step for a changed config only, and finding it means checksums of large files.
     newest = latest_checkpoint(folder / CHECKPOINTS)[0] if config.resume is Resume.changed else None
     record_config(config, folder, 0 if newest is None else step_of(newest))
     status = launcher(folder, command())
     if new and status == USER_ERROR and [file.name for file in folder.iterdir()] == [CONFIG]:
-        (folder / CONFIG).unlink()  # what could not even be built leaves no run
+        (folder / CONFIG).unlink()  # the parts could not even be built: there is no run to keep a folder for
         folder.rmdir()
     return status
 
 
 def _as_rank_zero(meeting: Meeting) -> None:
-    """Composes the run, which all ranks train; whatever keeps it from being composed ends all of them."""
+    """Composes the config on rank 0, publishes it to the other ranks, and trains. Ends the process."""
     if any(flag in sys.argv[1:] for flag in ("-m", "--multirun")):
         raise UserError("--multirun: several runs cannot share these ranks; start each by itself, or use launcher=")
     run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME)
 
 
 def _as_other_rank(meeting: Meeting) -> int:
-    """Trains what rank 0 composed."""
-    said = meeting.receive()
-    if isinstance(said, int):
-        return said
-    folder, text = said
+    """Waits for the config that rank 0 publishes, and trains; returns the exit status."""
+    message = meeting.receive()
+    if isinstance(message, int):  # rank 0 could not compose a config, and ends with this status
+        return message
+    folder, text = message
     return train_run(parse_config(text, str(folder)), folder, meeting)
 
 
 def start() -> None:
-    """The command: a single process, or one rank of those that torchrun or srun started. Ends the process."""
+    """Runs the command, as a single process or as one of the ranks that torchrun or srun started. Ends the process."""
     rank_info = rank_from_environment(os.environ)
     meeting = Meeting(rank_info)
     if rank_info.alone:
         run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME)
     if rank_info.rank > 0:
         report_user_errors(lambda argv: _as_other_rank(meeting))
+    # Rank 0. If it ends before the config is published, the others have to be told, or they would wait for it.
     status = 1
     try:
         report_user_errors(lambda argv: _as_rank_zero(meeting))

@@ -1,6 +1,6 @@
-"""``python -m mmlm.worker RUN``: trains a prepared run folder, as one rank if the environment makes it one.
+"""``python -m mmlm.worker RUN``: trains a prepared run folder, as one rank if the environment says so.
 
-What launchers start: the config has been composed and checked once, and stands in the folder.
+Launchers start this command. The config has been composed and checked by then, and stands in the folder.
 """
 
 import os
@@ -24,7 +24,7 @@ class WorkerSettings:
 
 
 def main(argv: list[str]) -> int:
-    """Trains; returns the exit status."""
+    """Trains the run folder; returns the exit status. Raises UserError."""
     _, folders = parse_key_values(argv, WorkerSettings, "RUN")
     if len(folders) != 1:
         raise UserError(f"give one run folder, such as runs/NAME/HASH/seed=0; there are {len(folders)}")
@@ -34,12 +34,13 @@ def main(argv: list[str]) -> int:
 
 
 def _stop_with_the_parent() -> None:
-    """Ends like on SIGTERM, saving what there is, once the process that started this rank is gone."""
+    """Makes this rank stop as on SIGTERM, with a checkpoint, as soon as the process that started it is gone."""
     pipe = os.environ.get(PARENT_PIPE)
     if pipe is None:
         return
 
     def wait() -> None:
+        # The parent holds the other end of the pipe: a read returns, with no byte, once the parent has died.
         if os.read(int(pipe), 1) == b"":
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,1 +1,1 @@
-"""What parts cost: generated tables."""
+"""Benchmarks that write Markdown tables: the cost of parts and losses, and whether each part learns."""

@@ -1,5 +1,5 @@
-"""``python -m mmlm.bench``: tables of what every part costs (``parts``) and whether it learns (``learns``), and of what
-losses cost (``losses``)."""
+"""``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), and of the
+cost of losses (``losses``)."""
 
 from mmlm.bench import learns, losses, parts
 from mmlm.cli.exits import report_user_errors

@@ -1,4 +1,4 @@
-"""Time and memory of captioning's loss, forward and backward, against ways that hold all logits.
+"""Time and memory of the captioning loss, forward and backward, against implementations that hold all logits.
 
 ``python -m mmlm.bench losses`` prints the table beside that of the contrastive losses.
 """
@@ -15,29 +15,29 @@ from mmlm.objectives.kernels.installed import CUT, IGNORED, LIGER, Kernel, insta
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 
 VOCABULARY, WIDTH, CAPTIONS, LONGEST = 49_408, 512, 256, 77
-"""CLIP's vocabulary and context, the width of CoCa's text decoder in open_clip's ViT-B/32."""
+"""Sizes: CLIP's vocabulary and context, and the width of CoCa's text decoder in open_clip's ViT-B/32."""
 MEAN_LENGTH = 13
-"""Supervised tokens of a caption; lengths are spread evenly from 1 to twice that, less 1."""
+"""Mean number of supervised tokens of a caption; lengths are spread evenly from 1 to twice the mean, less 1."""
 SIZES = f"{CAPTIONS} captions of {MEAN_LENGTH} tokens on average, {VOCABULARY:,} words, states of {WIDTH}"
 REFERENCE = "plain"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Hidden states of padded captions, and what they should predict. All tensors are on one device."""
+    """Hidden states of padded captions, and their targets. All tensors are on one device."""
 
     hidden: Tensor
     """float32[C, T, D], a leaf with gradient."""
     head_weight: Tensor
-    """float32[V, D], likewise."""
+    """float32[V, D], a leaf with gradient."""
     targets: Tensor
     """int64[C, T]; padding is ``IGNORED``."""
     real: Tensor
-    """bool[C, T]: not padding."""
+    """bool[C, T]: False at padding."""
 
     @classmethod
     def random(cls, captions: int, vocabulary: int, width: int, longest: int, mean_length: int) -> "Inputs":
-        """Always the same for the same arguments; on the CUDA device if there is one."""
+        """Random inputs, equal for equal arguments; on the CUDA device if there is one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         generator = torch.Generator().manual_seed(0)
         lengths = torch.linspace(1, 2 * mean_length - 1, captions).round().long()
@@ -58,19 +58,19 @@ Loss = Callable[[Inputs], Tensor]
 
 
 def padded(inputs: Inputs) -> Tensor:
-    """All logits float32[C, T, V], padding among them, as open_clip's CoCa loss takes them."""
+    """The loss from all logits float32[C, T, V], those of padding included, as open_clip's CoCa computes it."""
     logits = F.linear(inputs.hidden, inputs.head_weight)
     return F.cross_entropy(logits.permute(0, 2, 1), inputs.targets, ignore_index=IGNORED, reduction="sum")
 
 
 def plain(inputs: Inputs) -> Tensor:
-    """All logits float32[P, V] of the real tokens."""
+    """The loss from the logits float32[P, V] of the real tokens."""
     logits = F.linear(inputs.hidden[inputs.real], inputs.head_weight)
     return F.cross_entropy(logits, inputs.targets[inputs.real], reduction="sum")
 
 
 def torch_chunked(inputs: Inputs) -> Tensor:
-    """PyTorch's own fused loss of the real tokens, in chunks (2.13 and later)."""
+    """The loss of the real tokens by PyTorch's own fused function, in chunks (2.13 and later)."""
     return F.linear_cross_entropy(
         inputs.hidden[inputs.real],
         inputs.head_weight,
@@ -81,7 +81,7 @@ def torch_chunked(inputs: Inputs) -> Tensor:
 
 
 def ours(kernel: Kernel) -> Loss:
-    """``token_cross_entropy`` of the real tokens, which counts the right ones as well."""
+    """The loss of the real tokens by mmlm's ``token_cross_entropy``, which also counts the tokens predicted right."""
 
     def loss(inputs: Inputs) -> Tensor:
         targets = inputs.targets[inputs.real]
@@ -115,7 +115,7 @@ def work(
     vocabulary: str = str(VOCABULARY),
     width: str = str(WIDTH),
 ) -> Work:
-    """Forward and backward of one of ``LOSSES``, in ``precision`` fp32 or bf16 (by autocast), to be measured."""
+    """The work to measure: forward and backward of one of ``LOSSES``, in ``precision`` fp32 or bf16 (by autocast)."""
     inputs = Inputs.random(int(captions), int(vocabulary), int(width), LONGEST, MEAN_LENGTH)
 
     def forward_backward() -> None:
@@ -128,7 +128,7 @@ def work(
 
 
 def available() -> list[str]:
-    """The ``LOSSES`` that run here."""
+    """The names of the ``LOSSES`` that run on this machine with the packages that are installed."""
     names = ["padded", REFERENCE, "chunked"]
     if hasattr(F, "linear_cross_entropy"):  # later than the oldest PyTorch that we support
         names.insert(2, "torch")
@@ -138,7 +138,7 @@ def available() -> list[str]:
 
 
 def table(precision: str = "fp32", sizes: Sequence[str] = ()) -> str:
-    """A Markdown table of time and memory; ``sizes`` are the last arguments of ``work``."""
+    """A Markdown table of time and memory. ``sizes`` are the arguments of ``work`` after ``precision``."""
     found: dict[str, Measured | None] = {}
     for name in available():
         try:
@@ -149,7 +149,7 @@ def table(precision: str = "fp32", sizes: Sequence[str] = ()) -> str:
 
 
 def rows(found: Mapping[str, Measured | None]) -> list[str]:
-    """Lines of the table; None did not fit. Ratios are to ``REFERENCE``: all logits, but of real tokens only."""
+    """The lines of the table. None is a loss that did not fit; ratios are to ``REFERENCE``."""
     lines = [
         "| captioning loss, forward + backward | seconds | peak memory, MB | time | memory |",
         "|---|--:|--:|--:|--:|",

@@ -1,7 +1,7 @@
 """The contrastive losses that ``mmlm.bench.losses`` measures: forward and backward on random embeddings.
 
-Each function makes the inputs of a batch of ``batch_size`` images with a caption each, of ``width`` numbers, and
-returns the work. Its arguments are strings: it is called in a process of its own.
+Each public function makes embeddings of ``width`` numbers for ``batch_size`` images with one caption each, and returns
+the work to measure. Its arguments are strings, since it is called from a command line in a process of its own.
 """
 
 import torch
@@ -16,12 +16,12 @@ from mmlm.objectives.sigmoid import Sigmoid
 
 
 def info_nce(batch_size: str, width: str, device: str) -> Work:
-    """Our InfoNCE as training calls it, with the search for positives."""
+    """mmlm's InfoNCE as training calls it, the search for positives included."""
     return _ours(InfoNCE(), batch_size, width, device)
 
 
 def sigmoid(batch_size: str, width: str, device: str) -> Work:
-    """Our sigmoid loss, likewise."""
+    """mmlm's sigmoid loss as training calls it, the search for positives included."""
     return _ours(Sigmoid(), batch_size, width, device)
 
 
@@ -54,7 +54,7 @@ def _ours(objective: Comparison, batch_size: str, width: str, device: str) -> Wo
 
 
 def _embeddings(batch_size: str, width: str, device: str) -> tuple[Tensor, Tensor]:
-    """Twice float32[B, E] of unit length, with gradient; always the same."""
+    """Image and text embeddings float32[B, E] of unit length, with gradient; equal for equal arguments."""
     generator = torch.Generator().manual_seed(0)
     both = torch.randn(2, int(batch_size), int(width), generator=generator)
     image, text = F.normalize(both, dim=-1).to(device)

@@ -1,4 +1,4 @@
-"""One cell, trained for a few steps, and what it has to show for them."""
+"""Trains one cell for a few steps, and judges whether it has learned."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,27 +33,30 @@ from mmlm.training.messages import NonFiniteLoss
 from mmlm.training.reporter import Reporter
 from mmlm.training.spikes import SpikeSettings
 from mmlm.training.train_state import TrainState
+from mmlm.training.train_step import inner
 
 MARGIN = 0.5
-"""Nats a token that the held-out captioning loss has to be below the unigrams' entropy."""
+"""The held-out captioning loss has to be this many nats a token below the entropy of the unigrams."""
 LAST_STEPS = 50
 """Training steps at the end over which the contrastive loss is averaged."""
 CONTRASTIVE_SHARE = 0.5
-"""Share of ln B, the loss of a model that knows nothing, that the contrastive loss has to be below."""
+"""The contrastive loss has to be below this share of ln B, the loss of a model that guesses."""
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """What a captioner made of the held-out split; nats a token."""
+    """The figures of a captioner on the held-out split, in nats a token."""
 
     loss: float
+    """Mean loss of the reference captions."""
     entropy: float
-    """Of the unigrams of the training captions' tokens."""
+    """Entropy of the unigrams of the training captions' tokens."""
     gap: float
     """Image-use gap."""
     gap_low: float
-    """Lower end of its 95% interval."""
+    """Lower end of the gap's 95% interval."""
     gap_high: float
+    """Upper end of the gap's 95% interval."""
 
     @property
     def below(self) -> float:
@@ -63,12 +66,12 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a cell has to show."""
+    """The result of a cell."""
 
     captioned: Captioned | None
     """None for a cell that does not train captions."""
     contrastive: float | None
-    """Training loss, mean of the last steps; None for a cell that is not trained contrastively."""
+    """Contrastive training loss, mean of the last ``LAST_STEPS`` steps; None for a cell without that objective."""
     batch_size: int
     """Images a step, B."""
     seconds: float
@@ -79,7 +82,7 @@ class Learned:
 
     @property
     def limit(self) -> float:
-        """What the contrastive loss has to be below."""
+        """The value that the contrastive loss has to be below."""
         return CONTRASTIVE_SHARE * math.log(self.batch_size)
 
     def missed(self) -> list[str]:
@@ -97,7 +100,7 @@ class Learned:
 
 
 class Drawn:
-    """A source of ``count`` examples of another, drawn without replacement, always the same ones, in their order."""
+    """A source of ``count`` examples of another source: drawn without replacement, always the same, in their order."""
 
     def __init__(self, source: Source, count: int) -> None:
         self._source = source
@@ -117,9 +120,9 @@ class Drawn:
 
 
 def unigram_entropy(tokenizer: Tokenizer, source: Source, max_tokens: int) -> float:
-    """Entropy of the tokens that a captioner has to predict, nats: those of all captions but their start tokens.
+    """Entropy in nats of the tokens that a captioner has to predict: all tokens of the captions but the start tokens.
 
-    It is the loss of the best model that knows how often each token comes and nothing else.
+    It is the loss of the best model that knows the frequency of each token and nothing else.
     """
     captions = Counter((caption.text, caption.language) for caption in source.captions())
     tokens: Counter[int] = Counter()
@@ -131,42 +134,41 @@ def unigram_entropy(tokenizer: Tokenizer, source: Source, max_tokens: int) -> fl
 
 
 def train_cell(config: Config, split: str, examples: int | None) -> Learned:
-    """Trains a config and judges it on the validation split ``split`` (it has one), or on ``examples`` of them.
+    """Trains a config and evaluates it on its validation split ``split``, or on ``examples`` examples of that split.
 
-    Nothing is left on disk; progress goes to stderr. Training that breaks off is a ``Learned`` with a ``failure``.
+    Nothing is left on disk; progress goes to stderr. Training that breaks off gives a ``Learned`` with a ``failure``.
     Raises UserError for a cell that cannot be built or has nothing to judge, ``Interrupted`` after Ctrl-C.
     """
     begun = time.monotonic()
     check_compatible(config)
     with tempfile.TemporaryDirectory() as folder:
-        experiment = build_experiment(_without_evaluation(config), Path(folder))
+        # Without splits and evaluators of its own: this function chooses which ones there are.
+        plain = dataclasses.replace(config, evaluators={}, data=dataclasses.replace(config.data, validation={}))
+        experiment = build_experiment(plain, Path(folder))
+        objective, device = inner(experiment.state.train_step).objective, device_name(experiment.device)
         evaluation = _evaluation(config, experiment)
         held_out = {"held_out": _held_out(config, experiment, split, examples)} if evaluation.evaluators else {}
-        contrastive = "contrastive" in experiment.state.train_step.objective.objectives
+        contrastive = "contrastive" in objective.objectives
         if not held_out and not contrastive:
             raise UserError("objective: it trains neither captions nor contrastively, so there is nothing to judge")
         try:
             rows = _fit(config, experiment, evaluation, held_out, Path(folder))
         except NonFiniteLoss as error:
-            return Learned(
-                None, None, config.train.batch_size, time.monotonic() - begun, _device(experiment), str(error)
-            )
+            return Learned(None, None, config.train.batch_size, time.monotonic() - begun, device, str(error))
+    # The last row is that of the evaluation.
+    last = [row["train/contrastive"] for row in rows[:-1][-LAST_STEPS:]] if contrastive else []
     return Learned(
         captioned=_captioned(config, experiment, rows[-1]) if held_out else None,
-        contrastive=_mean([row["train/contrastive"] for row in rows[:-1]][-LAST_STEPS:]) if contrastive else None,
+        contrastive=sum(last) / len(last) if contrastive else None,
         batch_size=config.train.batch_size,
         seconds=time.monotonic() - begun,
-        device=_device(experiment),
+        device=device,
     )
 
 
-def _without_evaluation(config: Config) -> Config:
-    """The config without the splits and evaluators of its own: which ones there are is decided here."""
-    return dataclasses.replace(config, evaluators={}, data=dataclasses.replace(config.data, validation={}))
-
-
 def _evaluation(config: Config, experiment: Experiment) -> Evaluation:
-    captions = CAPTION in experiment.state.train_step.objective.views
+    """The evaluation on the held-out split; without evaluators for a cell that does not train captions."""
+    captions = CAPTION in inner(experiment.state.train_step).objective.views
     evaluators: dict[str, Evaluator] = {"loss": CaptionLoss(), "image_use_gap": ImageUse()} if captions else {}
     return Evaluation.of(experiment, evaluators, config.data.max_tokens, experiment.device, config.train.precision)
 
@@ -229,11 +231,3 @@ def _captioned(config: Config, experiment: Experiment, values: Mapping[str, floa
         gap_low=values["held_out/image_use_gap/low"],
         gap_high=values["held_out/image_use_gap/high"],
     )
-
-
-def _device(experiment: Experiment) -> str:
-    return device_name(experiment.device)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

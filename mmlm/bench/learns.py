@@ -40,7 +40,7 @@ from mmlm.training.loop import Interrupted
 
 LEARNING_SLOTS = (*MODEL_SLOTS, "freeze")
 NAMES_ONLY = ("data=emoji", "tokenizer=byte_pair")
-"""What the experiment is changed to: one short caption an image, of the kind that is held out."""
+"""Overrides for every cell: one short caption an image, of the kind that is held out."""
 TWO_TOWERS = (
     "bridge=none",
     "decoder=none",
@@ -55,7 +55,7 @@ COMPANIONS: Mapping[str, Sequence[str]] = {
     "freeze=lm_frozen": ("decoder=gpt2_tiny",),
     "freeze=text_locked": ("text_encoder=transformer",),
 }
-"""What an option cannot do without; it comes after ``overrides``."""
+"""The settings that an option needs, given after ``overrides``."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class LearnsSettings:
     batch_size: int | None = None
     """Images a step; null takes the experiment's."""
     seed: int = 0
-    """Of each cell's training."""
+    """Seed of each cell's training."""
     split: str = "val_style"
     """Validation split that is held out."""
     examples: int | None = None
@@ -89,13 +89,15 @@ class LearnsSettings:
 
 
 class Results:
-    """What cells have to show, by their key: in memory, and one JSON object a line in a file if there is one."""
+    """The results of cells, by key: in memory, and in a file of one JSON object a line if ``file`` is given."""
 
     def __init__(self, file: Path | None) -> None:
-        """Reads what ``file`` has. A last line that was cut off is dropped; any other bad line is a UserError."""
+        """Reads ``file``, if it exists. A last line that was cut off is dropped; any other bad line is a UserError."""
         self._file = file
         self._known: dict[str, Learned] = {}
-        text = file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
+        if file is None or not file.exists():
+            return
+        text = file.read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(keepends=True), start=1):
             if not line.endswith("\n"):
                 file.write_text(text.removesuffix(line), encoding="utf-8")
@@ -108,11 +110,11 @@ class Results:
                 raise UserError(f"{file}, line {number}: not a result; delete that line") from None
 
     def get(self, key: str) -> Learned | None:
-        """The result of a cell, if there is one."""
+        """The result of a cell; None if it has not been trained."""
         return self._known.get(key)
 
     def add(self, key: str, learned: Learned) -> None:
-        """Keeps a result."""
+        """Adds the result of a cell, also to the file."""
         self._known[key] = learned
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as stream:
@@ -124,7 +126,7 @@ def main(argv: list[str]) -> int:
     settings, _ = parse_key_values(argv, LearnsSettings)
     _check(settings)
     reference = chosen_options(_command_line(settings), LEARNING_SLOTS)
-    # A mistake that holds for every cell ends here, and not as the reason of each.
+    # A mistake that all cells share is reported here once, instead of as the reason why each of them is left out.
     base = compose_cell(_command_line(settings))
     choose_device(settings.device)
     if settings.split not in base.data.validation:
@@ -151,7 +153,7 @@ def _check(settings: LearnsSettings) -> None:
 
 
 def _command_line(settings: LearnsSettings, *cell: str) -> list[str]:
-    """The overrides of a cell; of two for one key the later one holds."""
+    """The overrides of a cell. If two of them set one key, the later one counts."""
     batch_size = [] if settings.batch_size is None else [f"train.batch_size={settings.batch_size}"]
     return [
         f"experiment={settings.experiment}",
@@ -166,7 +168,10 @@ def _command_line(settings: LearnsSettings, *cell: str) -> list[str]:
 
 
 def _judge(slot: str, option: str, results: Results, settings: LearnsSettings) -> Learned | LeftOut:
-    """One cell. One that is refused, too large, to be downloaded, or frozen as it was drawn at random is left out."""
+    """Trains one cell, unless its result is known.
+
+    A cell is left out if it is refused, too large, not on disk, or freezes weights that are random.
+    """
     choice = f"{slot}={option}"
     try:
         config = compose_cell(_command_line(settings, *COMPANIONS.get(choice, ()), choice))
@@ -183,6 +188,7 @@ def _judge(slot: str, option: str, results: Results, settings: LearnsSettings) -
 
 
 def _freezes_random_weights(config: Config) -> bool:
+    """True for a cell whose freeze plan freezes parts although no weights of theirs are given."""
     plan = build_freeze(config)
     parts = (part for slot in MODEL_SLOTS if (part := getattr(config, slot)) is not None)
     pretrained = any(part.get(key) for part in parts for key in ("pretrained", "weights", "name_or_path"))

@@ -1,7 +1,7 @@
 """``python -m mmlm.bench losses``: time and peak memory of the losses against open_clip's, as Markdown tables.
 
-Every measurement is a process of its own, and ours and theirs take turns: timings of a busy machine are worth little by
-themselves, so the tables say how many times the other's they are.
+Every measurement is a process of its own, and the losses of mmlm and of open_clip take turns. Timings of a busy machine
+mean little by themselves, so the tables give the ratio of the two.
 """
 
 import importlib.util
@@ -45,28 +45,28 @@ class LossesSettings:
 
 @dataclass(frozen=True)
 class Rivals:
-    """Two functions that make the same work, as ``mmlm.bench.process.measure`` takes them."""
+    """The two implementations of one loss: functions in the form that ``mmlm.bench.process.measure`` takes."""
 
     name: str
-    """What ours is called in the table."""
+    """Name of the loss in the table."""
     ours: str
     theirs: str
 
 
 @dataclass(frozen=True)
 class Size:
-    """One size at which rivals are measured."""
+    """One size at which both implementations are measured."""
 
     label: str
     arguments: Sequence[str]
-    """What the functions are called with."""
+    """The arguments of the functions."""
 
 
 CONTRASTIVE = (
     Rivals("InfoNCE", "mmlm.bench.contrastive_loss:info_nce", "mmlm.bench.contrastive_loss:clip_loss"),
     Rivals("Sigmoid", "mmlm.bench.contrastive_loss:sigmoid", "mmlm.bench.contrastive_loss:siglip_loss"),
 )
-"""Against open_clip's ClipLoss and SigLipLoss."""
+"""The contrastive losses, against open_clip's ClipLoss and SigLipLoss."""
 
 
 def main(argv: list[str]) -> int:
@@ -130,7 +130,7 @@ def _table(title: str, of: str, rivals: Sequence[Rivals], sizes: Sequence[Size],
 
 
 def _row(pair: Rivals, size: Size, rounds: int) -> Iterator[str]:
-    """The numbers of a row. Where one of the two does not fit, the other's still stand there."""
+    """The numbers of a row. If one implementation does not fit the memory, the other's numbers still stand there."""
     turns = [(_measured(pair.ours, size), _measured(pair.theirs, size)) for _ in range(rounds)]
     for key, digits, unit in (("seconds", 3, 1), ("peak_bytes", 0, MIB)):
         ours, theirs = ([getattr(m, key) / unit for m in side if m is not None] for side in zip(*turns, strict=True))
@@ -140,6 +140,7 @@ def _row(pair: Rivals, size: Size, rounds: int) -> Iterator[str]:
 
 
 def _measured(module_function: str, size: Size) -> Measured | None:
+    """One measurement in a process of its own; None if the work does not fit the memory."""
     try:
         return measure(module_function, size.arguments)
     except MemoryError:

@@ -1,7 +1,7 @@
 """``python -m mmlm.bench parts``: parameters, FLOPs, memory and step time of every part, as a Markdown table.
 
-The whole model is held fixed and one slot varies. Timings of a busy machine are worth little by themselves, so every
-cell is timed in turn with the reference, and the table says how many times the reference it takes.
+The whole model is held fixed and one slot varies. Timings of a busy machine mean little by themselves, so every cell
+takes turns with the reference, and the table gives the ratio of the two.
 """
 
 import shlex
@@ -61,24 +61,26 @@ class PartsSettings:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one cell."""
+    """The measurements of one cell."""
 
     option: str
     is_reference: bool
     part: str
-    """Class of the part; empty where none stands in the slot."""
+    """Class of the part; empty for an empty slot."""
     parameters: int
-    """Of the part."""
+    """Parameters of the part."""
     flops: int
-    """Of the part, forward, one image and one caption."""
+    """FLOPs of the part: forward, one image and one caption."""
     model_flops: int
-    """Of the whole model."""
+    """FLOPs of the whole model."""
     memory: int
-    """Bytes of a training step."""
+    """Bytes that a training step needs."""
     memory_ratio: float
+    """``memory`` as a multiple of the reference's."""
     seconds: float
-    """Of a training step."""
+    """Seconds of a training step."""
     seconds_ratio: float
+    """``seconds`` as a multiple of the reference's, timed in turn."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,12 @@ class Reference:
     """The model that every cell is compared with."""
 
     overrides: Sequence[str]
-    """Its command line."""
+    """The command line that the model is composed from."""
     options: Mapping[str, str]
-    """Its option in each slot."""
+    """The model's option in each slot."""
     trainer: Trainer
     memory: int
-    """Bytes of a training step, taken while no other model was there."""
+    """Bytes that a training step needs, measured before any other model was built."""
 
 
 def main(argv: list[str]) -> int:
@@ -117,7 +119,7 @@ def _check(settings: PartsSettings) -> None:
 
 
 def _build(overrides: Sequence[str], settings: PartsSettings, device: torch.device) -> Trainer:
-    """A model of a command line, warmed up."""
+    """The trainer of the model that a command line composes, after ``WARM_UP`` steps."""
     config = compose_cell(overrides)
     trainer = build_trainer(config, settings.batch_size or config.train.batch_size, settings.vocab_size, device)
     for _ in range(WARM_UP):
@@ -126,7 +128,7 @@ def _build(overrides: Sequence[str], settings: PartsSettings, device: torch.devi
 
 
 def _measure(slot: str, option: str, reference: Reference, settings: PartsSettings) -> Row | LeftOut:
-    """One cell, in turn with the reference. One that is refused, too large or to be downloaded is left out."""
+    """Measures one cell in turn with the reference. A cell that is refused, too large or not on disk is left out."""
     try:
         cell = _build([*reference.overrides, f"{slot}={option}"], settings, reference.trainer.device)
         times = take_turns(reference.trainer, cell, settings.steps)

@@ -1,4 +1,4 @@
-"""Time and peak memory of one piece of work, each in a fresh process: a peak of resident memory never goes down again.
+"""Measures time and peak memory of one piece of work in a fresh process: a peak of resident memory never goes down.
 
 ``measure("mmlm.bench.losses:info_nce", ["4096"])`` starts Python, calls ``mmlm.bench.losses.info_nce("4096")``, which
 makes its inputs and returns the work, a function without arguments, and measures calls of that.
@@ -24,25 +24,25 @@ Work = Callable[[], object]
 LONG_SECONDS = 2.0
 """Work that takes longer is run once."""
 REPEATS = 5
-"""Further runs of shorter work."""
+"""Runs of shorter work after the first."""
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError", "not enough memory")
-"""What Python, CUDA and PyTorch on a CPU say in the last line of an error."""
+"""Signs of a lack of memory in the last line of an error: of Python, of CUDA, and of PyTorch on a CPU."""
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""What Linux takes in ``clear_refs`` to start the peak of resident memory anew."""
+"""Written to ``clear_refs``, it makes Linux start the peak of resident memory anew."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a piece of work took."""
+    """Time and memory of a piece of work."""
 
     seconds: float
-    """On a CPU processor seconds of all threads, so that what else runs on the machine hardly counts; on a CUDA device
-    seconds on the clock. Of the only run, or of the median of those after the first."""
+    """Seconds of one run: of the only run, or the median of the runs after the first. On a CPU processor seconds of all
+    threads, so that other work on the machine hardly counts; on a CUDA device seconds on the clock."""
     peak_bytes: int
-    """How far memory rose, at its peak, above what was held when the work began (its inputs, the libraries). On a CPU
-    resident memory of the process, on a CUDA device what PyTorch had allocated. Of the first run."""
+    """Peak of memory in the first run, above the memory that was held when the work began (its inputs, the libraries).
+    On a CPU resident memory of the process, on a CUDA device memory that PyTorch had allocated."""
 
 
 def measure(module_function: str, arguments: Sequence[str]) -> Measured:
@@ -62,7 +62,7 @@ def measure(module_function: str, arguments: Sequence[str]) -> Measured:
 
 
 def measure_here(work: Work) -> Measured:
-    """The same in this process, whose peak must not have been reached before (on Linux it is started anew)."""
+    """Measures ``work`` in this process. Off Linux its peak must be above every earlier peak of the process."""
     on_cuda = torch.cuda.is_initialized()
     gc.collect()
     clock = time.perf_counter if on_cuda else time.process_time
@@ -83,7 +83,7 @@ def _timed(work: Work, clock: Callable[[], float], on_cuda: bool) -> float:
 
 
 def _start_peak(on_cuda: bool) -> int:
-    """Bytes that are held now; the peak is taken from here on, where the system can do that."""
+    """Starts the peak anew, if the system can do that, and returns the bytes that are held now."""
     if on_cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -91,7 +91,7 @@ def _start_peak(on_cuda: bool) -> int:
     try:
         CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
-        # Not Linux, or not allowed: the peak up to now, so that a smaller peak of the work would read 0.
+        # Not Linux, or not allowed: the peak so far is returned, so work with a smaller peak is measured as 0.
         return _peak(on_cuda)
     return _resident("VmRSS")
 
@@ -106,13 +106,13 @@ def _peak(on_cuda: bool) -> int:
 
 
 def _resident(field: str) -> int:
-    """Bytes of a field of Linux's process status, which stands there in KiB."""
+    """A field of Linux's process status in bytes; the file gives it in KiB."""
     lines = (line.split(":") for line in STATUS.read_text(encoding="utf-8").splitlines())
     return next(int(value.split()[0]) for name, value in lines if name == field) * 1024
 
 
 def main(argv: Sequence[str]) -> None:
-    """The fresh process: prints a ``Measured`` as JSON."""
+    """Runs in the fresh process: prints a ``Measured`` as JSON."""
     module_function, *arguments = argv
     module, _, function = module_function.partition(":")
     work = getattr(importlib.import_module(module), function)(*arguments)

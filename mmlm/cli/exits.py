@@ -1,4 +1,9 @@
-"""How every command ends: a user's mistake is one line on stderr and exit status 2, without a traceback."""
+"""How every command ends: a user's mistake is one line on stderr and exit status 2, without a traceback.
+
+Exit status: 0 done, 2 a user's mistake, 75 stopped and saved, 130 interrupted, 69 other ranks lost, 1 a bug (with its
+traceback), or whatever ``main`` returns. Small commands end by ``report_user_errors``, training by ``run_hydra`` of
+``hydra_command``.
+"""
 
 import sys
 from collections.abc import Callable
@@ -19,9 +24,11 @@ def report_user_errors(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def say(message: str) -> None:
+    """Prints a message to stderr on one line, headed by the program's name."""
     print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
 
 
 def fail(message: str, status: int) -> NoReturn:
+    """Prints a message to stderr as ``say`` does, and ends the process with exit status ``status``."""
     say(message)
     sys.exit(status)

@@ -1,4 +1,7 @@
-"""Commands that are composed from ``configs/`` by Hydra (training)."""
+"""Runs a command whose config Hydra composes from ``configs/`` and the command line (training).
+
+Hydra's own messages and tracebacks are replaced: a mistake ends as that of every command (see ``exits``).
+"""
 
 import argparse
 import functools
@@ -23,7 +26,7 @@ from mmlm.experiment.config_errors import explain, no_such_setting, not_set, unk
 
 
 class _Bug(BaseException):
-    """Carries an exception of ``main`` past Hydra, which would print a line of its own about it."""
+    """Carries an exception of ``main`` through Hydra, which would print a line of its own about an ``Exception``."""
 
 
 def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config_name: str) -> NoReturn:
@@ -38,7 +41,7 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
         hydra: {run: {dir: .}, output_subdir: null, job: {chdir: false}}
     """
     config_dir = config_dir.resolve()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra would print exceptions and exit by itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra prints exceptions and exits by itself
     statuses: list[int] = []
     try:
         _check_flags(sys.argv[1:])
@@ -58,10 +61,10 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
 
 
 def hydra_override(token: str) -> str:
-    """``key=a=b`` as Hydra can read it, ``key="a=b"``; any other token as it stands.
+    """``key=a=b`` in Hydra's grammar, ``key="a=b"``; any other token unchanged.
 
-    Run folders have an equals sign in their name (``seed=0``), and Hydra's grammar has none in a plain value. Values
-    with quotes, brackets or interpolations are left to it.
+    The names of run folders have an equals sign (``seed=0``), which Hydra's grammar does not allow in a plain value.
+    Values with quotes, brackets or interpolations are left to Hydra.
     """
     key, _, value = token.partition("=")
     if token.startswith("-") or "=" not in value or re.search(r"""["'(){}\[\]$\\]""", value):
@@ -72,10 +75,11 @@ def hydra_override(token: str) -> str:
 def _task(
     main: Callable[[DictConfig], int | None], config_dir: Path, statuses: list[int]
 ) -> Callable[[DictConfig], None]:
-    """``main`` for Hydra to call, once a job. Hydra drops what ``main`` returns: it is added to ``statuses``.
+    """A function for Hydra to call once a job, which runs ``main`` and adds its exit status to ``statuses``.
 
-    A user's mistake is told at once and the next job of a sweep goes on; a bug ends the sweep. A launcher may run the
-    job in another process, whose ``statuses`` nobody sees: there the mistake is raised, for the launcher to hand back.
+    (Hydra drops the return value of a job.) A user's mistake is printed at once and the sweep goes on with its next
+    job; a bug ends the sweep. A launcher of Hydra may run the job in another process, whose ``statuses`` nobody reads:
+    there a mistake or a bad status is raised, for the launcher to hand back.
     """
     process = os.getpid()
 
@@ -99,7 +103,10 @@ def _task(
 
 
 def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig, config_dir: Path) -> int:
-    """Refuses an incomplete config, then runs ``main``. Raises UserError for what OmegaConf refuses."""
+    """Refuses an incomplete config, then runs ``main`` and returns its exit status.
+
+    Raises UserError for unknown keys, mandatory keys without a value, and every error of OmegaConf.
+    """
     try:
         unknown = next(unknown_keys(cfg), None)
         if unknown is not None:
@@ -110,13 +117,13 @@ def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig, config_d
         OmegaConf.to_container(cfg, resolve=True)
         return main(cfg) or 0
     except ConfigAttributeError:
-        raise  # code that reads an attribute the config lacks is wrong, not the user
+        raise  # a bug: the code reads an attribute that the config does not have
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
 
 
 def _schema_only(cfg: DictConfig) -> DictConfig:
-    """The config without the keys that its schema lacks, so that they are not suggested."""
+    """A copy of the config without the keys that its schema lacks: a message must not suggest those."""
     known = cfg.copy()
     OmegaConf.set_struct(known, False)
     for key in list(unknown_keys(known)):
@@ -128,7 +135,7 @@ def _schema_only(cfg: DictConfig) -> DictConfig:
 
 
 def _check_flags(argv: Sequence[str]) -> None:
-    """Refuses an unknown option in one line; Hydra's parser would print its usage first."""
+    """Refuses an unknown option in one line, before Hydra's parser does so with its usage in front."""
     parser = get_args_parser()
     parser.exit_on_error = False
     try:

@@ -1,4 +1,7 @@
-"""What Hydra composes configs from, and what it says of a mistake. The only file but ``cli`` that imports Hydra."""
+"""Composes configs with Hydra from ``configs/`` and the schema, and puts Hydra's errors into words of ours.
+
+Only this file and ``hydra_command`` import Hydra: everything that reads a finished config does without it.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +21,9 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    """The config of a command line, neither complete nor checked, outside of a Hydra command.
+    """The config of a command line, composed outside of a Hydra command; it may be incomplete and is not checked.
 
-    ``with_hydra`` adds Hydra's own node, which knows the option chosen of each group. Raises UserError.
+    ``with_hydra`` adds Hydra's own node, which knows the option that was chosen of each group. Raises UserError.
     """
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -32,7 +35,7 @@ def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
 def explain_composing(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:
     """One line about an exception that Hydra, OmegaConf or YAML raised while composing a config.
 
-    ``config_dir`` and ``overrides`` (the command line) are what the config was composed of.
+    ``config_dir`` and ``overrides`` (the command line) are what the config was composed from.
     """
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
@@ -42,12 +45,14 @@ def explain_composing(error: Exception, config_dir: Path, overrides: Sequence[st
 
 
 def _missing_config(error: MissingConfigException) -> str:
+    """The message for an option that has no file in its group."""
     group, _, name = (error.missing_cfg_file or "").strip("/").rpartition("/")
     options = ", ".join(sorted(error.options or ()))
     return f"unknown {group or 'config'} '{name}'" + (f"; there are: {options}" if options else "")
 
 
 def _unreadable_override(error: OverrideParseException) -> str:
+    """The message for an argument that Hydra's grammar cannot read."""
     if "=" not in error.override:
         return f"'{error.override}' is not a setting; write key=value"
     lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See http"))]

@@ -1,9 +1,7 @@
-"""What every command has in common: a user's mistake ends in one line on stderr and exit status 2, without a traceback.
+"""``key=value`` arguments of the small commands, such as ``python -m mmlm.caption run=DIR a.png b.png``.
 
-Two kinds of command: ``run_hydra`` for those composed from ``configs/`` (training), and ``report_user_errors`` with
-``parse_key_values`` for the small ones (``python -m mmlm.caption run=DIR a.png b.png``). Exit status: 0 done, 2 a
-user's mistake, 75 stopped and saved, 130 interrupted, 69 other ranks lost, 1 a bug (with its traceback), or whatever
-``main`` returns.
+A dataclass is the schema of a command; its docstrings are the text of ``--help``. Training, whose config is composed
+from ``configs/``, reads its arguments by ``hydra_command`` instead.
 """
 
 import ast
@@ -29,13 +27,10 @@ from mmlm.experiment.config_errors import explain, no_such_setting, not_set
 Settings = TypeVar("Settings")
 
 
-# Small commands
-
-
 def parse_key_values(
     argv: Sequence[str], schema: type[Settings], positional: str | None = None
 ) -> tuple[Settings, list[str]]:
-    """Reads ``key=value`` arguments into an instance of the dataclass ``schema``, and returns the other arguments too.
+    """An instance of the dataclass ``schema`` filled from ``key=value`` arguments, and the list of other arguments.
 
     Types are OmegaConf's (no Literal: use an Enum); a field without default is required; a nested dataclass is reached
     with dots. ``positional`` names the other arguments for the help (``IMAGE``); where it is None they are refused.
@@ -72,6 +67,7 @@ def parse_key_values(
 
 
 def _set(cfg: DictConfig, schema: type, key: str, text: str, positional: str | None) -> None:
+    """Sets ``key`` of ``cfg`` to the value that ``text`` is written for. Raises UserError."""
     hint = _hint(schema, key.split("."))
     if hint is None:
         advice = f" (if it is no setting but {positional}: write ./{key}=...)" if positional else ""
@@ -81,7 +77,7 @@ def _set(cfg: DictConfig, schema: type, key: str, text: str, positional: str | N
         if text == "null" and types.NoneType in members:
             value = None
         elif {*members} <= {str, Path, types.NoneType}:
-            value = text  # as it stands: run=007 is not the number 7
+            value = text  # not read as YAML: run=007 is a name and not the number 7
         else:
             value = OmegaConf.from_dotlist([f"value={text}"]).value
         OmegaConf.update(cfg, key, value)
@@ -101,13 +97,14 @@ def _hint(schema: type, path: Sequence[str]) -> object | None:
 
 
 def _help(schema: type, positional: str | None) -> str:
+    """The text of ``--help``."""
     others = f" {positional} ..." if positional else ""
     about = [inspect.cleandoc(schema.__doc__ or ""), "", f"settings: key=value ...{others}"]
     return "\n".join([*about, *_help_lines(schema, "")])
 
 
 def _help_lines(schema: type, prefix: str) -> list[str]:
-    """Each field with its default and the docstring under it, nested dataclasses with dots."""
+    """The lines of each field: its key with the default, then its docstring. Fields of nested dataclasses have dots."""
     lines, docs = [], field_docs(schema)
     for field in dataclasses.fields(schema):
         value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -119,6 +116,7 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
 
 
 def _default(value: object) -> str:
+    """The default of a field as a user would write it."""
     if value is dataclasses.MISSING or value == "???":
         return "...  (required)"
     if dataclasses.is_dataclass(value):
@@ -130,6 +128,7 @@ def _default(value: object) -> str:
 
 def field_docs(schema: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, on one line, by the field's name."""
+    # Python keeps no docstring of a field, so they are read from the source: each is the string below its field.
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
     docs = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []

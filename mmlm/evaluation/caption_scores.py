@@ -29,7 +29,7 @@ CIDER_SIGMA = 6.0
 CIDER_SCALE = 10.0
 """CIDEr-D of a perfect caption of at least MAX_ORDER words."""
 BLEU_NUMERATOR, BLEU_DENOMINATOR = 1e-15, 1e-9
-"""What the reference adds to n-gram counts; it decides the per-example scores of captions without a match."""
+"""Constants that the reference adds to n-gram counts; they decide the example scores of captions without a match."""
 
 Words = Sequence[str]
 """A caption, split into words."""
@@ -53,12 +53,12 @@ def _normalised(text: str) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    """Whether it is a letter, a combining mark or a digit; False for the empty string."""
+    """True for a letter, a combining mark or a digit; False for the empty string."""
     return bool(character) and unicodedata.category(character)[0] in "LMN"
 
 
 def _keep_or_drop(match: re.Match[str]) -> str:
-    """What becomes of a character that is neither alphanumeric nor space: itself, a word, a space, or nothing."""
+    """The replacement of a character that is neither alphanumeric nor space: itself, a word, a space, or nothing."""
     character, start = match[0], match.start()
     before, after = match.string[start - 1 : start] if start else "", match.string[start + 1 : start + 2]
     category = unicodedata.category(character)
@@ -92,7 +92,7 @@ def caption_words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class MetricScores:
-    """One metric over a set of examples. BLEU's corpus score is not the mean of its examples' scores; others' are."""
+    """One metric over a set of examples: the corpus score is the mean over the examples, except for BLEU."""
 
     corpus: float
     per_example: tuple[float, ...]
@@ -229,7 +229,7 @@ def _ngrams(words: Words) -> NGrams:
 
 @dataclass(frozen=True)
 class _BleuCounts:
-    """What BLEU is made of, for one example or summed over a corpus. The lists have an entry for each order."""
+    """The counts that BLEU is computed from, of one example or summed over a corpus; an entry for each order."""
 
     matched: list[int]
     possible: list[int]
@@ -264,6 +264,7 @@ def _bleu_counts(candidate: Words, references: Sequence[Words]) -> _BleuCounts:
 
 
 def _rouge_l_example(candidate: Words, references: Sequence[Words]) -> float:
+    """ROUGE-L of one example."""
     common = [_longest_common_subsequence(candidate, reference) for reference in references]
     if max(common) == 0:
         return 0.0
@@ -273,7 +274,8 @@ def _rouge_l_example(candidate: Words, references: Sequence[Words]) -> float:
 
 
 def _longest_common_subsequence(first: Words, second: Words) -> int:
-    """Length in words."""
+    """The length in words of the longest sequence that both have in this order, gaps allowed."""
+    # One row of the usual dynamic programme at a time: entry j is the length for the words so far and second[:j].
     above = [0] * (len(second) + 1)
     for word in first:
         row = [0]
@@ -293,6 +295,7 @@ class _TfIdf:
 
 
 def _tf_idf(ngrams: NGrams, rarity: dict[tuple[str, ...], float], unseen_rarity: float) -> _TfIdf:
+    """Counts of n-grams weighed by rarity, the logarithm of the inverse document frequency."""
     weights: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in range(MAX_ORDER))
     for ngram, count in ngrams.items():
         weights[len(ngram) - 1][ngram] = count * rarity.get(ngram, unseen_rarity)
@@ -301,7 +304,10 @@ def _tf_idf(ngrams: NGrams, rarity: dict[tuple[str, ...], float], unseen_rarity:
 
 
 def _cider_similarity(candidate: _TfIdf, reference: _TfIdf) -> float:
-    """In [0, 1]: clipped cosine, averaged over the orders, times the length penalty."""
+    """A similarity in [0, 1]: the clipped cosine, averaged over the orders, times the length penalty.
+
+    Clipping counts an n-gram of the candidate at most as often as the reference has it: repeating it gains nothing.
+    """
     total = 0.0
     for order in range(MAX_ORDER):
         norm = candidate.norms[order] * reference.norms[order]

@@ -1,7 +1,7 @@
 """Image-use gap: how much worse a captioner predicts the captions when it is shown another image.
 
-The gap of a caption is its loss with a wrong image minus its loss with its own. A captioner that ignores its image
-shows 0, whatever its loss; the gap is in the unit of the losses given (nats a token, for mean cross-entropy).
+The gap of a caption is its loss given a wrong image minus its loss given its own image. It is 0 for a captioner that
+ignores the image, however good, and has the unit of the losses (nats a token, for mean cross-entropy).
 Shuffling an input to measure how much a model uses it is permutation importance (Breiman, Machine Learning 2001;
 arXiv:1801.01489). Two choices of ours: the wrong image is never one of the same concept, and the interval resamples
 concepts rather than captions, since captions of one concept are not independent (the cluster bootstrap, Field and
@@ -57,6 +57,9 @@ def shuffled_images(image_concept: Tensor, seed: int) -> Tensor:
             f"one concept has {largest} of {num_images} images: the image-use gap swaps images between concepts, "
             f"so no concept may have more than half of them; evaluate on more concepts"
         )
+    # Concepts in a random order, and the images of each concept in a random order next to each other. Two images of one
+    # concept are then less than ``largest`` places apart, so a rotation by ``largest`` to ``num_images - largest``
+    # places never gives an image one of its own concept.
     generator = torch.Generator().manual_seed(seed)
     place_of_concept = torch.randperm(len(concepts), generator=generator)
     within = torch.randperm(num_images, generator=generator)
@@ -112,7 +115,7 @@ def _bootstrap_means(sums: Tensor, counts: Tensor, seed: int, resamples: int) ->
 def _checked_gap(
     true_loss: Tensor, shuffled_loss: Tensor, concept: Tensor, resamples: int, confidence: float
 ) -> Tensor:
-    """float64[C] on the CPU."""
+    """The gap of each caption, float64[C] on the CPU. Raises ValueError as ``image_use_gap``."""
     if not (true_loss.ndim == 1 and true_loss.shape == shuffled_loss.shape == concept.shape):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (true_loss, shuffled_loss, concept))
         raise ValueError(f"true_loss, shuffled_loss and concept have shapes {shapes}: give one value a caption, [C]")

@@ -1,8 +1,8 @@
 """Image-text retrieval, both ways: R@k where an image may have several captions and a caption several images.
 
-A query counts as found at k when any of its positives is among the k best candidates. Its rank is one more than the
-candidates that are *not* its positives and score at least as high as its best positive: counted in one pass over a
-chunk of scores, without sorting. Ties are pessimistic (a wrong candidate of equal score stands before the right one),
+A query counts as found at k if any of its positives is among the k best candidates. The rank of a query is one more
+than the number of candidates that are *not* its positives and score at least as high as its best positive: counted in
+one pass over a chunk of scores, without sorting. Ties are pessimistic (a wrong candidate of equal score comes first),
 so that a model whose embeddings have collapsed gets 0 rather than what chance or an order of storage would give.
 
 Scores are float32 whatever autocast or the process's matmul precision say, since bf16 and TF32 scores change R@1.
@@ -11,6 +11,7 @@ Scores are float32 whatever autocast or the process's matmul precision say, sinc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,7 @@ def _chunk_ranks(queries: Tensor, candidates: Tensor, rows: Tensor, columns: Ten
         scores = queries @ candidates.T
     positive_scores = scores[rows, columns]
     best = scores.new_full((len(queries),), -torch.inf).scatter_reduce_(0, rows, positive_scores, "amax")
+    # All candidates that score at least as high as the best positive, minus the positives among them.
     at_least_as_high = (scores >= best[:, None]).sum(dim=1)
     of_those_positive = torch.zeros_like(at_least_as_high).index_add_(0, rows, (positive_scores >= best[rows]).long())
     return 1 + at_least_as_high - of_those_positive
@@ -98,8 +100,12 @@ def _chunk_ranks(queries: Tensor, candidates: Tensor, rows: Tensor, columns: Ten
 
 @contextmanager
 def _exact_float32(device: torch.device) -> Iterator[None]:
-    """float32 products are float32 inside: no autocast, no TF32 or bf16 internals. The process's choice comes back."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    """A context in which float32 products are exact float32: no autocast, no TF32, no bf16 inside of kernels.
+
+    Afterwards the precision is what the process had chosen before.
+    """
+    mkldnn: Any = torch.backends.mkldnn  # torch adds ``matmul`` when it is imported, where a type checker cannot see it
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -114,10 +120,10 @@ def _exact_float32(device: torch.device) -> Iterator[None]:
 def positive_pairs(image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor) -> Tensor:
     """int64[P, 2]: all pairs (image row, caption row) that belong together, sorted, on the CPU.
 
-    The fields of ``flow.Batch``, over a whole split: ``image_concept`` int64[B], ``caption_concept`` int64[C],
-    ``caption_key`` int64[C], ``image_index`` int64[C] (rows of ``image_concept``, or TEXT_ONLY). A text is an image's
-    own if one of the image's captions, or a caption of its concept, reads so; every caption that reads so is positive,
-    whatever its own concept. Work and memory are in the number of pairs, not B x C.
+    The arguments are the fields of ``flow.Batch``, over a whole split: ``image_concept`` int64[B], ``caption_concept``
+    int64[C], ``caption_key`` int64[C], ``image_index`` int64[C] (rows of ``image_concept``, or TEXT_ONLY). A text is an
+    image's own if one of the image's captions, or a caption of its concept, reads so; every caption that reads so is
+    positive, whatever its own concept. Work and memory are in the number of pairs, not B x C.
 
     Raises ValueError if the captions' tensors differ in length or ``image_index`` names a row that is not there.
     """
@@ -132,6 +138,8 @@ def positive_pairs(image_concept: Tensor, caption_concept: Tensor, caption_key: 
             f"image_index spans {int(image_index.min())} to {int(image_index.max())}: "
             f"there are {len(image_concept)} images, and {TEXT_ONLY} stands for none"
         )
+    # First the (image, caption) pairs that belong together by image or concept, then the distinct (image, text) pairs
+    # among them, then every caption that reads as such a text.
     own = (image_index != TEXT_ONLY).nonzero().squeeze(1)
     belongs = torch.cat([_equal_pairs(image_concept, caption_concept), torch.stack([image_index[own], own], dim=1)])
 
@@ -142,12 +150,11 @@ def positive_pairs(image_concept: Tensor, caption_concept: Tensor, caption_key: 
 
 
 def merge_equal_captions(positives: Tensor, caption_key: Tensor) -> tuple[Tensor, Tensor]:
-    """Keeps one of the captions that read the same, so that a wrong text does not fill several places before the
-    right one.
+    """Keeps one of the captions that read the same, so that a wrong text takes one place before the right one at most.
 
-    ``positives`` int64[P, 2] (image row, caption row), ``caption_key`` int64[C]. Returns the rows kept, int64[K] (the
-    first of each text, in order), and the pairs in terms of them, int64[P', 2], both on the CPU. COCO's own protocol
-    does not merge.
+    ``positives`` int64[P, 2] (image row, caption row), ``caption_key`` int64[C]. Returns the caption rows to keep,
+    int64[K] (the first of each text, in order), and the pairs (image row, index into the kept rows), int64[P', 2], both
+    on the CPU. COCO's own protocol does not merge.
     """
     positives, caption_key = positives.cpu(), caption_key.cpu()
     _, text = torch.unique(caption_key, return_inverse=True)
@@ -161,6 +168,7 @@ def merge_equal_captions(positives: Tensor, caption_key: Tensor) -> tuple[Tensor
 
 def _equal_pairs(left: Tensor, right: Tensor) -> Tensor:
     """int64[P, 2]: every (i, j) with ``left[i] == right[j]``, for int64[L] and int64[R], without an L x R matrix."""
+    # In sorted ``right``, the values equal to left[i] are one run: from ``begin[i]`` on, ``count[i]`` of them.
     left = left.contiguous()
     sorted_right, order = right.sort(stable=True)
     begin = torch.searchsorted(sorted_right, left, side="left")
@@ -171,6 +179,7 @@ def _equal_pairs(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _check(queries: Tensor, candidates: Tensor, positives: Tensor, chunk_size: int) -> None:
+    """ValueError for shapes, values or settings that ``best_positive_ranks`` cannot rank by."""
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
         raise ValueError(
             f"queries {tuple(queries.shape)} and candidates {tuple(candidates.shape)} must be [Q, E] and [K, E]"
@@ -191,6 +200,7 @@ def _check(queries: Tensor, candidates: Tensor, positives: Tensor, chunk_size: i
 
 
 def _check_every_query_has_one(positives: Tensor, num_queries: int, query_name: str) -> None:
+    """UserError for a query without a positive."""
     count = torch.bincount(positives[:, 0], minlength=num_queries)
     without = (count == 0).nonzero().squeeze(1)
     if len(without):

@@ -1,4 +1,4 @@
-"""What a report shows of a split: images with their captions, neighbours, and what the decoder wrote and looked at."""
+"""Collects the sample images of a report: their captions, nearest neighbours, generated captions and attention."""
 
 import base64
 import io
@@ -18,22 +18,23 @@ from mmlm.evaluation.split import EncodedSplit
 from mmlm.model.model import ImageTextModel
 
 NEIGHBOURS = 5
+"""Nearest captions of an image, and nearest images of a caption, that are shown."""
 
 
 @dataclass
 class SampleSettings:
-    """What of each split the report shows."""
+    """How many samples of each split the report shows."""
 
     examples: int = 24
     """Images with their captions, evenly spaced over the split."""
     queries: int = 8
     """Captions with the images retrieved for them, evenly spaced over the split's texts."""
     attention: int = 8
-    """Of the examples, how many also show where the decoder looked (of a decoder that can say so)."""
+    """How many of the examples also show the decoder's attention, if the decoder can record it."""
 
 
 def spaced(count: int, total: int) -> list[int]:
-    """``count`` rows (or fewer) evenly spaced over ``total``."""
+    """``count`` rows evenly spaced over ``total`` rows; all of them if there are fewer."""
     count = min(count, total)
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
@@ -48,13 +49,14 @@ def data_uri(image: Tensor) -> str:
 def collect_samples(split: EncodedSplit, settings: SampleSettings, language: str | None) -> dict[str, Any]:
     """The split's entry of ``samples.json``: ``examples`` and ``queries``.
 
-    Without a decoder nothing is ``generated`` (null) and so nothing is ``exact``; ``attention`` is null as well where
-    the decoder cannot record it. Every rank has to call it, and gets the same.
+    For a model without a decoder ``generated`` is null and ``exact`` false; ``attention`` is null as well if the
+    decoder cannot record it. All ranks have to call this function, and get the same result.
     """
     gallery = split.gallery
     similarity = gallery.image_embedding @ gallery.text_embedding.T
     matches = set(map(tuple, gallery.pairs.tolist()))
     generated = None if split.model.decoder is None else generate_captions(split, language)
+    # All images that are shown anywhere are encoded in one go: their pixels are on different ranks.
     rows = spaced(settings.examples, len(split.image_ids))
     found = {text: _found(text, similarity) for text in spaced(settings.queries, len(gallery.texts))}
     shown = [*rows, *(row for images in found.values() for row, _ in images)]
@@ -96,7 +98,7 @@ def _nearest(split: EncodedSplit, row: int, similarity: Tensor, matches: set[tup
 
 
 def _found(text: int, similarity: Tensor) -> list[tuple[int, float]]:
-    """(image row, similarity) of the nearest images of a text, the best first."""
+    """The (image row, similarity) of the images nearest to a text, the nearest first."""
     best = similarity[:, text].topk(min(NEIGHBOURS, len(similarity)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
@@ -104,8 +106,9 @@ def _found(text: int, similarity: Tensor) -> list[tuple[int, float]]:
 def _attention(
     split: EncodedSplit, rows: Sequence[int], generated: Sequence[str] | None, language: str | None
 ) -> dict[int, dict[str, Any] | None]:
-    """Where the decoder looked for each word of its own caption of some images; empty if it cannot say so."""
-    if generated is None or not split.model.decoder.records_attention:
+    """The decoder's attention for each word that it wrote, by image row; empty if it does not record attention."""
+    decoder = split.model.decoder
+    if generated is None or decoder is None or not decoder.records_attention:
         return {}
 
     def of_image(row: int, image: Tensor) -> dict[str, Any] | None:
@@ -123,9 +126,9 @@ def _attention(
 def attention_of_words(
     model: ImageTextModel, tokenizer: Tokenizer, image: Tensor, caption: Caption, max_tokens: int
 ) -> tuple[list[str], Tensor]:
-    """The words of a caption and, for each, float32[words, rows, columns] of attention over the image.
+    """The words of a caption, and the decoder's attention over the image for each: float32[words, rows, columns].
 
-    ``image`` uint8[1, 3, S, S]. A word's map is the mean over its tokens, scaled to sum to 1.
+    ``image`` uint8[1, 3, S, S]. The map of a word is the mean over its tokens, scaled to sum to 1.
     """
     ids = caption_encoder(tokenizer, max_tokens)(caption).ids
     device = image.device
@@ -150,14 +153,16 @@ def attention_of_words(
 
 
 def _word_groups(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """(word, places of its tokens in ``ids``): a token belongs to the word that the text up to it ends in.
+    """Each word with the places of its tokens in ``ids``.
 
-    A token that shows nothing yet (a space, the first bytes of a character) belongs to what the next ones complete.
+    A token belongs to the last word of the text that ends with it. A token that adds nothing visible (a space, the
+    first bytes of a character) belongs to the word that later tokens complete.
     """
     groups: list[tuple[str, list[int]]] = []
     before: list[str] = []
     waiting: list[int] = []
     for place in range(len(ids)):
+        # Decoding a longer and longer prefix tells the words apart for every tokenizer, whatever its tokens look like.
         words = tokenizer.decode(ids[: place + 1]).split()
         waiting.append(place)
         if words == before:

@@ -1,20 +1,20 @@
 """An evaluation split as the model sees it: every image and caption encoded once, shared by all evaluators.
 
-Several ranks share the batches out: rank r of W encodes batches r, r + W, ... of the same batches that one process
-would encode, so that every number comes out the same. Afterwards each rank knows the whole split but for what is large:
+Several ranks share the batches: rank r of W encodes batches r, r + W, ... of the same batches that one process would
+encode, so that every number comes out the same. Afterwards each rank has the whole split except for its large tensors:
 
-- Whole on every rank: embeddings of images and texts, tokens, positives keys, captions, ids. Retrieval is among all of
-  them.
-- On the rank that encoded the batch only: pixels and the decoder's memory. What needs them is computed there and
-  gathered (``EncodedSplit.over_batches``, ``over_images``); ``with_images_of`` exchanges memory where an evaluator
+- Every rank has the embeddings of all images and texts, tokens, positives keys, captions and ids: retrieval is among
+  all of them.
+- Only the rank that encoded a batch has its pixels and the decoder's memory. Work on those is done on that rank and
+  gathered (``EncodedSplit.over_batches``, ``over_images``); ``with_images_of`` exchanges memory for an evaluator that
   shows a caption the image of another batch.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,14 +29,22 @@ from mmlm.model.model import ImageFeatures, ImageTextModel
 Result = TypeVar("Result")
 
 
+class Batches(Protocol):
+    """The batches of a split, by number; ``EvaluationBatches`` makes a batch when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Batch: ...
+
+
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch with what the model made of it, on the model's device."""
+    """A batch with the model's features and embeddings of it, on the model's device."""
 
     batch: Batch
-    """On another rank than ``owner`` without pixels: ``images`` is uint8[B, 3, 0, 0]."""
+    """The batch. On every rank but ``owner`` it has no pixels: ``images`` is uint8[B, 3, 0, 0]."""
     features: ImageFeatures
-    """On another rank than ``owner`` without memory."""
+    """Image embeddings and memory. On every rank but ``owner`` the memory is None."""
     text_embedding: Tensor
     """float32[C, E], unit length."""
     owner: int = 0
@@ -50,7 +58,7 @@ class EncodedBatch:
         return range(self.first, self.first + len(self.batch.images))
 
     def without_pixels_and_memory(self) -> "EncodedBatch":
-        """What other ranks need of it."""
+        """The batch as the other ranks get it: all but its large tensors."""
         batch = replace(self.batch, images=self.batch.images.new_empty(len(self.batch.images), 3, 0, 0))
         return replace(self, batch=batch, features=ImageFeatures(self.features.embedding, None))
 
@@ -64,7 +72,7 @@ class EncodedBatch:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images and distinct texts to retrieve among, and which belong together."""
+    """The images and distinct texts of a split, among which retrieval searches, and the pairs that belong together."""
 
     image_embedding: Tensor
     """float32[B, E]."""
@@ -73,11 +81,11 @@ class Gallery:
     pairs: Tensor
     """int64[P, 2]: (image row, text row)."""
     texts: tuple[str, ...]
-    """K texts."""
+    """The K distinct texts, in the order of ``text_embedding``."""
 
 
 def no_tick(doing: str) -> None:
-    """Nobody wants to know how far an evaluation is."""
+    """The ``tick`` of an evaluation whose progress nobody watches: it does nothing."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +101,15 @@ class EncodedSplit:
     tokenizer: Tokenizer
     max_tokens: int
     batches: tuple[EncodedBatch, ...]
-    """In the source's order, those in which nothing could be decoded left out."""
+    """In the order of the source, without the batches in which nothing could be decoded."""
     corrupt: tuple[str, ...] = ()
     """``id: reason`` of every image left out, in order."""
     tick: Callable[[str], None] = no_tick
-    """Called before each batch that this rank works on, with what it does: a sign of life."""
+    """Called before each batch that this rank works on, with a text for the watchdog: the rank is alive."""
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """The device of the model and of all tensors that every rank has."""
         return self.batches[0].text_embedding.device
 
     @cached_property
@@ -161,31 +169,35 @@ class EncodedSplit:
         return tuple(chain.from_iterable(item.batch.ids for item in self.batches))
 
     def over_batches(self, function: Callable[[EncodedBatch], Result]) -> list[Result]:
-        """``function`` of every batch, in order: each rank computes those of its own batches, and all get them all.
+        """The results of ``function`` on every batch, in order, on every rank; each rank computes its own batches.
 
-        What it returns is a tensor, which comes back on ``device``, or plain values (strings, numbers, and lists and
-        dictionaries of them). An error in it is raised on all ranks (``gather_results``). It is called for each batch
-        once, and may not talk to other ranks.
+        ``function`` returns a tensor, which comes back on ``device``, or plain values (strings, numbers, and lists and
+        dictionaries of them). It is called once for each batch and may not communicate with other ranks. An error in it
+        is raised on all ranks (``gather_results``).
         """
         several = world_size() > 1
 
         def own() -> dict[int, Result]:
-            results = {}
+            results: dict[int, Result] = {}
             for number, item in enumerate(self.batches):
                 if item.owner == rank():
                     self.tick(f"evaluating {self.name}, batch {number + 1} of {len(self.batches)}")
                     result = function(item)
-                    results[number] = result.cpu() if several and isinstance(result, Tensor) else result
+                    # Ranks exchange tensors by way of the CPU: another rank cannot read this one's device.
+                    on_cpu = result.cpu() if several and isinstance(result, Tensor) else result
+                    results[number] = cast(Result, on_cpu)
             return results
 
         every = {number: result for part in gather_results(own) for number, result in part.items()}
         ordered = [every[number] for number in range(len(self.batches))]
-        return [result.to(self.device) if isinstance(result, Tensor) else result for result in ordered]
+        here = [result.to(self.device) if isinstance(result, Tensor) else result for result in ordered]
+        return cast(list[Result], here)
 
     def over_images(self, rows: Collection[int], function: Callable[[int, Tensor], Result]) -> dict[int, Result]:
-        """``function(row, uint8[3, S, S] on the CPU)`` of some images, by row, in order: computed where the pixels are.
+        """The results of ``function(row, uint8[3, S, S] on the CPU)`` on the images of ``rows``, by row, in order.
 
-        As ``over_batches``, but for tensors, which it may not return. Raises IndexError for a row that there is not.
+        The rank that holds the pixels computes them. The rules for ``function`` are those of ``over_batches``, and it
+        may not return a tensor. Raises IndexError for a row that the split does not have.
         """
         wanted = set(rows)
         if not wanted <= set(range(len(self.image_ids))):
@@ -200,14 +212,19 @@ class EncodedSplit:
     def with_images_of(self, swap: Tensor) -> "EncodedSplit":
         """The same captions, each image's features replaced by those of image ``swap[row]`` (int64[B]).
 
-        Memory is sent around batch by batch: beside its own, a rank holds what it needs (as much again) and one batch.
+        Memory is sent around batch by batch: besides its own memory, a rank holds that of the images it is to show (as
+        much again) and that of one batch.
         """
         swap = swap.cpu()
+        # The image rows that each of this rank's own batches is to show from now on.
         taken = {n: swap[b.first : b.rows.stop] for n, b in enumerate(self.batches) if b.owner == rank()}
         memory: dict[int, Tensor] = {}
         for source in self.batches:
+            # Every rank takes part in sending every batch, and keeps the rows that its own batches want of it.
             theirs = _sent(source.features.memory, source.owner)
-            for number, rows in taken.items() if theirs is not None else ():
+            if theirs is None:  # a model without a decoder has no memory
+                continue
+            for number, rows in taken.items():
                 here = (rows >= source.first) & (rows < source.rows.stop)
                 if number not in memory:
                     memory[number] = theirs.new_empty(len(rows), *theirs.shape[1:], device=self.device)
@@ -222,7 +239,7 @@ class EncodedSplit:
 
 
 def _sent(memory: Tensor | None, source: int) -> Tensor | None:
-    """The memory that rank ``source`` has: on its own device with one process, else on the CPU."""
+    """The memory of a batch that rank ``source`` encoded; on the CPU if there are several ranks."""
     if world_size() == 1:
         return memory
     own = memory.cpu().contiguous() if memory is not None and source == rank() else None
@@ -234,14 +251,14 @@ def encode_split(
     name: str,
     model: ImageTextModel,
     tokenizer: Tokenizer,
-    batches: Sequence[Batch],
+    batches: Batches,
     device: torch.device,
     max_tokens: int,
     tick: Callable[[str], None] = no_tick,
 ) -> EncodedSplit:
     """Encodes every batch, each on one rank. The caller puts the model, the same on all ranks, in eval mode.
 
-    The model may not talk to other ranks: they hold different numbers of batches. Only a rank's own batches are read
+    The model may not communicate with other ranks, which have different numbers of batches. A rank reads only its own
     of ``batches``. Raises UserError, on all ranks, for an empty split.
     """
     own: dict[int, EncodedBatch] = {}
@@ -257,6 +274,8 @@ def encode_split(
                 own[number] = EncodedBatch(batch, features, model.encode_text(batch.tokens, batch.lengths), rank())
         return [(number, _travelling(own.get(number)), names) for number, names in corrupt.items()]
 
+    # Every rank now puts the whole split together, in the order of ``batches``: its own batches with pixels and memory,
+    # the others without. Rows count through the batches, so a batch's first row is known only here.
     found = sorted(chain.from_iterable(gather_results(encode_own)), key=lambda part: part[0])
     encoded, first = [], 0
     for number, light, _ in found:
@@ -271,4 +290,5 @@ def encode_split(
 
 
 def _travelling(item: EncodedBatch | None) -> EncodedBatch | None:
+    """A batch as it is sent to the other ranks; None for a batch in which nothing could be decoded."""
     return None if item is None else item.without_pixels_and_memory().to("cpu")

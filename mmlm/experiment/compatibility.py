@@ -1,9 +1,10 @@
-"""Whether the parts of a config fit together, before anything real is built: each cell is accepted or refused here."""
+"""Checks whether the parts of a config fit together, before anything real is built: accepts or refuses each cell."""
 
 from collections.abc import Mapping
 from typing import cast
 
 import torch
+from torch import nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import CAPTION, PatchView, TextView
@@ -20,7 +21,7 @@ from mmlm.experiment.build import (
 from mmlm.experiment.config import Config, load_config
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import OPEN_CLIP, Decoder, TextEncoder
-from mmlm.objectives.objective import FusionObjective
+from mmlm.objectives.objective import FusionObjective, Objective
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.objectives.weights import WeightSchedule
 from mmlm.optim.freeze import FreezePlan, check_plan
@@ -28,14 +29,14 @@ from mmlm.record.folder import CONFIG, find_run
 from mmlm.training.parallel import check_parallel
 
 _ASSUMED_VOCABULARY = 1000
-"""Tokens that ``check_compatible`` assumes: the tokenizer is fitted only once there is data."""
+"""The vocabulary size that ``check_compatible`` assumes: the tokenizer is fitted later, once there is data."""
 
 
 def check_compatible(config: Config) -> None:
-    """Puts the model together without memory or weights (on the meta device), and asks whether its parts fit.
+    """Puts the model together without memory or weights (on the meta device), and checks that its parts fit.
 
-    Everything that a constructor or the model refuses is refused here, in one line, before the data is read or anything
-    real is built. Raises UserError.
+    A constructor or the model refuses the same things later. Here they are refused in one line, before the data is read
+    or anything real is built. Raises UserError.
     """
     check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)
     objective = build_objective(config)
@@ -61,7 +62,8 @@ def check_compatible(config: Config) -> None:
 def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:
     """UserError unless the tokenizer is the one that every pretrained text part was trained with.
 
-    ``tokenizer`` is its node in the config. Other tokens would be read as words that they are not.
+    ``tokenizer`` is the tokenizer's node in the config. With another tokenizer the part would run, on the wrong words:
+    an id stands for another word there.
     """
     kind = str(tokenizer["_target_"]).rpartition(".")[2]
     given = {HuggingFace.__name__: tokenizer.get("name_or_path"), OpenClip.__name__: OPEN_CLIP}.get(kind, kind)
@@ -78,24 +80,27 @@ def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEn
 
 
 def _check_views(objective: WeightedSum, model: ImageTextModel) -> None:
-    """UserError for an objective that asks the model for what it cannot do."""
-    for name, part in objective.objectives.items():
+    """UserError for an objective that asks for a text view which the model cannot run."""
+    for name, part in _objectives(objective).items():
         key = f"objective.objectives.{name}"
         reads = [view for view in part.views if isinstance(view, TextView)]
-        if model.decoder is None and (reads or isinstance(part, FusionObjective)):
-            raise UserError(
-                f"{key}: it needs a decoder, and there is none; choose one, or set objective.weights.{name}=0"
-            )
-        if any(view != CAPTION for view in reads) and not model.decoder.takes_patterns:
+        if model.decoder is None:
+            if reads or isinstance(part, FusionObjective):
+                raise UserError(
+                    f"{key}: it needs a decoder, and there is none; choose one, or set objective.weights.{name}=0"
+                )
+        elif any(view != CAPTION for view in reads) and not model.decoder.takes_patterns:
             kind = type(model.decoder).__name__
             raise UserError(f"{key}: {kind} reads from left to right only; use decoder=transformer")
 
 
 def _check_patch_views(objective: WeightedSum, model: ImageTextModel, plan: FreezePlan, num_steps: int) -> None:
-    """UserError for an objective on patches with an encoder that cannot see some of them, or learns nothing from it."""
+    """UserError for an objective on masked patches if the encoder cannot encode some patches only, or never trains."""
+    # The plan only unfreezes over the steps, so what is frozen at the last step never trains.
     frozen = plan.frozen_parameters(model, num_steps - 1)
-    never_trains = all(p in frozen or not p.requires_grad for p in model.encoder.parameters())
-    for name, part in objective.objectives.items():
+    encoder = cast(nn.Module, model.encoder)
+    never_trains = all(p in frozen or not p.requires_grad for p in encoder.parameters())
+    for name, part in _objectives(objective).items():
         if not any(isinstance(view, PatchView) for view in part.views):
             continue
         key = f"objective.objectives.{name}"
@@ -110,14 +115,14 @@ def _check_patch_views(objective: WeightedSum, model: ImageTextModel, plan: Free
 
 
 def _check_teacher(config: Config, objective: WeightedSum) -> None:
-    """UserError for a teacher that nothing learns from, none where one is needed, and one of the wrong kind."""
+    """UserError for a teacher that no objective learns from, and for an objective that lacks the teacher it needs."""
     given = config.teacher.run is not None or config.teacher.ema
     if given and not objective.needs_teacher:
         key = "ema" if config.teacher.ema else "run"
         raise UserError(
             f"teacher.{key}: no objective learns from a teacher; use objective=coca_distillation, or leave it"
         )
-    for name, part in objective.objectives.items():
+    for name, part in _objectives(objective).items():
         key = f"objective.objectives.{name}"
         if part.needs_average and not config.teacher.ema:
             raise UserError(f"{key}: it learns from the average of this run; set teacher.ema=true and train.ema_decay")
@@ -126,7 +131,7 @@ def _check_teacher(config: Config, objective: WeightedSum) -> None:
 
 
 def _check_weights(objective: WeightedSum, num_steps: int) -> None:
-    """UserError for an objective that never begins: whose scheduled weight is 0 at every step."""
+    """UserError for an objective whose scheduled weight is 0 at every step of the run: it would never be computed."""
     for name, weight in objective.weights.items():
         if isinstance(weight, WeightSchedule) and not any(weight(step) > 0 for step in range(num_steps)):
             raise UserError(
@@ -134,8 +139,13 @@ def _check_weights(objective: WeightedSum, num_steps: int) -> None:
             )
 
 
+def _objectives(objective: WeightedSum) -> dict[str, Objective]:
+    """The objectives of a sum by name (``nn.ModuleDict`` only promises modules)."""
+    return {name: cast(Objective, part) for name, part in objective.objectives.items()}
+
+
 def _planned_teacher(config: Config) -> ImageTextModel:
-    """The model of ``teacher.run``, without its weights. Raises UserError if it cannot read this run's batches."""
+    """The model of ``teacher.run``, without weights. Raises UserError if it cannot read the batches of this run."""
     folder = find_run(cast(str, config.teacher.run))
     theirs = load_config(folder / CONFIG)
     size, most = theirs.data.image_size, theirs.data.max_tokens

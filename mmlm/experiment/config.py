@@ -1,4 +1,7 @@
-"""The schema of an experiment: settings are dataclasses from next to the code they set, parts ``_target_`` nodes."""
+"""The schema of an experiment's config, its checks, its file, and the identity of a run.
+
+Settings are dataclasses that stand next to the code they set; parts are ``_target_`` nodes (see ``parts``).
+"""
 
 import dataclasses
 import hashlib
@@ -8,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmlm.core.errors import UserError
 from mmlm.evaluation.samples import SampleSettings
 from mmlm.experiment.config_errors import explain
-from mmlm.experiment.parts import check_part
+from mmlm.experiment.parts import check_part, dotted
 from mmlm.launch.meeting import RankSettings
 from mmlm.record.metrics import MetricsSettings
 from mmlm.training.settings import FitSettings
@@ -45,7 +48,7 @@ OUTSIDE_IDENTITY = (
     "ranks",
     "resume",
 )
-"""Keys that do not decide what is computed: where things go, who watches, how many processes help."""
+"""Keys that do not change the numbers: where files go, what is logged, how many processes share the work."""
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
     "encoder": ("image_size", "load_weights"),
     "bridge": ("patch_width", "grid", "num_prefix_tokens", "drops_patches", "pool"),
@@ -62,8 +65,9 @@ PART_SLOTS: Mapping[str, tuple[str, ...]] = {
 }
 """Each slot and the arguments that ``build`` supplies to its part, if its constructor asks for them."""
 EMPTY_SLOTS = ("bridge", "text_encoder", "decoder", "launcher")
-"""Slots that may be null: no part stands there."""
+"""Slots that may be null, which means that the run has no such part."""
 EVALUATOR_ARGUMENTS = ("language",)
+"""The arguments that ``build`` supplies to an evaluator whose constructor asks for them."""
 
 
 @dataclass
@@ -92,7 +96,7 @@ class DataSettings:
 
 @dataclass
 class ModelSettings:
-    """What belongs to the composed model rather than to one part."""
+    """Settings of the composed model that belong to none of its parts alone."""
 
     width: int = 192
     """Width of the bridge's memory and of the decoder's states, where these do not set one of their own."""
@@ -112,15 +116,15 @@ class InitSettings:
     """Parts to take over, such as [encoder, bridge]; null takes all. With the decoder or the text encoder comes the
     tokenizer of the run or of the exported folder that the file lies in."""
     missing: list[str] = field(default_factory=list)
-    """Patterns (* stands for anything) of this model's tensors that keep their own start: not there, or of another
-    shape. Any other such tensor is an error."""
+    """Patterns (* stands for anything) of this model's tensors that keep their own start because the weights have no
+    tensor of that name, or one of another shape. Any other tensor without a counterpart is an error."""
     unexpected: list[str] = field(default_factory=list)
-    """Patterns of tensors there that this model has no place for. Any other such tensor is an error."""
+    """Patterns of tensors in the weights that this model has no place for. Any other unused tensor is an error."""
 
 
 @dataclass
 class TeacherSettings:
-    """The frozen model that objectives of distillation learn from, which is no part of what is trained or saved."""
+    """The frozen model that distillation objectives learn from. It is neither trained nor saved by this run."""
 
     run: str | None = None
     """Run folder of the teacher, of the same image size and tokenizer. Keep it until this run is finished."""
@@ -129,7 +133,7 @@ class TeacherSettings:
 
 
 class Resume(Enum):
-    """What to do about a run that is in the folder already."""
+    """The choices for a run whose folder holds a run already."""
 
     auto = "auto"
     changed = "changed"
@@ -145,7 +149,7 @@ class Config:
     name: str | None = None
     """Name of the run; null names it by the hash of its config."""
     seed: int = 0
-    """Of initialisation, data order, augmentation and dropout."""
+    """Seed of initialisation, data order, augmentation, masks and dropout."""
     runs: str = "runs"
     """Folder that holds all run folders."""
     device: str = "auto"
@@ -156,8 +160,8 @@ class Config:
     """Part: what starts the ranks; null trains in this process, or in what torchrun or srun started."""
     ranks: RankSettings = field(default_factory=RankSettings)
     resume: Resume = Resume.auto
-    """``auto`` goes on with the run that is in the folder if its config is the same, and refuses if it is not;
-    ``changed`` goes on with the new config; ``never`` moves what is there aside and starts anew."""
+    """If the folder holds a run already: ``auto`` goes on with that run if its config is the same, and refuses if it is
+    not; ``changed`` goes on with the new config; ``never`` moves the old run aside and starts anew."""
     preflight: bool = False
     """Print a batch of training data as the model would get it (inputs, targets, mask), and end without a run."""
     plugins: list[str] = field(default_factory=list)
@@ -171,11 +175,11 @@ class Config:
     decoder: Any = MISSING
     """Part: text decoder; null for two towers."""
     freeze: Any = MISSING
-    """Part: which parameters train."""
+    """Part: the plan of which parameters train, and from which step on."""
     objective: Any = MISSING
-    """Part: what is minimised."""
+    """Part: the weighted sum of losses that is minimised."""
     tokenizer: Any = MISSING
-    """Part: text to token ids."""
+    """Part: tokenizer, text to token ids."""
     transform: Any = MISSING
     """Part: image augmentation."""
     optim: Any = MISSING
@@ -183,9 +187,9 @@ class Config:
     schedule: Any = MISSING
     """Part: learning rate over the steps."""
     parallel: Any = field(default_factory=lambda: {"_target_": "mmlm.training.parallel.DDP"})
-    """Part: how several ranks share the work. It does not change what is computed."""
+    """Part: how several ranks share the work (DDP or FSDP2). It does not change the numbers."""
     evaluators: dict[str, Any] = field(default_factory=dict)
-    """Parts by name: what is evaluated on each split."""
+    """Parts by name: the evaluators that score each split."""
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     train: FitSettings = field(default_factory=FitSettings)
@@ -196,11 +200,12 @@ class Config:
 
 
 def check_config(cfg: DictConfig) -> Config:
-    """The config as its dataclass, after every part has been bound to its signature and every number looked at.
+    """The composed config as its dataclass, once every part fits its constructor and every number is in its range.
 
-    Builds nothing. Part nodes stay plain mappings. Raises UserError in one line for the first thing that is wrong.
+    Builds nothing; nodes of parts stay plain mappings. Raises UserError in one line for the first fault.
     """
     config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config), "a config is composed on the schema, so OmegaConf makes a Config of it"
     for slot, runtime in PART_SLOTS.items():
         if getattr(config, slot) is not None or slot not in EMPTY_SLOTS:
             check_part(getattr(config, slot), slot, runtime, config.plugins)
@@ -217,6 +222,7 @@ def check_config(cfg: DictConfig) -> Config:
 
 
 def _check_numbers(config: Config) -> None:
+    """UserError for a setting that is out of range, or has no effect beside the others."""
     positive = {
         "train.steps": config.train.steps,
         "train.batch_size": config.train.batch_size,
@@ -263,6 +269,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_init_from(settings: InitSettings) -> None:
+    """UserError for settings of ``init_from`` that contradict one another or would do nothing."""
     if settings.run is not None and settings.weights is not None:
         raise UserError("init_from.weights: init_from.run is set too; give one of them")
     if settings.run is None and settings.weights is None:
@@ -274,6 +281,7 @@ def _check_init_from(settings: InitSettings) -> None:
 
 
 def _check_teacher(config: Config) -> None:
+    """UserError for two teachers, and for a moving average as teacher that the run does not keep."""
     if config.teacher.run is not None and config.teacher.ema:
         raise UserError("teacher.ema: teacher.run is set too; give one of them")
     if config.teacher.ema and config.train.ema_decay is None:
@@ -282,11 +290,12 @@ def _check_teacher(config: Config) -> None:
 
 def config_values(config: Config) -> dict[str, Any]:
     """The config as plain values that YAML and JSON can hold."""
-    return OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    values = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return cast(dict[str, Any], values)
 
 
 def identity(config: Config) -> str:
-    """Eight hexadecimal digits that are equal for configs that compute the same (but for the seed).
+    """Eight hexadecimal digits that are equal for configs of the same computation (whatever their seed).
 
     A part counts by the package and the name of its class, not by the module in between: a class that moves to another
     file keeps the folders of its runs.
@@ -302,7 +311,7 @@ def identity(config: Config) -> str:
 
 
 def _without_modules(values: Any) -> Any:
-    """``values`` with ``package.Name`` for every ``_target_: package.module.Name`` in it."""
+    """A copy of ``values`` in which every ``_target_: package.module.Name`` reads ``package.Name``."""
     if isinstance(values, Mapping):
         return {
             key: re.sub(r"\..*\.", ".", value) if key == "_target_" else _without_modules(value)
@@ -317,9 +326,9 @@ def run_folder(config: Config) -> Path:
 
 
 def load_config(file: Path) -> Config:
-    """The config of a run, from the file that ``save_config`` wrote, checked again. Raises UserError."""
+    """The config of a run, read from the file that ``save_config`` wrote and checked again. Raises UserError."""
     try:
-        return check_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
+        return check_config(_on_schema(OmegaConf.load(file)))
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such file; give a run's folder, such as runs/NAME/HASH/seed=0") from None
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -327,11 +336,16 @@ def load_config(file: Path) -> Config:
 
 
 def parse_config(text: str, where: str) -> Config:
-    """The config that ``text`` (YAML, as ``save_config`` writes it) is, checked; ``where`` is for messages."""
+    """The checked config in ``text`` (YAML, as of ``save_config``). ``where`` heads messages. Raises UserError."""
     try:
-        return check_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+        return check_config(_on_schema(OmegaConf.create(text)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{where}: {explain(error)}") from error
+
+
+def _on_schema(values: DictConfig | ListConfig) -> DictConfig:
+    """``values`` merged into the schema, which refuses unknown keys and values of a wrong type."""
+    return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), values))
 
 
 def save_config(config: Config, file: Path) -> None:
@@ -340,21 +354,9 @@ def save_config(config: Config, file: Path) -> None:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """``key: old value -> new value`` for every setting that differs and decides what is computed."""
-    before, after = (_flat(dataclasses.asdict(c)) for c in (old, new))
-    keys = sorted(key for key in before.keys() | after.keys() if not _is_outside(key))
+    """``key: old value -> new value`` for every setting that differs and changes what is computed."""
+    before, after = (dict(dotted(dataclasses.asdict(config))) for config in (old, new))
+    # An entry of OUTSIDE_IDENTITY stands for a setting or for a whole group of settings.
+    outside = tuple(f"{key}." for key in OUTSIDE_IDENTITY)
+    keys = sorted(key for key in before.keys() | after.keys() if not f"{key}.".startswith(outside))
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
-
-
-def _is_outside(key: str) -> bool:
-    return any(key == outside or key.startswith(f"{outside}.") for outside in OUTSIDE_IDENTITY)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +28,8 @@ _TYPES = {"float": "a float", "int": "an int", "bool": "true or false", "Path": 
 def explain(error: Exception, config_dir: Path | None = None, overrides: Sequence[str] = ()) -> str:
     """One line about an exception that OmegaConf or YAML raised while a config was composed or read.
 
-    ``config_dir`` and ``overrides`` (the command line) are what the config was composed of; they are only read, for
-    names to suggest.
+    ``config_dir`` and ``overrides`` (the command line) are what the config was composed from. They are read for names
+    to suggest, and for the file and line of a fault.
     """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{_shorter(error.problem_mark.name, config_dir)}, line {error.problem_mark.line + 1}: {error.problem}"
@@ -38,14 +39,14 @@ def explain(error: Exception, config_dir: Path | None = None, overrides: Sequenc
     if about is not None:
         groups = _groups(config_dir)
         if file is not None and about.full_key == file.rpartition("/")[0]:
-            # Its keys landed under the name of its folder, and the schema has no such key.
+            # Without that line Hydra puts the keys of a file under the name of its folder, where the schema has none.
             return f"{file}.yaml: has to start with the line '# @package _global_', followed by key: value lines"
         return _about_key(about, groups) + (f" (in {file}.yaml)" if file else "")
     return _about_text(error, config_dir, overrides)
 
 
 def _about(error: BaseException | None) -> OmegaConfBaseException | None:
-    """OmegaConf's own error behind Hydra's, if there is one that knows its key."""
+    """The error of OmegaConf that led to ``error`` and knows its key; None if there is none."""
     while error is not None:
         if isinstance(error, OmegaConfBaseException) and error.full_key:
             return error
@@ -54,14 +55,18 @@ def _about(error: BaseException | None) -> OmegaConfBaseException | None:
 
 
 def no_such_setting(key: str, root: object, groups: Sequence[str] = ()) -> str:
-    """``optim.lrr: no such setting; did you mean optim.lr?``, looking through the keys of the whole config."""
+    """The message for a key that the config lacks: ``optim.lrr: no such setting; did you mean optim.lr?``
+
+    ``root`` is the whole config and ``groups`` the config groups: both are searched for a name that was meant.
+    """
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(root, parent, throw_on_missing=False) if parent else root
+    node = _select(root, parent) if parent else root
     siblings = [str(k) for k in node if k != "hydra"] if isinstance(node, DictConfig) and not node._is_none() else []
     if (mapping := _open_mapping(root, parent)) is not None:
         inner = key.removeprefix(f"{mapping}.")
         add = f"'+{mapping}={{{inner}: VALUE}}'" if "." in inner else f"+{key}=VALUE"
         return f"{key}: not in its file yet; add it with {add}"
+    # In this order: a misspelt name at the right place; the right name at another place; anything similar.
     sibling = closest(name, siblings)
     everywhere = [k for k in keys_of(root) if not k.startswith("hydra.")]
     meant = [f"{parent}.{sibling}" if parent else sibling] if sibling else []
@@ -76,9 +81,14 @@ def no_such_setting(key: str, root: object, groups: Sequence[str] = ()) -> str:
     return f"{key}: no such setting{among}{add}"
 
 
+def _select(root: object, key: str) -> object:
+    """The node at a dotted key of a config; None if it is not there or has no value."""
+    return OmegaConf.select(cast(DictConfig, root), key, throw_on_missing=False)
+
+
 def _open_mapping(root: object, key: str) -> str | None:
-    """The mapping in a part that ``key`` is, or lies in, and that its file leaves empty: it takes any key."""
-    node = OmegaConf.select(root, key, throw_on_missing=False) if key else None
+    """The empty mapping of a part that is at ``key`` or above it: such a mapping takes any key. None without one."""
+    node = _select(root, key) if key else None
     if node is None and "." in key:
         return _open_mapping(root, key.rpartition(".")[0])
     is_empty = isinstance(node, DictConfig) and not node._is_none() and not node._is_missing() and not node
@@ -86,16 +96,17 @@ def _open_mapping(root: object, key: str) -> str | None:
 
 
 def _is_in_part(root: object, key: str) -> bool:
-    """Whether ``key`` is a part's node or a mapping somewhere in one."""
+    """True if ``key`` is the node of a part, or lies in one."""
     path = key.split(".") if key else []
-    above = (OmegaConf.select(root, ".".join(path[: n + 1]), throw_on_missing=False) for n in range(len(path)))
+    above = (_select(root, ".".join(path[: n + 1])) for n in range(len(path)))
     return any(isinstance(node, DictConfig) and not node._is_none() and "_target_" in node for node in above)
 
 
 def keys_of(node: object, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a config, groups of settings before what is in them."""
+    """The dotted keys of a config; the key of a group comes before the keys in the group."""
     if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
         return
+    key: Any  # a string in settings; in the mapping of a part whatever YAML allows
     for key in node:
         yield f"{prefix}{key}"
         if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
@@ -103,14 +114,15 @@ def keys_of(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def unknown_keys(node: object, prefix: str = "") -> Iterator[str]:
-    """The dotted keys that stand in a node of settings (a dataclass) without being one of its fields.
+    """The dotted keys in a node of settings (a dataclass) that are none of its fields.
 
-    ``+key=value`` on the command line gets them there, past the schema.
+    ``+key=value`` on the command line adds such keys, past the schema.
     """
     if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
         return
     kind = OmegaConf.get_type(node)
     fields = {f.name for f in dataclasses.fields(kind)} if kind is not None and dataclasses.is_dataclass(kind) else None
+    key: Any  # as in ``keys_of``
     for key in node:
         if fields is not None and key not in fields:
             yield f"{prefix}{key}"
@@ -119,7 +131,7 @@ def unknown_keys(node: object, prefix: str = "") -> Iterator[str]:
 
 
 def not_set(keys: Sequence[str], config_dir: Path | None = None) -> str:
-    """What to say of mandatory keys without a value; a single one that is a config group gets its options listed."""
+    """The message for mandatory keys without a value. For a single key that is a config group it lists the options."""
     said = f"{', '.join(keys)}: required, and not set; write {' '.join(f'{key}=VALUE' for key in keys)}"
     if config_dir is None or len(keys) > 1 or not (config_dir / keys[0]).is_dir():
         return said
@@ -134,7 +146,7 @@ def _groups(config_dir: Path | None) -> list[str]:
 
 
 def _about_key(error: OmegaConfBaseException, groups: Sequence[str]) -> str:
-    """OmegaConf's error about one key."""
+    """The message for an error of OmegaConf about one key; ``groups`` are as in ``no_such_setting``."""
     key = str(error.full_key)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         root = error.parent_node._get_root() if error.parent_node is not None else None
@@ -148,7 +160,7 @@ def _about_key(error: OmegaConfBaseException, groups: Sequence[str]) -> str:
 
 
 def _misfit(said: str, value: object) -> str:
-    """What is wrong with a value, from OmegaConf's sentence about it."""
+    """OmegaConf's sentence ``said`` about a value that does not fit, in our words."""
     if found := re.search(r"could not be converted to (\w+)", said):
         return f"{shown(_plain(value))} is not {_KINDS.get(found.group(1), found.group(1))}"
     if found := re.search(r"expected one of \[(.*)\]", said):
@@ -167,11 +179,12 @@ def _misfit(said: str, value: object) -> str:
 
 
 def _plain(value: object) -> object:
+    """``value`` as plain dicts and lists if it is a node of a config."""
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _about_text(error: Exception, config_dir: Path | None, overrides: Sequence[str]) -> str:
-    """Hydra's errors that carry nothing but a text."""
+    """The message for an error of Hydra that carries nothing but a text, known by how the text begins."""
     text = str(error).split("Config search path:")[0]
     if text.startswith("Config group override must be a string"):
         groups = _groups(config_dir)
@@ -196,6 +209,6 @@ def _about_text(error: Exception, config_dir: Path | None, overrides: Sequence[s
 
 
 def _shorter(file: str, config_dir: Path | None) -> str:
-    """The path of a config file, from the name of ``config_dir`` on if it is in there."""
+    """The path of a config file; for a file below ``config_dir`` it begins with the name of that folder."""
     inside = config_dir is not None and Path(file).is_relative_to(config_dir.parent)
     return str(Path(file).relative_to(config_dir.parent)) if config_dir is not None and inside else file

@@ -23,6 +23,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,7 +39,7 @@ _UNIONS = (typing.Union, types.UnionType)
 
 
 class _MisfitError(Exception):
-    """A plain value that does not fit its annotation. Never leaves this file."""
+    """Raised for a plain value that does not fit its annotation, and caught in this file."""
 
     def __init__(self, key: str, value: object, hint: object) -> None:
         super().__init__(f"{key}: {shown(value)} is not {describe(hint)}")
@@ -47,14 +48,14 @@ class _MisfitError(Exception):
 
 @dataclass(frozen=True)
 class _Call:
-    """A checked part that is not built yet: what to call and with what (values may hold further calls)."""
+    """A part that is checked and not built yet: the constructor and its arguments, which may hold further calls."""
 
     slot: str
     """The key of its node in the config."""
     target: Callable[..., object]
     arguments: Mapping[str, object]
     supplied: tuple[str, ...]
-    """Names the signature asks for and whoever builds it supplies."""
+    """Names that the signature asks for and that ``build_part`` is given as ``runtime``."""
 
     def run(self, runtime: Mapping[str, object]) -> object:
         """Builds the nested parts first, then this one.
@@ -68,10 +69,12 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What holds for a whole node: the names supplied at run time and the packages that may be named."""
+    """The rules for a node and all nodes nested in it."""
 
     runtime: frozenset[str]
+    """Names of the arguments that are supplied when the part is built, and that a config may not set."""
     packages: tuple[str, ...]
+    """Packages that a ``_target_`` may lie in."""
 
 
 def check_part(node: object, slot: str, runtime: Collection[str] = (), plugins: Collection[str] = ()) -> None:
@@ -104,7 +107,7 @@ def _plain(node: object) -> object:
 
 
 def _run(value: object, runtime: Mapping[str, object]) -> object:
-    """The value with every call in it made."""
+    """``value`` with every ``_Call`` in it replaced by the part that the call builds."""
     if isinstance(value, _Call):
         return value.run(runtime)
     if isinstance(value, Mapping):
@@ -115,6 +118,7 @@ def _run(value: object, runtime: Mapping[str, object]) -> object:
 
 
 def _plan_part(node: object, slot: str, rules: _Rules) -> _Call:
+    """Checks a node, the parts nested in it included, and returns the call that builds it. Raises UserError."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{slot}: {shown(node)} is not a part; it needs a mapping with a '_target_'")
     target = _resolve(node["_target_"], slot, rules)
@@ -122,13 +126,17 @@ def _plan_part(node: object, slot: str, rules: _Rules) -> _Call:
 
 
 def _plan_call(target: Callable[..., object], given: Mapping[object, object], slot: str, rules: _Rules) -> _Call:
-    """Binds ``given`` to the signature of ``target``."""
+    """Binds the config's arguments ``given`` to the signature of ``target``, each converted to its annotation.
+
+    Raises UserError for an argument that the signature does not have, one that a config may not set, one that is
+    missing, and a value that does not fit.
+    """
     name = target.__name__
     parameters = _parameters(target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     hints = _hints(target, slot)
-    arguments = {}
+    arguments: dict[str, object] = {}
     for key, value in given.items():
         at = f"{slot}.{key}"
         if key in named and key in rules.runtime:
@@ -137,7 +145,7 @@ def _plan_call(target: Callable[..., object], given: Mapping[object, object], sl
             settable = [key for key in named if key not in rules.runtime]
             raise UserError(f"{at}: {name} takes no '{key}'{did_you_mean(str(key), settable)}")
         try:
-            arguments[key] = _fit(value, hints.get(key, object), at, rules)
+            arguments[str(key)] = _fit(value, hints.get(str(key), object), at, rules)
         except _MisfitError as misfit:
             raise UserError(str(misfit)) from None
     supplied = tuple(key for key in named if key in rules.runtime)
@@ -149,8 +157,10 @@ def _plan_call(target: Callable[..., object], given: Mapping[object, object], sl
 
 
 def _parameters(target: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class's constructor or of a function, by name."""
     init = target.__init__ if inspect.isclass(target) else None
-    # A class below a Protocol without a constructor of its own inherits one that seems to take anything.
+    # A class that inherits from a Protocol and has no constructor of its own gets one from ``typing`` that takes
+    # ``*args, **kwargs``: its signature would let any key pass.
     if inspect.isfunction(init) and init.__module__ == "typing":
         return {}
     return inspect.signature(target).parameters
@@ -180,19 +190,25 @@ def _resolve(target: str, slot: str, rules: _Rules) -> Callable[..., object]:
         raise UserError(f"{slot}: _target_ '{target}' is not the dotted name of a public class or function")
     module = _import(path[:-1], target, slot)
     found = vars(module).get(path[-1])
-    # A module also holds what it imports: mmlm.x.os.system is no part of mmlm, whatever path leads to it.
-    if _is_callable(found) and any(f"{found.__module__}.".startswith(f"{package}.") for package in rules.packages):
+    # A module also holds the names that it imports, so ``mmlm.x.system`` could be the system of os. What counts is the
+    # module in which the class or function was defined.
+    if (
+        found is not None
+        and _is_callable(found)
+        and any(f"{found.__module__}.".startswith(f"{package}.") for package in rules.packages)
+    ):
         return found
     own = [k for k, v in vars(module).items() if _is_callable(v) and v.__module__ == module.__name__ and k[0] != "_"]
     raise UserError(f"{slot}: _target_ '{target}': {module.__name__} has no '{path[-1]}'{did_you_mean(path[-1], own)}")
 
 
 def _is_callable(value: object) -> bool:
+    """True for a class or a function; other callables (instances, partials) are no targets."""
     return inspect.isclass(value) or inspect.isfunction(value)
 
 
 def _import(path: Sequence[str], target: str, slot: str) -> types.ModuleType:
-    """Imports one package after the other, so that the first name that does not exist can be told."""
+    """The module of the dotted ``path``, imported package by package: an error names the first that is missing."""
     module: types.ModuleType | None = None
     for depth in range(1, len(path) + 1):
         name = ".".join(path[:depth])
@@ -203,6 +219,7 @@ def _import(path: Sequence[str], target: str, slot: str) -> types.ModuleType:
                 places = () if module is None else vars(module).get("__path__", ())
                 hint = did_you_mean(path[depth - 1], [info.name for info in pkgutil.iter_modules(places)])
                 raise UserError(f"{slot}: _target_ '{target}': there is no module '{name}'{hint}") from None
+            # A module of ours that imports another module of ours that is not there is a bug: it keeps its traceback.
             if error.name is None or error.name.split(".")[0] == path[0]:
                 raise
             raise UserError(f"{slot}: {name} needs the package '{error.name}'; install it") from None
@@ -214,7 +231,10 @@ def _import(path: Sequence[str], target: str, slot: str) -> types.ModuleType:
 
 
 def _fit(value: object, hint: object, key: str, rules: _Rules) -> object:
-    """The value as its annotation wants it. Raises _MisfitError (a plain value) or UserError (inside a nested part)."""
+    """``value`` converted to its annotation ``hint``; ``key`` heads messages.
+
+    Raises _MisfitError for a plain value that does not fit, and UserError for a fault inside a nested part.
+    """
     if value == "???":
         raise UserError(f"{key}: required, and not set")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -226,6 +246,7 @@ def _fit(value: object, hint: object, key: str, rules: _Rules) -> object:
     if origin in _UNIONS:
         return _fit_union(value, hint, key, rules)
     if hint in (object, typing.Any) or isinstance(hint, typing.TypeVar):
+        # Nothing is annotated: lists and mappings are still gone through, for the parts that may be nested in them.
         kind = dict if isinstance(value, Mapping) else list if isinstance(value, (list, tuple)) else object
     if kind in LISTS and isinstance(value, (list, tuple)):
         return _fit_list(value, kind, arguments, key, rules)
@@ -239,27 +260,31 @@ def _fit(value: object, hint: object, key: str, rules: _Rules) -> object:
 
 
 def _check_flat(value: Mapping[object, object], item_hint: object, key: str) -> None:
-    """UserError for mappings inside of one that holds numbers: a dot on the command line begins another level."""
-    entries = dict(_dotted(value))
-    dotted = next((name for name in entries if "." in name and name not in value), None)
-    if item_hint not in (int, float) or dotted is None:
+    """UserError for a mapping inside of a mapping that is annotated to hold numbers.
+
+    It comes from a name with dots on the command line (``+weights.encoder.norm=2``), where a dot begins another level.
+    """
+    entries = dict(dotted(value))
+    nested = next((name for name in entries if "." in name and name not in value), None)
+    if item_hint not in (int, float) or nested is None:
         return
     written = ", ".join(f"{name}: {item}" for name, item in entries.items())
     raise UserError(
-        f"{key}.{dotted}: '{dotted}' is one name, and its dots are read as levels here; write '+{key}={{{written}}}'"
+        f"{key}.{nested}: '{nested}' is one name, and its dots are read as levels here; write '+{key}={{{written}}}'"
     )
 
 
-def _dotted(values: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested mappings, each with the names above it joined by dots."""
+def dotted(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (``a.b.c``, value) for every value of nested mappings; an empty mapping yields nothing."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
+            yield from dotted(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
 def _fit_scalar(value: object, kind: object, hint: object, key: str) -> object:
+    """A number, string, boolean or None as ``kind``, the class of the annotation ``hint``. Raises _MisfitError."""
     if kind is object or (kind in (None, types.NoneType) and value is None):
         return value
     if kind is float and type(value) is int:
@@ -275,29 +300,35 @@ def _fit_scalar(value: object, kind: object, hint: object, key: str) -> object:
 
 
 def _fit_union(value: object, hint: object, key: str, rules: _Rules) -> object:
+    """``value`` as the first member of the union ``hint`` that it fits. Raises _MisfitError."""
     told = _MisfitError(key, value, hint)
-    # The exact member first: an int stays an int under `float | int`.
+    # The member of the value's own type comes first: an int stays an int under `float | int`.
     for member in sorted(typing.get_args(hint), key=lambda member: member is not type(value)):
         try:
             return _fit(value, member, key, rules)
         except _MisfitError as misfit:
-            if misfit.key != key:  # a list or mapping with a fault inside: that fault says more
+            if misfit.key != key:  # the fault is inside a list or mapping: its own message says more
                 told = misfit
     raise told
 
 
 def _fit_list(value: Sequence[object], kind: object, arguments: Sequence[object], key: str, rules: _Rules) -> object:
+    """A list as ``kind`` (list, tuple, set, ...) of items that fit ``arguments``, those of the annotation."""
     item_hints: Sequence[object] = [arguments[0] if arguments else object] * len(value)
     if kind is tuple and arguments and Ellipsis not in arguments:
         item_hints = arguments
         if len(item_hints) != len(value):
-            raise _MisfitError(key, value, tuple[tuple(item_hints)])
+            raise _MisfitError(key, value, types.GenericAlias(tuple, tuple(item_hints)))
     fitted = [_fit(item, item_hints[index], f"{key}.{index}", rules) for index, item in enumerate(value)]
-    return kind(fitted) if kind in (tuple, set, frozenset) else fitted
+    made: Mapping[object, Callable[[list[object]], object]] = {tuple: tuple, set: set, frozenset: frozenset}
+    return made[kind](fitted) if kind in made else fitted
 
 
 def _fit_part(node: Mapping[str, object], hint: object, key: str, rules: _Rules) -> _Call:
-    """A nested part. Where a class is annotated, the part has to be one (what a function returns is not checked)."""
+    """The call that builds a nested part. If a class is annotated, the part's class has to be a subclass of it.
+
+    A Protocol is not checked (that would take an instance), nor is the return value of a target that is a function.
+    """
     call = _plan_part(node, key, rules)
     members = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
     kinds = [typing.get_origin(member) or member for member in members]

@@ -1,4 +1,4 @@
-"""A run that is there already: its weights, its tokenizer, and starting another run from it."""
+"""A run that has trained already: its weights and its tokenizer, and how another run starts or learns from it."""
 
 import json
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from mmlm.checkpoints.checkpoint import best_checkpoint, latest_checkpoint, load
 from mmlm.checkpoints.files import step_of
 from mmlm.checkpoints.weights import Weights, copy_weights, match_weights, read_weights
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, TextView
+from mmlm.core.flow import EMBED, TextView, View
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer, same_tokens
 from mmlm.experiment.build import build_freeze, build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config, InitSettings, load_config
 from mmlm.model.model import ImageTextModel
+from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.lora import merge_adapters
 from mmlm.record.folder import CHECKPOINTS, CONFIG, TOKENIZER, find_run
@@ -27,16 +28,16 @@ MODEL_TYPE = "mmlm"
 
 
 def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
-    """The step and the model's weights that a run exports. Raises UserError if there is no checkpoint."""
+    """The step, and the weights of the model that a run exports. Raises UserError if there is no checkpoint."""
     step, weights = trained_weights(folder, config)
     return step, model_weights(weights)
 
 
 def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
-    """The step and all weights, the objective's too, of a run's best checkpoint, or of its last if it keeps no best.
+    """The step and all weights, the objective's too, of a run's best checkpoint, or of its last if it has no best one.
 
-    Names are those in checkpoints. The moving average of the weights is taken where the run has one. Raises UserError
-    if there is no checkpoint.
+    Names are those in checkpoints. If the run keeps a moving average of the weights, the average is returned. Raises
+    UserError if there is no checkpoint.
     """
     best = best_checkpoint(folder / CHECKPOINTS)
     checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
@@ -47,18 +48,20 @@ def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor
 
 
 def model_weights(weights: Weights) -> dict[str, Tensor]:
-    """The model's tensors by their names in the model: without the ``model.`` of checkpoints and exported files.
+    """The model's tensors by their names in the model: without the prefix ``model.`` of checkpoints and exported files.
 
-    A checkpoint holds the objective's parameters next to them, which are left out.
+    The objective's parameters, which a checkpoint holds next to them, are left out. Weights of which no name begins so
+    are returned as they are.
     """
     own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
     return own or dict(weights)
 
 
 def tokenizer_folder(start: InitSettings) -> Path | None:
-    """Where the tokenizer stands that comes with the weights of a part that reads or writes text; None without one.
+    """The folder of the tokenizer that belongs to the weights ``init_from`` takes; None if the run is to fit its own.
 
-    It comes with a run, and with the weights of an exported folder; any other file of weights holds none.
+    A part that reads or writes text has embeddings by token id, so the decoder or text encoder brings its tokenizer. A
+    run has one, and so has the folder of an exported model; any other file of weights comes without.
     """
     if start.parts is not None and not {"decoder", "text_encoder"} & set(start.parts):
         return None
@@ -70,7 +73,7 @@ def tokenizer_folder(start: InitSettings) -> Path | None:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether ``mmlm.pretrained`` has saved a model in ``folder``."""
+    """True if ``mmlm.pretrained`` has saved a model in ``folder``."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == MODEL_TYPE
     except (OSError, ValueError, KeyError, TypeError):
@@ -80,9 +83,9 @@ def is_exported(folder: Path) -> bool:
 def initialise_from(model: ImageTextModel, start: InitSettings, source: Path, given: Weights) -> None:
     """Copies the named parts' weights out of ``given``; image positions are resized to the new grid.
 
-    ``source`` is where they come from and heads messages; neither ``model`` nor ``given`` has adapters. Raises
-    UserError that lists every name without a counterpart and every tensor of another shape, but for those that
-    ``init_from.missing`` and ``init_from.unexpected`` expect.
+    ``source`` is where the weights come from, for messages. Neither ``model`` nor ``given`` has adapters. Raises a
+    UserError that lists every name without a counterpart and every tensor of another shape, except for those that match
+    ``init_from.missing`` or ``init_from.unexpected``.
     """
     target = model.state_dict()
     if start.parts is not None:
@@ -106,11 +109,12 @@ _ADVICE = (
 
 
 def _part(name: str) -> str:
+    """The part of the model that a tensor belongs to: ``encoder`` of ``encoder.vit.pos_embed``."""
     return name.split(".")[0]
 
 
 def _fitted(name: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tensor:
-    """Image positions, resized to the model's grid by the encoder that they belong to; other tensors as they are."""
+    """A position table of the encoder resized to the grid of this model's encoder; any other tensor as it is."""
     part, _, inner = name.partition(".")
     if part != "encoder" or old.shape == new.shape:
         return old
@@ -121,11 +125,14 @@ def _fitted(name: str, old: Tensor, new: Tensor, model: ImageTextModel) -> Tenso
 def load_teacher(
     config: Config, objective: WeightedSum, tokenizer: Tokenizer, source: Source, device: torch.device
 ) -> ImageTextModel | None:
-    """The model of ``teacher.run``, if that is set. Raises UserError if it reads other tokens than this run's."""
+    """The model of ``teacher.run``; None if that is not set. Raises UserError for a teacher with other token ids."""
     if config.teacher.run is None:
         return None
     run = load_run(config.teacher.run, device)
-    views = frozenset().union(*(part.teacher_views for part in objective.objectives.values()))
+    views: set[View] = set()
+    for part in objective.objectives.values():
+        views |= cast(Objective, part).teacher_views
+    # A teacher that only sees images may have any tokenizer.
     reads = any(view == EMBED or isinstance(view, TextView) for view in views)
     if reads and not same_tokens(tokenizer, run.tokenizer, source.captions()):
         raise UserError(
@@ -137,7 +144,7 @@ def load_teacher(
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a finished (or stopped) run left behind, ready to use."""
+    """A run that has finished or stopped, loaded for use."""
 
     folder: Path
     config: Config
@@ -149,7 +156,7 @@ class TrainedRun:
 
 
 def load_run(path: str, device: torch.device) -> TrainedRun:
-    """The run at (or the only one below) ``path`` with the weights it exports, on ``device``. Raises UserError."""
+    """Loads the run at ``path``, or the only run below it, with the weights it exports. Raises UserError."""
     folder = find_run(path)
     config = load_config(folder / CONFIG)
     tokenizer = unfitted_tokenizer(config)
@@ -162,7 +169,10 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
 
 
 def start_weights(start: InitSettings) -> tuple[Path, dict[str, Tensor]]:
-    """Where ``init_from`` takes weights from, and the model's among them, adapters merged. Raises UserError."""
+    """The file or run folder that ``init_from`` names, and the model's weights in it. Raises UserError.
+
+    Adapters of the other run are merged into the weights that they adapt: this run may have others, or none.
+    """
     if start.weights is not None:
         return Path(start.weights), model_weights(read_weights(Path(start.weights)))
     folder = find_run(cast(str, start.run))

@@ -1,4 +1,4 @@
-"""The model card of a run: README.md of the folder that its model is exported to."""
+"""Writes the model card of a run: the README.md of the folder that its model is exported to."""
 
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -11,14 +11,14 @@ from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.reports.run_folder import RunFolder, Scores
 
 _NOT_SHOWN = ("runs", "metrics", "device")
-"""Settings of the machine that trained."""
+"""Settings of the machine that trained, which the card leaves out."""
 
 
 def model_card(folder: RunFolder, config: Config, step: int, licence: str | None) -> str:
-    """Markdown with the hub's YAML header: what the model is, its data, its scores, how it was made, how to load it.
+    """Markdown with the hub's YAML header: what the model is, how to use it, its data, its scores, how it was made.
 
-    ``step`` is that of the exported weights; scores of other weights are left out. ``licence`` is the weights', an
-    identifier of the hub such as ``mit``. Paths of the machine that trained are cut to their last name.
+    ``step`` is the step of the exported weights; scores of another step are left out. ``licence`` is the licence of the
+    weights, an identifier of the hub such as ``mit``. Paths of the machine that trained are cut to their last name.
     """
     header: dict[str, Any] = {"library_name": "mmlm", "tags": ["mmlm", "image-text", "contrastive"]}
     if config.decoder is not None:
@@ -41,6 +41,7 @@ def model_card(folder: RunFolder, config: Config, step: int, licence: str | None
 
 
 def _about(config: Config) -> str:
+    """One sentence: what the model can do, and its parts."""
     parts = [f"{slot} `{_name(getattr(config, slot))}`" for slot in MODEL_SLOTS]
     used = [part for part in parts if "`None`" not in part]
     abilities = "embeds images and texts in one space" + (" and captions images" if config.decoder is not None else "")
@@ -74,7 +75,7 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 def _scores(scores: Scores | None, step: int) -> str:
-    """A table with a line for each value and a column for each split."""
+    """A table with a row for each score and a column for each split."""
     if scores is None or scores.step != step or not scores.splits:
         return "These weights have not been scored."
     names = list(dict.fromkeys(name for split in scores.splits.values() for name in split.values))
@@ -120,7 +121,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """The value with every absolute path in it cut to its last name: a card should not tell of a machine's folders."""
+    """``value`` with every absolute path in it cut to its last name: a card should not name a machine's folders."""
     if isinstance(value, Mapping):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The files of a saved model: where they come from, what stands in the two configs, and what is refused there."""
+"""The files of a saved model: names, the two configs, what a folder from elsewhere may name, and the download."""
 
 import copy
 import json
@@ -19,18 +19,19 @@ from mmlm.experiment.saved_run import MODEL_TYPE
 from mmlm.model.protocols import MODEL_SLOTS
 
 FORMAT = 1
-"""Of the files; counted up when an older reader would misread them."""
+"""The version of the files' layout; raised by one whenever an older reader would misread them."""
 CONFIG_FILE = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 SLOTS = (*MODEL_SLOTS, "tokenizer", "transform")
+"""The slots whose parts are saved: all that is needed to use a model."""
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", CARD, *(f"{slot}/{CONFIG_FILE}" for slot in MODEL_SLOTS))
-"""All that is fetched from the hub."""
+"""Patterns of the files that are fetched from the hub."""
 _HERE = "./"
-"""How ``name_or_path`` of a saved part begins: the folder of its config is below that of the model."""
+"""The beginning of ``name_or_path`` of a saved part: the folder of its config lies below the model's folder."""
 _PACKAGES: Mapping[str, str] = {"tokenizer": "mmlm.data.", "transform": "mmlm.data."}
-"""Where a slot's parts stand, if not in ``mmlm.model.``: a folder from elsewhere may call nothing else of mmlm."""
+"""The package of a slot's parts, if it is not ``mmlm.model.``: a saved model may name nothing else of mmlm."""
 
 
 class MmlmConfig(PretrainedConfig):
@@ -42,10 +43,10 @@ class MmlmConfig(PretrainedConfig):
         max_tokens: longest caption in tokens, start and end included.
         embedding_width: E.
         vocab_size: V.
-        language: of generated captions; null for untagged ones.
-        mmlm_version: of the package that saved the model.
-        mmlm_format: of the files.
-        kwargs: what transformers itself keeps in a config.
+        language: language of generated captions; null for untagged ones.
+        mmlm_version: version of the package that saved the model.
+        mmlm_format: ``FORMAT`` of the package that saved the model.
+        kwargs: settings that transformers itself keeps in a config.
     """
 
     model_type = MODEL_TYPE
@@ -70,7 +71,7 @@ class MmlmConfig(PretrainedConfig):
 
     @classmethod
     def of_run(cls, config: Config, vocab_size: int) -> "MmlmConfig":
-        """What ``config`` says of the model. A pretrained tokenizer is found in the folder of the model itself."""
+        """The config of a saved model from that of its run. A pretrained tokenizer is saved with the model."""
         made = cls(
             parts={slot: copy.deepcopy(getattr(config, slot)) for slot in SLOTS},
             image_size=config.data.image_size,
@@ -82,26 +83,28 @@ class MmlmConfig(PretrainedConfig):
         )
         for slot in MODEL_SLOTS:
             if (made.parts[slot] or {}).get("weights") is not None:
-                made.parts[slot]["weights"] = None  # a file of the one who trained; the weights are the model's now
+                made.parts[slot]["weights"] = (
+                    None  # a file on the machine that trained; its weights are in the model now
+                )
         portable(made, "tokenizer")
         return made
 
 
 def portable(config: MmlmConfig, slot: str) -> None:
-    """Changes the ``name_or_path`` of a part, if it has one, into a folder below that of the model."""
+    """Points the ``name_or_path`` of a part, if it has one, to a folder below the model's folder."""
     node = config.parts[slot]
     if node is not None and node.get("name_or_path") is not None:
         node["name_or_path"] = _HERE + ("" if slot == "tokenizer" else slot)
 
 
 def is_portable(config: MmlmConfig, slot: str) -> bool:
-    """Whether the config of a part is to be found in a folder below that of the model."""
+    """True if ``portable`` has pointed the part to a folder below the model's folder."""
     node = config.parts[slot]
     return node is not None and node.get("name_or_path") == _HERE + slot
 
 
 def located(config: MmlmConfig, folder: Path) -> MmlmConfig:
-    """A copy in which the folders of ``portable`` are found below ``folder``."""
+    """A copy of ``config`` in which the folders of ``portable`` are paths below ``folder``, the model's folder."""
     found = copy.deepcopy(config)
     for slot, node in found.parts.items():
         if node is not None and node.get("name_or_path") in (_HERE, _HERE + slot):
@@ -110,7 +113,7 @@ def located(config: MmlmConfig, folder: Path) -> MmlmConfig:
 
 
 def as_config(config: MmlmConfig, plugins: Collection[str]) -> Config:
-    """The part of an experiment's config that building its model asks for."""
+    """An experiment's config with everything that building the model needs, and defaults for the rest."""
     made = Config(
         plugins=list(plugins),
         model=ModelSettings(embedding_width=config.embedding_width),
@@ -153,7 +156,7 @@ def read_json_file(file: Path) -> dict[str, Any]:
 
 
 def check_targets(config: MmlmConfig, plugins: Collection[str]) -> None:
-    """UserError if a node names anything but a part: a folder from elsewhere must not call what it likes."""
+    """UserError if a node names anything but a part: a folder from elsewhere must not run code of its choice."""
     for slot, node in config.parts.items():
         home = _PACKAGES.get(slot, "mmlm.model.")
         for target in _targets(node):
@@ -168,7 +171,7 @@ def check_targets(config: MmlmConfig, plugins: Collection[str]) -> None:
 
 
 def _targets(node: object) -> Iterator[str]:
-    """Every ``_target_`` in a node and in those nested in it."""
+    """Yields every ``_target_`` in a node and in the nodes nested in it."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield str(node["_target_"])
@@ -180,10 +183,10 @@ def _targets(node: object) -> Iterator[str]:
 
 
 def preprocessor(transform: Transform) -> dict[str, Any]:
-    """preprocessor_config.json: in the words of transformers' image processors what ``transform`` does to an image.
+    """The content of preprocessor_config.json: ``transform`` in the terms of transformers' image processors.
 
-    First, with ``trim``, the square around what is drawn on white, with that margin; then the shorter side to S and the
-    centre square. The model takes the pixels as they are, from 0 to 255: it normalises by itself.
+    With ``trim`` an image is first cut to the square around what is drawn on white, with that margin. Then its shorter
+    side is resized to S and the centre square is cut out. Pixels stay between 0 and 255: the model normalises them.
     """
     size = transform.image_size
     return {
@@ -200,7 +203,7 @@ def preprocessor(transform: Transform) -> dict[str, Any]:
 
 
 def check_preprocessor(folder: Path, transform: Transform) -> None:
-    """UserError if preprocessor_config.json was changed: it follows from config.json, and a change would do nothing."""
+    """UserError if preprocessor_config.json does not follow from config.json: a change of it alone would do nothing."""
     settings = read_json_file(folder / PREPROCESSOR)
     for key, value in preprocessor(transform).items():
         if settings.get(key) != value:
@@ -218,7 +221,7 @@ def download(
     local_files_only: bool,
     force_download: bool,
 ) -> Path:
-    """The folder that holds the files of a name on the hub. Raises UserError."""
+    """Downloads the model ``name`` from the hub, unless the cache has it; returns its folder. Raises UserError."""
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if is_path or Path(name).exists():
         raise UserError(f"{name}: there is no such folder; give the one that python -m mmlm.export wrote")

@@ -1,4 +1,4 @@
-"""A trained model as a folder in Hugging Face layout: loaded without Hydra or a config file of ours, and used.
+"""A trained model as a folder in Hugging Face layout, which loads without Hydra and without a config file of ours.
 
     from mmlm.pretrained import from_pretrained
 
@@ -9,15 +9,15 @@
 
     config.json                the parts' nodes and sizes
     model.safetensors          the weights, by their names in ``MmlmModel``
-    preprocessor_config.json   what is done to an image
+    preprocessor_config.json   the image transform
     (the tokenizer's files)
-    decoder/config.json        where a part is a pretrained model of transformers: its config, so that no hub is needed
+    decoder/config.json        if a part is a pretrained model of transformers: its config, so that no hub is needed
     README.md                  the model card
 
-``transformers.AutoModel.from_pretrained`` gives the same object once this module is imported. The class is no
-``transformers.PreTrainedModel``: that one's loading builds on the meta device, makes non-persistent buffers
-(normalisation, fixed positions) anew by rules of its own, starts missing tensors at random, and knows tied weights only
-by its own lists. Here every part is built with its real buffers and every name has to match.
+``transformers.AutoModel.from_pretrained`` gives the same object once this module is imported. ``MmlmModel`` is no
+``transformers.PreTrainedModel``, whose loading builds on the meta device, makes non-persistent buffers (normalisation,
+fixed positions) anew by rules of its own, starts missing tensors at random, and knows tied weights only by its own
+lists. Here every part is built with its real buffers and every name has to match.
 """
 
 import json
@@ -61,7 +61,7 @@ from mmlm.pretrained.files import (
 )
 
 _FROM_AUTO = {"trust_remote_code", "code_revision", "adapter_kwargs", "_from_auto", "_commit_hash"}
-"""What ``AutoModel`` adds to the arguments of every model; none of it has a meaning here (no code is ever loaded)."""
+"""Arguments that ``AutoModel`` adds for every model. They are ignored: no code is ever loaded from a folder."""
 
 
 class MmlmModel(nn.Module):
@@ -98,7 +98,7 @@ class MmlmModel(nn.Module):
 
     @classmethod
     def from_run(cls, run: TrainedRun, card: str | None = None) -> "MmlmModel":
-        """The weights that a run exports."""
+        """The model of a run with the weights that the run exports, in eval mode."""
         config = MmlmConfig.of_run(run.config, run.tokenizer.vocab_size)
         for slot in MODEL_SLOTS:
             if _pretrained_part(run.model, slot) is not None:
@@ -121,9 +121,9 @@ class MmlmModel(nn.Module):
     ) -> "MmlmModel":
         """The model of a folder, or of a name on the hub, on the CPU and in eval mode.
 
-        Bit for bit the model that was saved: every tensor has to be there and none may be left over. ``plugins`` are
-        the packages, besides mmlm, whose parts you allow the folder to name. ``config`` replaces the folder's. Raises
-        UserError for a folder that is none of ours or damaged, and TypeError for an unknown argument.
+        It is bit for bit the model that was saved: every tensor has to be there and none may be left over. ``plugins``
+        are the packages, besides mmlm, whose parts you allow the folder to name. ``config`` replaces the folder's own.
+        Raises UserError for a folder that mmlm did not save or that is damaged, and TypeError for an unknown argument.
         """
         unknown = from_auto.keys() - _FROM_AUTO
         if unknown:
@@ -134,7 +134,7 @@ class MmlmModel(nn.Module):
         config = config or read_config(folder)
         check_targets(config, plugins)
         here = as_config(located(config, folder), plugins)
-        # Building draws random numbers; whoever loads a model keeps the state of theirs.
+        # Building the model draws random numbers. The caller's generator is left as it was.
         with torch.random.fork_rng(devices=[]):
             model = build_model(here, config.vocab_size, load_weights=False)
         tokenizer = unfitted_tokenizer(here)
@@ -152,7 +152,7 @@ class MmlmModel(nn.Module):
         return pretrained.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes everything that ``from_pretrained`` reads into ``folder`` (made if it is missing).
+        """Writes everything that ``from_pretrained`` reads into ``folder``, which is made if it is missing.
 
         Raises UserError for a folder that cannot be written.
         """
@@ -198,18 +198,18 @@ class MmlmModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that the weights are on."""
         return next(self.parameters()).device
 
     def forward(self, batch: Batch, views: Collection[View], drawn: ViewInputs = NO_VIEW_INPUTS) -> ModelOutput:
-        """As ``ImageTextModel``: for training on."""
+        """The forward pass of ``ImageTextModel``, for training the model further."""
         return self.model(batch, views, drawn)
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Image.Image | Tensor], batch_size: int = 64) -> Tensor:
         """Pillow images or uint8[3, H, W] tensors (RGB) of any sizes -> float32[B, E], unit length.
 
-        Raises UserError for what is no image.
+        Raises UserError for anything that is no image.
         """
         parts = [
             self.model.encode_image(self._see(chunk, first)).embedding
@@ -221,7 +221,7 @@ class MmlmModel(nn.Module):
     def encode_text(self, texts: Sequence[str], language: str | None = None, batch_size: int = 256) -> Tensor:
         """Texts -> float32[C, E], unit length. ``language`` None takes the model's own.
 
-        Raises UserError for a language that the tokenizer lacks, and for what is no text.
+        Raises UserError for a language that the tokenizer lacks, and for anything that is no text.
         """
         parts = [
             self.model.encode_text(*self._read(chunk, first, language or self.config.language))
@@ -233,9 +233,10 @@ class MmlmModel(nn.Module):
     def caption(
         self, images: Sequence[Image.Image | Tensor], language: str | None = None, batch_size: int = 64
     ) -> list[str]:
-        """The most likely words, one after the other (greedy), for each image. ``language`` None is the model's own.
+        """A greedy caption (the most likely token at each step) of each image. ``language`` None is the model's own.
 
-        Raises UserError for a model without a decoder, a language that the tokenizer lacks, and for what is no image.
+        Raises UserError for a model without a decoder, a language that the tokenizer lacks, and anything that is no
+        image.
         """
         if self.model.decoder is None:
             raise UserError("caption: this model has no decoder; it can encode_image and encode_text")
@@ -269,20 +270,21 @@ AutoModel.register(MmlmConfig, MmlmModel)
 
 
 def _pretrained_part(model: ImageTextModel, slot: str) -> PreTrainedModel | None:
-    """The model of transformers that a part is made of, if it is."""
+    """The model of transformers inside the part of a slot; None if there is none."""
     part = getattr(model, slot)
     modules = () if part is None else part.modules()
     return next((module for module in modules if isinstance(module, PreTrainedModel)), None)
 
 
 def _given(part: object, name: str) -> object:
+    """``part``, unless the model was made without it: then UserError."""
     if part is None:
         raise UserError(f"{name}: this model was made without one; load it with from_pretrained")
     return part
 
 
 def _chunks(items: Sequence[Any], size: int, name: str) -> list[tuple[int, Sequence[Any]]]:
-    """The number of the first item, and the items, of each chunk of at most ``size``."""
+    """``items`` in chunks of at most ``size``, each with the number of its first item. Raises UserError."""
     if isinstance(items, (str, bytes, Tensor, Image.Image)):
         raise UserError(f"{name}: a {type(items).__name__} is no list; write [...] around it")
     if size < 1:

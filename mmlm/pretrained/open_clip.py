@@ -15,28 +15,29 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
 
 SCALE = "logit_scale"
-"""Their parameter ln(1 / temperature); ours belongs to the objective, not to the model."""
+"""Name of open_clip's parameter ln(1 / temperature). In mmlm it belongs to the objective, not to the model."""
 _SOURCE = "the open_clip weights"
-"""What messages call them."""
+"""The name of the weights in messages."""
 _SHOWN = 5
 """Names that an error shows before it only counts."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Tensors of theirs and of ours that hold the same numbers."""
+    """Tensors of open_clip ("theirs") and of mmlm ("ours") that hold the same numbers."""
 
     theirs: tuple[str, ...]
-    """Joined along the first dimension; of equal size."""
+    """Names of tensors of equal size, which are joined along the first dimension."""
     ours: tuple[str, ...]
-    """Joined along the first dimension; the second of two (keys and values) is twice as large (as the query)."""
+    """One name, or the two of a query and of keys and values, which are joined along the first dimension. The second is
+    twice as large as the first."""
     transposed: bool = False
-    """Theirs multiplies from the right."""
+    """True if their matrix multiplies from the right, and so is the transpose of ours."""
     leading: int = 0
-    """Leading dimensions of size 1 that ours has and theirs does not."""
+    """Number of leading dimensions of size 1 that our tensor has and theirs does not."""
 
     def to_ours(self, theirs: list[Tensor]) -> list[Tensor]:
-        """Their tensors as ours."""
+        """The tensors ``theirs`` converted to ours, in the order of ``ours``."""
         joined = torch.cat(theirs)
         joined = (joined.T if self.transposed else joined)[(None,) * self.leading]
         if len(self.ours) == 1:
@@ -45,7 +46,7 @@ class Match:
         return [joined[:third], joined[third:]]
 
     def to_theirs(self, ours: list[Tensor]) -> list[Tensor]:
-        """Our tensors as theirs."""
+        """The tensors ``ours`` converted to theirs, in the order of ``theirs``."""
         joined = torch.cat(ours)[(0,) * self.leading]
         return list((joined.T if self.transposed else joined).chunk(len(self.theirs)))
 
@@ -62,10 +63,12 @@ def coca_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor
 
 
 def clip_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of open_clip's CLIP as that of our encoder, text layers and projections; see above.
+    """The state dict of open_clip's CLIP as one of our encoder, text layers and projections.
 
-    Our model's bridge and multimodal layers, which CLIP has none of, are not in the result.
+    Our model's bridge and multimodal layers, for which CLIP has no weights, are not in the result. ``ours`` and errors
+    are as for ``coca_from_open_clip``.
     """
+    # CLIPs trained as ``CustomTextCLIP`` have their text tower in a module of its own.
     text = "text." if any(name.startswith("text.") for name in weights) else ""
     converted = _to_ours(_clip(ours, text), weights)
     match_weights({name: tensor for name, tensor in ours.items() if name in converted}, converted, _SOURCE)
@@ -87,7 +90,7 @@ def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[s
 
 
 def _to_ours(matches: list[Match], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All of ``weights`` renamed, after a look at their names."""
+    """``weights`` under our names. Raises UserError if a name is missing or unexpected."""
     _check_names(_SOURCE, weights, {name for match in matches for name in match.theirs} | {SCALE})
     converted: dict[str, Tensor] = {}
     for match in matches:
@@ -104,7 +107,7 @@ def _check_names(whose: str, found: Collection[str], wanted: Collection[str]) ->
 
 
 def _coca(ours: Mapping[str, Tensor]) -> list[Match]:
-    """All tensors of a CoCa; ``ours`` tells how many layers there are."""
+    """The matches of all tensors of a CoCa. The names in ``ours`` say how many layers there are."""
     return [
         *_image_side(_count(ours, "encoder.vit.blocks.")),
         *_pooler(ours),
@@ -116,7 +119,7 @@ def _coca(ours: Mapping[str, Tensor]) -> list[Match]:
 
 
 def _clip(ours: Mapping[str, Tensor], text: str) -> list[Match]:
-    """All tensors of a CLIP, whose text tower's names start with ``text``."""
+    """The matches of all tensors of a CLIP. ``text`` is the prefix of the names of its text tower."""
     return [
         *_image_side(_count(ours, "encoder.vit.blocks.")),
         *_affine("visual.ln_post", "encoder.vit.norm"),
@@ -125,6 +128,7 @@ def _clip(ours: Mapping[str, Tensor], text: str) -> list[Match]:
 
 
 def _count(names: Collection[str], prefix: str) -> int:
+    """The number of layers in the list of modules whose names begin with ``prefix``."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
     return len(numbers)
 
@@ -155,7 +159,7 @@ def _pooler(ours: Mapping[str, Tensor]) -> Iterator[Match]:
     widths = {ours[name].shape[1] for name in (query, key_value) if name in ours}
     if len(widths) == 1:
         yield from _attention(f"{theirs}.attn", "bridge.attention")
-    else:  # PyTorch keeps three matrices where keys are of another width than queries.
+    else:  # PyTorch's attention has three matrices instead of one if keys and queries differ in width.
         yield Match((f"{theirs}.attn.q_proj_weight",), (query,))
         yield Match((f"{theirs}.attn.k_proj_weight", f"{theirs}.attn.v_proj_weight"), (key_value,))
         yield from _attention_but_weight(f"{theirs}.attn", "bridge.attention")

@@ -1,14 +1,16 @@
-"""The configuration of an open_clip CoCa or CLIP, read strictly: what our model cannot be built as is refused."""
+"""Reads the configuration of an open_clip CoCa or CLIP, and refuses settings without a counterpart in our model."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mmlm.core.errors import UserError
 
-_Section = Mapping[str, object]
+_Section = dict[str, object]
+"""One group of a configuration's keys, such as ``vision_cfg``; the top level is the section ""."""
 _VISION: _Section = {
     "mlp_ratio": 4.0,
     "ls_init_value": None,
@@ -32,22 +34,23 @@ _CLIP: Mapping[str, _Section] = {
     "text_cfg": _TEXT | {"embed_cls": False},
     "": {"quick_gelu": False},
 }
-"""Keys that have to have this value, where they are given."""
+"""The values that keys of a CLIP must have, if they are given."""
 _COCA: Mapping[str, _Section] = {
     "vision_cfg": _VISION | {"attentional_pool": True},
     "text_cfg": _TEXT | {"embed_cls": True},
     "multimodal_cfg": {"vocab_size": 49408, "mlp_ratio": 4.0, "ls_init_value": None},
     "": {"quick_gelu": False},
 }
+"""The values that keys of a CoCa must have, if they are given."""
 _TAKEN_FOR_FALSE = ("attentional_pool", "embed_cls")
-"""What open_clip takes to be false where it is not given."""
+"""Keys that open_clip takes to be false if they are not given."""
 _IGNORED: Mapping[str, tuple[str, ...]] = {
     "vision_cfg": ("patch_dropout", "output_tokens"),
     "text_cfg": ("output_tokens",),
     "multimodal_cfg": ("dim_head", "n_queries", "attn_pooler_heads"),
     "": ("custom_text",),
 }
-"""Keys that change no embedding and no logit."""
+"""Keys that are ignored: they change no embedding and no logit."""
 _SIZES: Mapping[str, Mapping[str, int | None]] = {
     "vision_cfg": {
         "image_size": 224,
@@ -62,12 +65,12 @@ _SIZES: Mapping[str, Mapping[str, int | None]] = {
     "multimodal_cfg": {"context_length": 77, "width": 512, "heads": 8, "layers": 12},
     "": {"embed_dim": None},
 }
-"""Sizes, and what open_clip takes them to be where they are missing."""
+"""The sizes in each section, with open_clip's defaults; None has to be given."""
 
 
 @dataclass(frozen=True)
 class ClipSizes:
-    """What may differ between two CLIPs of open_clip that our model can be built as."""
+    """The sizes in which CLIPs of open_clip that our model can be built as may differ."""
 
     image_size: int
     patch_size: int
@@ -75,21 +78,21 @@ class ClipSizes:
     vision_layers: int
     vision_heads: int
     width: int
-    """Of the text and of the decoder."""
+    """Width of the text layers and of the decoder."""
     heads: int
     text_layers: int
     max_tokens: int
-    """Start and end included, a class token not."""
+    """Longest text in tokens, start and end included, without a class token."""
     embedding_width: int
 
 
 @dataclass(frozen=True)
 class CocaSizes(ClipSizes):
-    """What may differ between two CoCas."""
+    """The sizes in which CoCas may differ."""
 
     pooler_heads: int
     num_queries: int
-    """Of the pooler, but for the one that pools for the image embedding."""
+    """Queries of the pooler, without the one that pools for the image embedding."""
     multimodal_layers: int
 
 
@@ -97,7 +100,8 @@ def read_config(file: Path) -> Mapping[str, object]:
     """The model configuration in a JSON file, which may be an ``open_clip_config.json`` of the Hugging Face hub."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return config.get("model_cfg", config)
+        section: Mapping[str, object] = config.get("model_cfg", config)
+        return section
     except FileNotFoundError:
         raise UserError(f"model: there is no file {file}; give one, or a name such as coca_ViT-B-32") from None
     except (ValueError, AttributeError, OSError) as error:
@@ -110,10 +114,12 @@ def open_clip_sizes(config: Mapping[str, object]) -> ClipSizes:
     Raises UserError for anything that our model has no counterpart of, with the key, the value and what it has to be.
     """
     rules = _COCA if "multimodal_cfg" in config else _CLIP
-    sections = {name: config.get(name) for name in rules if name}
-    for name, section in sections.items():
+    sections: dict[str, _Section] = {}
+    for name in filter(None, rules):
+        section = config.get(name)
         if not isinstance(section, Mapping):
             raise UserError(f"model: its configuration has no {name}, so it is no CLIP or CoCa")
+        sections[name] = dict(section)
     sections[""] = {key: value for key, value in config.items() if key not in sections}
     sizes = {name: _sizes(name, section, rules[name]) for name, section in sections.items()}
     vision, text = sizes["vision_cfg"], sizes["text_cfg"]
@@ -133,6 +139,7 @@ def open_clip_sizes(config: Mapping[str, object]) -> ClipSizes:
 
 
 def _with_decoder(common: ClipSizes, vision: Mapping[str, int], decoder: Mapping[str, int]) -> CocaSizes:
+    """The sizes of a CoCa. UserError if its decoder differs from its text layers in what is one size in our model."""
     for name, value in {"multimodal_cfg.width": decoder["width"], "embed_dim": common.embedding_width}.items():
         if value != common.width:
             raise UserError(f"model: {name}={value} must be the width of the text, {common.width}, in our model")
@@ -146,8 +153,8 @@ def _with_decoder(common: ClipSizes, vision: Mapping[str, int], decoder: Mapping
     )
 
 
-def _sizes(name: str, section: Mapping[str, object], same: _Section) -> dict[str, int]:
-    """The sizes of one section, its other keys checked against ``same``."""
+def _sizes(name: str, section: _Section, same: _Section) -> dict[str, int]:
+    """The sizes in one section. Its other keys are checked: ``same`` has the values that some of them must have."""
     prefix, sizes = f"{name}." if name else "", _SIZES[name]
     for key, value in (dict.fromkeys(same.keys() & {*_TAKEN_FOR_FALSE}, False) | section).items():
         if key in same and value != same[key]:
@@ -156,7 +163,8 @@ def _sizes(name: str, section: Mapping[str, object], same: _Section) -> dict[str
             raise UserError(f"model: {prefix}{key}={value} has to be a whole number")
         if key not in same and key not in sizes and key not in _IGNORED[name]:
             raise UserError(f"model: {prefix}{key}={value} has no counterpart in our model")
-    found = {key: section.get(key, default) for key, default in sizes.items()}
+    # That a size is a whole number has been checked above.
+    found = {key: cast(int, section.get(key, default)) for key, default in sizes.items()}
     missing = [key for key, value in found.items() if value is None]
     if missing:
         raise UserError(f"model: {prefix}{missing[0]} is missing")

@@ -1,8 +1,7 @@
-"""Line charts and heat maps, as SVG and PNG that stand inside a page.
+"""Line charts and heat maps, as SVG and PNG to be put inside a page.
 
-The SVG is drawn by matplotlib without pyplot (no window, no list of open figures) and then handed over to the page's
-style sheet: text stays text in the page's own font, and every colour becomes a CSS variable, so that one drawing
-serves light and dark.
+matplotlib draws the SVG without pyplot (no window, no list of open figures). Then text is left to the page's own font
+and every colour becomes a CSS variable of the page, so that one drawing serves light and dark.
 """
 
 import base64
@@ -13,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -24,20 +24,21 @@ from PIL import Image
 from mmlm.reports.run_folder import Series
 
 WIDTH, HEIGHT = 350, 176
-"""Size of a chart in SVG units, which are pixels where a column of the page is as wide."""
+"""Size of a chart in SVG units: pixels, if a column of the page is that wide."""
 
 MAX_POINTS = 240
-"""Longer series are drawn as means of so many stretches: more points than that are less than two pixels apart."""
+"""A longer series is drawn as the means of this many stretches: more points would be less than two pixels apart."""
 
 SMOOTH_FROM = 40
-"""Training series of fewer points than this are drawn as they are."""
+"""A training series of fewer points than this is drawn without a running mean."""
 
 _VARIABLES = ("ink", "muted", "line", *(f"series-{i}" for i in range(1, 7)))
-# Stand-ins for CSS variables: matplotlib wants real colours. Nothing else draws in these.
+# matplotlib accepts real colours only. Each CSS variable has one that nothing else is drawn in, so that it can be
+# replaced in the finished SVG.
 _STAND_INS = {name: f"#0a0b{i:02x}" for i, name in enumerate(_VARIABLES, start=1)}
-# A hundredth of a pixel is enough.
+# Coordinates are cut to a hundredth of a pixel.
 _DIGITS = re.compile(r"(\.\d{2})\d+")
-_SVG_SETTINGS = {"svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 10}
+_SVG_SETTINGS: dict[str, Any] = {"svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 10}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Line:
     """Bounds of a shaded band around the curve, at the same steps."""
 
     def drawn(self) -> tuple[Series, Series | None]:
-        """What is drawn strongly and, where that is a running mean, what is drawn faintly under it."""
+        """The series to draw strongly and, if that is a running mean, the one to draw faintly under it (else None)."""
         series = thin_out(self.series)
         if not self.smooth or len(series.values) < SMOOTH_FROM:
             return series, None
@@ -64,11 +65,12 @@ class Line:
 def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: bool = False) -> str:
     """One chart over optimizer steps as an ``<svg>`` element.
 
-    ``name`` keeps the ids of this chart apart from those of another one on the same page and is read out by screen
-    readers. ``percent``: values are shares of 1, marked in per cent. ``log``: on a logarithmic axis, where values that
-    are not above 0 are left out.
+    ``name`` is read out by screen readers, and keeps the ids of charts on one page apart. With ``percent`` the values
+    are shares of 1 and the axis is in per cent. With ``log`` the axis is logarithmic, and values not above 0 are left
+    out.
     """
-    with mpl.rc_context({**_SVG_SETTINGS, "svg.hashsalt": name}):
+    settings: Any = _SVG_SETTINGS | {"svg.hashsalt": name}  # rc_context is annotated with every key of matplotlib
+    with mpl.rc_context(settings):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         canvas = FigureCanvasSVG(figure)
         axes = figure.add_axes((0.115, 0.135, 0.865, 0.82))
@@ -90,9 +92,10 @@ def compact_number(value: float) -> str:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Centred mean over a twentieth of the series, ignoring values that are not finite; nan where all are so.
+    """Centred mean over a twentieth of the series, over finite values only; nan where none is finite.
 
-    At the start the window narrows and stays centred, so that a steep start is not flattened; at the end it looks back.
+    At the start the window narrows and stays centred, so that a steep start is not flattened; at the end the window is
+    cut off, and so reaches further back than forward.
     """
     half = max(1, len(values) // 40)
     stretches = (values[max(0, i - half) : i + min(half, i) + 1] for i in range(len(values)))
@@ -113,10 +116,11 @@ def thin_out(series: Series, points: int = MAX_POINTS) -> Series:
 
 
 def heat_map(weights: Sequence[float], grid: tuple[int, int], full: float) -> str:
-    """An attention map as a tiny PNG, ``data:`` URI, one pixel a patch, to be stretched over its image.
+    """An attention map as the ``data:`` URI of a tiny PNG, one pixel a patch, to be stretched over its image.
 
-    A patch is clear up to an even share of the attention and opaque at ``full`` times that share, so that a decoder
-    that looks everywhere alike shows no colour at all. The map is divided by its own sum first.
+    ``weights`` are those of the patches of ``grid`` (rows, columns), row by row; they are divided by their sum first. A
+    patch is transparent up to an even share of the attention and opaque at ``full`` times that share, so that uniform
+    attention shows no colour at all.
     """
     shares = np.nan_to_num(np.asarray(weights, dtype=np.float64).reshape(grid), posinf=0, neginf=0).clip(min=0)
     shares = shares * shares.size / max(shares.sum(), 1e-12)
@@ -131,7 +135,7 @@ def heat_map(weights: Sequence[float], grid: tuple[int, int], full: float) -> st
 
 
 def peak_share(maps: Sequence[Sequence[float]]) -> float:
-    """The strongest patch over all maps as a multiple of an even share; 2 where nothing is stronger than that."""
+    """The weight of the strongest patch over all maps, as a multiple of an even share; at least 2."""
     peaks = (max(weights) * len(weights) / sum(weights) for weights in maps if weights and sum(weights) > 0)
     return max([2.0, *(peak for peak in peaks if math.isfinite(peak))])
 
@@ -169,7 +173,7 @@ def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
 
 
 def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
-    """The range of what is finite, so that one bad value does not hide a curve; the first steps may leave the top."""
+    """Limits both axes to finite values. The highest half per cent of a long curve (its first steps) may be cut off."""
     steps = [step for line in lines for step in line.series.steps]
     drawn = [series for line in lines for series in (line.series, line.low, line.high) if series]
     values = np.array([value for series in drawn for value in series.values if math.isfinite(value)])
@@ -179,6 +183,7 @@ def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
         _limit_log_axis(axes, float(values.min()), float(values.max()))
     elif values.size:
         low, high = float(values.min()), float(np.quantile(values, 0.995)) if values.size > 100 else float(values.max())
+        # The axis begins at 0 if that costs the curve at most about a third of the height.
         low = min(low, 0.0) if low <= 0.35 * high else low
         margin = 0.08 * (high - low) or max(abs(high), 1.0) * 0.1
         axes.set_ylim(low - (margin if low else 0), high + margin)
@@ -199,11 +204,13 @@ def _limit_log_axis(axes: mpl.axes.Axes, low: float, high: float) -> None:
 
 
 def _to_inline_svg(drawn: str, name: str) -> str:
+    """matplotlib's SVG file as an element of the page: no header, no styles of its own, CSS variables for colours."""
     svg = drawn[drawn.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    # Groups are numbered alike in every chart: only ids that something refers to may stay.
+    # Every chart numbers its groups in the same way, so ids would clash on a page. Those that something refers to stay:
+    # they are made from ``svg.hashsalt`` and differ.
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
     for variable, stand_in in _STAND_INS.items():

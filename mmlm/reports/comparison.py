@@ -1,6 +1,7 @@
-"""Several runs side by side: one figure with a curve for each, and a Markdown table of their scores."""
+"""Compares several runs: one figure with a curve for each run, and a Markdown table of their scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -8,11 +9,12 @@ from matplotlib.figure import Figure
 
 from mmlm.core.errors import UserError
 from mmlm.reports.charts import running_mean, thin_out
-from mmlm.reports.run_folder import RunFolder
+from mmlm.reports.run_folder import RunFolder, Scores
 
 SCORES = ("image_to_text/R@1", "image_to_text/R@5", "text_to_image/R@5", "captioning/exact", "captioning/CIDEr-D")
-"""What is compared on each split, where a run has it; all but the last are shares of 1, shown in per cent."""
+"""The scores that are compared on each split, where a run has them."""
 SHARES = SCORES[:-1]
+"""The scores that are shares of 1, shown in per cent."""
 TRAINING = ("train/contrastive", "train/captioning")
 """Training losses that are drawn, where a run has them."""
 _PANEL = (3.4, 2.3)
@@ -25,9 +27,9 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure:
     Raises UserError if no run has a metric to draw.
     """
     splits = list(dict.fromkeys(split for run in runs.values() for split in run.metrics.splits))
-    rows = [[f"{split}/{name}" for name in SCORES] for split in splits]
-    rows = [_known(row, runs) for row in (*rows, list(TRAINING))]
-    rows = [row for row in rows if row]
+    known = {name for run in runs.values() for name in run.metrics.series}
+    rows = [*([f"{split}/{name}" for name in SCORES] for split in splits), list(TRAINING)]
+    rows = [shown for row in rows if (shown := [name for name in row if name in known])]
     if not rows:
         raise UserError("runs: none of them has a metric to draw yet; train longer than train.log_every")
     columns = max(map(len, rows))
@@ -44,11 +46,8 @@ def draw_curves(runs: Mapping[str, RunFolder]) -> Figure:
     return figure
 
 
-def _known(names: Sequence[str], runs: Mapping[str, RunFolder]) -> list[str]:
-    return [name for name in names if any(name in run.metrics.series for run in runs.values())]
-
-
-def _draw(axes: Axes, name: str, runs: Mapping[str, RunFolder], colors: Mapping[str, object]) -> None:
+def _draw(axes: Axes, name: str, runs: Mapping[str, RunFolder], colors: Mapping[str, Any]) -> None:
+    """Draws the metric ``name`` of every run that has it."""
     factor = 100 if any(name.endswith(share) for share in SHARES) else 1
     for run_name, run in runs.items():
         if name in run.metrics.series:
@@ -69,26 +68,23 @@ def score_table(runs: Mapping[str, RunFolder]) -> str:
     A score that a run does not have is a dash; a score that no run has is left out, and so is the training time of
     runs that do not tell. Raises UserError for a run without scores.
     """
+    scores: dict[str, Scores] = {}
     for name, run in runs.items():
         if run.scores is None:
             raise UserError(f"runs: {name} ({run.display_path}) has no scores.json yet; let it end, or leave it out")
-    splits = list(dict.fromkeys(split for run in runs.values() for split in run.scores.splits))
-    return "\n\n".join(_split_table(split, runs) for split in splits)
+        scores[name] = run.scores
+    splits = list(dict.fromkeys(split for of_run in scores.values() for split in of_run.splits))
+    return "\n\n".join(_split_table(split, runs, scores) for split in splits)
 
 
-def _split_table(split: str, runs: Mapping[str, RunFolder]) -> str:
-    values = {name: run.scores.splits[split].values for name, run in runs.items() if split in run.scores.splits}
+def _split_table(split: str, runs: Mapping[str, RunFolder], all_scores: Mapping[str, Scores]) -> str:
+    """The table of one split: a row for each run that was scored on it."""
+    values = {name: of_run.splits[split].values for name, of_run in all_scores.items() if split in of_run.splits}
     scores = [score for score in SCORES if any(score in of_run for of_run in values.values())]
     head = [f"`{split}`", *(score.replace("_", " ") for score in scores), "steps", "minutes"]
     lines = [head, ["---"] * len(head)]
     for name, of_run in values.items():
-        run = runs[name]
-        cells = [_cell(of_run.get(score), score in SHARES) for score in scores]
-        lines.append([name, *cells, f"{run.scores.step:,}", f"{run.metrics.seconds / 60:.1f}"])
+        found = ((of_run.get(score), score in SHARES) for score in scores)
+        cells = ["-" if v is None else f"{100 * v:.1f}" if share else f"{v:.2f}" for v, share in found]
+        lines.append([name, *cells, f"{all_scores[name].step:,}", f"{runs[name].metrics.seconds / 60:.1f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: float | None, share: bool) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" if share else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""The curves of a run: its losses, its validation scores, what its diagnoses found, and how it was driven."""
+"""The report's section of curves: losses, validation scores, diagnoses, and figures such as the learning rate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mmlm.reports.scores_section import GAP, GROUPS, SERIES_COLORS, Metric, form
 
 @dataclass(frozen=True)
 class Family:
-    """Figures of diagnoses that stand in one chart, a line for each: ``<name>/<line>``, or ``<name>`` alone."""
+    """Figures of diagnoses that share a chart: the metrics ``<name>/<line>``, one line each, or ``<name>`` alone."""
 
     name: str
     title: str
@@ -33,24 +33,26 @@ DIAGNOSES_NOTE = (
 )
 
 LOSS_TERMS = ("contrastive", "captioning", "matching", "reconstruction", "distillation")
-"""Training figures that are terms of the loss, beside those without a slash in their name that are not in ``DRIVEN``,
-and any that a split reports as ``loss/<name>``."""
+"""Names of training figures that are terms of the loss.
 
-DRIVEN = ("lr", "examples_per_second", "gradient_norm")
-"""How the run was driven."""
+Terms of the loss are also the figures without a slash in their name that are not in ``CONDITIONS``, and those that a
+split reports as ``loss/<name>``."""
+
+CONDITIONS = ("lr", "examples_per_second", "gradient_norm")
+"""Training figures without a slash in their name that are no losses."""
 
 TRAINING_FIGURES = {"lr": "learning rate", "temperature": "temperature", "examples_per_second": "examples a second"}
-"""Names to show for figures of training, in this order; any other follows under its own name."""
+"""The titles of training figures, in the order of their charts; other figures follow under their own names."""
 
 NOISELESS = ("lr", "temperature")
-"""Figures that a running mean would only bend."""
+"""Figures that have no noise: a running mean would only distort them."""
 
 OVER_MAGNITUDES = ("perplexity",)
-"""Figures on a logarithmic axis."""
+"""Figures that span orders of magnitude and get a logarithmic axis."""
 
 
 def curves(metrics: Metrics, colors: Mapping[str, str]) -> str:
-    """Small charts over steps: the loss and its terms, the validation scores, diagnoses, then how it was driven."""
+    """Small charts over steps: the loss and its terms, validation scores, diagnoses, then other training figures."""
     every = {n.removeprefix("train/"): series for n, series in metrics.series.items() if n.startswith("train/")}
     families = {family.name for family in DIAGNOSES}
     diagnoses = {name: series for name, series in every.items() if name.partition("/")[0] in families}
@@ -82,7 +84,7 @@ def _block(title: str, charts: Sequence[str], note: str = "", small: bool = Fals
 
 
 def _is_loss(name: str) -> bool:
-    return _leaf(name) in LOSS_TERMS or ("/" not in name and name not in DRIVEN)
+    return _leaf(name) in LOSS_TERMS or ("/" not in name and name not in CONDITIONS)
 
 
 def _leaf(name: str) -> str:
@@ -96,7 +98,7 @@ def _loss_chart(name: str, series: Series, metrics: Metrics, colors: Mapping[str
 
 
 def _weighted_chart(names: Sequence[str], train: Mapping[str, Series]) -> str:
-    """What each term adds to the total: the term itself where its weight is 1."""
+    """The chart of what each term adds to the total. A term of weight 1 is not logged a second time as weighted."""
     series = {name: train.get(f"{name}/weighted", train[name]) for name in names}
     return _chart("what each adds to the total", _lines(series, smooth=True), "loss: ")
 
@@ -108,7 +110,7 @@ def _family_chart(family: Family, diagnoses: Mapping[str, Series]) -> str:
 
 
 def _lines(series: Mapping[str, Series], smooth: bool = False) -> dict[str, Line]:
-    """A line of its own colour for each name; one without a name is drawn as a chart's only one."""
+    """A line for each name in a colour of its own. A series under the empty name is the chart's only one, in ink."""
     colors = ["ink"] if "" in series else [f"series-{i % SERIES_COLORS + 1}" for i in range(len(series))]
     return {name: Line(one, color, smooth) for (name, one), color in zip(series.items(), colors, strict=True)}
 

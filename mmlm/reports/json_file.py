@@ -1,8 +1,9 @@
-"""JSON files read with care: a wrong value is named by its file and key, in one line."""
+"""Reads JSON files of a run folder. A wrong value is a ``UserError`` of one line with its file and key."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmlm.core.errors import UserError
 
@@ -28,13 +29,15 @@ def read_json(path: Path) -> dict[str, object] | None:
 
 @dataclass(frozen=True)
 class JsonNode:
-    """A value of a JSON file that knows where it stands, so that a wrong one can be named."""
+    """A value of a JSON file together with its place in the file, so that a message can name a wrong value."""
 
-    value: object
+    value: Any
+    """The plain value; ``get``, ``check`` and ``items`` make sure of its type."""
     where: str
+    """File and keys, such as ``scores.json: splits: val``."""
 
     def get(self, key: str, kind: type, default: object = None) -> "JsonNode":
-        """The value under ``key``; ``UserError`` if it is missing (without a default) or of another type."""
+        """The node under ``key``, or of ``default``; ``UserError`` if it is missing or its value is no ``kind``."""
         if not isinstance(self.value, dict):
             raise UserError(f"{self.where}: should be an object; evaluate the run again")
         if key not in self.value and default is None:
@@ -42,16 +45,16 @@ class JsonNode:
         return JsonNode(self.value.get(key, default), f"{self.where}: {key}").check(kind)
 
     def check(self, kind: type) -> "JsonNode":
-        """Itself, if its value is a ``kind`` (an int is a float)."""
+        """This node, if its value is a ``kind`` (an int counts as a float); else ``UserError``."""
         wanted = (int, float) if kind is float else kind
         if not isinstance(self.value, wanted):
             raise UserError(f"{self.where}: should be a {kind.__name__}, is {self.value!r:.60}; evaluate the run again")
         return self
 
     def items(self, kind: type) -> list["JsonNode"]:
-        """The elements of a list, each checked."""
+        """The nodes of a list's elements; ``UserError`` if one of them is no ``kind``."""
         return [JsonNode(value, f"{self.where}[{i}]").check(kind) for i, value in enumerate(self.check(list).value)]
 
-    def values(self, kind: type) -> tuple:
-        """The plain elements of a list, each checked."""
+    def values(self, kind: type) -> tuple[Any, ...]:
+        """The plain elements of a list; ``UserError`` if one of them is no ``kind``."""
         return tuple(node.value for node in self.items(kind))

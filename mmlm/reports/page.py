@@ -1,4 +1,4 @@
-"""One run folder -> ``report.html``: a single page that needs nothing else, for a talk, a mail or a printer."""
+"""Writes ``report.html`` of a run folder: a single page that needs no other file, for a talk, a mail or a printer."""
 
 from collections.abc import Mapping
 from html import escape
@@ -11,7 +11,7 @@ from mmlm.reports.samples_section import samples_section
 from mmlm.reports.scores_section import headline, newest_scores, scores_table, split_colors
 from mmlm.reports.style import SCRIPT, STYLE
 
-# Nothing may be fetched, whatever a caption or a config says.
+# The page fetches nothing from anywhere, even if a caption or a config holds HTML that would.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -81,7 +81,7 @@ def _header(run: RunFolder) -> str:
 
 
 def _facts(run: RunFolder) -> dict[str, str]:
-    """What the header says of the run, by its term; HTML."""
+    """The facts in the page's header, by their label; values are HTML."""
     facts = {
         "Steps": f"{run.metrics.steps:,}",
         "Examples": f"{run.metrics.examples:,}",
@@ -103,7 +103,7 @@ def _facts(run: RunFolder) -> dict[str, str]:
 
 
 def _parts(run: RunFolder) -> str:
-    """Parameters of each part: one bar, and its names with the parameters and FLOPs."""
+    """The parameters of each part as one bar, and a legend with parameters and FLOPs."""
     parts = run.parameters
     if not parts:
         return ""
@@ -171,7 +171,7 @@ def _reproduce(run: RunFolder) -> str:
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested objects as dotted names, for a table."""
+    """The values of nested objects as text, by dotted name."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Reads the files of a run folder (named in ``record/folder.py``) into dataclasses, for reports.
+"""Reads the files of a run folder (named in ``record/folder.py``), for reports, comparisons and model cards.
 
     runs/<experiment>/<name or hash>/seed=<n>/
         config.yaml        the resolved config, shown as it is
@@ -8,9 +8,9 @@
         scores.json        {"step", "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
         samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}
 
-Any of them may be missing: a report can be made of a run that has just begun. A file that is there and cannot be
-understood is the user's to know about: ``UserError`` with the file and the key. (A last line of ``metrics.jsonl`` that
-a killed run tore is left out.)
+Any file may be missing: a report can be made of a run that has just begun. A file that is there and cannot be
+understood is a ``UserError`` that names the file and the key. (A last line of ``metrics.jsonl`` that was cut off when
+the run was killed is left out.)
 """
 
 import re
@@ -64,14 +64,14 @@ class Metrics:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """What the evaluators measured on one split."""
+    """The scores of one split."""
 
     values: Mapping[str, float]
     """By name without the split, such as ``image_to_text/R@1``."""
     images: int | None = None
     captions: int | None = None
     description: str = ""
-    """One line for people: what is unseen in this split."""
+    """One line of text for the reader: what of this split was not seen in training."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,21 @@ class Scores:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Everything the report shows of one run. A missing file is None, empty text or an empty mapping."""
+    """All files of one run. A missing file is None, empty text or an empty mapping."""
 
     path: Path
     metrics: Metrics
     scores: Scores | None
     samples: Mapping[str, SplitSamples]
-    """By split."""
+    """Sample images by the name of the split."""
     config: str
     """Text of ``config.yaml``."""
     environment: Mapping[str, object]
-    """``environment.json`` as it is."""
+    """The object in ``environment.json``."""
 
     @property
     def experiment(self) -> str:
-        """The experiment's name: what stands between ``runs`` and the run's name in the path."""
+        """The experiment's name: the part of the path between ``runs`` and the run's name."""
         parts = self.path.resolve().parts
         if self.seed is None:
             return parts[-1]
@@ -119,13 +119,13 @@ class RunFolder:
 
     @property
     def display_path(self) -> str:
-        """The folder from ``runs`` on: a page that is passed around should not name a machine's other folders."""
+        """The path from ``runs`` on. A page is passed around, and should not name the other folders of a machine."""
         parts = self.path.resolve().parts
         return "/".join(parts[parts.index("runs") :]) if "runs" in parts else parts[-1]
 
     @property
     def parameters(self) -> Mapping[str, int]:
-        """Parameters of each part of the model, largest part of the story first as written; empty if unknown."""
+        """Parameters of each part of the model, in the order of ``environment.json``; empty if unknown."""
         return self._counts_of_parts("parameters")
 
     @property
@@ -172,7 +172,7 @@ def _read_metrics(path: Path) -> Metrics:
     for number, row in enumerate(rows, start=1):
         if "step" not in row:
             raise UserError(f"{path}, line {number}: has no step; delete that line")
-        # Later rows win: a run that was killed may log again the steps after its checkpoint.
+        # Later rows replace earlier ones: a run that was killed logs the steps after its checkpoint a second time.
         newest |= {name: row[name] for name in _COUNTERS if name in row}
         for name, value in row.items():
             if name not in _COUNTERS:

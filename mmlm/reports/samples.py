@@ -1,4 +1,4 @@
-"""``samples.json``: the pictures a report shows, what the model made of them, and the truth."""
+"""``samples.json``: the images a report shows, with true and generated captions, neighbours and attention."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class NearestCaption:
 
 @dataclass(frozen=True)
 class Attention:
-    """Where the decoder looked while it wrote each word."""
+    """The decoder's attention over the image while it wrote each word."""
 
     words: tuple[str, ...]
     grid: tuple[int, int]
@@ -34,16 +34,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class SampleExample:
-    """One validation image, what the model made of it, and the truth."""
+    """One validation image with its true captions, and the model's output for it."""
 
     id: str
     image: str
     """A ``data:image/...;base64,`` URI."""
     captions: tuple[str, ...]
-    """The true ones."""
+    """The true captions."""
     generated: str | None
-    """What the decoder wrote; None without one."""
+    """The caption that the decoder wrote; None for a model without a decoder."""
     exact: bool
+    """True if ``generated`` is one of ``captions``, word for word."""
     nearest_captions: tuple[NearestCaption, ...]
     """Nearest first."""
     attention: Attention | None
@@ -58,7 +59,7 @@ class RetrievedImage:
     similarity: float
     """Cosine, -1 to 1."""
     match: bool
-    """True if the caption is one of its own."""
+    """True if the caption is one of this image's."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SplitSamples:
 
 
 def parse_samples(root: JsonNode) -> Mapping[str, SplitSamples]:
-    """The samples of each split, by its name. ``UserError`` names what is missing or of a wrong type."""
+    """The samples of each split, by its name. A missing value or a wrong type is a ``UserError`` that names it."""
     splits = root.get("splits", dict)
     return {name: _parse_split_samples(splits.get(name, dict)) for name in splits.value}
 
@@ -94,6 +95,7 @@ def _parse_split_samples(node: JsonNode) -> SplitSamples:
 def _parse_example(node: JsonNode) -> SampleExample:
     near = node.get("nearest_captions", list, []).items(dict)
     looked = node.value.get("attention")
+    # null is written for a model without a decoder; a missing key is a fault of the file.
     silent = "generated" in node.value and node.value["generated"] is None
     return SampleExample(
         id=node.get("id", str).value,
@@ -130,7 +132,8 @@ def _parse_attention(node: JsonNode) -> Attention:
 
 
 def _parse_image(node: JsonNode) -> str:
-    # The page must stay self-contained, so nothing but an inlined raster image may stand here.
-    if not _DATA_URI.fullmatch(node.value):
-        raise UserError(f"{node.where}: should be a data:image/...;base64 URI, is {node.value!r:.60}")
-    return node.value
+    # The page must stay self-contained, so nothing but an inlined raster image is allowed.
+    address: str = node.value
+    if not _DATA_URI.fullmatch(address):
+        raise UserError(f"{node.where}: should be a data:image/...;base64 URI, is {address!r:.60}")
+    return address

@@ -1,6 +1,6 @@
-"""What the model made of real images, split by split: captions, attention, nearest captions, nearest images.
+"""The report's section of sample images, split by split: captions, attention, nearest captions, nearest images.
 
-Without a decoder the first grid shows the nearest caption of each image in place of a generated one.
+For a model without a decoder the first grid shows the nearest caption of each image instead of a generated one.
 """
 
 import re
@@ -14,7 +14,7 @@ from mmlm.reports.samples import Query, SampleExample, SplitSamples
 Shown = TypeVar("Shown", SampleExample, Query)
 
 SHOWN = 12
-"""Nearest-caption and attention examples in view; the others are folded away."""
+"""Examples of a block that are in view; the others are folded away."""
 
 
 def samples_section(samples: Mapping[str, SplitSamples]) -> str:
@@ -45,6 +45,7 @@ def mark_words(generated: str, captions: Sequence[str]) -> str:
 
 
 def _bare(word: str) -> str:
+    """A word in lower case and without punctuation; a word that is all punctuation stays as it is."""
     return re.sub(r"\W", "", word).casefold() or word
 
 
@@ -80,7 +81,7 @@ def _panel(split: SplitSamples) -> str:
 
 
 def _block(title: str, note: str, kind: str, items: Sequence[Shown], draw: Callable[[Shown], str]) -> str:
-    """A titled grid of ``items``, the ones past ``SHOWN`` folded; nothing if there are none. ``note`` is HTML."""
+    """A titled grid of ``items``, those after the first ``SHOWN`` folded; empty without items. ``note`` is HTML."""
     if not items:
         return ""
     first, rest = "".join(map(draw, items[:SHOWN])), "".join(map(draw, items[SHOWN:]))
@@ -105,7 +106,7 @@ def _captions(examples: Sequence[SampleExample]) -> str:
 
 
 def _found(examples: Sequence[SampleExample]) -> str:
-    """Each image with the caption that stands nearest to it: what there is to show without a decoder."""
+    """Each image with its nearest caption of the split, for a model without a decoder."""
     if not examples:
         return ""
     nearest = [example.nearest_captions[0] if example.nearest_captions else None for example in examples]
@@ -123,7 +124,7 @@ def _found(examples: Sequence[SampleExample]) -> str:
 
 
 def _gallery(title: str, note: str, cards: Sequence[str], right: int, names: tuple[str, str]) -> str:
-    """A grid of cards with buttons for all, the ``right`` ones and the others, which are called ``names``."""
+    """A grid of cards with buttons for all cards, the ``right`` ones and the others; ``names`` label the last two."""
     counts = (("all", "all", len(cards)), ("exact", names[0], right), ("wrong", names[1], len(cards) - right))
     buttons = "".join(
         f'<button data-filter="{kind}" aria-pressed="{"true" if kind == "all" else "false"}">{name} {count}</button>'
@@ -136,12 +137,12 @@ def _gallery(title: str, note: str, cards: Sequence[str], right: int, names: tup
 
 
 def _card(example: SampleExample, said: str, right: bool) -> str:
-    """An image, what is ``said`` of it with a mark, and the true captions."""
+    """An image with the caption ``said``, marked as right or word by word, and the true captions."""
     if right:
         marked = f'<span class="tick" title="right">✓</span> {escape(said)}'
     else:
         marked = mark_words(said, example.captions) or '<span class="miss">(nothing)</span>'
-    # A right caption need not be said twice; the image's other captions still are.
+    # A right caption is a true one too, and is not shown a second time; the other true captions are.
     others = [text for text in example.captions if not (right and text == said)]
     truth = "".join(f'<p class="truth" dir="auto">{escape(text)}</p>' for text in others[:3])
     return (
@@ -153,6 +154,7 @@ def _card(example: SampleExample, said: str, right: bool) -> str:
 
 def _attention(example: SampleExample) -> str:
     looked = example.attention
+    assert looked is not None, "only examples with attention are drawn here"
     full = peak_share(looked.maps)
     words = "".join(
         f'<figure><div class="look"><i></i><img src="{heat_map(weights, looked.grid, full)}" alt=""></div>'

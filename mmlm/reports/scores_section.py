@@ -1,4 +1,4 @@
-"""The scores of every split, each metric said in plain words."""
+"""The report's section of scores: a table of every split, with the meaning of each metric in plain words."""
 
 import math
 from collections.abc import Mapping
@@ -8,23 +8,23 @@ from html import escape
 from mmlm.reports.run_folder import RunFolder, Scores, SplitScores
 
 SERIES_COLORS = 6
-"""Colours for splits; a seventh split starts again."""
+"""Number of colours for splits; a seventh split has the first one's colour again."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the scores table: what it is called and what it says, in plain words."""
+    """One row of the scores table: a metric with its name and its meaning in plain words."""
 
     key: str
     name: str
     meaning: str
     share: bool = False
-    """A share of 1, shown in per cent."""
+    """True for a share of 1, which is shown in per cent."""
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Rows that answer one question."""
+    """The rows of the scores table that answer one question."""
 
     name: str
     question: str
@@ -37,7 +37,7 @@ def _recall(direction: str) -> tuple[Metric, ...]:
 
 
 CROWDED = 3
-"""With more splits than this the table is laid out for many columns."""
+"""With more splits than this, the table takes the layout for many columns."""
 
 GAP = "image_use_gap"
 
@@ -78,7 +78,7 @@ GROUPS = (
 
 
 def split_colors(run: RunFolder) -> Mapping[str, str]:
-    """A colour (name of a CSS variable) for each split that anything of the run speaks of."""
+    """A colour (name of a CSS variable) for each split in the run's metrics, scores or samples."""
     scored = run.scores.splits if run.scores else ()
     names = dict.fromkeys((*run.metrics.splits, *scored, *run.samples))
     return {name: f"series-{i % SERIES_COLORS + 1}" for i, name in enumerate(names)}
@@ -98,7 +98,7 @@ def newest_scores(run: RunFolder) -> Scores | None:
 
 
 NEGLIGIBLE = 1e-8
-"""Shown as 0: BLEU without a match is not 0 but about 1e-10, as the reference implementation has it."""
+"""Scores below this are shown as 0: BLEU without a match is about 1e-10, as in the reference implementation."""
 
 
 def format_value(value: float | None, share: bool = False) -> str:
@@ -116,7 +116,7 @@ def format_value(value: float | None, share: bool = False) -> str:
 
 
 def headline(scores: Scores) -> str:
-    """One sentence (HTML) on the first split: what an audience should remember. Empty if the scores are not there."""
+    """One sentence (HTML) on the first split: what an audience should remember. Empty without these scores."""
     name, split = next(iter(scores.splits.items()), ("", SplitScores({})))
     found, exact = split.values.get("image_to_text/R@5"), split.values.get("captioning/exact")
     said = []
@@ -130,10 +130,10 @@ def headline(scores: Scores) -> str:
 
 
 def scores_table(scores: Scores, colors: Mapping[str, str]) -> str:
-    """The table of headline scores: a row a metric with its meaning, a column a split."""
+    """The table of the main scores, a row a metric with its meaning and a column a split, and a fold of all scores."""
     head = "".join(_split_heading(name, split) for name, split in scores.splits.items())
     body = "".join(_group_rows(group, scores, colors) for group in GROUPS)
-    # Beside many columns a metric's meaning has to stand below its name.
+    # Next to many columns there is no room for the meaning of a metric: it goes below the name.
     crowded = " crowded" if len(scores.splits) > CROWDED else ""
     return (
         f'<div class="scroll"><table class="scores{crowded}"><thead><tr><th scope="col"><span class="note">at step '

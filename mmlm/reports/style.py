@@ -1,4 +1,4 @@
-"""The page's style sheet and script: no font, image or code from elsewhere, light and dark, screen and paper."""
+"""The report's style sheet and script: for light and dark, screen and paper; they load nothing from elsewhere."""
 
 STYLE = """
 :root {
