@@ -39,7 +39,7 @@ TOWERS = (
 """A model without bridge and decoder; its encoder is told to pool."""
 NEED_A_PATH = {"hugging_face", "hugging_face_gated", "efficientnet_lite0", "clip", "minilm"}
 """Options of pretrained weights, whose architecture is read from a hub, a folder or a package."""
-ALIKE = ("encoder", "bridge", "text_encoder", "decoder", "freeze", "objective")
+SLOTS = ("encoder", "bridge", "text_encoder", "decoder", "freeze", "objective")
 
 
 def options(slot: str) -> list[str]:
@@ -55,7 +55,7 @@ def config_of(*overrides: str) -> Config:
     return check_config(compose([*SMALL, "text_encoder=transformer", *overrides, *shallow]))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def start_of(*overrides: str) -> dict[str, Tensor]:
     """The first value of every parameter of an experiment of these overrides, by its name."""
     return start(config_of(*overrides))
@@ -125,8 +125,14 @@ def assert_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: 
 # Slots
 
 
-@pytest.mark.parametrize(("slot", "option"), [(slot, option) for slot in ALIKE for option in options(slot)])
-def test_another_option_leaves_the_other_slots_as_they_are(slot, option):
+@pytest.fixture(scope="module", params=[(slot, option) for slot in SLOTS for option in options(slot)], ids="=".join)
+def chosen(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A slot and an option of it. The tests of one option come one after the other, so that few starts are kept."""
+    return request.param
+
+
+def test_another_option_leaves_the_other_slots_as_they_are(chosen):
+    slot, option = chosen
     one, other = start_of(), start_of(f"{slot}={option}")
     names = {name for name in compared(one, other) if slot_of(name) != slot}
     own = {"text_projection", "image_projection", "encoder", "bridge", "text_encoder", "decoder"} - {slot}
@@ -146,19 +152,18 @@ def test_two_towers_start_as_the_whole_model():
     assert same({name: one[name] for name in names}, {name: other[name] for name in names})
 
 
-@pytest.mark.parametrize(("slot", "option"), [(slot, option) for slot in ALIKE for option in options(slot)])
-def test_another_seed_changes_all_that_is_drawn(slot, option):
-    one, other = start_of(f"{slot}={option}"), start_of(f"{slot}={option}", "seed=1")
+def test_another_seed_changes_all_that_is_drawn(chosen):
+    option = "=".join(chosen)
+    one, other = start_of(option), start_of(option, "seed=1")
     assert drawn(one).keys() == drawn(other).keys()
     for name, value in drawn(one).items():
         assert not torch.equal(value, other[name]), name
 
 
-@pytest.mark.parametrize(("slot", "option"), [(slot, option) for slot in ALIKE for option in options(slot)])
-def test_no_two_parameters_start_alike(slot, option):
+def test_no_two_parameters_start_alike(chosen):
     # One key for two of them would give both the same numbers, up to their scale.
     seen: dict[tuple[float, ...], str] = {}
-    for name, value in drawn(start_of(f"{slot}={option}")).items():
+    for name, value in drawn(start_of("=".join(chosen))).items():
         if value.numel() >= 16:  # torch draws these as a whole, so that a shorter one is the beginning of a longer one
             first = value.flatten()[:16].double()
             key = tuple((first / first.norm()).round(decimals=4).tolist())
