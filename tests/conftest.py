@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
+import mmlm
 from mmlm import train
 from mmlm.cli import hydra_config
 from mmlm.cli.exits import report_user_errors
@@ -186,6 +187,18 @@ def two_towers(own_parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # Commands
+
+PACKAGE = Path(mmlm.__file__).parent
+"""The folder of the package under test."""
+
+
+def package_frames(text: str) -> list[str]:
+    """The lines of the tracebacks in ``text`` that name a file of the package mmlm.
+
+    The package is found by its own folder, because any other path may hold the word "mmlm" too: a clone lies in a
+    folder of that name, with the virtual environment, and so with torch's files, inside.
+    """
+    return [line for line in text.splitlines() if f'File "{PACKAGE}{os.sep}' in line]
 
 
 @dataclass(frozen=True)

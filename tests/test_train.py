@@ -120,7 +120,7 @@ def test_two_towers_from_training_to_the_page(trained, two_towers, command):
     outcome = command(evaluate, f"run={folder}", "precision=bf16")
     assert (outcome.status, outcome.err) == (0, "")
     assert "image_to_text/R@1" in outcome.out
-    assert "captioning" not in outcome.out
+    assert "captioning" not in outcome.out.replace(str(folder), "")
     assert samples_of(folder)[0]["generated"] is None
 
 

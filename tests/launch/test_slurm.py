@@ -1,5 +1,6 @@
 """launcher=slurm without a cluster: what the batch file says, and what is refused."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def run_batch_file(
     programs = {
         "srun": f"exit {status}",
         "squeue": f"echo {state}",
-        "scontrol": f'if [ "$1" = show ]; then echo "{shown}"; else echo "$@" >> {folder}/calls; fi',
+        "scontrol": f'if [ "$1" = show ]; then echo "{shown}"; else echo "$@" >> "{folder}/calls"; fi',
     }
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -194,7 +195,8 @@ def test_it_prints_the_job_and_what_to_do_with_it(tmp_path, monkeypatch, capsys)
     assert "SLURM_CONF=/etc/slurm.conf\n" in given
     assert "SLURM_JOB_ID" not in given, "a job around it"
     out = capsys.readouterr().out
-    for words in (f"submitted job 42: {file}", "squeue --jobs=42", f"{tmp_path}/slurm/42.log", f"sbatch {file}"):
+    again = f"sbatch {shlex.quote(str(file))}"
+    for words in (f"submitted job 42: {file}", "squeue --jobs=42", f"{tmp_path}/slurm/42.log", again):
         assert words in out
 
 
@@ -216,4 +218,4 @@ def test_a_time_that_yaml_would_read_as_a_number_is_refused(compose):
 
 
 def test_the_interpreter_that_submits_is_the_one_that_trains():
-    assert f"{sys.executable} -m mmlm.worker" in Slurm().script(RUN, TYPED)
+    assert f"{shlex.quote(sys.executable)} -m mmlm.worker" in Slurm().script(RUN, TYPED)
