@@ -63,6 +63,7 @@ def test_it_works_where_parts_are_built_without_memory():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_draws_on_a_cuda_device():
     seed_everything(1)
