@@ -35,7 +35,7 @@ from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import TrainStep, inner
 from tests.exactness.cells import STEP_KEY, SUMS, make_step, share_of, whole_batch
 from tests.model.conftest import build_batch
-from tests.model.test_grid import VOCABULARY, composed
+from tests.model.grid.cells import VOCABULARY, composed
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from mmlm.training.repeated_blocks import checkpoint_blocks, compile_blocks, rep
 from mmlm.training.train_step import TrainStep
 from tests.exactness.cells import SUMS, make_step, whole_batch
 from tests.model.conftest import build_batch
-from tests.model.test_grid import VOCABULARY, composed, options
+from tests.model.grid.cells import VOCABULARY, composed, options
 
 CPU = torch.device("cpu")
 OWN = ("encoder=vit_small_images", "bridge=attentional_pooler", "decoder=transformer")

@@ -1,36 +1,26 @@
-"""Each cell of encoder x bridge x text encoder x decoder x freeze plan is built or refused; a covering set learns.
+"""The grid encoder x bridge x text encoder x decoder x freeze plan: its cells, which are refused, and their configs.
 
-The whole grid is put together on the meta device. Cells that together hold every pair of options take three real steps:
-every tensor that trains has had a finite gradient that is not 0, every frozen one none, and its bytes are the same.
+The tests of the whole grid stand in one file for each group of freeze plans, because all tests of a file are run by one
+process, and the longest file decides how long the whole suite takes.
 """
 
 import dataclasses
 import functools
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import pytest
-import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from mmlm.cli.hydra_config import compose
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, StepKey
-from mmlm.experiment.build import build_freeze, build_model
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, Config, check_config
-from mmlm.experiment.parts import build_part
-from mmlm.objectives.captioning import Captioning
-from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.weighted_sum import WeightedSum
-from mmlm.optim.freeze import FreezePlan, check_plan
-from mmlm.optim.lora import merge_adapters
-from mmlm.training.gradients import backward
-from mmlm.training.train_step import TrainStep
+
+TRAINED_WHOLE = ("none", "llrd")
+FROZEN_TOWERS = ("lit", "text_locked")
+FROZEN_DECODERS = ("lm_frozen", "bridge_only")
+ADAPTED = ("lora",)
+"""The freeze plans of each file of tests."""
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder", "freeze")
 NEED_A_PATH = {
@@ -134,9 +124,7 @@ def _pairs(cell: Cell) -> Iterator[tuple[tuple[str, str], ...]]:
 
 
 VOCABULARY = 300
-STEPS = 3
 CELLS = list(whole_grid())
-MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 SMALL = ("experiment=caption_base", "data=emoji", "tokenizer=byte_pair", "model.width=32", "model.embedding_width=16")
 
 SHALLOW = {
@@ -167,39 +155,8 @@ def config_of(cell: Cell) -> Config:
     return dataclasses.replace(composed(*towers), **parts)
 
 
-@pytest.fixture
-def built_once(monkeypatch) -> None:
-    """Parts on the meta device are built once for each node and widths: the cells share them."""
-    built: dict[str, object] = {}
-
-    def remembered(node: object, slot: str, runtime: Mapping[str, object], plugins: object) -> object:
-        if slot not in MODEL_SLOTS:
-            return build_part(node, slot, runtime, plugins)
-        key = json.dumps([slot, node, runtime])
-        if key not in built:
-            try:
-                built[key] = build_part(node, slot, runtime, plugins)
-            except UserError as error:
-                built[key] = error
-        if isinstance(built[key], UserError):
-            raise UserError(str(built[key]))
-        return built[key]
-
-    def with_adapters(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
-        try:
-            check_plan(plan, model, num_steps)
-        finally:
-            merge_adapters(model)  # the next cell has these parts again, without adapters
-
-    monkeypatch.setattr("mmlm.experiment.build.build_part", remembered)
-    monkeypatch.setattr("mmlm.experiment.compatibility.check_plan", with_adapters)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("freeze", options("freeze"))
-@pytest.mark.parametrize("encoder", options("encoder"))
-@pytest.mark.usefixtures("built_once")
-def test_a_cell_is_built_or_refused_with_the_reason(encoder, freeze):
+def check_cells(encoder: str, freeze: str) -> None:
+    """Puts every cell with this encoder and freeze plan together; asserts that it is built, or refused as expected."""
     cells = [cell for cell in CELLS if (cell.encoder, cell.freeze) == (encoder, freeze)]
     assert len(cells) > 100
     for cell in cells:
@@ -214,62 +171,3 @@ def test_a_cell_is_built_or_refused_with_the_reason(encoder, freeze):
             assert said is not None, f"{cell} was built and should have been refused: {expected}"
             assert re.match(expected, said), f"{cell}: {said}"
             assert "\n" not in said
-
-
-@functools.cache
-def covering() -> tuple[Cell, ...]:
-    """Cells that are built and can learn, with every pair of options that can stand together in one of them."""
-    return tuple(pairwise([cell for cell in CELLS if refusal(cell) is None and not cell.one_memory_token]))
-
-
-def test_the_covering_set_covers():
-    chosen = covering()
-    assert {cell.encoder for cell in chosen} == set(options("encoder"))
-    assert {(cell.bridge, cell.decoder) for cell in chosen} == {
-        (cell.bridge, cell.decoder) for cell in CELLS if refusal(cell) is None
-    }
-
-
-@pytest.mark.parametrize("decoder", options("decoder"))
-def test_a_covering_set_of_cells_trains(make_batch, decoder):
-    for cell in covering():
-        if cell.decoder == decoder:
-            train_three_steps(cell, config_of(cell), make_batch)
-
-
-def train_three_steps(cell: Cell, config: Config, make_batch: Callable[..., Batch]) -> None:
-    """Plain SGD on the joint loss (contrastive only for two towers); asserts what the module's docstring says."""
-    torch.manual_seed(0)
-    model = build_model(config, VOCABULARY)
-    plan = build_freeze(config)
-    plan.add_adapters(model)
-    weights = {"contrastive": 1.0} if cell.two_towers else {"contrastive": 1.0, "captioning": 1.0}
-    kinds = {"contrastive": InfoNCE(), "captioning": Captioning()}
-    train_step = TrainStep(model, WeightedSum({name: kinds[name] for name in weights}, weights), plan)
-    train_step.train()
-    frozen = plan.frozen_parameters(model, 0)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lengths, index = (5, 3, 7, 4, 6, 4), (0, 1, 1, 2, 0, 3)
-    moved: set[str] = set()
-    for step in range(STEPS):
-        batch = make_batch(lengths, index, 4, 8, VOCABULARY, config.data.image_size, seed=step)
-        train_step.zero_grad(set_to_none=True)
-        backward(train_step, (batch,), StepKey())
-        with torch.no_grad():
-            for name, parameter in train_step.named_parameters():
-                if parameter.grad is None:
-                    continue
-                assert parameter.requires_grad, f"{cell}: {name} is frozen and has a gradient"
-                assert parameter.grad.isfinite().all(), f"{cell}: {name} has a gradient that is not finite"
-                if parameter.grad.count_nonzero():
-                    moved.add(name)
-                parameter -= 0.05 * parameter.grad
-    trains = {name for name, parameter in train_step.named_parameters() if parameter.requires_grad}
-    assert trains == moved, f"{cell}: no gradient for {sorted(trains - moved)}"
-    after = model.state_dict()
-    for name, parameter in model.named_parameters():
-        if parameter in frozen:
-            assert torch.equal(after[name], before[name]), f"{cell}: {name} is frozen and has changed"
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
-            assert torch.equal(after[f"{name}.running_mean"], before[f"{name}.running_mean"]), f"{cell}: {name}"

@@ -1,0 +1,64 @@
+"""Cells of the grid share their parts, on the meta device."""
+
+import json
+from collections.abc import Collection, Mapping
+
+import pytest
+from torch import nn
+
+from mmlm.core.errors import UserError
+from mmlm.experiment.parts import build_part
+from mmlm.optim.freeze import FreezePlan, check_plan
+from mmlm.optim.lora import Lora, add_adapters
+
+MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+
+
+@pytest.fixture
+def built_once(monkeypatch) -> None:
+    """Parts on the meta device are built once for each node and widths, and each of their layers is adapted once.
+
+    The cells share them: a cell's adapters are taken off when its plan has been checked, and kept for the next cell.
+    """
+    built: dict[str, object] = {}
+    adapted: dict[nn.Module, nn.Module] = {}
+    """Layer -> the adapter around it."""
+    replaced: dict[str, nn.Module] = {}
+    """Name in the model of the cell at hand -> the layer that an adapter stands for there."""
+
+    def build_once(node: object, slot: str, runtime: Mapping[str, object], plugins: object) -> object:
+        if slot not in MODEL_SLOTS:
+            return build_part(node, slot, runtime, plugins)
+        key = json.dumps([slot, node, runtime])
+        if key not in built:
+            try:
+                built[key] = build_part(node, slot, runtime, plugins)
+            except UserError as error:
+                built[key] = error
+        if isinstance(built[key], UserError):
+            raise UserError(str(built[key]))
+        return built[key]
+
+    def adapt_once(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
+        layers = {name: model.get_submodule(name) for name in names}
+        new = [name for name, layer in layers.items() if layer not in adapted]
+        if new:
+            add_adapters(model, lora, new)
+        for name, layer in layers.items():
+            if layer in adapted:
+                model.set_submodule(name, adapted[layer])
+            else:
+                adapted[layer] = model.get_submodule(name)
+        replaced.update(layers)
+
+    def check_and_take_off(plan: FreezePlan, model: nn.Module, num_steps: int) -> None:
+        try:
+            check_plan(plan, model, num_steps)
+        finally:
+            for name, layer in replaced.items():
+                model.set_submodule(name, layer)
+            replaced.clear()
+
+    monkeypatch.setattr("mmlm.experiment.build.build_part", build_once)
+    monkeypatch.setattr("mmlm.optim.freeze.add_adapters", adapt_once)
+    monkeypatch.setattr("mmlm.experiment.compatibility.check_plan", check_and_take_off)

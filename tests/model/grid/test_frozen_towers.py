@@ -1,0 +1,13 @@
+"""Each cell of the grid is built or refused with the reason: the freeze plans that freeze a tower."""
+
+import pytest
+
+from tests.model.grid.cells import FROZEN_TOWERS, check_cells, options
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("built_once")]
+
+
+@pytest.mark.parametrize("freeze", FROZEN_TOWERS)
+@pytest.mark.parametrize("encoder", options("encoder"))
+def test_a_cell_is_built_or_refused_with_the_reason(encoder, freeze):
+    check_cells(encoder, freeze)
