@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +62,10 @@ class SameBatch:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.position = 0
-        self.epoch = 0
+
+    def epoch_at(self, position: int) -> int:
+        """The same epoch everywhere: the batch never changes."""
+        return 0
 
     def __iter__(self) -> Iterator[Batch]:
         return itertools.repeat(self.batch)
@@ -116,7 +118,7 @@ class Trainer:
     @property
     def model(self) -> ImageTextModel:
         """The model itself."""
-        return cast(ImageTextModel, inner(self.train_step).model)
+        return inner(self.train_step).model
 
     def step(self) -> None:
         """One optimizer step, made by ``Update`` as in training.

@@ -127,7 +127,7 @@ class WeightedSum(nn.Module):
         if not self.weights:
             raise UserError("objective.weights: every weight is 0, so there is nothing to train; make one positive")
         self.objectives = nn.ModuleDict({name: objectives[name] for name in self.weights})
-        parts = self._parts()
+        parts = self.named_parts()
         fusions = {name: part for name, part in parts.items() if isinstance(part, FusionObjective)}
         if len(fusions) > 1:
             raise UserError(f"objective.objectives: {' and '.join(fusions)} both choose pairs; take one of them")
@@ -141,13 +141,13 @@ class WeightedSum(nn.Module):
         self.needs_teacher = any(part.needs_teacher for part in parts.values())
         self.pairs_per_image = sum(part.pairs_per_image for part in fusions.values())
 
-    def _parts(self) -> dict[str, Objective]:
+    def named_parts(self) -> dict[str, Objective]:
         """The objectives by name; ``ModuleDict`` knows them as modules only."""
         return {name: cast(Objective, part) for name, part in self.objectives.items()}
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``."""
-        for name, part in self._parts().items():
+        for name, part in self.named_parts().items():
             with keyed_start(f"objectives.{name}"):
                 part.connect(sizes)
 
@@ -159,7 +159,7 @@ class WeightedSum(nn.Module):
 
     def active(self, step: int) -> dict[str, Objective]:
         """The objectives that are computed at an optimizer step: those of a weight above 0."""
-        parts = self._parts()
+        parts = self.named_parts()
         return {name: parts[name] for name in self.weights_at(step)}
 
     def views_at(self, step: int) -> frozenset[View]:

@@ -14,12 +14,12 @@ from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.record.environment import device_name
-from mmlm.training.replicated import unwrapped
+from mmlm.training.train_step import inner
 
 
 def run_costs(config: Config, experiment: Experiment) -> ModelCosts:
     """Parameters and FLOPs of what this run trains."""
-    data, objective = config.data, unwrapped(experiment.state.train_step).objective
+    data, objective = config.data, inner(experiment.state.train_step).objective
     with experiment.whole(), computing(experiment.device, experiment.precision):
         return model_costs(
             experiment.model, data.image_size, data.max_tokens, objective.views, objective.pairs_per_image

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, StepKey, TextPattern, View
+from mmlm.core.flow import TEXT_ONLY, Batch, ImageView, PatchView, StepKey, TextPattern, TextView
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.keys import Keys
@@ -22,8 +22,11 @@ DRAWS = 16
 
 
 def items_of(objective: Objective, batch: Batch, step_key: StepKey) -> dict[str, int]:
-    """What an objective finds in this rank's batch, by the names of its counts, summed over ``DRAWS`` steps if that is
-    random; of one that compares images with texts, the ``images with a caption``."""
+    """Counts what an objective has to train on in this rank's batch, by the objective's own names for its items.
+
+    Where the count is random, it is summed over ``DRAWS`` steps. An objective that compares images with texts counts
+    the ``images with a caption``.
+    """
     if isinstance(objective, Comparison | FusionObjective):
         return {"images with a caption": int(Keys.of(batch).has_caption.sum())}
     first = objective.counts(batch, step_key)
@@ -35,7 +38,7 @@ def items_of(objective: Objective, batch: Batch, step_key: StepKey) -> dict[str,
 
 def check_first_batch(objective: WeightedSum, batch: Batch, seed: int) -> None:
     """Raises UserError, in one line, for an objective that has nothing to train on in the batch of any rank."""
-    for name, part in objective.objectives.items():
+    for name, part in objective.named_parts().items():
         items = items_of(part, batch, StepKey(seed))
         counts = torch.tensor([*items.values(), len(batch.images), len(batch.lengths)], device=batch.tokens.device)
         *found, images, captions = sum_over_ranks(counts).tolist()
@@ -67,10 +70,12 @@ class Preflight:
 
     def _drawn(self) -> dict[str, TextPattern | Tensor]:
         """What is drawn at the first step, by the name of its view; of objectives that begin later too."""
-        drawn: dict[View, TextPattern | Tensor] = {}
-        for part in self.objective.objectives.values():
-            drawn |= part.draw(self.batch, StepKey(self.seed))
-        return {view.name: made for view, made in sorted(drawn.items(), key=lambda item: item[0].name)}
+        drawn: dict[str, TextPattern | Tensor] = {}
+        for part in self.objective.named_parts().values():
+            for view, made in part.draw(self.batch, StepKey(self.seed)).items():
+                assert isinstance(view, TextView | PatchView | ImageView), "inputs are drawn for views that have a name"
+                drawn[view.name] = made
+        return dict(sorted(drawn.items()))
 
     def _chosen(self) -> list[int]:
         """The first captions, but the last of them text-only if any is."""
@@ -154,7 +159,7 @@ class Preflight:
             ["cut captions", f"{sum(map(self._is_cut, captions)):,}", f"longer than data.max_tokens={self.max_tokens}"],
             ["unknown pieces", f"{self._unknown():,}", "of captions, left out by the tokenizer"],
         ]
-        for name, part in self.objective.objectives.items():
+        for name, part in self.objective.named_parts().items():
             items = items_of(part, batch, StepKey(self.seed))
             said = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in items.items())
             rows.append([name, "", said or "counts nothing by itself"])

@@ -29,7 +29,11 @@ class RunCheckpoints:
         if state.ema is not None:
             weights["ema"] = state.ema.tensors
         train = self._config.train
-        best = (train.best_metric, state.best) if is_best else None
+        best = None
+        if is_best:
+            assert train.best_metric is not None, "a best state is that of a metric"
+            assert state.best is not None, "a best state has a value"
+            best = (train.best_metric, state.best)
         # The checkpoint that a loss spike would go back to must not be cleaned up.
         back = train.spike.goes_back_to(state.step, train.save_every)
         self._writer.save(state.step, weights, state.state_dict(), best, back)

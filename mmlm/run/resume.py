@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from mmlm.core.errors import UserError
+from mmlm.core.wording import listed
 from mmlm.experiment.config import Config, Resume, differences, load_config, save_config
 from mmlm.record.folder import ASIDE, CHECKPOINTS, CONFIG
 from mmlm.record.lock import RunLock
@@ -28,7 +29,7 @@ def begin_or_go_on(config: Config, folder: Path) -> list[str]:
     changed = differences(load_config(file), config) if file.exists() else []
     if not changed:
         return []
-    shown = "; ".join(changed[:_SHOWN]) + (f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
+    shown = listed(changed, _SHOWN, "; ", "; and")
     if config.resume is Resume.auto:
         raise UserError(
             f"{folder} holds a run of another config ({shown}); go on with the new one by resume=changed, or give it "

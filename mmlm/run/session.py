@@ -1,7 +1,6 @@
 """One run trained to its report, by one process or by one of several ranks. Below the commands, above the parts."""
 
 import dataclasses
-import functools
 import os
 import shlex
 import sys
@@ -10,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import torch.distributed as dist
 
@@ -18,8 +18,8 @@ from mmlm.checkpoints.weights import copy_weights
 from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.distributed import on_rank_zero, rank, world_size
 from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
-from mmlm.core.precision import computing
 from mmlm.core.stop import ignore_stop_signals, stop_request
+from mmlm.data.loader import TrainLoader
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.experiment.config import Config, config_values
 from mmlm.experiment.device import choose_device
@@ -30,8 +30,8 @@ from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
 from mmlm.model.costs import ModelCosts
 from mmlm.record.console import Console
-from mmlm.record.environment import ENVIRONMENT, describe_environment, save_environment
-from mmlm.record.folder import CHECKPOINTS, TOKENIZER
+from mmlm.record.environment import describe_environment, save_environment
+from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, STACKS, TOKENIZER
 from mmlm.record.lock import RunLock
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
@@ -42,8 +42,8 @@ from mmlm.run.resume import record_config
 from mmlm.training.gradients import backward
 from mmlm.training.loop import FitParts, Interrupted, Watch, fit
 from mmlm.training.messages import NonFiniteLoss, describe_corrupt
-from mmlm.training.replicated import unwrapped
 from mmlm.training.reporter import Reporter
+from mmlm.training.train_step import inner
 
 SHOWN = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
 """The values of each split that the console shows at the end."""
@@ -64,7 +64,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
             with _told_once(meeting):
                 device = choose_device(config.device, here.local_rank)
                 stack.enter_context(joined(meeting, config.ranks, device))
-            seconds, stacks = config.ranks.watchdog_seconds, folder / "stacks"
+            seconds, stacks = config.ranks.watchdog_seconds, folder / STACKS
             watchdog = Watchdog(seconds, stacks, here.rank, here.world_size, meeting.store, _to_stderr)
             stack.enter_context(watchdog)
             with _told_once(meeting):
@@ -144,7 +144,7 @@ class Session:
             state = self.experiment.state
             resume_run(self.config, state, self.folder, self.console)
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
-            report = self.folder / "report.html"
+            report = self.folder / REPORT
             if state.step >= self.config.train.steps and report.exists():
                 self.console.line(f"finished already at step {state.step}; the report is {report}")
                 self.console.line(
@@ -156,8 +156,8 @@ class Session:
     def _look_at_first_batch(self) -> None:
         """Raises UserError if an objective has nothing to train on in it; shows it first if that is asked for."""
         config, experiment = self.config, self.experiment
-        objective = unwrapped(experiment.state.train_step).objective
-        batch = experiment.state.loader.peek().to(experiment.device)
+        objective = inner(experiment.state.train_step).objective
+        batch = cast(TrainLoader, experiment.state.loader).peek().to(experiment.device)
         if config.preflight:
             preflight = Preflight(batch, experiment.tokenizer, objective, config.data.max_tokens, config.seed)
             self.console.line(preflight.text())
@@ -175,13 +175,12 @@ class Session:
     def _train_and_finish(self) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status."""
         experiment = self.experiment
-        evaluation = Evaluation(
-            model=experiment.model,
-            tokenizer=experiment.tokenizer,
-            evaluators=experiment.evaluators,
-            max_tokens=self.config.data.max_tokens,
-            device=experiment.device,
-            computing=functools.partial(computing, experiment.device, experiment.precision),
+        evaluation = Evaluation.of(
+            experiment,
+            experiment.evaluators,
+            self.config.data.max_tokens,
+            experiment.device,
+            experiment.precision,
             tick=self.watchdog.mark,
         )
         if experiment.state.step < self.config.train.steps:

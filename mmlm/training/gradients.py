@@ -1,4 +1,14 @@
-"""The gradients of a whole batch in one or several micro-batches (GradCache, arXiv:2101.06983)."""
+"""The gradients of a whole batch, in one or several micro-batches.
+
+The gradient of a step is that of the loss of the whole batch, whatever number of micro-batches and ranks it is split
+into. Sums over examples split by themselves, once their counts are known beforehand. Comparisons do not, and several
+micro-batches take two passes (GradCache, arXiv:2101.06983): the first, without gradients, embeds all of them; the
+comparison is differentiated with respect to the embeddings; the second pass feeds these gradients back into what made
+the embeddings, with the random numbers of the first, so that dropout is the same.
+
+Differs from GradCache: the temperature's gradient goes through the second pass as well, so that nothing trainable is
+used outside of the wrapped module's forward.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from mmlm.core.distributed import anywhere, max_over_ranks, sum_over_ranks
 from mmlm.core.errors import UserError
 from mmlm.core.flow import Batch, Loss, ModelOutput, StepKey
+from mmlm.objectives.objective import required
 from mmlm.objectives.weighted_sum import BatchTotals
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import inner
@@ -115,12 +126,16 @@ def _sum_unsharded_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def _batch_totals(
     train_step: nn.Module, batches: Sequence[Batch], step_key: StepKey
 ) -> tuple[list[BatchTotals], list[_RandomState | None]]:
-    """What each micro-batch has to know of the others, and torch's random state from before it was embedded."""
+    """The totals that each micro-batch needs of the others, and torch's random state from before it was embedded.
+
+    The state is None where one pass does: then nothing has been drawn yet.
+    """
     objective = inner(train_step).objective
     counts = objective.count(batches, step_key)
     if not (objective.needs_two_passes(step_key.step) and anywhere(len(batches) > 1, batches[0].tokens.device)):
         return [counts] * len(batches), [None] * len(batches)
-    states, embeddings = [], []
+    states: list[_RandomState | None] = []
+    embeddings = []
     with torch.no_grad():
         for batch in batches:
             states.append(_RandomState.now(batch.tokens.device))
@@ -141,5 +156,6 @@ def _joined(outputs: Sequence[ModelOutput | None]) -> ModelOutput | None:
     found = [output for output in outputs if output is not None]
     if not found:
         return None
-    image = torch.cat([output.image_embedding for output in found])
-    return ModelOutput(image, torch.cat([output.text_embedding for output in found]))
+    image = torch.cat([required(output.image_embedding, "image_embedding") for output in found])
+    text = torch.cat([required(output.text_embedding, "text_embedding") for output in found])
+    return ModelOutput(image, text)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mmlm.core.distributed import gather_objects, world_size
 from mmlm.core.errors import UserError
+from mmlm.core.wording import listed
 from mmlm.training.agreement import MadeStep
 
 _MOST_IDS = 8
@@ -29,12 +30,11 @@ def describe_skipped(made: MadeStep) -> str:
 
 def name_ids(ids: Sequence[str]) -> str:
     """The first of the ids of a batch, and how many more there are."""
-    return ", ".join(ids[:_MOST_IDS]) + (f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else "")
+    return listed(ids, _MOST_IDS)
 
 
 def describe_corrupt(where: str, corrupt: Sequence[str]) -> str:
     """One line with the number and the first ten of the images (``id: reason``) that could not be decoded."""
     distinct = sorted(set(corrupt))
     count = "1 image" if len(distinct) == 1 else f"{len(distinct)} images"
-    more = f"; and {len(distinct) - _MOST_IMAGES} more" if len(distinct) > _MOST_IMAGES else ""
-    return f"{where}: {count} could not be decoded: {'; '.join(distinct[:_MOST_IMAGES])}{more}"
+    return f"{where}: {count} could not be decoded: {listed(distinct, _MOST_IMAGES, '; ', '; and')}"

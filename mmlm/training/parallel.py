@@ -6,7 +6,7 @@ It does not change what is computed: gradients are summed over ranks, since a lo
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -95,7 +95,7 @@ class FSDP:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
         # Else the first block that evaluation calls by itself would take itself for the root.
-        fully_shard.state(train_step)._lazy_init()
+        _fsdp_state(train_step)._lazy_init()
         return train_step
 
     @contextmanager
@@ -115,6 +115,11 @@ class FSDP:
             _forget_passes(train_step)
 
 
+def _fsdp_state(module: nn.Module | FSDPModule) -> Any:
+    """FSDP2's own state of a module. torch hangs it on the function that shards, which its annotations do not tell."""
+    return fully_shard.state(module)  # type: ignore[attr-defined]
+
+
 def _forget_passes(train_step: nn.Module) -> None:
     """FSDP2 orders its communication in the next backward pass by all forward passes since the last one.
 
@@ -122,7 +127,7 @@ def _forget_passes(train_step: nn.Module) -> None:
     backward pass is not forgotten by itself (torch 2.11 to 2.14).
     """
     for module in _sharded(train_step):
-        state = fully_shard.state(module)
+        state = _fsdp_state(module)
         state._comm_ctx.post_forward_order.clear()
         if state._fsdp_param_group is not None:
             state._fsdp_param_group._post_forward_indices.clear()

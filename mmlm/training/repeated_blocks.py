@@ -26,11 +26,13 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """
     found: dict[nn.Module, None] = {}
     for child in model.children():
-        found |= dict.fromkeys(child if _is_stack(child) else repeated_blocks(child))
+        # A block that two parts share is found twice, and listed once.
+        found |= dict.fromkeys(child.children() if _is_stack(child) else repeated_blocks(child))
     return list(found)
 
 
 def _is_stack(module: nn.Module) -> bool:
+    """Whether a module is a stack of equal blocks. All of one class: each is compiled and sharded in the same way."""
     if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
         return False
     alike = len({type(member) for member in module}) == 1

@@ -21,7 +21,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 # Gradients summed over ranks
 
 _OPTIONS = inspect.signature(DistributedDataParallel).parameters
-_NO_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False}
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
 """Buffers are not sent around at every step: running means are reduced by who keeps them. (The newer name, then that of
 torch 2.11.)"""
 

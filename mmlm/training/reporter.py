@@ -24,7 +24,7 @@ class Reporter:
         ``batch_size`` is in examples of all ranks, ``lr`` the learning rate of the last step.
         """
         row = state.window.means()
-        shown = row.shown | {"lr": lr, "examples_per_second": state.window.rate(batch_size)}
+        shown = {**row.shown, "lr": lr, "examples_per_second": state.window.rate(batch_size)}
         # What does not concern a run is left out.
         skipped = {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
         scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale.item()}

@@ -32,8 +32,9 @@ class Teacher:
 
         It shares the tensors of ``average``, and so follows it without copies.
         """
-        teacher = cls(copy.deepcopy(model), copy.deepcopy(objective))
-        for prefix, part in (("model", teacher.model), ("objective", teacher.objective)):
+        own_model, own_objective = copy.deepcopy(model), copy.deepcopy(objective)
+        teacher = cls(own_model, own_objective)
+        for prefix, part in (("model", own_model), ("objective", own_objective)):
             for name, tensor in part.state_dict(keep_vars=True).items():
                 tensor.data = average.tensors[f"{prefix}.{name}"]
         return teacher

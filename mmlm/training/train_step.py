@@ -1,12 +1,4 @@
-"""The one module that holds everything trainable, and the gradients of a batch in one or several micro-batches.
-
-The gradient of a step is that of the loss of the whole batch, whatever number of micro-batches and ranks it is split
-into. Sums over examples split by themselves, once their counts are known beforehand. Comparisons do not: with several
-micro-batches, a first pass without gradients embeds all of them, the comparison is differentiated with respect to the
-embeddings, and a second pass carries those gradients on (GradCache, arXiv:2101.06983), with the random numbers of the
-first, so that dropout is the same. Unlike there, the temperature's gradient goes through the same forward pass, so that
-nothing trainable is used outside of it.
-"""
+"""The one module that holds everything trainable: model, objectives and their weights."""
 
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,7 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from mmlm.core.flow import EMBED, NO_VIEW_INPUTS, Batch, Loss, ModelOutput, Pairs, StepKey
-from mmlm.objectives.objective import FusionObjective
+from mmlm.model.model import ImageTextModel
+from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.weighted_sum import BatchTotals, WeightedSum
 from mmlm.optim.freeze import FreezePlan
 from mmlm.training.diagnosis import Diagnosis
@@ -26,14 +19,14 @@ from mmlm.training.teacher import Teacher
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the first pass makes of a micro-batch, without gradient."""
+    """The embeddings of a micro-batch in the first of two passes, without gradient."""
 
     image: Tensor
     """float32[B, E]."""
     text: Tensor
     """float32[C, E]."""
     teacher: ModelOutput | None = None
-    """Those of the teacher, if a comparison needs them."""
+    """The teacher's embeddings, if a comparison needs them."""
 
 
 class TrainStep(nn.Module):
@@ -46,7 +39,7 @@ class TrainStep(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: ImageTextModel,
         objective: WeightedSum,
         plan: FreezePlan | None = None,
         teacher: Teacher | None = None,
@@ -103,11 +96,15 @@ class TrainStep(nn.Module):
         diagnose: bool = False,
         scale: Tensor | None = None,
     ) -> Loss | Embeddings:
-        """The loss of one micro-batch; ``totals`` None: it is all that this rank has.
+        """The loss of one micro-batch, unscaled.
 
-        With ``diagnose`` the loss has a diagnosis: it costs a part of a backward pass for each objective, and is made
-        at the loss scale float32[] ``scale`` if there is one. The loss itself is never scaled.
-        With ``only_embed`` (under ``no_grad``): its embeddings, made with the same random numbers as those of the loss.
+        Args:
+            batch: the micro-batch, on the device.
+            step_key: seed and optimizer step, which all random choices depend on.
+            totals: what the micro-batch has to know of the whole batch; None: it is all that this rank has.
+            only_embed: returns the embeddings instead (under ``no_grad``), made with the same random numbers.
+            diagnose: the loss gets a diagnosis, which costs a part of a backward pass for each objective.
+            scale: float32[], the loss scale that a diagnosis differentiates at.
         """
         left = self.model.draw(batch, step_key)
         if only_embed:
@@ -124,7 +121,8 @@ class TrainStep(nn.Module):
         output = self.objective.project(output, step_key.step)
         taught = self.objective.teacher_views_at(step_key.step, known=totals.cached_gradients)
         if taught:
-            output = replace(output, teacher=self.teacher(batch, taught, drawn, step_key.step))
+            teacher = self._needed_teacher()(batch, taught, drawn, step_key.step)
+            output = replace(output, teacher=teacher)
         loss = self.objective(output, batch, step_key, totals)
         seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
         if diagnose and seen:  # patch views alone leave nothing to look at
@@ -136,10 +134,14 @@ class TrainStep(nn.Module):
         comparisons = self.objective.comparisons(step_key.step).values()
         if not any(part.needs_teacher for part in comparisons):
             return None
-        return self.teacher(batch, frozenset({EMBED}), NO_VIEW_INPUTS, step_key.step)
+        return self._needed_teacher()(batch, frozenset({EMBED}), NO_VIEW_INPUTS, step_key.step)
+
+    def _needed_teacher(self) -> Teacher:
+        assert self.teacher is not None, "an objective that needs a teacher is refused without one"
+        return self.teacher
 
     def _with_every_parameter(self, loss: Loss, step: int) -> Loss:
-        """The loss plus 0 times what it does not reach, which data parallelism would wait for."""
+        """Adds ``0 * p`` for each trainable parameter that the loss does not depend on: DDP waits for all gradients."""
         if not loss.total.requires_grad:
             return loss
         key = frozenset(self.objective.active(step))
@@ -147,7 +149,7 @@ class TrainStep(nn.Module):
             self._unreached[key] = self._find_unreached(loss.total)
         unreached = self._unreached[key]
         if unreached is None:
-            # What has a gradient is no parameter but what a diagnosis looks at.
+            # Only the probe of the diagnosis requires a gradient here; no parameter does.
             return replace(loss, terms={name: term.detached() for name, term in loss.terms.items()})
         if not unreached:
             return loss
@@ -193,7 +195,9 @@ def _leaves(total: Tensor) -> list[Tensor]:
 
 def _choose(fusion: FusionObjective, output: ModelOutput, batch: Batch, step_key: StepKey) -> Pairs:
     with torch.no_grad():
-        return fusion.pairs(output.image_embedding.detach(), output.text_embedding.detach(), (batch,), step_key)[0]
+        image = required(output.image_embedding, "image_embedding").detach()
+        text = required(output.text_embedding, "text_embedding").detach()
+        return fusion.pairs(image, text, (batch,), step_key)[0]
 
 
 def inner(train_step: nn.Module) -> TrainStep:
