@@ -71,7 +71,7 @@ def test_figures_of_some_steps_are_averaged_over_those():
     window = filled(*[Loss({"a": term(1.0)})] * 3)
     window.add_figures({"update_ratio/a": 1.0})
     window.add_figures({"update_ratio/a": 2.0, "modality_gap": 5.0})
-    assert window.means().more == {"update_ratio/a": 1.5, "modality_gap": 5.0}
+    assert window.means().hidden == {"update_ratio/a": 1.5, "modality_gap": 5.0}
 
 
 # In a checkpoint
