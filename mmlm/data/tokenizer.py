@@ -15,7 +15,6 @@ from typing import Protocol
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import Caption
@@ -252,6 +251,8 @@ class HuggingFace:
         self._load(name_or_path)
 
     def _load(self, name: str) -> None:
+        from transformers import AutoTokenizer  # takes a second, which other tokenizers do without
+
         place = locate(name, "tokenizer.name_or_path")
         try:
             model = AutoTokenizer.from_pretrained(place, split_special_tokens=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from mmlm.core.errors import UserError
+from mmlm.optim.linear_kinds import linear_kinds
 
 HEADS = ("head", "lm_head")
 """Output projections by their last name. Losses read their weight instead of calling them: an adapter would not act."""
@@ -71,13 +71,12 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     Left out: output heads, and layers whose owner reads their weight (PyTorch's own attention module does).
     """
     heads = [part.get_output_embeddings() for part in model.modules() if isinstance(part, _LanguageModel)]
+    kinds = linear_kinds()
     return {
         name: part
         for name, part in model.named_modules()
         # The exact type: a subclass may have a forward of its own, or an owner that reads its weight.
-        if type(part) in (nn.Linear, Conv1D)
-        and name.split(".")[-1] not in HEADS
-        and all(part is not head for head in heads)
+        if type(part) in kinds and name.split(".")[-1] not in HEADS and all(part is not head for head in heads)
     }
 
 
@@ -95,7 +94,7 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
     chosen = _chosen(lora, names)
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # GPT-2's layers keep their weight transposed, and peft wants to be told.
-    for kind, transposed in ((nn.Linear, False), (Conv1D, True)):
+    for kind in linear_kinds():
         of_kind = [name for name in chosen if isinstance(model.get_submodule(name), kind)]
         if not of_kind:
             continue
@@ -104,7 +103,7 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules="|".join(re.escape(name) for name in of_kind),
-            fan_in_fan_out=transposed,
+            fan_in_fan_out=kind is not nn.Linear,
         )
         inject_adapter_in_model(settings, model)
         # peft's note on the model; without it, a second kind of layer is not warned about.

@@ -13,15 +13,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from mmlm.reports.run_folder import Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import Locator
 
 WIDTH, HEIGHT = 350, 176
 """Size of a chart in SVG units, which are pixels where a column of the page is as wide."""
@@ -68,6 +69,11 @@ def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: boo
     readers. ``percent``: values are shares of 1, marked in per cent. ``log``: on a logarithmic axis, where values that
     are not above 0 are left out.
     """
+    # matplotlib is imported where something is drawn: a training draws at its end, and on its first rank only.
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({**_SVG_SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         canvas = FigureCanvasSVG(figure)
@@ -136,7 +142,9 @@ def peak_share(maps: Sequence[Sequence[float]]) -> float:
     return max([2.0, *(peak for peak in peaks if math.isfinite(peak))])
 
 
-def _style_axes(axes: mpl.axes.Axes, percent: bool) -> None:
+def _style_axes(axes: "Axes", percent: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_facecolor("none")
     axes.figure.set_facecolor("none")
     for side in ("top", "left", "right"):
@@ -153,7 +161,7 @@ def _style_axes(axes: mpl.axes.Axes, percent: bool) -> None:
     )
 
 
-def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
+def _draw_line(axes: "Axes", line: Line) -> None:
     color = _STAND_INS[line.color]
     strong, faint = line.drawn()
     if line.low and line.high:
@@ -168,7 +176,7 @@ def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
     )
 
 
-def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
+def _limit_axes(axes: "Axes", lines: Sequence[Line], log: bool) -> None:
     """The range of what is finite, so that one bad value does not hide a curve; the first steps may leave the top."""
     steps = [step for line in lines for step in line.series.steps]
     drawn = [series for line in lines for series in (line.series, line.low, line.high) if series]
@@ -184,8 +192,10 @@ def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
         axes.set_ylim(low - (margin if low else 0), high + margin)
 
 
-def _limit_log_axis(axes: mpl.axes.Axes, low: float, high: float) -> None:
+def _limit_log_axis(axes: "Axes", low: float, high: float) -> None:
     """A logarithmic axis from ``low`` to ``high`` (above 0) with about four marks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
     axes.set_yscale("log")
     decades = math.log10(high / low)
     margin = 10 ** max(0.08 * decades, 0.04)
