@@ -1,5 +1,7 @@
 # make train   install into .venv and train the first experiment (under 8 minutes on 2 CPU cores)
 # make test    install into .venv with the development tools and run the tests
+# make test-fast  those tests that start no process: some minutes, for use while working
+# make types   check the types of mmlm/
 PYTHON ?= python3
 VENV := .venv
 # One process more than cores to test with: that of the SLURM tests mostly waits. All tests of a file are run by one
@@ -8,7 +10,7 @@ VENV := .venv
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train test test-fast types lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,9 +27,15 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 train: $(VENV)/.installed
 	$(BIN)/python -m mmlm.train experiment=caption_base
 
-test: $(VENV)/.installed-dev
+test: types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+types: $(VENV)/.installed-dev
+	$(BIN)/python -m mypy
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

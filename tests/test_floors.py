@@ -30,7 +30,7 @@ FLOOR_OF = {
 """Every package and its floor."""
 COMMANDS = 6
 """The floor of a file in ``mmlm/`` itself: it is a command."""
-OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft", "liger_kernel", "cut_cross_entropy"}
+OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft", "liger_kernel", "cut_cross_entropy", "transformers", "matplotlib"}
 """Heavy packages that a function may import where the option that needs them is built."""
 
 

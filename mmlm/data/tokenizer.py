@@ -15,7 +15,6 @@ from typing import Protocol, cast
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer
 
 from mmlm.core.errors import UserError
 from mmlm.core.flow import Caption
@@ -262,6 +261,8 @@ class HuggingFace:
         self._load(name_or_path)
 
     def _load(self, name: str) -> None:
+        from transformers import AutoTokenizer  # takes a second, which other tokenizers do without
+
         place = locate(name, "tokenizer.name_or_path")
         try:
             # Special tokens written in a text are split into pieces like any other text.

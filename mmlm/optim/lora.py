@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol, cast, runtime_checkable
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.optim.linear_kinds import linear_kinds
 
 HEADS = ("head", "lm_head")
 """Last names of output projections. Losses read the weight instead of calling the layer, which bypasses an adapter."""
@@ -72,13 +72,12 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     Left out are output heads, and layers whose owner reads their weight (PyTorch's own attention module does).
     """
     heads = [part.get_output_embeddings() for part in model.modules() if isinstance(part, _LanguageModel)]
+    kinds = linear_kinds()
     return {
         name: part
         for name, part in model.named_modules()
         # The exact type: a subclass may have a forward of its own, or an owner that reads its weight.
-        if type(part) in (nn.Linear, Conv1D)
-        and name.split(".")[-1] not in HEADS
-        and all(part is not head for head in heads)
+        if type(part) in kinds and name.split(".")[-1] not in HEADS and all(part is not head for head in heads)
     }
 
 
@@ -97,7 +96,7 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
     # peft freezes the whole model; which parameters train is for the freeze plan to say.
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # One call for each class, since GPT-2's Conv1D keeps its weight transposed and peft takes one setting for all.
-    for kind, transposed in ((nn.Linear, False), (Conv1D, True)):
+    for kind in linear_kinds():
         of_kind = [name for name in chosen if isinstance(model.get_submodule(name), kind)]
         if not of_kind:
             continue
@@ -106,7 +105,7 @@ def add_adapters(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
             lora_alpha=cast(int, lora.alpha),  # annotated as int, and used as a number only
             lora_dropout=lora.dropout,
             target_modules="|".join(re.escape(name) for name in of_kind),
-            fan_in_fan_out=transposed,
+            fan_in_fan_out=kind is not nn.Linear,
         )
         with keyed_start("adapters"):
             inject_adapter_in_model(settings, model)

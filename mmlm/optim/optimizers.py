@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.pytorch_utils import Conv1D
 
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
+from mmlm.optim.linear_kinds import linear_kinds
 from mmlm.optim.lora import is_adapter
 from mmlm.optim.muon import BatchedMuon
 
@@ -189,7 +189,7 @@ def hidden_matrices(module: nn.Module) -> set[str]:
     and the factors of low-rank adapters (Muon would make all of their few singular values equal).
     """
     last = ("head", "lm_head", "embed_out", "image_projection", "text_projection")
-    linear = {name for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))}
+    linear = {name for name, part in module.named_modules() if isinstance(part, linear_kinds())}
     return {
         f"{name}.weight"
         for name in linear

@@ -12,16 +12,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from mmlm.reports.run_folder import Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import Locator
 
 WIDTH, HEIGHT = 350, 176
 """Size of a chart in SVG units: pixels, if a column of the page is that wide."""
@@ -69,6 +69,11 @@ def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: boo
     are shares of 1 and the axis is in per cent. With ``log`` the axis is logarithmic, and values not above 0 are left
     out.
     """
+    # matplotlib is imported where something is drawn: a training draws at its end, and on its first rank only.
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     settings: Any = _SVG_SETTINGS | {"svg.hashsalt": name}  # rc_context is annotated with every key of matplotlib
     with mpl.rc_context(settings):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
@@ -140,7 +145,9 @@ def peak_share(maps: Sequence[Sequence[float]]) -> float:
     return max([2.0, *(peak for peak in peaks if math.isfinite(peak))])
 
 
-def _style_axes(axes: mpl.axes.Axes, percent: bool) -> None:
+def _style_axes(axes: "Axes", percent: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.set_facecolor("none")
     axes.figure.set_facecolor("none")
     for side in ("top", "left", "right"):
@@ -157,7 +164,7 @@ def _style_axes(axes: mpl.axes.Axes, percent: bool) -> None:
     )
 
 
-def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
+def _draw_line(axes: "Axes", line: Line) -> None:
     color = _STAND_INS[line.color]
     strong, faint = line.drawn()
     if line.low and line.high:
@@ -172,7 +179,7 @@ def _draw_line(axes: mpl.axes.Axes, line: Line) -> None:
     )
 
 
-def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
+def _limit_axes(axes: "Axes", lines: Sequence[Line], log: bool) -> None:
     """Limits both axes to finite values. The highest half per cent of a long curve (its first steps) may be cut off."""
     steps = [step for line in lines for step in line.series.steps]
     drawn = [series for line in lines for series in (line.series, line.low, line.high) if series]
@@ -189,8 +196,10 @@ def _limit_axes(axes: mpl.axes.Axes, lines: Sequence[Line], log: bool) -> None:
         axes.set_ylim(low - (margin if low else 0), high + margin)
 
 
-def _limit_log_axis(axes: mpl.axes.Axes, low: float, high: float) -> None:
+def _limit_log_axis(axes: "Axes", low: float, high: float) -> None:
     """A logarithmic axis from ``low`` to ``high`` (above 0) with about four marks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
     axes.set_yscale("log")
     decades = math.log10(high / low)
     margin = 10 ** max(0.08 * decades, 0.04)
