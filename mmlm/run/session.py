@@ -147,9 +147,8 @@ class Session:
             report = self.folder / REPORT
             if state.step >= self.config.train.steps and report.exists():
                 self.console.line(f"finished already at step {state.step}; the report is {report}")
-                self.console.line(
-                    f"to train again add name=second; to train on from these weights add init_from.run={self.folder}"
-                )
+                weights = shlex.quote(f"init_from.run={self.folder}")  # to be pasted, whatever the folder's name
+                self.console.line(f"to train again add name=second; to train on from these weights add {weights}")
                 return 0
             return self._train_and_finish()
 
