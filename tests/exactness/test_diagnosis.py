@@ -46,7 +46,7 @@ def row(step: TrainStep, batch: Batch, micro_batch: int = 8) -> dict[str, float]
     window = Window()
     window.add(backward(step, batch.split(micro_batch), STEP_KEY, diagnose=True), torch.tensor(2.0))
     made = window.means()
-    return {**made.main, **made.more}
+    return {**made.shown, **made.hidden}
 
 
 def by_hand(step: TrainStep, batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
