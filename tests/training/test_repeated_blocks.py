@@ -223,7 +223,8 @@ def test_really_compiled_blocks_compute_the_same():
     found = []
     for is_compiled, is_checkpointed in ((False, False), (True, False), (True, True)):
         torch.manual_seed(0)
-        tower = TransformerTextEncoder(9, 6, width=8, num_heads=2, num_layers=2, dropout=0.2)
+        # In float64: compiled code adds in another order, which float32 would show in the fifth digit.
+        tower = TransformerTextEncoder(9, 6, width=8, num_heads=2, num_layers=2, dropout=0.2).double()
         names = list(tower.state_dict())
         if is_compiled:
             compile_blocks(tower.layers)
