@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
@@ -220,9 +221,23 @@ class Outcome:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """``command(module, *arguments)``: ``python -m <module> <arguments>``, in this process."""
+def charts() -> None:
+    """Asks for charts in the reports that commands in this process write."""
+
+
+@pytest.fixture
+def command(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """``command(module, *arguments)``: ``python -m <module> <arguments>``, in this process.
+
+    Half of the time of a tiny run is spared: reports have no charts unless the test asks for ``charts``, and Hydra does
+    not compose every config a first time to see whether it sets ``hydra.mode``.
+    """
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_hydra sets it; restored after the test
+    monkeypatch.setattr(Hydra, "get_mode", lambda hydra, config_name, overrides: None)
+    if "charts" not in request.fixturenames:
+        monkeypatch.setattr("mmlm.reports.curves_section.draw_chart", lambda *lines, **how: "<svg></svg>")
 
     def run(module: object, *arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mmlm", *arguments])

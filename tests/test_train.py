@@ -22,6 +22,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(folder / "metrics.jsonl")]
 
 
+@pytest.mark.usefixtures("charts")
 def test_a_run_folder(trained):
     folder = trained("train.eval_every=2")
     assert {path.name for path in folder.iterdir()} == {
@@ -77,6 +78,7 @@ def test_the_console_tells_what_is_trained_and_where_results_go(train_tiny, tiny
     assert f"report: {run_folder(tiny_config()) / 'report.html'}" in outcome.out
 
 
+@pytest.mark.usefixtures("charts")
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -102,6 +104,7 @@ def samples_of(folder: Path) -> list[dict[str, object]]:
     return json.loads((folder / "samples.json").read_text())["splits"]["validation"]["examples"]
 
 
+@pytest.mark.usefixtures("charts")
 def test_two_towers_from_training_to_the_page(trained, two_towers, command):
     folder = trained(*two_towers, "train.eval_every=2")
     scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]

@@ -25,12 +25,14 @@ def fail() -> Callable[[], object]:
     raise ValueError("no work")
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_the_work_alone():
     found = measure("tests.bench.test_process:hold", ["64"])
     assert 64 * MIB <= found.peak_bytes < 80 * MIB, "inputs and libraries are not counted"
     assert found.seconds > 0
 
 
+@pytest.mark.slow
 def test_what_the_process_said_is_kept():
     with pytest.raises(RuntimeError, match=r"(?s)^tests\.bench\.test_process:fail  failed:.*ValueError: no work"):
         measure("tests.bench.test_process:fail", [])

@@ -197,6 +197,7 @@ def test_the_options_of_hydra_work(hydra_command, option, text):
     assert text in out
 
 
+@pytest.mark.slow
 def test_real_commands(tmp_path):
     """In their own processes: one line and no traceback, and ``--info`` (which writes to Hydra's own log)."""
     (tmp_path / "config.yaml").write_text("lr: 1\n")

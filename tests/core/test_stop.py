@@ -53,6 +53,7 @@ def test_of_several_ranks_the_most_pressing_is_told():
     assert asked_by([sum(each) for each in zip(*flags, strict=True)]) == "SIGTERM"
 
 
+@pytest.mark.slow
 def test_children_that_are_started_meanwhile_are_spared_and_nothing_is_lost_here():
     with stop_request() as request:
         with children_spared():

@@ -198,6 +198,7 @@ def test_seed_changes_order_and_augmentation(tokenizer):
     assert not any(torch.equal(pictures[0][id], pictures[1][id]) for id in pictures[0])
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_batches_and_resume(tokenizer, tmp_path):
     source = write_folder(tmp_path, Pictures(20, corrupt=(3, 11), text_only=(5,)))
     expected = take(make_loader(tokenizer, source), 9)
@@ -216,6 +217,7 @@ def test_workers_give_the_same_batches_and_resume(tokenizer, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_stays_one_line(tokenizer, tmp_path):
     source = write_folder(tmp_path, Pictures(6, corrupt=tuple(range(6))))
     loader = make_loader(tokenizer, source, workers=1)
@@ -453,6 +455,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_the_workers_of_a_killed_training_end(tmp_path):
     """Killed, it can stop nobody: workers, their fork server and its tracker have to see it by themselves."""
     script = tmp_path / "training.py"
@@ -466,6 +469,7 @@ def test_the_workers_of_a_killed_training_end(tmp_path):
     assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 240), "they were left"
 
 
+@pytest.mark.slow
 def test_a_process_ends_in_the_middle_of_an_iteration(tmp_path):
     """Its workers ignore the signal by which multiprocessing would end them."""
     script = tmp_path / "training.py"

@@ -91,6 +91,7 @@ def meet(rank: int, port: int, said: "multiprocessing.Queue[object]", status: in
 
 
 @pytest.mark.parametrize("status", [None, 2])
+@pytest.mark.slow
 def test_rank_0_hands_the_run_or_its_refusal_to_the_others(status):
     context, port = multiprocessing.get_context("spawn"), free_port()
     said = context.Queue()

@@ -116,6 +116,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(make, tmp_path, pictures):
     assert same(before, from_pretrained(tmp_path / "saved"), pictures)
 
 
+@pytest.mark.slow
 def test_a_new_process_needs_neither_hydra_nor_our_configs(make, saved, shapes, tmp_path):
     file = sorted(shapes.glob("*.png"))[0]
     script = f"""

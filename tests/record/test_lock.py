@@ -58,6 +58,7 @@ with RunLock(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_it_vanishes_with_a_killed_process_though_a_process_that_it_forked_lives_on(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     holder = subprocess.Popen(
@@ -81,6 +82,7 @@ def test_it_vanishes_with_a_killed_process_though_a_process_that_it_forked_lives
             os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_a_run_starts_does_not_hold_it(tmp_path):
     with RunLock(tmp_path):
         child = subprocess.Popen(["sleep", "600"], close_fds=False)

@@ -105,6 +105,7 @@ assert told == [], told
 """
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_into_the_run_folder_and_prints_nothing(tmp_path):
     """In its own process, which has to end by itself; a proxy that nobody answers stands for no network."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}

@@ -238,6 +238,7 @@ def test_the_limit_of_restarts(monkeypatch, most, done):
     assert asked_for({**STEP, "MMLM_MAX_RESTARTS": most})[0] is done
 
 
+@pytest.mark.slow
 def test_it_is_light_to_import():
     """A batch script may call it: no torch."""
     program = "import sys, mmlm.launch.requeue; sys.exit('torch' in sys.modules)"
