@@ -1,11 +1,13 @@
 """The watchdog names the rank that is late, and writes down where a stalled one stands."""
 
+import json
 import threading
 import time
 
 from torch.distributed import HashStore
 
 from mmlm.launch.watchdog import Beat, Watchdog, describe
+from tests.waiting import until
 
 
 def beat(marks: int, at: str, seconds: float = 3.0, ago: float = 0.0) -> Beat:
@@ -49,7 +51,8 @@ def test_a_stall_is_told_once_with_the_stacks(tmp_path):
     with watchdog:
         watchdog.mark("step 1: reducing")
         assert said.wait(60)
-        time.sleep(0.5)  # long enough for a second report, which must not come
+        # A look leaves in the store for how long the rank has stood still: many looks later nothing more is told.
+        assert until(lambda: json.loads(store.get("beat/0"))["seconds"] > 1.0, 60)
     assert len(told) == 1
     assert told[0].startswith("watchdog: rank 1 is late: not heard from; it was at 'starting'; rank 0 waits at")
     stacks = (tmp_path / "stacks" / "rank=0.txt").read_text()
