@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mmlm.checkpoints.checkpoint import latest_checkpoint
 from mmlm.checkpoints.files import step_of
@@ -20,7 +20,7 @@ from mmlm.experiment.config import (
     Config,
     Resume,
     check_config,
-    config_values,
+    config_text,
     parse_config,
     run_folder,
 )
@@ -46,7 +46,7 @@ def main(cfg: DictConfig, meeting: Meeting | None = None) -> int:
         print(message)
     if config.launcher is not None and not config.preflight:
         return _launch(config, folder, meeting.rank_info)
-    meeting.publish(folder, OmegaConf.to_yaml(OmegaConf.create(config_values(config))))
+    meeting.publish(folder, config_text(config))
     return train_run(config, folder, meeting)
 
 

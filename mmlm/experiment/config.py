@@ -22,6 +22,7 @@ from mmlm.evaluation.samples import SampleSettings
 from mmlm.experiment.config_errors import explain
 from mmlm.experiment.parts import check_part, dotted
 from mmlm.launch.meeting import RankSettings
+from mmlm.record.folder import write_whole
 from mmlm.record.metrics import MetricsSettings
 from mmlm.training.settings import FitSettings
 
@@ -336,7 +337,7 @@ def load_config(file: Path) -> Config:
 
 
 def parse_config(text: str, where: str) -> Config:
-    """The checked config in ``text`` (YAML, as of ``save_config``). ``where`` heads messages. Raises UserError."""
+    """The checked config in ``text`` (YAML, as of ``config_text``). ``where`` heads messages. Raises UserError."""
     try:
         return check_config(_on_schema(OmegaConf.create(text)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
@@ -348,9 +349,14 @@ def _on_schema(values: DictConfig | ListConfig) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), values))
 
 
+def config_text(config: Config) -> str:
+    """The config as YAML, which ``parse_config`` and ``load_config`` read."""
+    return OmegaConf.to_yaml(OmegaConf.create(config_values(config)))
+
+
 def save_config(config: Config, file: Path) -> None:
-    """Writes the config as YAML."""
-    file.write_text(OmegaConf.to_yaml(OmegaConf.create(config_values(config))), encoding="utf-8")
+    """Writes the config as YAML, in one step: the file is the old one or the new one."""
+    write_whole(file, config_text(config))
 
 
 def differences(old: Config, new: Config) -> list[str]:

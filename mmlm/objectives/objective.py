@@ -1,7 +1,7 @@
 """The contract of an objective, and of its two kinds that need the embeddings of the whole batch.
 
 The loss of a step is that of the *whole* batch: all micro-batches of all ranks. An objective sees one micro-batch at a
-time; a ``BatchTotals`` tells it what it has to know of the others (see ``mmlm/training/train_step.py``).
+time; a ``BatchTotals`` tells it what it has to know of the others (see ``mmlm/training/gradients.py``).
 """
 
 from collections.abc import Mapping, Sequence

@@ -53,9 +53,7 @@ def record_config(config: Config, folder: Path, step: int) -> None:
         kept = folder / f"config.before-step={step:06d}.yaml"
         if not kept.exists():  # changed twice at one step: what led to it is in the first
             shutil.copyfile(file, kept)
-    new = folder / f"{CONFIG}.new"
-    save_config(config, new)
-    new.replace(file)
+    save_config(config, file)
 
 
 def _move_aside(folder: Path) -> Path:

@@ -139,8 +139,8 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
 
             # Tell, judge, save: in this order, so that whatever a checkpoint holds has been told before.
             # A run that stops leaves the evaluation to the next session: whoever stops it does not want to wait.
-            stopping = found.signal_name is not None and not due.last
-            ends_early = stopping or found.failure is not None
+            stop_signal = None if due.last else found.signal_name
+            ends_early = stop_signal is not None or found.failure is not None
             is_best = False
             if due.row:
                 reporter.row(state, lr, settings.batch_size, progress)
@@ -159,8 +159,8 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             # End early, now that the state is saved.
             if found.failure is not None:
                 raise NonFiniteLoss(found.failure)
-            if found.signal_name is not None and stopping:
-                raise Interrupted(state.step, found.signal_name)
+            if stop_signal is not None:
+                raise Interrupted(state.step, stop_signal)
 
 
 def _begin(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Reporter) -> None:
