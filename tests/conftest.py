@@ -226,28 +226,35 @@ def charts() -> None:
 
 
 @pytest.fixture
-def command(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
-    """``command(module, *arguments)``: ``python -m <module> <arguments>``, in this process.
+def plain_hydra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands in this process leave out, half of the time of a tiny run.
 
-    Half of the time of a tiny run is spared: reports have no charts unless the test asks for ``charts``, and Hydra does
-    not compose every config a first time to see whether it sets ``hydra.mode``.
+    Reports have no charts unless the test asks for ``charts``, and Hydra does not compose every config a first time to
+    see whether it sets ``hydra.mode``.
     """
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run_hydra sets it; restored after the test
     monkeypatch.setattr(Hydra, "get_mode", lambda hydra, config_name, overrides: None)
     if "charts" not in request.fixturenames:
         monkeypatch.setattr("mmlm.reports.curves_section.draw_chart", lambda *lines, **how: "<svg></svg>")
 
-    def run(module: object, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["mmlm", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            run_hydra(train.main, CONFIG_DIR, CONFIG_NAME) if module is train else report_user_errors(module.main)
-        captured = capsys.readouterr()
-        return Outcome(exited.value.code or 0, captured.out, captured.err)
 
-    return run
+def run_here(
+    module: object, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]
+) -> Outcome:
+    """``python -m <module> <arguments>``, in this process."""
+    monkeypatch.setattr(sys, "argv", ["mmlm", *arguments])
+    captured.readouterr()
+    with pytest.raises(SystemExit) as exited:
+        run_hydra(train.main, CONFIG_DIR, CONFIG_NAME) if module is train else report_user_errors(module.main)
+    return Outcome(exited.value.code or 0, *captured.readouterr())
+
+
+@pytest.fixture
+def command(
+    plain_hydra: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """``command(module, *arguments)``: ``python -m <module> <arguments>``, in this process."""
+    return lambda module, *arguments: run_here(module, arguments, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Sharded checkpoints: saved by 2 real gloo processes under FSDP2, read by any number of ranks, and by none.
 
-Run as a script, this file is one rank (``run_ranks`` starts it).
+``be_a_rank`` is what each rank does.
 """
 
 import errno
 import os
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,7 +170,7 @@ def load_on_this_rank(folder: Path) -> dict[str, Any]:
     return found
 
 
-def run_rank(folder: Path, size: int, rank: int) -> None:
+def be_a_rank(folder: Path, rank: int, size: int) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
     found = load_on_this_rank(folder) if (folder / CHECKPOINTS).exists() else save_on_this_rank(folder, rank)
     torch.save(found, folder / f"{rank}.pt")
@@ -321,7 +320,3 @@ def test_one_process_agrees_with_itself():
         pass
     with pytest.raises(KeyError, match="x"), agreed(None):
         raise KeyError("x")
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

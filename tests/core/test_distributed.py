@@ -1,9 +1,8 @@
 """Ranks do not change the maths: 2 and 3 real gloo processes against one process on the joined batch, in float64.
 
-Run as a script, this file is one rank (``run_ranks`` starts it).
+``be_a_rank`` is what each rank does.
 """
 
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -130,7 +129,6 @@ def weights_of_rank(number: int, rows: int) -> Tensor:
 
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, computes, and leaves what it found in ``folder``."""
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
@@ -190,7 +188,3 @@ def test_one_process_needs_no_group():
     assert not total.requires_grad
     total += 1
     assert not torch.equal(total, local)
-
-
-if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))

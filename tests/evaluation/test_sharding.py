@@ -1,11 +1,10 @@
 """Evaluation shared out over ranks: real gloo processes find what one process finds, to the last bit.
 
-Run as a script, this file is one rank (``run_ranks`` starts it).
+``be_a_rank`` is what each rank does.
 """
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -180,7 +179,6 @@ def errors(folder: Path) -> list[str]:
 
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, evaluates, and leaves what it found in ``folder``."""
-    torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=number, world_size=size, timeout=timedelta(seconds=120))
     own = folder / f"rank{rank()}"
@@ -246,7 +244,3 @@ def test_any_number_of_ranks_finds_what_one_process_finds(tmp_path, alone, size)
     assert set(bug) - {bug[1]} == {"OtherRankFailed: rank 1: ValueError: a bug"}
     assert writing[0].startswith("FileNotFoundError: ")
     assert all(said == f"OtherRankFailed: rank 0: {writing[0]}" for said in writing[1:])
-
-
-if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))

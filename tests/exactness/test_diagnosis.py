@@ -1,10 +1,9 @@
 """Diagnoses and rows of metrics are those of the whole batch, exactly: over micro-batches and over real gloo ranks.
 
-Run as a script, this file is one rank.
+``be_a_rank`` is what each rank does.
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -189,7 +188,6 @@ def cases(batch: Batch) -> Iterator[tuple[str, dict[str, float]]]:
 
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, computes every case, and leaves what it found in ``folder``."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", timedelta(seconds=120), size, number)
     batch = share_of(number, size)
     found = dict(cases(batch))
@@ -214,7 +212,3 @@ def test_ranks_change_nothing(tmp_path, size):
         assert found.keys() == expected.keys()
         for case, values in expected.items():
             assert found[case] == pytest.approx(values, **CLOSE), case
-
-
-if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))

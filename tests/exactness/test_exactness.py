@@ -2,10 +2,9 @@
 
 For every sum of objectives in ``cells.py``: loss, figures and the gradient of every parameter of W ranks with k
 micro-batches each, on unequal shares of one batch, equal those of one process that has all of it at once. In float64
-to 1e-10 and in float32 to 1e-5. Run as a script, this file is one rank.
+to 1e-10 and in float32 to 1e-5. ``be_a_rank`` is what each rank does.
 """
 
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -127,7 +126,6 @@ def test_patch_dropout_is_that_of_the_whole_batch():
 
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, computes every sum, and leaves what it found in ``folder``."""
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size, timeout=timedelta(seconds=120)
     )
@@ -192,7 +190,3 @@ def test_a_loss_that_nothing_trains_is_refused():
 
 def test_one_process_is_its_own_world():
     assert world_size() == 1
-
-
-if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))

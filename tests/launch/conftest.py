@@ -1,12 +1,14 @@
-"""One uninterrupted run of two ranks for each module, and commands that end with the test."""
+"""One uninterrupted run of two ranks for each module, and commands in processes of their own and in this one."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Outcome, write_shapes
-from tests.launch.processes import LOCAL, RANDOM, Commands, commands, tiny_on
+from mmlm import train
+from tests.conftest import PLUGIN, Outcome, run_here, write_shapes
+from tests.launch.processes import ALIKE, FOREIGN, LOCAL, RANDOM, Commands, commands, environment_of, tiny_on
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +45,35 @@ def straight(place: Path, tiny_there: tuple[str, ...], folder_of: Callable[[str]
         outcome = started.run("mmlm.train", *tiny_there, *RANDOM, *LOCAL, "name=straight")
     assert (outcome.status, outcome.err) == (0, ""), outcome
     return outcome, folder_of("straight")
+
+
+@pytest.fixture
+def here(
+    plain_hydra: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """``here(*arguments, module=train, fault=None, after=None)``: a command in this process, its ranks in theirs.
+
+    This spares the time that another process takes to begin. A command that gets a signal needs one of its own.
+    """
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.syspath_prepend(str(PLUGIN))
+
+    def run(*arguments: str, module: object = train, fault: str | None = None, after: Path | None = None) -> Outcome:
+        with monkeypatch.context() as context:
+            for name, value in environment_of(tmp_path / "pid", fault, after).items():
+                context.setenv(name, value)
+            return run_here(module, arguments, context, capfd)
+
+    return run
+
+
+@pytest.fixture
+def straight_alone(here: Callable[..., Outcome], tiny_there: tuple[str, ...], folder_of: Callable[[str], Path]) -> Path:
+    """The folder of ``ALIKE`` by a single process that nothing happened to, trained once."""
+    folder = folder_of("straight_alone")
+    if not folder.exists():
+        outcome = here(*tiny_there, *ALIKE, "name=straight_alone")
+        assert (outcome.status, outcome.err) == (0, ""), outcome
+    return folder

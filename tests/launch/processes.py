@@ -21,6 +21,10 @@ FAULTY = (*FAULTY, "schedule._target_=own_faults.FaultySchedule")
 RANDOM = (*FAULTY, "transform=augment", "decoder.dropout=0.1", "train.ema_decay=0.9", "train.steps=6")
 RANDOM = (*RANDOM, "train.save_every=2")
 """A run with all kinds of randomness and state in it, and faults to order; an epoch has 2 steps."""
+ALIKE = (*FAULTY, "train.steps=6", "train.save_every=2", "train.ema_decay=0.9", "train.eval_every=3")
+"""One without dropout, whose draws are a rank's own: any number of ranks trains the same run."""
+FOREIGN = ("HYDRA", "SLURM", "MMLM", "OWN_FAULT")
+"""How variables begin that commands must not find in the environment of the tests."""
 
 
 @dataclass
@@ -39,17 +43,11 @@ class Commands:
         after: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]":
-        """``python -m <module> <arguments>``, a module may bring arguments; with a fault of ``own_faults`` in it.
-
-        The fault waits for ``after`` to exist: a checkpoint, which is written while training goes on.
-        """
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA", "SLURM", "MMLM", "OWN_FAULT"))}
-        own = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN}", "OMP_NUM_THREADS": "1", "OWN_FAULT_PID": str(self.pid_file)}
-        ordered = {} if fault is None else {"OWN_FAULT": fault}
-        ordered |= {} if after is None else {"OWN_FAULT_AFTER": str(after)}
+        """``python -m <module> <arguments>``, a module may bring arguments; the fault is that of ``environment_of``."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         process = subprocess.Popen(
             [sys.executable, "-m", *module.split(), *arguments],
-            env={**kept, **own, **ordered, **(environment or {})},
+            env={**kept, **environment_of(self.pid_file, fault, after), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,6 +75,16 @@ class Commands:
         """The rank that a fault has struck, once it has."""
         wait(lambda: self.pid_file.exists() and self.pid_file.read_text() != "", "no fault came")
         return int(self.pid_file.read_text())
+
+
+def environment_of(pid_file: Path, fault: str | None = None, after: Path | None = None) -> dict[str, str]:
+    """The variables of a command that finds the plug-ins, with a fault of ``own_faults`` in it.
+
+    The fault waits for ``after`` to exist: a checkpoint, which is written while training goes on.
+    """
+    variables = {"PYTHONPATH": f"{ROOT}{os.pathsep}{PLUGIN}", "OMP_NUM_THREADS": "1", "OWN_FAULT_PID": str(pid_file)}
+    variables |= {} if fault is None else {"OWN_FAULT": fault}
+    return variables | ({} if after is None else {"OWN_FAULT_AFTER": str(after)})
 
 
 def finish(process: "subprocess.Popen[str]") -> Outcome:

@@ -10,7 +10,7 @@ import pytest
 from mmlm import train
 from mmlm.core.errors import STOPPED
 from mmlm.record.metrics import read_metrics
-from tests.launch.processes import FAULTY, LOCAL, RANDOM, finish, told, wait
+from tests.launch.processes import ALIKE, FAULTY, LOCAL, RANDOM, finish, told, wait
 from tests.run.test_resume import assert_same_runs, rows
 
 pytestmark = pytest.mark.slow
@@ -37,45 +37,45 @@ def test_ranks_make_one_run(straight, place):
     assert {"report.html", "scores.json", "samples.json"} <= {file.name for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("first", "then"), [("alone", "together"), ("together", "alone")])
-def test_another_number_of_ranks_goes_on_with_the_same_run(ordered, tiny_there, folder_of, monkeypatch, first, then):
-    """Without dropout, whose draws are a rank's own, it is that of a single process throughout."""
-    settings = (*tiny_there, *FAULTY, "train.steps=6", "train.save_every=2")
-    extra = {"alone": (), "together": LOCAL}
-    assert ordered.run("mmlm.train", *settings, *extra["alone"], f"name=as_before_{first}").status == 0
-    fault = "itself-SIGTERM:0:3" if first == "alone" else "parent-SIGTERM:0:3"
-    name = f"name=from_{first}"
-    stopped = ordered.run("mmlm.train", *settings, *extra[first], name, fault=fault)
-    assert (stopped.status, stopped.err) == (STOPPED, "")
-    resumed = ordered.run("mmlm.train", *settings, *extra[then], name)
+def test_a_run_of_one_process_goes_on_with_two_ranks(here, straight_alone, tiny_there, folder_of):
+    stopped = here(*tiny_there, *ALIKE, "name=from_alone", fault="itself-SIGTERM:0:3")
+    assert (stopped.status, stopped.err) == (STOPPED, ""), stopped
+    resumed = here(*tiny_there, *ALIKE, *LOCAL, "name=from_alone")
     assert (resumed.status, resumed.err) == (0, "")
     assert "resumed at step 4" in resumed.out
-    close(folder_of(f"as_before_{first}"), folder_of(f"from_{first}"))
+    close(straight_alone, folder_of("from_alone"))
+
+
+def test_a_run_of_two_ranks_goes_on_with_one_process(ordered, here, straight_alone, tiny_there, folder_of):
+    settings = (*tiny_there, *ALIKE, "name=from_together")
+    stopped = ordered.run("mmlm.train", *settings, *LOCAL, fault="parent-SIGTERM:0:3")
+    assert (stopped.status, stopped.err) == (STOPPED, ""), stopped
+    resumed = here(*settings)
+    assert (resumed.status, resumed.err) == (0, "")
+    assert "resumed at step 4" in resumed.out
+    close(straight_alone, folder_of("from_together"))
 
 
 # Signals and deaths
 
 
-@pytest.mark.parametrize("signals", [("SIGTERM", "SIGUSR1"), ("SIGINT", "SIGUSR2")])
-def test_a_stop_signal_to_the_parent_saves_and_the_same_command_goes_on(
-    straight, ordered, tiny_there, folder_of, signals
-):
-    command = ("mmlm.train", *tiny_there, *RANDOM, *LOCAL, f"name=stopped_{signals[0]}")
-    for number, (name, step) in enumerate(zip(signals, (1, 4), strict=True)):
+def test_a_stop_signal_to_the_parent_saves_and_the_same_command_goes_on(straight, ordered, here, tiny_there, folder_of):
+    command = ("mmlm.train", *tiny_there, *RANDOM, *LOCAL, "name=stopped")
+    for number, (name, step) in enumerate((("SIGUSR1", 1), ("SIGINT", 4))):
         stopped = ordered.run(*command, fault=f"parent-{name}:{number}:{step}")
         assert (stopped.status, stopped.err) == (STOPPED, ""), stopped
         at, again = re.search(r"stopped and saved at step (\d); resume with: (.*)", stopped.out).groups()
         assert step < int(at) < 6
         assert shlex.split(again) == ["python", "-m", *command]
-    resumed = ordered.run(*command)
+    resumed = here(*command[1:])
     assert (resumed.status, resumed.err) == (0, ""), resumed
     assert f"resumed at step {at}" in resumed.out
-    assert_same_runs(straight[1], folder_of(f"stopped_{signals[0]}"))
+    assert_same_runs(straight[1], folder_of("stopped"))
 
 
-def test_ranks_go_back_together_before_a_loss_spike(ordered, tiny_there, folder_of):
+def test_ranks_go_back_together_before_a_loss_spike(here, tiny_there, folder_of):
     spikes = ("train.steps=9", "train.save_every=4", "train.spike.threshold=6", "train.spike.window=3", "optim=adamw")
-    outcome = ordered.run("mmlm.train", *tiny_there, *FAULTY, *LOCAL, *spikes, "name=spike", fault="leap:0:5")
+    outcome = here(*tiny_there, *FAULTY, *LOCAL, *spikes, "name=spike", fault="leap:0:5")
     assert (outcome.status, outcome.err) == (0, ""), outcome
     found = re.findall(r"step (\d): the loss \S+ is a spike on the batch .*; back to step 4 and on", outcome.out)
     assert found == ["6"], outcome.out
@@ -84,35 +84,33 @@ def test_ranks_go_back_together_before_a_loss_spike(ordered, tiny_there, folder_
     assert max(row["train/loss"] for row in told[:-1]) < 2 * told[0]["train/loss"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_is_named_and_all_start_again(straight, ordered, tiny_there, folder_of, rank):
-    name = f"name=killed_{rank}"
-    saved = folder_of(f"killed_{rank}") / "checkpoints" / "step=000002"
-    outcome = ordered.run("mmlm.train", *tiny_there, *RANDOM, *LOCAL, name, fault=f"kill:{rank}:3", after=saved)
+def test_a_killed_rank_is_named_and_all_start_again(straight, here, tiny_there, folder_of):
+    saved = folder_of("killed") / "checkpoints" / "step=000002"
+    outcome = here(*tiny_there, *RANDOM, *LOCAL, "name=killed", fault="kill:0:3", after=saved)
     assert outcome.status == 0, outcome
-    assert f"rank {rank} was ended by SIGKILL; starting all ranks again (1 of 2)" in told(outcome)
+    assert "rank 0 was ended by SIGKILL; starting all ranks again (1 of 2)" in told(outcome)
     assert "resumed at step 2 from" in outcome.out
     assert "Traceback" not in outcome.err
-    assert_same_runs(straight[1], folder_of(f"killed_{rank}"))
+    assert_same_runs(straight[1], folder_of("killed"))
 
 
-def test_without_restarts_it_says_how_to_go_on(straight, ordered, tiny_there, folder_of):
-    command = ("mmlm.train", *tiny_there, *RANDOM, *LOCAL, "launcher.max_restarts=0", "name=given_up")
-    outcome = ordered.run(*command, fault="kill:1:3")
+def test_without_restarts_it_says_how_to_go_on(straight, here, tiny_there, folder_of):
+    settings = (*tiny_there, *RANDOM, *LOCAL, "launcher.max_restarts=0", "name=given_up")
+    outcome = here(*settings, fault="kill:1:3")
     assert outcome.status == 1
-    again = shlex.join(["python", "-m", *command])
+    again = shlex.join(["python", "-m", "mmlm.train", *settings])
     assert told(outcome)[-1] == f"rank 1 was ended by SIGKILL; what was saved is intact, go on with: {again}"
-    assert ordered.run(*command).status == 0
+    assert here(*settings).status == 0
     assert_same_runs(straight[1], folder_of("given_up"))
 
 
-def test_ranks_whose_parent_is_killed_save_and_end(straight, ordered, tiny_there, folder_of):
+def test_ranks_whose_parent_is_killed_save_and_end(straight, ordered, here, tiny_there, folder_of):
     command = ("mmlm.train", *tiny_there, *RANDOM, *LOCAL, "name=orphans")
     orphaned = finish(ordered.start(*command, fault="parent-SIGKILL:1:3"))  # ends with the ranks, who hold its output
     assert orphaned.status == -signal.SIGKILL
     assert "stopped and saved at step 4" in orphaned.out
     assert orphaned.err == ""
-    resumed = ordered.run(*command)
+    resumed = here(*command[1:])
     assert (resumed.status, resumed.err) == (0, "")
     assert "resumed at step 4" in resumed.out
     assert_same_runs(straight[1], folder_of("orphans"))
@@ -138,27 +136,27 @@ def children(pid: int) -> list[str]:
 # Mistakes and bugs
 
 
-def test_a_mistake_that_all_ranks_find_is_told_once_and_leaves_no_run(ordered, tiny_there, folder_of):
-    outcome = ordered.run("mmlm.train", *tiny_there, *LOCAL, "train.batch_size=3", "name=odd")
+def test_a_mistake_that_all_ranks_find_is_told_once_and_leaves_no_run(here, tiny_there, folder_of):
+    outcome = here(*tiny_there, *LOCAL, "train.batch_size=3", "name=odd")
     assert outcome.mistake.endswith("train.batch_size: 3 is no multiple of the 2 ranks that share it; use 2")
     assert not folder_of("odd").exists()
 
 
-def test_a_batch_that_cannot_be_read_ends_all_with_one_line(ordered, tiny_there, place):
+def test_a_batch_that_cannot_be_read_ends_all_with_one_line(here, tiny_there, place, tmp_path):
     """All images but one are damaged, so that each of two ranks has nothing of some batch of two."""
-    folder = ordered.folder / "damaged"
+    folder = tmp_path / "damaged"
     folder.mkdir()
     for file in (place / "shapes").iterdir():
         data = file.read_bytes()
         is_damaged = file.suffix == ".png" and file.name != "red_square.png"
         (folder / file.name).write_bytes(data[:60] if is_damaged else data)
     settings = (f"data.train.folder={folder}", "train.batch_size=2", "train.steps=6", "name=damaged")
-    outcome = ordered.run("mmlm.train", *tiny_there, *LOCAL, *settings)
+    outcome = here(*tiny_there, *LOCAL, *settings)
     assert "all 2 images of a batch are corrupt (the first is " in outcome.mistake
 
 
-def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(ordered, tiny_there):
-    outcome = ordered.run("mmlm.train", *tiny_there, *FAULTY, *LOCAL, "name=bug", fault="raise:1:1")
+def test_a_bug_on_one_rank_keeps_its_traceback_and_ends_all(here, tiny_there):
+    outcome = here(*tiny_there, *FAULTY, *LOCAL, "name=bug", fault="raise:1:1")
     assert outcome.status == 1
     assert outcome.err.count("Traceback (most recent call last)") == 1
     assert outcome.err.count("RuntimeError: a bug on one rank") == 1
@@ -189,10 +187,10 @@ def test_the_watchdog_names_a_rank_that_stands_still(straight, ordered, tiny_the
     assert_same_runs(straight[1], folder_of("late"))
 
 
-def test_a_rank_that_never_goes_on_is_killed_and_all_start_again(straight, ordered, tiny_there, folder_of):
+def test_a_rank_that_never_goes_on_is_killed_and_all_start_again(straight, here, tiny_there, folder_of):
     limits = ("ranks.watchdog_seconds=10", "ranks.timeout_seconds=20", "launcher.grace_seconds=1")
     settings = (*RANDOM, *LOCAL, *limits, "name=hung")
-    outcome = ordered.run("mmlm.train", *tiny_there, *settings, fault="stop:1:3")
+    outcome = here(*tiny_there, *settings, fault="stop:1:3")
     assert outcome.status == 0, outcome
     assert "rank 1 has hung and was killed; starting all ranks again (1 of 2)" in told(outcome)
     assert "Traceback" not in outcome.err

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmlm import train
 from mmlm.checkpoints import files as checkpoint_files
 from mmlm.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from mmlm.checkpoints.writer import CheckpointWriter
@@ -390,7 +391,7 @@ def test_a_signal_that_arrives_while_the_stopped_run_is_saved_does_not_end_it(tr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_process, number):
+def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_process, command, number):
     """To the whole process group, as a terminal and SLURM do it, with a data worker in it; it names how to go on."""
     settings = (*tiny, "train.steps=100", "train.save_every=1000", "data.workers=1", "train.log_every=1")
     folder = run_folder(tiny_config(*settings[len(tiny) :]))
@@ -405,13 +406,13 @@ def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_pro
     os.killpg(process.pid, number)
     stopped = finish_process(process)
     assert (stopped.status, stopped.err) == (STOPPED, "")
-    step, command = re.search(r"stopped and saved at step (\d+); resume with: (.*)", stopped.out).groups()
+    step, again = re.search(r"stopped and saved at step (\d+); resume with: (.*)", stopped.out).groups()
     assert 10 <= int(step) < 100
     assert not (folder / "report.html").exists()
 
-    words = shlex.split(command)
-    assert words[:2] == ["python", "-m"]
-    resumed = finish_process(start_process(*words[2:]))
+    words = shlex.split(again)
+    assert words[:3] == ["python", "-m", "mmlm.train"]
+    resumed = command(train, *words[3:])
     assert (resumed.status, resumed.err) == (0, "")
     assert f"resumed at step {step}" in resumed.out
     assert [row["step"] for row in rows(folder)] == [*range(1, 101), 100]

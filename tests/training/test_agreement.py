@@ -1,11 +1,10 @@
 """What ranks agree on in every step: one rank has the NaN or the signal, and all do the same.
 
-Run as a script, this file is one rank (``run_ranks`` starts it).
+``be_a_rank`` is what each rank does.
 """
 
 import copy
 import math
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -84,7 +83,6 @@ def load(run: Run, saved: dict[str, object]) -> Run:
 
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Trains in several ways, and leaves what came of it in ``folder``."""
-    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size, timeout=timedelta(seconds=120)
     )
@@ -150,7 +148,3 @@ def test_two_ranks_skip_stop_and_go_on_together(tmp_path):
         assert "epoch 0: 2 images could not be decoded: 0.png: is damaged; 1.png: is damaged" in each["corrupt"]
     assert not set(first["draws"]) & set(second["draws"])
     assert len(first["windows"]) == 2
-
-
-if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))

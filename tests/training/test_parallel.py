@@ -1,9 +1,8 @@
 """A step is the same on any number of ranks, whether each has all of the model or a share: real gloo processes.
 
-What every rank computes is compared with one process on the joined batch. Run as a script, this file is one rank.
+What every rank computes is compared with one process on the joined batch. ``be_a_rank`` is what each rank does.
 """
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -248,7 +247,6 @@ def names_of_ddp() -> list[str]:
 
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, computes every case, and leaves what it found in ``folder``."""
-    torch.set_num_threads(1)
     warnings.filterwarnings(
         "ignore", "Grad strides do not match bucket view strides"
     )  # of convolutions: a little slower
@@ -339,7 +337,3 @@ def test_what_shares_of_weights_cannot_do_is_refused(tiny_config):
         check_compatible(tiny_config("parallel=fsdp", *averaged))
     with pytest.raises(UserError, match=r"^parallel.bucket_mb: 0 must be at least 1 megabyte$"):
         check_compatible(tiny_config("parallel.bucket_mb=0"))
-
-
-if __name__ == "__main__":
-    be_a_rank(Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[2]))

@@ -1,7 +1,8 @@
 """Resampling of learned image positions to another grid."""
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
+
+from mmlm.model.timm_without_wandb import resample_abs_pos_embed
 
 
 def resized_positions(old: Tensor, new: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor | None:

@@ -1,8 +1,9 @@
 """Runs a timm Transformer over a chosen subset of an image's patches (patch dropout, masked images)."""
 
 import torch
-from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
+
+from mmlm.model.timm_without_wandb import Eva, VisionTransformer
 
 
 class PatchChoice(nn.Module):

@@ -4,9 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import timm
 import torch
-from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
@@ -24,6 +22,7 @@ from mmlm.model.encoders.timm_backbone import (
 )
 from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
 from mmlm.model.protocols import EncoderOutput
+from mmlm.model.timm_without_wandb import Eva, VisionTransformer, timm
 
 _OURS = {
     "img_size": "data.image_size",

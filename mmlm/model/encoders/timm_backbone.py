@@ -6,15 +6,13 @@ from pathlib import Path
 from pickle import UnpicklingError  # torch raises it for a file that would run code; nothing is unpickled here
 from typing import Any, cast
 
-import timm
 from safetensors import SafetensorError
-from timm.models import EfficientNet, load_state_dict
-from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.local_files import locate
 from mmlm.core.wording import listed, one_line
+from mmlm.model.timm_without_wandb import EfficientNet, VisionTransformerDistilled, load_state_dict, timm
 
 
 def timm_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from timm.layers import to_2tuple
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
@@ -20,6 +18,7 @@ from mmlm.model.encoders.timm_backbone import (
     mean_and_std,
 )
 from mmlm.model.protocols import EncoderOutput
+from mmlm.model.timm_without_wandb import VisionTransformer, to_2tuple
 
 
 class ConvolutionalStem(nn.Module):
