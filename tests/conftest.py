@@ -89,6 +89,21 @@ def pytest_runtest_setup() -> None:
     seed_everything(0)
 
 
+@pytest.fixture(autouse=True)
+def mark_is_right(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test without the mark ``slow`` starts no Python: ``make test-fast`` stays fast."""
+    if request.node.get_closest_marker("slow"):
+        return
+    start = subprocess.Popen.__init__
+
+    def checked(process, args, *rest, **options):
+        words = [args] if isinstance(args, str | os.PathLike) else list(args)
+        assert str(words[0]) != sys.executable, f"this test needs the mark slow, since it starts {words}"
+        start(process, args, *rest, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", checked)
+
+
 # Data
 
 

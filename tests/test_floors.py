@@ -1,6 +1,7 @@
 """The drawn house: every package has a floor, imports go down only, and no circle of files hides inside a package."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -134,3 +135,11 @@ def test_a_forbidden_import_is_found(source, fault):
 def test_neighbours_on_one_floor_may_not_import_each_other():
     assert faults("mmlm.optim.muon", ast.parse("from mmlm.model.blocks import pack")) != []
     assert faults("mmlm.train", ast.parse("from mmlm import caption")) != []
+
+
+def test_timm_is_imported_in_one_place():
+    """Anywhere else it would bring wandb with it."""
+    importers = [
+        module for module, file in FILES.items() if re.search(r"^\s*(import|from) timm\b", file.read_text(), re.M)
+    ]
+    assert importers == ["mmlm.core.timm_without_wandb"]

@@ -117,7 +117,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(make, tmp_path, pictures):
 
 
 @pytest.mark.slow
-def test_a_new_process_needs_neither_hydra_nor_our_configs(make, saved, shapes, tmp_path):
+def test_a_new_process_needs_no_hydra_no_wandb_and_not_our_configs(make, saved, shapes, tmp_path):
     file = sorted(shapes.glob("*.png"))[0]
     script = f"""
 import sys
@@ -129,6 +129,7 @@ model = from_pretrained({str(saved)!r})
 pictures = [Image.open({str(file)!r})]
 texts = model.encode_text({TEXTS!r})
 print(json.dumps([model.encode_image(pictures).tolist(), texts.tolist(), model.caption(pictures)]))
+assert "timm" in sys.modules and "wandb" not in sys.modules
 """
     root = str(next(iter(mmlm.__path__)))
     done = subprocess.run(

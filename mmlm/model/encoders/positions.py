@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmlm.model.timm_without_wandb import resample_abs_pos_embed
+from mmlm.core.timm_without_wandb import resample_abs_pos_embed
 
 
 def resized_positions(old: Tensor, new: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor | None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.timm_without_wandb import Eva, VisionTransformer
+from mmlm.core.timm_without_wandb import Eva, VisionTransformer
 
 
 class PatchChoice(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
+from mmlm.core.timm_without_wandb import Eva, VisionTransformer, timm
 from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
@@ -22,7 +23,6 @@ from mmlm.model.encoders.timm_backbone import (
 )
 from mmlm.model.encoders.unused import leave_out, leave_out_unused, unused_parameters
 from mmlm.model.protocols import EncoderOutput
-from mmlm.model.timm_without_wandb import Eva, VisionTransformer, timm
 
 _OURS = {
     "img_size": "data.image_size",

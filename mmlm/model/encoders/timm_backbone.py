@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.local_files import locate
+from mmlm.core.timm_without_wandb import EfficientNet, VisionTransformerDistilled, load_state_dict, timm
 from mmlm.core.wording import listed, one_line
-from mmlm.model.timm_without_wandb import EfficientNet, VisionTransformerDistilled, load_state_dict, timm
 
 
 def timm_names(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

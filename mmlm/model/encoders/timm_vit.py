@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
+from mmlm.core.timm_without_wandb import VisionTransformer, to_2tuple
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
@@ -18,7 +19,6 @@ from mmlm.model.encoders.timm_backbone import (
     mean_and_std,
 )
 from mmlm.model.protocols import EncoderOutput
-from mmlm.model.timm_without_wandb import VisionTransformer, to_2tuple
 
 
 class ConvolutionalStem(nn.Module):

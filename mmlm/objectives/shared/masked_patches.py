@@ -9,7 +9,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.flow import Batch, ModelSizes, PatchView, StepKey, Stream, ViewInputs, VisiblePatches
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.precision import at_least_float32
-from mmlm.model.timm_without_wandb import Block
+from mmlm.core.timm_without_wandb import Block
 from mmlm.objectives.objective import Objective
 
 
