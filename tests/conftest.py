@@ -21,7 +21,7 @@ from mmlm import train
 from mmlm.cli import hydra_config
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_command import hydra_override, run_hydra
-from mmlm.core.flow import Example
+from mmlm.core.batch import Example
 from mmlm.evaluation.split import EncodedSplit, encode_split
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
 from mmlm.experiment.device import seed_everything

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, Caption, Example
 from mmlm.core.stop import stop_request
+from mmlm.core.views import CAPTION
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer

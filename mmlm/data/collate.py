@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.tokenizer import Tokenizer, normalise_text
 from mmlm.data.transforms import Transform

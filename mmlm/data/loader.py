@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from mmlm.core.batch import Batch, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import Batch, Example
 from mmlm.core.keyed_random import keyed_permutation, keyed_uniform
 from mmlm.core.stop import children_spared, ignore_stop_signals
 from mmlm.data.collate import Prepared, caption_encoder, collate, prepare

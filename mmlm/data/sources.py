@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import Caption, Example
 from mmlm.core.wording import first_line
 from mmlm.data.images import decode_image, read_image
 

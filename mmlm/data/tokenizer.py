@@ -16,8 +16,8 @@ from typing import Protocol, cast
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Caption
 from mmlm.core.local_files import locate
 from mmlm.core.wording import first_line
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import ModelSizes
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.model_output import ModelSizes
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer

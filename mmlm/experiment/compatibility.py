@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, PatchView, TextView
+from mmlm.core.views import CAPTION, PatchView, TextView
 from mmlm.data.tokenizer import HuggingFace, OpenClip
 from mmlm.experiment.build import (
     build_evaluators,

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from mmlm.core.flow import TextPattern
+from mmlm.core.views import TextPattern
 from mmlm.model.blocks import AttentionRecord
 
 Fusion = Literal["cross_attention", "prefix"]

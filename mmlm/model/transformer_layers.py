@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import TEXT_ONLY
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.model.blocks import (
     FEED_FORWARDS,
     NORMS,

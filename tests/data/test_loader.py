@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.images import decode_image
 from mmlm.data.loader import EvaluationBatches, TrainLoader

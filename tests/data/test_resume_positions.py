@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import ImageFolder
 from mmlm.data.tokenizer import BytePair

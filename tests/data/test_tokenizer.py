@@ -10,8 +10,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Caption
 from mmlm.data.tokenizer import BytePair, HuggingFace, OpenClip, normalise_text, same_tokens
 
 CAPTIONS = [

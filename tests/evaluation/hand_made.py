@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mmlm.core.flow import Caption, Example
+from mmlm.core.batch import Caption, Example
 from mmlm.data.loader import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import BytePair, Tokenizer

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmlm.core.batch import TEXT_ONLY, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import TEXT_ONLY, Caption, Example
 from mmlm.evaluation.split import EncodedSplit, encode_split
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, WHOLE_IMAGE, Batch, ImageView, ModelOutput
+from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import CAPTION, EMBED, WHOLE_IMAGE, ImageView
 from mmlm.model.blocks import Layout
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection

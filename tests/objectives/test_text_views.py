@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, StepKey, TextPattern
+from mmlm.core.model_output import ModelSizes
+from mmlm.core.views import CAPTION, StepKey, TextPattern
 from mmlm.model.blocks import Layout
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.objectives.masked import MASKED, MaskedLanguageModelling

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 
 import mmlm
 from mmlm.checkpoints.weights import read_weights
+from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, Caption
+from mmlm.core.views import EMBED
 from mmlm.data.images import read_image
 from mmlm.data.tokenizer import BytePair, HuggingFace
 from mmlm.experiment.build import build_model, build_transform

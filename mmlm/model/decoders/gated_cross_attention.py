@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import TEXT_ONLY
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.model.blocks import AttentionRecord, FeedForward, MultiHeadAttention, init_linears, rows_of
 
 

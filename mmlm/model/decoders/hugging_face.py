@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import AttentionRecord, init_linears, rows_of
 from mmlm.model.decoders.gated_cross_attention import GatedCrossAttention, Memory, reading

@@ -6,8 +6,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, AttentionRecord, init_linears, rows_of
 from mmlm.model.decoders.recurrent_layers import (

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, TextPattern
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.views import TextPattern
 from mmlm.model.blocks import (
     INIT_STD,
     NORMS,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, EMBED
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.experiment.build import build_model
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, check_config

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.experiment.build import build_model
 from mmlm.experiment.config import check_config
 from mmlm.model.blocks import AttentionRecord, Layout

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import TEXT_ONLY, TextPattern
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.views import TextPattern
 from mmlm.model.blocks import Layout
 from mmlm.model.decoders.transformer import TransformerDecoder
 
