@@ -16,7 +16,7 @@ from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import UserError
 from mmlm.core.stop import stop_request
 from mmlm.core.views import CAPTION
-from mmlm.data.loader import EvaluationBatches
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation

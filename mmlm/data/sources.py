@@ -34,6 +34,14 @@ class Source(Protocol):
         ...
 
 
+def read_example(source: Source, index: int) -> Example | CorruptImage:
+    """The example, or the error as a value: a corrupt image is dropped from its batch and named in it."""
+    try:
+        return source[index]
+    except CorruptImage as error:
+        return error
+
+
 @dataclass
 class _Entry:
     """One image (or one text without an image) with all that the lines of a captions file say about it."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelSizes
-from mmlm.data.loader import EvaluationBatches
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform

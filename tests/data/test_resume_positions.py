@@ -17,7 +17,8 @@ from mmlm.core.errors import UserError
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import ImageFolder
 from mmlm.data.tokenizer import BytePair
-from tests.data.test_loader import Pictures, make_loader, write_folder
+from tests.data.pictures import Pictures, write_folder
+from tests.data.test_loader import make_loader
 
 NUM_EXAMPLES = 22
 BATCH_SIZE = 8

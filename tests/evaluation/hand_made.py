@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from mmlm.core.batch import Caption, Example
-from mmlm.data.loader import EvaluationBatches
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import BytePair, Tokenizer
 from mmlm.data.transforms import Transform
