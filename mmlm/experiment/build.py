@@ -12,7 +12,8 @@ from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import Evaluator
-from mmlm.experiment.config import EMPTY_SLOTS, Config
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_checks import EMPTY_SLOTS
 from mmlm.experiment.parts import build_part
 from mmlm.launch.launcher import Launcher
 from mmlm.model.model import ImageTextModel

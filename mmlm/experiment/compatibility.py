@@ -18,7 +18,8 @@ from mmlm.experiment.build import (
     build_parallel,
     sizes_with_teacher,
 )
-from mmlm.experiment.config import Config, load_config
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_file import load_config
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import OPEN_CLIP, Decoder, TextEncoder
 from mmlm.objectives.objective import FusionObjective, Objective

@@ -9,7 +9,8 @@ import torch
 from mmlm import train
 from mmlm.core.errors import STOPPED, CorruptImage, UserError
 from mmlm.data.mixture import Mixture
-from mmlm.experiment.config import check_config, run_folder
+from mmlm.experiment.config_checks import check_config
+from mmlm.experiment.run_identity import run_folder
 from tests.conftest import IMAGE_SIZE, write_shapes
 from tests.data.pictures import Pictures, write_folder
 from tests.data.test_loader import make_loader

@@ -4,7 +4,7 @@ import pytest
 
 from mmlm.core.errors import UserError
 from mmlm.experiment.compatibility import check_compatible, check_vocabulary
-from mmlm.experiment.config import check_config
+from mmlm.experiment.config_checks import check_config
 from mmlm.model.protocols import OPEN_CLIP
 from tests.conftest import OTHER_TOKENIZER
 

@@ -8,8 +8,8 @@ import torch
 
 from mmlm.checkpoints.weights import save_weights
 from mmlm.core.errors import UserError
-from mmlm.experiment.config import run_folder
 from mmlm.experiment.experiment import build_experiment
+from mmlm.experiment.run_identity import run_folder
 from mmlm.experiment.saved_run import load_run
 from mmlm.optim.lora import is_adapter, plain_name
 from mmlm.pretrained.model import MmlmModel

@@ -18,7 +18,7 @@ from mmlm.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.errors import STOPPED
 from mmlm.core.loss import Loss
-from mmlm.experiment.config import run_folder
+from mmlm.experiment.run_identity import run_folder
 from mmlm.record.folder import find_run
 from mmlm.record.lock import RunLock
 from mmlm.record.metrics import MetricLog, read_metrics

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.views import CAPTION, EMBED
 from mmlm.experiment.build import build_model
-from mmlm.experiment.config import check_config
+from mmlm.experiment.config_checks import check_config
 from mmlm.model.blocks import AttentionRecord, Layout
 from mmlm.model.decoders.gated_cross_attention import Memory
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
