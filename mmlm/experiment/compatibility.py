@@ -8,7 +8,8 @@ from torch import nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.views import CAPTION, PatchView, TextView
-from mmlm.data.tokenizer import HuggingFace, OpenClip
+from mmlm.data.tokenizers.hugging_face import HuggingFace
+from mmlm.data.tokenizers.open_clip import OpenClip
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,

@@ -6,7 +6,7 @@ import torch
 from mmlm.core.batch import Example
 from mmlm.core.errors import UserError
 from mmlm.data.evaluation_batches import EvaluationBatches
-from mmlm.data.tokenizer import BytePair
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import AugmentSettings, Transform
 from tests.data.pictures import Pictures
 

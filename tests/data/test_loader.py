@@ -12,7 +12,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import Source
-from mmlm.data.tokenizer import BytePair
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import AugmentSettings, Transform
 from tests.data.pictures import Pictures, write_folder
 

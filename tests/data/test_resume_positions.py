@@ -16,7 +16,7 @@ from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import ImageFolder
-from mmlm.data.tokenizer import BytePair
+from mmlm.data.tokenizers.byte_pair import BytePair
 from tests.data.pictures import Pictures, write_folder
 from tests.data.test_loader import make_loader
 

@@ -14,7 +14,7 @@ import multiprocessing, sys, time
 from pathlib import Path
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import ImageFolder
-from mmlm.data.tokenizer import BytePair
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import torch
 from mmlm.core.batch import Caption, Example
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
-from mmlm.data.tokenizer import BytePair, Tokenizer
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
