@@ -26,7 +26,8 @@ from mmlm.core.views import (
     View,
     ViewInputs,
 )
-from mmlm.model.blocks import AttentionRecord, rows_of
+from mmlm.model.attention import AttentionRecord
+from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder
 
 Part = TypeVar("Part")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.views import TextPattern
-from mmlm.model.blocks import Layout
 from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.packing import Layout
 
 FUSIONS, PACKED = ("cross_attention", "prefix"), (True, False)
 POSITIONS = ("sinusoidal", "learned", "rotary")
