@@ -5,9 +5,10 @@ import torch
 
 from mmlm.core.batch import Example
 from mmlm.core.errors import UserError
+from mmlm.data.augment_settings import AugmentSettings
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizers.byte_pair import BytePair
-from mmlm.data.transforms import AugmentSettings, Transform
+from mmlm.data.transforms import Transform
 from tests.data.pictures import Pictures
 
 AUGMENT = AugmentSettings(scale=(0.7, 1.3), rotate=20, translate=0.1, contrast=0.4, hue=0.1, erase=0.3)

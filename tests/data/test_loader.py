@@ -10,10 +10,11 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stable_hash
+from mmlm.data.augment_settings import AugmentSettings
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import Source
 from mmlm.data.tokenizers.byte_pair import BytePair
-from mmlm.data.transforms import AugmentSettings, Transform
+from mmlm.data.transforms import Transform
 from tests.data.pictures import Pictures, write_folder
 
 AUGMENT = AugmentSettings(scale=(0.7, 1.3), rotate=20, translate=0.1, contrast=0.4, hue=0.1, erase=0.3)
