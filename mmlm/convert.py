@@ -17,7 +17,9 @@ from mmlm.cli.hydra_config import compose
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 from mmlm.experiment.build import build_model, unfitted_tokenizer
-from mmlm.experiment.config import Config, check_config, config_values, load_config, save_config
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_checks import check_config
+from mmlm.experiment.config_file import config_values, load_config, save_config
 from mmlm.experiment.device import seed_everything
 from mmlm.experiment.parts import dotted
 from mmlm.experiment.saved_run import model_weights, trained_weights

@@ -14,16 +14,10 @@ from mmlm.cli.hydra_command import run_hydra
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.experiment.build import build_launcher
 from mmlm.experiment.compatibility import check_compatible
-from mmlm.experiment.config import (
-    CONFIG_DIR,
-    CONFIG_NAME,
-    Config,
-    Resume,
-    check_config,
-    config_text,
-    parse_config,
-    run_folder,
-)
+from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config, Resume
+from mmlm.experiment.config_checks import check_config
+from mmlm.experiment.config_file import config_text, parse_config
+from mmlm.experiment.run_identity import run_folder
 from mmlm.launch.meeting import Meeting, RankInfo, rank_from_environment
 from mmlm.record.folder import CHECKPOINTS, CONFIG
 from mmlm.run.resume import begin_or_go_on, record_config

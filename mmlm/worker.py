@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
-from mmlm.experiment.config import load_config
+from mmlm.experiment.config_file import load_config
 from mmlm.launch.local import PARENT_PIPE
 from mmlm.launch.meeting import Meeting, rank_from_environment
 from mmlm.record.folder import CONFIG, find_run

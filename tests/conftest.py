@@ -21,11 +21,13 @@ from mmlm import train
 from mmlm.cli import hydra_config
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_command import hydra_override, run_hydra
-from mmlm.core.flow import Example
+from mmlm.core.batch import Example
 from mmlm.evaluation.split import EncodedSplit, encode_split
-from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config, check_config, run_folder
+from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
+from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.device import seed_everything
 from mmlm.experiment.experiment import Experiment, build_experiment
+from mmlm.experiment.run_identity import run_folder
 from tests.evaluation.hand_made import MOST_TOKENS, ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (240, 210, 20)}

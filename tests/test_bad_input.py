@@ -7,7 +7,8 @@ import pytest
 
 from mmlm import train
 from mmlm.cli.hydra_command import hydra_override
-from mmlm.experiment.config import CONFIG_DIR, run_folder
+from mmlm.experiment.config import CONFIG_DIR
+from mmlm.experiment.run_identity import run_folder
 from mmlm.record.metrics import read_metrics
 from mmlm.run import session as training
 

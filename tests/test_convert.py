@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mmlm import caption, convert
 from mmlm.checkpoints.checkpoint import load_checkpoint
 from mmlm.data.images import read_image
-from mmlm.experiment.config import check_config
+from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.experiment import build_experiment
 from mmlm.experiment.saved_run import load_run
 

@@ -11,7 +11,8 @@ import torch
 from mmlm import train
 from mmlm.experiment.build import build_freeze, build_model
 from mmlm.experiment.compatibility import check_compatible
-from mmlm.experiment.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.config import CONFIG_DIR, Config
+from mmlm.experiment.config_checks import check_config
 from mmlm.model.model import parameter_counts
 from tests.test_floors import FLOOR_OF
 

@@ -36,7 +36,7 @@ OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft", "liger_kernel", "cut_cross
 
 
 def module_of(file: Path) -> str:
-    """``mmlm.core.flow`` for its file."""
+    """``mmlm.core.batch`` for its file."""
     parts = file.relative_to(ROOT.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -52,7 +52,7 @@ def imported(tree: ast.AST) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            # A name is a module (from mmlm.core import flow), or stands in one (from mmlm.core.flow import Batch).
+            # A name is a module (from mmlm.core import batch), or stands in one (from mmlm.core.batch import Batch).
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in FILES else str(node.module) for name in names]
         else:
@@ -122,14 +122,14 @@ def test_tests_mirror_the_packages():
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        ("import mmlm.training.loop", "mmlm.core.flow (floor 1) imports mmlm.training.loop (floor 3)"),
-        ("from mmlm import train", "mmlm.core.flow (floor 1) imports mmlm.train (floor 6)"),
-        ("from mmlm.data import loader", "mmlm.core.flow (floor 1) imports mmlm.data.loader (floor 2)"),
-        ("def f():\n    import torch", "mmlm.core.flow, line 2: an import inside a function"),
+        ("import mmlm.training.loop", "mmlm.core.batch (floor 1) imports mmlm.training.loop (floor 3)"),
+        ("from mmlm import train", "mmlm.core.batch (floor 1) imports mmlm.train (floor 6)"),
+        ("from mmlm.data import loader", "mmlm.core.batch (floor 1) imports mmlm.data.loader (floor 2)"),
+        ("def f():\n    import torch", "mmlm.core.batch, line 2: an import inside a function"),
     ],
 )
 def test_a_forbidden_import_is_found(source, fault):
-    assert faults("mmlm.core.flow", ast.parse(source)) == [fault]
+    assert faults("mmlm.core.batch", ast.parse(source)) == [fault]
 
 
 def test_neighbours_on_one_floor_may_not_import_each_other():

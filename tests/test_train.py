@@ -9,7 +9,8 @@ import torch
 
 from mmlm import caption, evaluate
 from mmlm.checkpoints.checkpoint import best_checkpoint, load_checkpoint
-from mmlm.experiment.config import CONFIG_DIR, run_folder
+from mmlm.experiment.config import CONFIG_DIR
+from mmlm.experiment.run_identity import run_folder
 from mmlm.experiment.saved_run import load_run
 from mmlm.record.metrics import read_metrics
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Caption, Loss, StepKey, Term
+from mmlm.core.batch import Batch, Caption
+from mmlm.core.loss import Loss, Term
 from mmlm.core.precision import Precision
 from mmlm.core.stop import stop_request
+from mmlm.core.views import StepKey
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.schedules import Constant
 from mmlm.record.console import Console

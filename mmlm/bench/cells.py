@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mmlm.cli.hydra_config import compose
 from mmlm.core.errors import UserError
 from mmlm.core.wording import did_you_mean
-from mmlm.experiment.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.config import CONFIG_DIR, Config
+from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_errors import explain
 from mmlm.model.protocols import MODEL_SLOTS
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, Caption, Example
 from mmlm.core.stop import stop_request
-from mmlm.data.loader import EvaluationBatches
+from mmlm.core.views import CAPTION
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation

@@ -33,8 +33,9 @@ from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import INTERRUPTED, UserError
 from mmlm.core.wording import did_you_mean
 from mmlm.experiment.build import build_freeze
-from mmlm.experiment.config import Config, identity
+from mmlm.experiment.config import Config
 from mmlm.experiment.device import choose_device
+from mmlm.experiment.run_identity import identity
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.training.loop import Interrupted
 

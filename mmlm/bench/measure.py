@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Caption, StepKey
+from mmlm.core.batch import Batch, Caption
 from mmlm.core.precision import Precision, computing
 from mmlm.core.stop import StopRequest
+from mmlm.core.views import StepKey
 from mmlm.experiment.build import build_freeze, build_model, build_objective, build_optim
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config

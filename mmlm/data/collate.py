@@ -7,11 +7,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.tokenizer import Tokenizer, normalise_text
 from mmlm.data.transforms import Transform
+
+DEFAULT_BUCKET = 4
+"""T is a multiple of this number of tokens: a compromise between few distinct shapes and little padding."""
 
 _CACHED_CAPTIONS = 200_000
 """Number of encoded captions that are kept in memory: most captions come again in a later epoch."""

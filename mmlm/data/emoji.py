@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Caption, Example
 from mmlm.data.emoji_splits import SPLITS, division_of, family_of
 from mmlm.data.images import decode_image
 

@@ -6,44 +6,26 @@ every batch. Augmentation and the choice of captions are keyed by (seed, epoch, 
 worker or rank that makes them.
 """
 
-import atexit
 import itertools
-import multiprocessing
-import os
-import sys
-import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data import Dataset
 
+from mmlm.core.batch import Batch, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import Batch, Example
 from mmlm.core.keyed_random import keyed_permutation, keyed_uniform
-from mmlm.core.stop import children_spared, ignore_stop_signals
-from mmlm.data.collate import Prepared, caption_encoder, collate, prepare
-from mmlm.data.sources import Source
+from mmlm.core.stop import children_spared
+from mmlm.data.collate import DEFAULT_BUCKET, Prepared, caption_encoder, collate, prepare
+from mmlm.data.sources import Source, read_example
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
+from mmlm.data.workers import start_workers
 
 _ORDER, _AUGMENT, _CAPTIONS = 0, 1, 2
 """Streams of `keyed_uniform`: the loader's three uses of randomness draw independent numbers."""
-
-DEFAULT_BUCKET = 4
-"""T is a multiple of this number of tokens: a compromise between few distinct shapes and little padding."""
-
-
-def _read(source: Source, index: int) -> Example | CorruptImage:
-    """The example, or the error as a value: a corrupt image is dropped from its batch and named in it."""
-    try:
-        return source[index]
-    except CorruptImage as error:
-        return error
 
 
 class _Shares(Dataset):
@@ -85,7 +67,7 @@ class _Shares(Dataset):
 
         Every rank's share is empty then, so every rank comes here and raises, without communication.
         """
-        reads = (_read(self._source, self._locate(position + offset)[1]) for offset in range(self._batch_size))
+        reads = (read_example(self._source, self._locate(position + offset)[1]) for offset in range(self._batch_size))
         corrupt = list(itertools.takewhile(lambda read: isinstance(read, CorruptImage), reads))
         if len(corrupt) == self._batch_size:
             raise UserError(
@@ -103,7 +85,7 @@ class _Shares(Dataset):
 
     def _prepare(self, located: Sequence[tuple[int, int]]) -> Prepared:
         """Reads the example at each (epoch, index) and transforms the images."""
-        examples = [self._choose_captions(_read(self._source, index), epoch, index) for epoch, index in located]
+        examples = [self._choose_captions(read_example(self._source, index), epoch, index) for epoch, index in located]
         uniforms = None
         if self._transform.augment is not None:
             # A batch across the end of an epoch has examples of two epochs, and so numbers of two keys.
@@ -206,7 +188,7 @@ class TrainLoader:
         local = batch_size // world_size
         share = range(rank * local, (rank + 1) * local)
         self._shares = _Shares(source, transform, seed, captions_per_image, batch_size, share)
-        self._workers = _start_workers(self._shares, self._cursor, workers) if workers else None
+        self._workers = start_workers(self._shares, self._cursor, workers) if workers else None
 
     @property
     def position(self) -> int:
@@ -268,120 +250,3 @@ class TrainLoader:
             return map(self._shares.__getitem__, self._cursor)
         with children_spared():
             return iter(self._workers)
-
-
-def _start_workers(shares: _Shares, cursor: _Cursor, workers: int) -> DataLoader:
-    """Worker processes that prepare whole shares, handed over in order. They start at the first iteration.
-
-    Workers are forked from a server process and not from this one, which has threads by then: a fork copies the locks
-    that those threads hold, but not the threads that would release them.
-    """
-    server = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if server else "spawn")
-    if server:
-        # Every worker needs the modules of mmlm. The server imports them once for all workers, while this process goes
-        # on to build the model.
-        context.set_forkserver_preload([name for name in sys.modules if name.startswith("mmlm.")])
-        with children_spared():
-            forkserver.ensure_running()
-    loader = DataLoader(
-        shares,
-        batch_size=None,
-        sampler=cursor,
-        num_workers=workers,
-        collate_fn=_identity,
-        worker_init_fn=_begin_worker,
-        multiprocessing_context=context,
-        persistent_workers=True,
-        # A generator of its own: DataLoader draws a seed at each iteration, which must not move the run's random state.
-        generator=torch.Generator(),
-    )
-    # A weak reference: the registration must not keep the workers of a loader that is no longer used.
-    atexit.register(_end_workers, weakref.ref(loader))
-    return loader
-
-
-def _end_workers(reference: "weakref.ref[DataLoader]") -> None:
-    """Called at the exit of the process: ends the workers of an iteration that is still alive.
-
-    multiprocessing would send them SIGTERM, which our workers ignore, and then wait for them for ever.
-    """
-    loader = reference()
-    if loader is not None and isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
-        loader._iterator._shutdown_workers()
-
-
-def _identity(prepared: object) -> object:
-    """In place of DataLoader's own conversion of what a worker returns. At module level, so that it can be pickled."""
-    return prepared
-
-
-def _begin_worker(worker: int) -> None:
-    """Called first in each worker: ignores signals that ask to stop, and watches the training process.
-
-    Ctrl-C reaches every process of the terminal, but the training process finishes its step and saves, and needs its
-    workers for that. A training process that is killed cannot tell its workers to end, so each of them waits for its
-    end. torch's own watch does not help: it looks at the parent, which is the fork server, and the server lives on
-    because its workers hold the pipe that would tell it of the end.
-    """
-    ignore_stop_signals()
-    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    """Runs in a thread: ends the worker at once when the training process has ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-class EvaluationBatches:
-    """Every example of a source once, in order, with all of its captions and without augmentation.
-
-    A sequence of batches. A batch is read when it is asked for, so that a rank decodes only the batches that it takes.
-    An image that cannot be decoded is left out and named in its batch's ``corrupt``.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        tokenizer: Tokenizer,
-        transform: Transform,
-        batch_size: int,
-        max_tokens: int,
-        bucket: int = DEFAULT_BUCKET,
-    ) -> None:
-        """``batch_size`` is in examples; the last batch may be smaller."""
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size} must be at least 1")
-        self.corrupt: tuple[str, ...] = ()
-        """``id: reason`` of every image that the last evaluation left out, on any rank; the evaluation sets it."""
-        self._source = source
-        self._transform = transform
-        self._batch_size = batch_size
-        self._pad_id = tokenizer.pad_id
-        self._max_tokens = max_tokens
-        self._bucket = bucket
-        self._encode = caption_encoder(tokenizer, max_tokens)
-
-    @property
-    def num_examples(self) -> int:
-        """Number of examples of the source, including those that cannot be decoded."""
-        return len(self._source)
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self._source) // self._batch_size)
-
-    def __getitem__(self, number: int) -> Batch:
-        """Batch ``number``, in the source's order. It is empty if none of its examples can be decoded.
-
-        Raises IndexError beyond the last batch, which also ends an iteration.
-        """
-        if not 0 <= number < len(self):
-            raise IndexError(f"batch {number} is none of the split's {len(self)}")
-        start = number * self._batch_size
-        indices = range(start, min(start + self._batch_size, len(self._source)))
-        prepared = prepare((_read(self._source, index) for index in indices), self._transform, None)
-        return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Caption, Example
 from mmlm.core.wording import did_you_mean
 from mmlm.data.sources import Source
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import Caption, Example
 from mmlm.core.wording import first_line
 from mmlm.data.images import decode_image, read_image
 
@@ -32,6 +32,14 @@ class Source(Protocol):
     def captions(self) -> Iterator[Caption]:
         """Every caption of every example, in order, without decoding an image."""
         ...
+
+
+def read_example(source: Source, index: int) -> Example | CorruptImage:
+    """The example, or the error as a value: a corrupt image is dropped from its batch and named in it."""
+    try:
+        return source[index]
+    except CorruptImage as error:
+        return error
 
 
 @dataclass

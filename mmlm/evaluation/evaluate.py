@@ -16,7 +16,7 @@ import torch
 
 from mmlm.core.distributed import gather_objects, gather_results, rank
 from mmlm.core.precision import Precision, computing
-from mmlm.data.loader import EvaluationBatches
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.samples import SampleSettings, collect_samples

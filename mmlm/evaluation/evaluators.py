@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import TEXT_ONLY, Batch
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.evaluation.caption_scores import score_captions
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""
@@ -120,7 +120,7 @@ def _exact_float32(device: torch.device) -> Iterator[None]:
 def positive_pairs(image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor) -> Tensor:
     """int64[P, 2]: all pairs (image row, caption row) that belong together, sorted, on the CPU.
 
-    The arguments are the fields of ``flow.Batch``, over a whole split: ``image_concept`` int64[B], ``caption_concept``
+    The arguments are the fields of ``Batch``, over a whole split: ``image_concept`` int64[B], ``caption_concept``
     int64[C], ``caption_key`` int64[C], ``image_index`` int64[C] (rows of ``image_concept``, or TEXT_ONLY). A text is an
     image's own if one of the image's captions, or a caption of its concept, reads so; every caption that reads so is
     positive, whatever its own concept. Work and memory are in the number of pairs, not B x C.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmlm.core.flow import Batch, Caption
+from mmlm.core.batch import Batch, Caption
 from mmlm.data.collate import caption_encoder
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import generate_captions

@@ -19,9 +19,9 @@ from typing import Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.distributed import broadcast_object, gather_results, rank, world_size
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
 from mmlm.model.model import ImageFeatures, ImageTextModel

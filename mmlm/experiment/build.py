@@ -5,14 +5,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import ModelSizes
 from mmlm.core.keyed_start import keyed_start
-from mmlm.data.loader import EvaluationBatches
+from mmlm.core.model_output import ModelSizes
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import Evaluator
-from mmlm.experiment.config import EMPTY_SLOTS, Config
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_checks import EMPTY_SLOTS
 from mmlm.experiment.parts import build_part
 from mmlm.launch.launcher import Launcher
 from mmlm.model.model import ImageTextModel

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, PatchView, TextView
-from mmlm.data.tokenizer import HuggingFace, OpenClip
+from mmlm.core.views import CAPTION, PatchView, TextView
+from mmlm.data.tokenizers.hugging_face import HuggingFace
+from mmlm.data.tokenizers.open_clip import OpenClip
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,
@@ -18,7 +19,8 @@ from mmlm.experiment.build import (
     build_parallel,
     sizes_with_teacher,
 )
-from mmlm.experiment.config import Config, load_config
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_file import load_config
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import OPEN_CLIP, Decoder, TextEncoder
 from mmlm.objectives.objective import FusionObjective, Objective

@@ -10,7 +10,8 @@ import torch
 from mmlm.core.distributed import broadcast_object, rank, world_size
 from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
-from mmlm.data.loader import EvaluationBatches, TrainLoader
+from mmlm.data.evaluation_batches import EvaluationBatches
+from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator

@@ -15,9 +15,7 @@ knows no types and reports a wrong key only when it gets to the call.
 """
 
 import dataclasses
-import importlib
 import inspect
-import pkgutil
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.wording import LISTS, MAPPINGS, describe, did_you_mean, shown
+from mmlm.experiment.targets import resolve
 
 HOME = "mmlm"
 """The package whose classes and functions any config may name."""
@@ -121,7 +120,7 @@ def _plan_part(node: object, slot: str, rules: _Rules) -> _Call:
     """Checks a node, the parts nested in it included, and returns the call that builds it. Raises UserError."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{slot}: {shown(node)} is not a part; it needs a mapping with a '_target_'")
-    target = _resolve(node["_target_"], slot, rules)
+    target = resolve(node["_target_"], slot, rules.packages)
     return _plan_call(target, {key: value for key, value in node.items() if key != "_target_"}, slot, rules)
 
 
@@ -175,56 +174,6 @@ def _hints(target: Callable[..., object], slot: str) -> Mapping[str, object]:
         raise UserError(
             f"{slot}: {target.__name__} annotates an argument with '{error.name}', which its module does not import"
         ) from None
-
-
-# Targets
-
-
-def _resolve(target: str, slot: str, rules: _Rules) -> Callable[..., object]:
-    """The class or function that ``package.module.name`` names."""
-    if not any(target.startswith(f"{package}.") for package in rules.packages):
-        allowed = ", ".join(f"{package}.*" for package in rules.packages)
-        raise UserError(f"{slot}: _target_ '{target}' is not allowed; it may only name {allowed}")
-    path = target.split(".")
-    if not all(name.isidentifier() and not name.startswith("_") for name in path):
-        raise UserError(f"{slot}: _target_ '{target}' is not the dotted name of a public class or function")
-    module = _import(path[:-1], target, slot)
-    found = vars(module).get(path[-1])
-    # A module also holds the names that it imports, so ``mmlm.x.system`` could be the system of os. What counts is the
-    # module in which the class or function was defined.
-    if (
-        found is not None
-        and _is_callable(found)
-        and any(f"{found.__module__}.".startswith(f"{package}.") for package in rules.packages)
-    ):
-        return found
-    own = [k for k, v in vars(module).items() if _is_callable(v) and v.__module__ == module.__name__ and k[0] != "_"]
-    raise UserError(f"{slot}: _target_ '{target}': {module.__name__} has no '{path[-1]}'{did_you_mean(path[-1], own)}")
-
-
-def _is_callable(value: object) -> bool:
-    """True for a class or a function; other callables (instances, partials) are no targets."""
-    return inspect.isclass(value) or inspect.isfunction(value)
-
-
-def _import(path: Sequence[str], target: str, slot: str) -> types.ModuleType:
-    """The module of the dotted ``path``, imported package by package: an error names the first that is missing."""
-    module: types.ModuleType | None = None
-    for depth in range(1, len(path) + 1):
-        name = ".".join(path[:depth])
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name == name:
-                places = () if module is None else vars(module).get("__path__", ())
-                hint = did_you_mean(path[depth - 1], [info.name for info in pkgutil.iter_modules(places)])
-                raise UserError(f"{slot}: _target_ '{target}': there is no module '{name}'{hint}") from None
-            # A module of ours that imports another module of ours that is not there is a bug: it keeps its traceback.
-            if error.name is None or error.name.split(".")[0] == path[0]:
-                raise
-            raise UserError(f"{slot}: {name} needs the package '{error.name}'; install it") from None
-    assert module is not None, "a target has a module"
-    return module
 
 
 # Values against annotations

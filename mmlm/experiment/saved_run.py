@@ -12,11 +12,12 @@ from mmlm.checkpoints.checkpoint import best_checkpoint, latest_checkpoint, load
 from mmlm.checkpoints.files import step_of
 from mmlm.checkpoints.weights import Weights, copy_weights, match_weights, read_weights
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, TextView, View
+from mmlm.core.views import EMBED, TextView, View
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer, same_tokens
 from mmlm.experiment.build import build_freeze, build_model, unfitted_tokenizer
-from mmlm.experiment.config import Config, InitSettings, load_config
+from mmlm.experiment.config import Config, InitSettings
+from mmlm.experiment.config_file import load_config
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum

@@ -1,8 +1,7 @@
-"""Transformer parts for bridges, decoders and text encoders: packing, attention, feed-forward, norms, positions."""
+"""Transformer parts for bridges, decoders and text encoders: positions, feed-forward, norms, initial weights."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -11,101 +10,10 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.model.attention import MultiHeadAttention
 
 INIT_STD = 0.02
 """Initial standard deviation of embeddings, learned queries and positions (GPT-2)."""
-PACK_MULTIPLE = 64
-"""The number of packed rows is rounded up to a multiple of this, since each new shape compiles a kernel (oneDNN: 3 ms).
-"""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Converts C captions between padded ``[C, T, ...]`` and packed ``[P', ...]``.
-
-    Token-wise layers (norms, projections, feed-forward) run on packed states: the real tokens of all captions, one
-    caption after the other, then a few padding places that fill P' up to a multiple of ``PACK_MULTIPLE``. Only
-    attention needs the padded states. In each padded row real tokens come first, so that causal attention never sees
-    padding.
-    """
-
-    num_captions: int
-    num_tokens: int
-    index: Tensor | None
-    """int64[P']: place of each packed token in the flattened [C * T]; None: no packing, every place is kept."""
-    num_real: int = 0
-    """P: number of real tokens; they come first in ``index``. Only set with packing."""
-
-    @classmethod
-    def of_lengths(
-        cls, lengths: Tensor, num_tokens: int, packed: bool = True, multiple: int = PACK_MULTIPLE
-    ) -> "Layout":
-        """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``.
-
-        With ``packed``, the number of tokens is read on the CPU, which waits for the device.
-        """
-        if not packed:
-            return cls(len(lengths), num_tokens, None)
-        real = cls.mask(lengths, num_tokens).flatten()
-        index = real.nonzero().squeeze(1)
-        num_real = len(index)
-        if num_real % multiple:
-            # The first padding places fill up; fewer than needed where the padded batch has no more.
-            filler = (~real).nonzero().squeeze(1)[: -num_real % multiple]
-            index = torch.cat([index, filler])
-        return cls(len(lengths), num_tokens, index, num_real)
-
-    @staticmethod
-    def mask(lengths: Tensor, num_tokens: int) -> Tensor:
-        """bool[C, T]: true at real tokens."""
-        return torch.arange(num_tokens, device=lengths.device)[None, :] < lengths[:, None]
-
-    def pack(self, padded: Tensor) -> Tensor:
-        """[C, T, ...] -> [P', ...]: drops padding, except for the places that fill up P'."""
-        flat = padded.flatten(0, 1)
-        return flat if self.index is None else flat.index_select(0, self.index)
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """[P', ...] -> [C, T, ...]: padding is zeros, or leftovers at the places that filled up P'."""
-        shape = (self.num_captions, self.num_tokens, *packed.shape[1:])
-        if self.index is None:
-            return packed.reshape(shape)
-        flat = packed.new_zeros((self.num_captions * self.num_tokens, *packed.shape[1:]))
-        return flat.index_copy(0, self.index, packed).view(shape)
-
-    def real(self, packed: Tensor) -> Tensor:
-        """[P', ...] -> [P, ...]: real tokens only."""
-        return packed if self.index is None else packed[: self.num_real]
-
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of all tokens that one attention layer has read so far, for decoding token by token.
-
-    float[C, K, T, d] each, for K key-value heads. T grows with every ``extend``.
-    """
-
-    keys: Tensor | None = None
-    values: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """T, the tokens in the cache."""
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends keys and values float[C, K, t, d] and returns those of all T + t tokens."""
-        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
-        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
-        return self.keys, self.values
-
-
-@dataclass
-class AttentionRecord:
-    """Collects attention weights of the layers that it is passed to. For reports, never in training."""
-
-    weights: list[Tensor] = field(default_factory=list)
-    """float32[C, H, Tq, Tk] for each recorded layer, in the order of the layers."""
 
 
 def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
@@ -131,125 +39,6 @@ def rotate(x: Tensor, offset: int = 0, base: float = 10_000.0) -> Tensor:
     cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-
-
-class MultiHeadAttention(nn.Module):
-    """Multi-head attention (arXiv:1706.03762), as self-attention or over a memory of another width.
-
-    The caller runs its steps one by one (``query`` and ``keys_values``, then ``attend``, then ``output``), so that keys
-    and values of a memory can be projected once and reused.
-
-    With ``num_key_value_heads`` K below the number of heads H, each key and value head serves H / K query heads
-    (grouped-query attention, arXiv:2305.13245; K = 1 is multi-query attention, arXiv:1911.02150). Keys, values and
-    their cache are then H / K times smaller. None means K = H.
-
-    Raises:
-        UserError: ``num_heads`` does not divide ``width``, or ``num_key_value_heads`` does not divide ``num_heads``.
-    """
-
-    def __init__(
-        self, width: int, num_heads: int, memory_width: int | None = None, num_key_value_heads: int | None = None
-    ) -> None:
-        super().__init__()
-        if width < 1 or num_heads < 1 or width % num_heads:
-            raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
-        key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
-        if key_value_heads < 1 or num_heads % key_value_heads:
-            raise UserError(
-                f"num_key_value_heads: {key_value_heads} does not divide the {num_heads} query heads; choose one that "
-                "does, or null for as many"
-            )
-        self.head_width = width // num_heads
-        self.key_width = key_value_heads * self.head_width
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(memory_width or width, 2 * self.key_width)
-        self.output = nn.Linear(width, width)
-
-    def heads(self, x: Tensor) -> Tensor:
-        """[C, T, H * d] -> [C, H, T, d]: splits queries into H heads, or keys and values into K heads."""
-        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-
-    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, M, Dm] -> keys and values, float[B, K, M, d] each."""
-        keys, values = self.key_value(memory).chunk(2, dim=-1)
-        return self.heads(keys), self.heads(values)
-
-    def attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        record: AttentionRecord | None = None,
-    ) -> Tensor:
-        """Queries float[C, H, Tq, d] over keys and values float[C, K, Tk, d] -> float[C, Tq, D], before ``output``.
-
-        ``mask`` is bool[C or 1, 1, Tq or 1, Tk], true where a query may look. ``causal`` (without ``mask``) lets a
-        query see keys up to its own position, where the last query stands at the last key. ``record`` collects the
-        weights.
-        """
-        # With a cache there are fewer queries than keys. PyTorch's ``is_causal`` aligns the *first* query with the
-        # first key, which would hide almost the whole cache: such a mask is built here.
-        if causal and queries.shape[2] != keys.shape[2]:
-            ahead = keys.shape[2] - queries.shape[2]
-            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril(ahead)
-            causal = False
-        # The fused attention returns no weights: a report computes them a second time.
-        if record is not None:
-            record.weights.append(attention_weights(queries, keys, mask, causal))
-        grouped = keys.shape[1] != queries.shape[1]
-        out = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
-        )
-        return out.transpose(1, 2).flatten(2)
-
-
-def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` uses but does not return.
-
-    Keys float[C, K, Tk, d] may have fewer heads than queries float[C, H, Tq, d]; head k serves H / K queries in a row.
-    """
-    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    with torch.autocast(queries.device.type, enabled=False):  # autocast would make the product bfloat16
-        scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1)
-
-
-def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
-    """float[B, ...] -> float[C, ...]: the row of each caption's image.
-
-    A text-only caption gets row 0, so callers have to mask its result; zeros if there are no images.
-    """
-    if len(values) == 0:
-        # Adding the sum of no values keeps the graph connected: DDP waits for a gradient of every parameter of
-        # encoder and bridge, also on a rank whose batch has no images.
-        return values.new_zeros(len(image_index), *values.shape[1:]) + values.sum()
-    rows = image_index.clamp(min=0)
-    # Several captions read one image, so the backward pass sums into a row. On an accelerator ``index_select`` sums
-    # with atomic additions, in no fixed order, and indexing sums in a fixed order. On a CPU both are deterministic, and
-    # indexing is three times slower.
-    return values.index_select(0, rows) if values.device.type == "cpu" else values[rows]
-
-
-def visible_mask(visible: Tensor, num_tokens: int) -> Tensor:
-    """bool[C, 1, T, T], true where a token may look: a causal mask, plus a prefix that every token sees.
-
-    ``visible`` int64[C] is the length of each caption's prefix (prefix language modelling); 0 is causal attention.
-    """
-    positions = torch.arange(num_tokens, device=visible.device)
-    causal = positions[:, None] >= positions[None, :]
-    return (causal[None] | (positions[None, None, :] < visible[:, None, None]))[:, None]
-
-
-def identity_attention(patches: Tensor) -> Tensor:
-    """float[B, N, D] -> float32[B, N, N]: the ``patch_attention`` of a bridge whose memory token n is patch n."""
-    batch, num_patches, _ = patches.shape
-    return torch.eye(num_patches, device=patches.device).expand(batch, -1, -1)
 
 
 class FeedForward(nn.Sequential):

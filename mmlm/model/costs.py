@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmlm.core.flow import CAPTION, EMBED, ModelOutput, Pairs, TextPattern, TextView, View
+from mmlm.core.model_output import ModelOutput, Pairs
+from mmlm.core.views import CAPTION, EMBED, TextPattern, TextView, View
 from mmlm.model.model import ImageTextModel, parameter_counts
 
 Result = TypeVar("Result")

@@ -7,17 +7,17 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import (
+from mmlm.core.keyed_start import keyed_start
+from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs, VisiblePatches
+from mmlm.core.precision import at_least_float32
+from mmlm.core.views import (
     CAPTION,
     EMBED,
     KEPT_BY_DROPOUT,
     NO_VIEW_INPUTS,
-    Batch,
     ImageView,
-    ModelOutput,
-    ModelSizes,
-    Pairs,
     PatchView,
     StepKey,
     Stream,
@@ -25,11 +25,9 @@ from mmlm.core.flow import (
     TextView,
     View,
     ViewInputs,
-    VisiblePatches,
 )
-from mmlm.core.keyed_start import keyed_start
-from mmlm.core.precision import at_least_float32
-from mmlm.model.blocks import AttentionRecord, rows_of
+from mmlm.model.attention import AttentionRecord
+from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder
 
 Part = TypeVar("Part")

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from mmlm.core.flow import TextPattern
-from mmlm.model.blocks import AttentionRecord
+from mmlm.core.views import TextPattern
+from mmlm.model.attention import AttentionRecord
 
 Fusion = Literal["cross_attention", "prefix"]
 """How the bridge's memory enters a decoder: by cross-attention, or as embeddings in front of the text."""

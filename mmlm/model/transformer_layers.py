@@ -6,19 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import TEXT_ONLY
-from mmlm.model.blocks import (
-    FEED_FORWARDS,
-    NORMS,
-    AttentionRecord,
-    FeedForwardKind,
-    KeyValueCache,
-    Layout,
-    MultiHeadAttention,
-    Norm,
-    rotate,
-    rows_of,
-)
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.model.attention import AttentionRecord, KeyValueCache, MultiHeadAttention
+from mmlm.model.blocks import FEED_FORWARDS, NORMS, FeedForwardKind, Norm, rotate
+from mmlm.model.packing import Layout, rows_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, Batch, StepKey
+from mmlm.core.batch import Batch
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.kernels.installed import Kernel, check_kernel
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmlm.core.distributed import gather, sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, Loss, Term
+from mmlm.core.loss import Loss, Term
+from mmlm.core.views import EMBED
 from mmlm.objectives.kernels.tiled import cross_entropies
 from mmlm.objectives.objective import Comparison
 from mmlm.objectives.shared.candidates import Candidates, Positives

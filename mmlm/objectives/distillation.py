@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.precision import at_least_float32
+from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.objectives.objective import Comparison, Objective, required
 from mmlm.objectives.shared.keys import Keys
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, StepKey
+from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.shared.token_prediction import TokenPrediction
 
 

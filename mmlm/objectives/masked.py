@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, ModelSizes, StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.model_output import ModelSizes
+from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted, new_mask_embedding
 
 MASKED = TextView("masked")

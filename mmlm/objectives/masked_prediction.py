@@ -5,7 +5,10 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.core.flow import WHOLE_IMAGE, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, View
+from mmlm.core.batch import Batch
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import WHOLE_IMAGE, StepKey, View
 from mmlm.objectives.objective import required
 from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches
 

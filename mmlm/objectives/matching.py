@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.distributed import gather, rank, sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, Pairs, StepKey, Term
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
 from mmlm.core.precision import at_least_float32
+from mmlm.core.views import EMBED, StepKey
 from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.shared.negatives import NONE, Embedded, HardNegatives, NegativeRule
 

@@ -9,7 +9,10 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, Pairs, StepKey, View, ViewInputs
+from mmlm.core.batch import Batch
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
+from mmlm.core.views import StepKey, View, ViewInputs
 from mmlm.objectives.shared.keys import Keys
 
 _Value = TypeVar("_Value")

@@ -5,20 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import (
-    TEXT_ONLY,
-    Batch,
-    Loss,
-    ModelOutput,
-    ModelSizes,
-    StepKey,
-    Stream,
-    Term,
-    TextPattern,
-    TextView,
-    ViewInputs,
-)
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective, required
 from mmlm.objectives.shared.token_prediction import (

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import Batch, Loss, ModelOutput, ModelSizes, StepKey, Term
+from mmlm.core.batch import Batch
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import StepKey
 from mmlm.objectives.shared.masked_patches import MaskedPatches, other_patches, patches_of, statistics_of
 
 FLAT = 1e-6

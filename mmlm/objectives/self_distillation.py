@@ -8,21 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import (
-    WHOLE_IMAGE,
-    Batch,
-    ImageView,
-    Loss,
-    ModelOutput,
-    ModelSizes,
-    StepKey,
-    Stream,
-    Term,
-    View,
-    ViewInputs,
-)
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, Stream, View, ViewInputs
 from mmlm.objectives.objective import Objective, required
 
 DRAWS = 4

@@ -9,7 +9,8 @@ from torch.autograd.function import once_differentiable
 
 from mmlm.core.distributed import gather, sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, Loss, Term
+from mmlm.core.loss import Loss, Term
+from mmlm.core.views import EMBED
 from mmlm.objectives.kernels.gradients_in_forward import SavingContext
 from mmlm.objectives.kernels.tiled import TILE, BestPositive, PositiveTile, add_product, hits_of, product, tiles
 from mmlm.objectives.objective import Comparison

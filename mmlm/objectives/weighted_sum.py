@@ -14,23 +14,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import (
-    CAPTION,
-    Batch,
-    Loss,
-    ModelOutput,
-    ModelSizes,
-    Pairs,
-    StepKey,
-    Term,
-    TextPattern,
-    TextView,
-    View,
-    ViewInputs,
-)
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
+from mmlm.core.views import CAPTION, StepKey, TextPattern, TextView, View, ViewInputs
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective, required
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weights import Weight, WeightSchedule

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from mmlm.experiment.config import Config, config_values
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_file import config_values
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.reports.run_folder import RunFolder, Scores
 

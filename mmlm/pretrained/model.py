@@ -34,8 +34,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mmlm.checkpoints.weights import copy_weights, read_weights, save_weights
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import NO_VIEW_INPUTS, Batch, ModelOutput, View, ViewInputs
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import NO_VIEW_INPUTS, View, ViewInputs
 from mmlm.data.images import image_pixels
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform

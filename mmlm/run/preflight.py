@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, ImageView, PatchView, StepKey, TextPattern, TextView
+from mmlm.core.views import ImageView, PatchView, StepKey, TextPattern, TextView
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.keys import Keys

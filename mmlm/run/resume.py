@@ -5,7 +5,9 @@ from pathlib import Path
 
 from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
-from mmlm.experiment.config import Config, Resume, differences, load_config, save_config
+from mmlm.experiment.config import Config, Resume
+from mmlm.experiment.config_file import load_config, save_config
+from mmlm.experiment.run_identity import differences
 from mmlm.record.folder import ASIDE, CHECKPOINTS, CONFIG
 from mmlm.record.lock import RunLock
 

@@ -21,7 +21,8 @@ from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
 from mmlm.core.stop import ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
 from mmlm.evaluation.evaluate import Evaluation
-from mmlm.experiment.config import Config, config_values
+from mmlm.experiment.config import Config
+from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.experiment import Experiment, build_experiment
 from mmlm.experiment.saved_run import exported_weights

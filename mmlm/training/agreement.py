@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.distributed import sum_over_ranks
-from mmlm.core.flow import Loss
+from mmlm.core.loss import Loss
 from mmlm.core.stop import asked_by
 
 

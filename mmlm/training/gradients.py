@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import anywhere, max_over_ranks, sum_over_ranks
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Loss, ModelOutput, StepKey
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import StepKey
 from mmlm.objectives.objective import required
 from mmlm.objectives.weighted_sum import BatchTotals
 from mmlm.training.replicated import Replicated

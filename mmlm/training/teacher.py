@@ -6,7 +6,9 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from mmlm.core.flow import Batch, ModelOutput, View, ViewInputs
+from mmlm.core.batch import Batch
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import View, ViewInputs
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.average import ExponentialMovingAverage
 

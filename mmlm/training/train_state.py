@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather_objects, rank, world_size
-from mmlm.core.flow import Batch
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.loss_scale import LossScale
 from mmlm.optim.optimizers import Optimizer

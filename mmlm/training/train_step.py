@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from mmlm.core.flow import EMBED, NO_VIEW_INPUTS, Batch, Loss, ModelOutput, Pairs, StepKey
+from mmlm.core.batch import Batch
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput, Pairs
+from mmlm.core.views import EMBED, NO_VIEW_INPUTS, StepKey
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.weighted_sum import BatchTotals, WeightedSum

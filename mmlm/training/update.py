@@ -8,9 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, Loss, StepKey
+from mmlm.core.batch import Batch
+from mmlm.core.loss import Loss
 from mmlm.core.precision import Precision, computing
 from mmlm.core.stop import StopRequest
+from mmlm.core.views import StepKey
 from mmlm.optim.gated import BuffersBefore, step_unless
 from mmlm.optim.optimizers import clip_gradients
 from mmlm.training.agreement import MadeStep, agree

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.distributed import rank, sum_over_ranks
-from mmlm.core.flow import Loss
+from mmlm.core.loss import Loss
 
 _LARGEST_LOG = 700.0
 """``exp`` of more is no float."""

@@ -8,7 +8,7 @@ import torch
 
 from mmlm.bench import learning
 from mmlm.bench.learning import Captioned, Drawn, Learned, train_cell, unigram_entropy
-from mmlm.core.flow import StepKey
+from mmlm.core.views import StepKey
 from mmlm.experiment.build import build_source
 from mmlm.experiment.experiment import build_experiment, build_tokenizer
 from mmlm.training.loop import Interrupted

@@ -13,8 +13,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.distributed import gather, rank, sum_over_ranks, world_size
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, Caption, Loss, ModelOutput, StepKey
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.weighted_sum import WeightedSum

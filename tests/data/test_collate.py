@@ -2,8 +2,8 @@
 
 import torch
 
+from mmlm.core.batch import TEXT_ONLY, Caption, Example
 from mmlm.core.errors import CorruptImage
-from mmlm.core.flow import TEXT_ONLY, Caption, Example
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.collate import EncodedCaption, Prepared, caption_encoder, collate, prepare
 from mmlm.data.transforms import Transform

@@ -1,93 +1,23 @@
 """loader: the same batches whatever the workers, ranks and interruptions, and batches that say what they hold."""
 
-import io
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import fields, replace
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.keyed_random import stable_hash
-from mmlm.data.images import decode_image
-from mmlm.data.loader import EvaluationBatches, TrainLoader
-from mmlm.data.sources import ImageFolder, Source
-from mmlm.data.tokenizer import BytePair
-from mmlm.data.transforms import AugmentSettings, Transform
-from tests.waiting import until
+from mmlm.data.augment_settings import AugmentSettings
+from mmlm.data.loader import TrainLoader
+from mmlm.data.sources import Source
+from mmlm.data.tokenizers.byte_pair import BytePair
+from mmlm.data.transforms import Transform
+from tests.data.pictures import Pictures, write_folder
 
 AUGMENT = AugmentSettings(scale=(0.7, 1.3), rotate=20, translate=0.1, contrast=0.4, hue=0.1, erase=0.3)
-
-
-@lru_cache
-def encoded_picture(index: int) -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.new("RGB", (24, 24 + index % 3), "white")
-    picture.paste((index * 11 % 256, index * 5 % 256, 100), (3, 5, 15, 19))
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-class Pictures:
-    """A source in memory: picture i has three captions, and each seventh is another language's."""
-
-    def __init__(self, count: int, corrupt: tuple[int, ...] = (), text_only: tuple[int, ...] = ()) -> None:
-        self.count = count
-        self.corrupt = corrupt
-        self.text_only = text_only
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Example:
-        image = None if index in self.text_only else decode_image(self.encoded(index), f"picture/{index}")
-        return Example(
-            f"picture/{index}", image, self.captions_of(index), concept=None if index % 2 else f"c{index // 4}"
-        )
-
-    def captions(self) -> Iterator[Caption]:
-        for index in range(self.count):
-            yield from self.captions_of(index)
-
-    def captions_of(self, index: int) -> tuple[Caption, ...]:
-        language = "de" if index % 7 == 0 else "en"
-        texts = (f"picture number {index}", f"{index}", "any picture")
-        return tuple(Caption(text, language) for text in texts)
-
-    def encoded(self, index: int) -> bytes:
-        return b"no picture" if index in self.corrupt else encoded_picture(index)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> BytePair:
-    tokenizer = BytePair(vocab_size=320, languages=("en", "de"))
-    tokenizer.fit(Pictures(20).captions())
-    return tokenizer
-
-
-def write_folder(folder: Path, pictures: Pictures) -> ImageFolder:
-    """The same pictures as files: a source that worker processes can import."""
-    lines = []
-    for index in range(len(pictures)):
-        name = None if index in pictures.text_only else f"{index}.png"
-        if name is not None:
-            (folder / name).write_bytes(encoded_picture(index))
-        for caption in pictures.captions_of(index):
-            lines.append(json.dumps({"image": name, "caption": caption.text, "language": caption.language}))
-    (folder / "captions.jsonl").write_text("\n".join(lines))
-    source = ImageFolder(folder)
-    for index in pictures.corrupt:
-        (folder / f"{index}.png").write_bytes(b"no picture")
-    return source
 
 
 def make_loader(
@@ -387,95 +317,3 @@ def test_settings_that_do_not_fit(tokenizer, settings, said):
     with pytest.raises(UserError) as error:
         make_loader(tokenizer, **settings)
     assert said in str(error.value)
-
-
-def evaluation(tokenizer: BytePair, source: Pictures, batch_size: int = 8) -> EvaluationBatches:
-    return EvaluationBatches(source, tokenizer, Transform(16, AUGMENT), batch_size=batch_size, max_tokens=16)
-
-
-def test_evaluation_gives_everything_once_in_order(tokenizer):
-    source = Pictures(20)
-    batches = evaluation(tokenizer, source)
-    assert len(batches) == 3
-    for _ in range(2):
-        got = list(batches)
-        assert [len(batch.ids) for batch in got] == [8, 8, 4]
-        assert [id for batch in got for id in batch.ids] == [f"picture/{i}" for i in range(20)]
-        assert [caption for batch in got for caption in batch.captions] == list(source.captions())
-        assert not any(batch.corrupt for batch in got)
-        images = torch.cat([batch.images for batch in got])
-        assert torch.equal(images, Transform(16, None)([source[i].image for i in range(20)], None))
-
-
-def test_evaluation_reads_only_the_batch_that_is_asked_for(tokenizer):
-    class Watched(Pictures):
-        read: list[int]
-
-        def __getitem__(self, index: int) -> Example:
-            self.read.append(index)
-            return super().__getitem__(index)
-
-    source = Watched(10)
-    source.read = []
-    assert evaluation(tokenizer, source, batch_size=4)[2].ids == ("picture/8", "picture/9")
-    assert source.read == [8, 9]
-    for beyond in (3, -1):
-        with pytest.raises(IndexError, match="none of the split's 3"):
-            evaluation(tokenizer, source, batch_size=4)[beyond]
-
-
-def test_evaluation_names_corrupt_images_in_their_batch(tokenizer):
-    batches = evaluation(tokenizer, Pictures(6, corrupt=(1, 2, 3)), batch_size=2)
-    assert [batch.ids for batch in batches] == [("picture/0",), (), ("picture/4", "picture/5")]
-    names = [[name.split(":")[0] for name in batch.corrupt] for batch in batches]
-    assert names == [["picture/1"], ["picture/2", "picture/3"], []]
-    assert batches[1].captions == ()
-    with pytest.raises(UserError, match="batch_size=0"):
-        evaluation(tokenizer, Pictures(6), batch_size=0)
-
-
-TRAINING = """
-import multiprocessing, sys, time
-from pathlib import Path
-from mmlm.data.loader import TrainLoader
-from mmlm.data.sources import ImageFolder
-from mmlm.data.tokenizer import BytePair
-from mmlm.data.transforms import Transform
-
-if __name__ == "__main__":
-    source = ImageFolder(Path(sys.argv[1]))
-    tokenizer = BytePair(vocab_size=280, languages=("en", "de"))
-    tokenizer.fit(source.captions())
-    batches = iter(TrainLoader(source, tokenizer, Transform(16, None), 4, 0, 1, 16, workers=2))
-    next(batches)
-    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-"""A training process that has its two workers at work, prints their ids, and lives for some seconds more."""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.slow
-def test_the_workers_of_a_killed_training_end(tmp_path):
-    """Killed, it can stop nobody: workers, their fork server and its tracker have to see it by themselves."""
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING)
-    write_folder(tmp_path, Pictures(8))
-    command = [sys.executable, str(script), str(tmp_path), "600"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        pids = [int(word) for word in process.stdout.readline().split()]
-        process.kill()
-    assert len(pids) == 2
-    assert until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 240), "they were left"
-
-
-@pytest.mark.slow
-def test_a_process_ends_in_the_middle_of_an_iteration(tmp_path):
-    """Its workers ignore the signal by which multiprocessing would end them."""
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING)
-    write_folder(tmp_path, Pictures(8))
-    command = [sys.executable, str(script), str(tmp_path), "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.split()) == 2

@@ -9,9 +9,11 @@ import torch
 from mmlm import train
 from mmlm.core.errors import STOPPED, CorruptImage, UserError
 from mmlm.data.mixture import Mixture
-from mmlm.experiment.config import check_config, run_folder
+from mmlm.experiment.config_checks import check_config
+from mmlm.experiment.run_identity import run_folder
 from tests.conftest import IMAGE_SIZE, write_shapes
-from tests.data.test_loader import Pictures, make_loader, write_folder
+from tests.data.pictures import Pictures, write_folder
+from tests.data.test_loader import make_loader
 from tests.data.test_resume_positions import SEED, Layout, assert_continues, samples_of
 from tests.data.test_resume_positions import tokenizer as tokenizer
 from tests.run.test_resume import RANDOM, assert_same_runs, interrupt_at

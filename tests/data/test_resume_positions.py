@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import ImageFolder
-from mmlm.data.tokenizer import BytePair
-from tests.data.test_loader import Pictures, make_loader, write_folder
+from mmlm.data.tokenizers.byte_pair import BytePair
+from tests.data.pictures import Pictures, write_folder
+from tests.data.test_loader import make_loader
 
 NUM_EXAMPLES = 22
 BATCH_SIZE = 8

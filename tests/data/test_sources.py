@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmlm.core.batch import Caption
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import Caption
 from mmlm.data.sources import ImageFolder, ParquetTable
 
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as reference
 
 from mmlm.core.errors import UserError
-from mmlm.data.transforms import _COLUMNS, AugmentSettings, Transform
+from mmlm.data.augment_settings import AugmentSettings
+from mmlm.data.augmentation import COLUMNS
+from mmlm.data.transforms import Transform
 
 EVERYTHING = AugmentSettings(
     scale=(0.6, 1.5),
@@ -43,7 +45,7 @@ def draws(batch: int = 1, **columns: float) -> torch.Tensor:
     """Uniforms in the middle (no change of a symmetric setting), but for the named columns."""
     uniforms = torch.full((batch, Transform.num_uniforms), 0.5, dtype=torch.float64)
     for name, value in columns.items():
-        uniforms[:, _COLUMNS.index(name)] = value
+        uniforms[:, COLUMNS.index(name)] = value
     return uniforms
 
 
@@ -132,7 +134,7 @@ def test_geometry_against_a_plain_loop(size):
     (image,) = random_images(size)
     side = 8
     for row in random_draws(6):
-        draw = dict(zip(_COLUMNS, row.tolist(), strict=True))
+        draw = dict(zip(COLUMNS, row.tolist(), strict=True))
         scale = math.exp(math.log(0.5) + draw["scale"] * math.log(4))
         stretch = 1.5 ** (draw["stretch"] - 0.5)
         angle = math.radians(60 * (2 * draw["rotate"] - 1))
@@ -386,7 +388,7 @@ def test_outline_darkens_edges_only():
     image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
     image[:, 8:24, 8:24] = 200
     uniforms = torch.full((2, Transform.num_uniforms), 0.5, dtype=torch.float64)
-    uniforms[1, _COLUMNS.index("outline")] = 0.9
+    uniforms[1, COLUMNS.index("outline")] = 0.9
     drawn, left_alone = Transform(32, AugmentSettings(outline=0.6))([image, image], uniforms)
     assert torch.equal(left_alone, image)
     assert (drawn[:, 10:22, 10:22] == 200).all()

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mmlm.core.flow import Caption, Example
-from mmlm.data.loader import EvaluationBatches
+from mmlm.core.batch import Caption, Example
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.sources import Source
-from mmlm.data.tokenizer import BytePair, Tokenizer
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder

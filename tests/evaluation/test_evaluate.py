@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.core.flow import Caption, Example
+from mmlm.core.batch import Caption, Example
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, Retrieval
 from mmlm.evaluation.samples import SampleSettings

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmlm.core.batch import TEXT_ONLY, Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Caption, Example
 from mmlm.evaluation.evaluators import (
     CaptionLoss,
     CaptionQuality,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 from mmlm.evaluation.retrieval import (
     RetrievalScores,
     best_positive_ranks,

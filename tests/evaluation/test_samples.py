@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmlm.core.flow import Caption, Example
+from mmlm.core.batch import Caption, Example
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.samples import SampleSettings, attention_of_words, collect_samples, data_uri, spaced
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mmlm.core.batch import Caption, Example
 from mmlm.core.distributed import rank
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import Caption, Example
 from mmlm.data.sources import Source
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval, caption_losses

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmlm.core.batch import TEXT_ONLY, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import TEXT_ONLY, Caption, Example
 from mmlm.evaluation.split import EncodedSplit, encode_split
 
 
@@ -109,7 +109,7 @@ def test_corrupt_images_are_left_out(make_split, monkeypatch):
         found = source[index]
         return CorruptImage(found.id, "is damaged") if isinstance(found, Broken) else found
 
-    monkeypatch.setattr("mmlm.data.loader._read", read)
+    monkeypatch.setattr("mmlm.data.evaluation_batches.read_example", read)
     broken = Broken("broken", None, (Caption("a fish"),))
     split = make_split([EXAMPLES[0], broken, EXAMPLES[1], broken, broken, EXAMPLES[2]], 2)
     assert split.image_ids == ("a", "b")

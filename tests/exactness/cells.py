@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, StepKey
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
+from mmlm.core.views import StepKey
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit

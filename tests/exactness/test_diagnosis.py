@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch
 from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks, world_size
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch
 from mmlm.core.precision import Precision, computing
 from mmlm.training.gradients import backward
 from mmlm.training.replicated import Replicated

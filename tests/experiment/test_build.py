@@ -13,7 +13,7 @@ from mmlm import train
 from mmlm.checkpoints.checkpoint import load_checkpoint, mark_best
 from mmlm.core.errors import UserError
 from mmlm.experiment.build import build_evaluators, build_model, build_splits
-from mmlm.experiment.config import load_config, save_config
+from mmlm.experiment.config_file import load_config, save_config
 from mmlm.experiment.device import choose_device, seed_everything
 from mmlm.experiment.experiment import build_experiment
 from mmlm.experiment.saved_run import exported_weights, load_run

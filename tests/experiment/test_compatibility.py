@@ -4,7 +4,7 @@ import pytest
 
 from mmlm.core.errors import UserError
 from mmlm.experiment.compatibility import check_compatible, check_vocabulary
-from mmlm.experiment.config import check_config
+from mmlm.experiment.config_checks import check_config
 from mmlm.model.protocols import OPEN_CLIP
 from tests.conftest import OTHER_TOKENIZER
 
@@ -18,9 +18,9 @@ class Reads:
         self.vocabulary = vocabulary
 
 
-BYTE_PAIR = {"_target_": "mmlm.data.tokenizer.BytePair", "vocab_size": 1500}
-BERT = {"_target_": "mmlm.data.tokenizer.HuggingFace", "name_or_path": "bert"}
-CLIP = {"_target_": "mmlm.data.tokenizer.OpenClip"}
+BYTE_PAIR = {"_target_": "mmlm.data.tokenizers.byte_pair.BytePair", "vocab_size": 1500}
+BERT = {"_target_": "mmlm.data.tokenizers.hugging_face.HuggingFace", "name_or_path": "bert"}
+CLIP = {"_target_": "mmlm.data.tokenizers.open_clip.OpenClip"}
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,6 @@ def test_a_cell_with_a_pretrained_text_tower_wants_its_tokenizer(tiny_config):
     with pytest.raises(UserError, match=rf"use tokenizer=hugging_face tokenizer\.name_or_path={folder}$"):
         check_compatible(tiny_config(*tower))
     tokenizer = ("~tokenizer.vocab_size", *OTHER_TOKENIZER, f"+tokenizer.name_or_path={folder}")
-    check_compatible(tiny_config(*tower, "tokenizer._target_=mmlm.data.tokenizer.HuggingFace", *tokenizer))
+    check_compatible(
+        tiny_config(*tower, "tokenizer._target_=mmlm.data.tokenizers.hugging_face.HuggingFace", *tokenizer)
+    )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from mmlm.experiment.config import CONFIG_DIR, EVALUATOR_ARGUMENTS, PART_SLOTS, Config, check_config
+from mmlm.experiment.config import CONFIG_DIR, Config
+from mmlm.experiment.config_checks import EVALUATOR_ARGUMENTS, PART_SLOTS, check_config
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml"))
 OPTIONS = sorted(

@@ -8,8 +8,8 @@ import torch
 
 from mmlm.checkpoints.weights import save_weights
 from mmlm.core.errors import UserError
-from mmlm.experiment.config import run_folder
 from mmlm.experiment.experiment import build_experiment
+from mmlm.experiment.run_identity import run_folder
 from mmlm.experiment.saved_run import load_run
 from mmlm.optim.lora import is_adapter, plain_name
 from mmlm.pretrained.model import MmlmModel
@@ -207,7 +207,7 @@ def test_the_decoder_brings_its_tokenizer(trained, build, tmp_path, write_captio
         ),
         (("data.max_tokens=32",), "'decoder.position_embedding' is [24, 32] there and [32, 32] here"),
         (
-            ("tokenizer._target_=mmlm.data.tokenizer.OpenClip", "~tokenizer.vocab_size", *OTHER_TOKENIZER),
+            ("tokenizer._target_=mmlm.data.tokenizers.open_clip.OpenClip", "~tokenizer.vocab_size", *OTHER_TOKENIZER),
             "'decoder.token_embedding.weight' is [280, 32] there and [49409, 32] here",
         ),
         (("tokenizer.languages=[en,de]",), "was saved with languages=['en'], but tokenizer.languages=['en', 'de']"),

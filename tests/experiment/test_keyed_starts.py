@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from mmlm.bench.measure import build_trainer
 from mmlm.cli.hydra_config import compose
 from mmlm.experiment.build import build_freeze, build_model, build_objective, sizes_with_teacher
-from mmlm.experiment.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.config import CONFIG_DIR, Config
+from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.device import seed_everything
 from tests.equality import same
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Caption
 from mmlm.experiment.parts import build_part, check_part
 
 PLUGIN = '''
@@ -94,7 +94,7 @@ def vit(**settings):
 
 
 def test_builds_a_part_of_the_package():
-    node = OmegaConf.create({"word": "cat", "part": {"_target_": "mmlm.core.flow.Caption", "text": "a ${word}"}})
+    node = OmegaConf.create({"word": "cat", "part": {"_target_": "mmlm.core.batch.Caption", "text": "a ${word}"}})
     check_part(node.part, "part")
     assert build_part(node.part, "part") == Caption("a cat")
 
@@ -203,17 +203,20 @@ def test_a_nested_part_has_to_be_of_the_annotated_class():
         ("my_parts.os.system", "encoder: _target_ 'my_parts.os.system': there is no module 'my_parts.os'"),
         ("my_parts._private", "encoder: _target_ 'my_parts._private' is not the dotted name of a public"),
         (
-            "mmlm.core.flow.Caption.__init__",
-            "encoder: _target_ 'mmlm.core.flow.Caption.__init__' is not the dotted name",
-        ),
-        ("mmlm.core.flow.TEXT_ONLY", "encoder: _target_ 'mmlm.core.flow.TEXT_ONLY': mmlm.core.flow has no 'TEXT_ONLY'"),
-        (
-            "mmlm.core.flow.Captoin",
-            "encoder: _target_ 'mmlm.core.flow.Captoin': mmlm.core.flow has no 'Captoin'; did you mean 'Caption'?",
+            "mmlm.core.batch.Caption.__init__",
+            "encoder: _target_ 'mmlm.core.batch.Caption.__init__' is not the dotted name",
         ),
         (
-            "mmlm.core.flwo.Caption",
-            "encoder: _target_ 'mmlm.core.flwo.Caption': there is no module 'mmlm.core.flwo'; did you mean 'flow'?",
+            "mmlm.core.batch.TEXT_ONLY",
+            "encoder: _target_ 'mmlm.core.batch.TEXT_ONLY': mmlm.core.batch has no 'TEXT_ONLY'",
+        ),
+        (
+            "mmlm.core.batch.Captoin",
+            "encoder: _target_ 'mmlm.core.batch.Captoin': mmlm.core.batch has no 'Captoin'; did you mean 'Caption'?",
+        ),
+        (
+            "mmlm.core.bacth.Caption",
+            "encoder: _target_ 'mmlm.core.bacth.Caption': there is no module 'mmlm.core.bacth'; did you mean 'batch'?",
         ),
         ("broken_parts.X", "encoder: broken_parts needs the package 'surely_not_installed'; install it"),
         ("my_parts.Fragile", "encoder: Fragile annotates an argument with 'NotImported', which its module does not"),

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from mmlm.core.errors import UserError
-from mmlm.experiment.config import check_config, differences, identity, load_config, save_config
+from mmlm.experiment.config_checks import check_config
+from mmlm.experiment.config_file import load_config, save_config
 from mmlm.experiment.parts import build_part
+from mmlm.experiment.run_identity import differences, identity
 from mmlm.launch.slurm import Slurm
 
 RUN = Path("/shared/runs/caption_base/1a2b/seed=0")

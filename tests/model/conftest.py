@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from mmlm.core.flow import Batch, Caption
+from mmlm.core.batch import Batch, Caption
 
 PAD, START, END = 0, 1, 2
 

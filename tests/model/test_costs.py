@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import CAPTION, EMBED, TextView
+from mmlm.core.views import CAPTION, EMBED, TextView
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.costs import model_costs
 from mmlm.model.decoders.transformer import TransformerDecoder

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import CAPTION, EMBED, Batch, ModelOutput, Pairs
+from mmlm.core.batch import Batch
+from mmlm.core.model_output import ModelOutput, Pairs
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.recurrent import RecurrentDecoder

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, WHOLE_IMAGE, Batch, ImageView, ModelOutput
-from mmlm.model.blocks import Layout
+from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import CAPTION, EMBED, WHOLE_IMAGE, ImageView
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
+from mmlm.model.packing import Layout
 
 BRIDGES = ("pooler", "tokens", "mlp")
 FUSIONS = ("cross_attention", "prefix")

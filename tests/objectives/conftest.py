@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, Batch, Caption, Loss, ModelOutput, StepKey
+from mmlm.core.batch import Batch, Caption
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum
 

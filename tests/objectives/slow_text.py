@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import Batch
+from mmlm.core.batch import Batch
 
 
 def slow_mean(

@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelOutput
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import CAPTION
 from mmlm.objectives.captioning import Captioning
 
 IGNORED = -1

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, StepKey
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import StepKey
 from mmlm.objectives import contrastive
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.kernels import tiled

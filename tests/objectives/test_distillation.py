@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, Batch, ModelOutput, ModelSizes
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.objectives.distillation import AffinityDistillation, CaptionDistillation, EmbeddingDistillation
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.shared.keys import Keys

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, TEXT_ONLY
+from mmlm.core.views import CAPTION
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.language_modelling import LanguageModelling
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean

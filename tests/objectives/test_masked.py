@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, ModelSizes, StepKey
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.model_output import ModelSizes
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.masked import MASKED, MaskedLanguageModelling
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import ModelOutput, ModelSizes, StepKey, VisiblePatches
+from mmlm.core.model_output import ModelOutput, ModelSizes, VisiblePatches
+from mmlm.core.views import StepKey
 from mmlm.objectives.masked_prediction import MaskedPrediction
 
 SIZES = ModelSizes(

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY, Batch, Caption, ModelOutput, ModelSizes, Pairs, StepKey, Stream
+from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
+from mmlm.core.views import CAPTION, EMBED, StepKey, Stream
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, ModelSizes, StepKey
+from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.model_output import ModelSizes
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.parallel_captioning import PARALLEL, ParallelCaptioning
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, TEXT_ONLY, Batch, StepKey
+from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.prefix import PREFIX, PrefixLanguageModelling
 from tests.objectives.slow_text import assert_same_gradients, slow_accuracy, slow_mean
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, ModelOutput, ModelSizes, StepKey, VisiblePatches
+from mmlm.core.model_output import ModelOutput, ModelSizes, VisiblePatches
+from mmlm.core.views import StepKey
 from mmlm.objectives.reconstruction import MaskedReconstruction
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.training.gradients import backward

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import WHOLE_IMAGE, Batch, ModelOutput, ModelSizes, StepKey
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import WHOLE_IMAGE, StepKey
 from mmlm.objectives.self_distillation import LOCAL_CROPS, SelfDistillation, crops
 
 SIZES = ModelSizes(embedding_width=5, patch_width=4, grid=(2, 2), decoder_width=None, vocab_size=None)

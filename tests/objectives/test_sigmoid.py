@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, ModelOutput, StepKey
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import StepKey
 from mmlm.objectives.shared.candidates import Candidates
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.sigmoid import Sigmoid, sigmoid_sum

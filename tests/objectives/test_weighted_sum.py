@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, StepKey, Term, View, ViewInputs
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import CAPTION, EMBED, StepKey, View, ViewInputs
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.objective import Objective

@@ -3,7 +3,7 @@
 import pytest
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.weighted_sum import WeightedSum

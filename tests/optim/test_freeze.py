@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from mmlm.checkpoints.checkpoint import load_checkpoint
+from mmlm.core.batch import Batch, Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Caption, StepKey
+from mmlm.core.views import StepKey
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.experiment import build_experiment
 from mmlm.experiment.saved_run import load_run

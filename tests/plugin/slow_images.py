@@ -4,7 +4,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mmlm.core.flow import Example
+from mmlm.core.batch import Example
 from mmlm.data.sources import ImageFolder
 
 SLOW = "slow"

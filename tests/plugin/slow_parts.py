@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import rank, world_size
-from mmlm.core.flow import Batch, Loss, ModelOutput, StepKey
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput
+from mmlm.core.views import StepKey
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.kernels.installed import Kernel
 from mmlm.objectives.shared.token_prediction import Captions

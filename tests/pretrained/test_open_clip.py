@@ -9,8 +9,9 @@ from open_clip.coca_model import CoCa
 from open_clip.loss import CoCaLoss
 from torch import Tensor
 
+from mmlm.core.batch import Batch, Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, Batch, Caption, StepKey
+from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit

@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 
 import mmlm
 from mmlm.checkpoints.weights import read_weights
+from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
-from mmlm.core.flow import EMBED, Caption
+from mmlm.core.views import EMBED
 from mmlm.data.images import read_image
-from mmlm.data.tokenizer import BytePair, HuggingFace
+from mmlm.data.tokenizers.byte_pair import BytePair
+from mmlm.data.tokenizers.hugging_face import HuggingFace
 from mmlm.experiment.build import build_model, build_transform
 from mmlm.experiment.experiment import build_experiment
 from mmlm.experiment.saved_run import TrainedRun, load_run
@@ -398,7 +400,7 @@ def test_pretrained_parts_and_tokenizers_are_loaded_without_where_they_came_from
     PreTrainedTokenizerFast(tokenizer_object=bpe._model, eos_token="!", bos_token="#").save_pretrained(hub)
     config = tiny_config("plugins=[own_text_parts]")
     config.text_encoder = {"_target_": "own_text_parts.Bert", "name_or_path": str(hub)}
-    config.tokenizer = {"_target_": "mmlm.data.tokenizer.HuggingFace", "name_or_path": str(hub)}
+    config.tokenizer = {"_target_": "mmlm.data.tokenizers.hugging_face.HuggingFace", "name_or_path": str(hub)}
     tokenizer = HuggingFace(str(hub))
     run = TrainedRun(hub, config, 1, build_model(config, tokenizer.vocab_size), tokenizer)
     before = MmlmModel.from_run(run)

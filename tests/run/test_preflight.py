@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import Batch, Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, Caption, Example, PatchView, StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.views import PatchView, StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.data.collate import caption_encoder, collate, prepare
-from mmlm.data.tokenizer import BytePair
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE

@@ -17,8 +17,8 @@ from mmlm.checkpoints import files as checkpoint_files
 from mmlm.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.errors import STOPPED
-from mmlm.core.flow import Loss
-from mmlm.experiment.config import run_folder
+from mmlm.core.loss import Loss
+from mmlm.experiment.run_identity import run_folder
 from mmlm.record.folder import find_run
 from mmlm.record.lock import RunLock
 from mmlm.record.metrics import MetricLog, read_metrics

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import full_tensor, local_part, rank, sum_over_ranks, world_size
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, StepKey
+from mmlm.core.views import StepKey
 from mmlm.experiment.build import build_model
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.objectives.captioning import Captioning

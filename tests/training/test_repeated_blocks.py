@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import Batch, StepKey
+from mmlm.core.batch import Batch
+from mmlm.core.views import StepKey
 from mmlm.experiment.build import build_model
 from mmlm.model.text_encoders.transformer import TransformerTextEncoder
 from mmlm.objectives.captioning import Captioning

@@ -2,7 +2,7 @@
 
 import torch
 
-from mmlm.core.flow import CAPTION, EMBED, NO_VIEW_INPUTS, WHOLE_IMAGE
+from mmlm.core.views import CAPTION, EMBED, NO_VIEW_INPUTS, WHOLE_IMAGE
 from mmlm.objectives.self_distillation import LOCAL_CROPS, SelfDistillation
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.average import ExponentialMovingAverage

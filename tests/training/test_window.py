@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmlm.core.flow import Loss, Term
+from mmlm.core.loss import Loss, Term
 from mmlm.training import window as window_module
 from mmlm.training.window import Row, Window
 

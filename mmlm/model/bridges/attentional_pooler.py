@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import FeedForward, MultiHeadAttention, attention_weights, identity_attention, init_linears
+from mmlm.model.attention import MultiHeadAttention, attention_weights, identity_attention
+from mmlm.model.blocks import FeedForward, init_linears
 from mmlm.model.protocols import BridgeOutput
 
 Contrastive = Literal["shared", "parallel", "cascaded"]

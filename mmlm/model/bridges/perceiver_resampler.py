@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import INIT_STD, FeedForward, MultiHeadAttention, attention_weights, check_sizes, init_linears
+from mmlm.model.attention import MultiHeadAttention, attention_weights
+from mmlm.model.blocks import INIT_STD, FeedForward, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
 

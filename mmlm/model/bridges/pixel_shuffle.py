@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.model.blocks import identity_attention
+from mmlm.model.attention import identity_attention
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import INIT_STD, AttentionRecord, FeedForward, MultiHeadAttention, check_sizes, init_linears
+from mmlm.model.attention import AttentionRecord, MultiHeadAttention
+from mmlm.model.blocks import INIT_STD, FeedForward, check_sizes, init_linears
 from mmlm.model.protocols import BridgeOutput
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.flow import TEXT_ONLY
-from mmlm.model.blocks import AttentionRecord, FeedForward, MultiHeadAttention, init_linears, rows_of
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.model.attention import AttentionRecord, MultiHeadAttention
+from mmlm.model.blocks import FeedForward, init_linears
+from mmlm.model.packing import rows_of
 
 
 @dataclass(frozen=True)

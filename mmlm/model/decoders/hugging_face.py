@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import AttentionRecord, init_linears, rows_of
+from mmlm.model.attention import AttentionRecord
+from mmlm.model.blocks import init_linears
 from mmlm.model.decoders.gated_cross_attention import GatedCrossAttention, Memory, reading
 from mmlm.model.decoders.language_model import (
     backbone,
@@ -23,6 +24,7 @@ from mmlm.model.decoders.language_model import (
     makes_attention_explicit,
 )
 from mmlm.model.hugging_face_loading import fit_vocabulary
+from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Fusion, TextStates
 
 

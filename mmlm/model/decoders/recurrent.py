@@ -6,10 +6,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import INIT_STD, AttentionRecord, init_linears, rows_of
+from mmlm.model.attention import AttentionRecord
+from mmlm.model.blocks import INIT_STD, init_linears
 from mmlm.model.decoders.recurrent_layers import (
     CELLS,
     CellName,
@@ -20,6 +21,7 @@ from mmlm.model.decoders.recurrent_layers import (
     State,
     Steps,
 )
+from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Fusion, TextStates
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.blocks import Layout, rows_of
+from mmlm.model.packing import Layout, rows_of
 
 CellName = Literal["lstm", "gru"]
 State = tuple[Tensor, ...]

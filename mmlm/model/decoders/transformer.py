@@ -8,22 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, TextPattern
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import (
-    INIT_STD,
-    NORMS,
-    AttentionRecord,
-    FeedForwardKind,
-    KeyValueCache,
-    Layout,
-    Norm,
-    init_linears,
-    rows_of,
-    sinusoidal_positions,
-    visible_mask,
-)
+from mmlm.core.views import TextPattern
+from mmlm.model.attention import AttentionRecord, KeyValueCache, visible_mask
+from mmlm.model.blocks import INIT_STD, NORMS, FeedForwardKind, Norm, init_linears, sinusoidal_positions
+from mmlm.model.packing import Layout, rows_of
 from mmlm.model.protocols import Fusion, TextStates
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 

@@ -11,7 +11,6 @@ from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mmlm.core.errors import UserError
-from mmlm.model.blocks import Layout
 from mmlm.model.hugging_face_loading import (
     TEXT_SUPPLIED,
     change_config,
@@ -23,6 +22,7 @@ from mmlm.model.hugging_face_loading import (
     random_model,
     saved_config,
 )
+from mmlm.model.packing import Layout
 from mmlm.model.protocols import OPEN_CLIP
 from mmlm.model.text_encoders.pooling import Pool, pooled
 

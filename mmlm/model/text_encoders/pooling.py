@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmlm.model.blocks import Layout
+from mmlm.model.packing import Layout
 
 Pool = Literal["mean", "cls", "end"]
 """``mean``: average over the real tokens, start and end included; ``cls``: first token; ``end``: end token."""

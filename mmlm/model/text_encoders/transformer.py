@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import INIT_STD, Layout, init_linears, sinusoidal_positions
+from mmlm.model.blocks import INIT_STD, init_linears, sinusoidal_positions
+from mmlm.model.packing import Layout
 from mmlm.model.text_encoders.pooling import pooled
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.distributed import gather, rank
-from mmlm.core.flow import TEXT_ONLY, Batch
 
 
 @dataclass(frozen=True)

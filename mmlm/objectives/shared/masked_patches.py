@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, ModelSizes, PatchView, StepKey, Stream, ViewInputs, VisiblePatches
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.model_output import ModelSizes, VisiblePatches
 from mmlm.core.precision import at_least_float32
 from mmlm.core.timm_without_wandb import Block
+from mmlm.core.views import PatchView, StepKey, Stream, ViewInputs
 from mmlm.objectives.objective import Objective
 
 

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
 from mmlm.core.errors import UserError
-from mmlm.core.flow import Batch, StepKey, Stream
+from mmlm.core.views import StepKey, Stream
 from mmlm.objectives.shared.keys import Keys, positives
 
 NegativeRule = Literal["sampled", "hardest"]

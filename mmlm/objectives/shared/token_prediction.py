@@ -6,8 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, TextView
+from mmlm.core.loss import Loss, Term
+from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.views import StepKey, TextView
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective, required
 

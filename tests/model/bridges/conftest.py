@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.model.blocks import MultiHeadAttention
+from mmlm.model.attention import MultiHeadAttention
 
 NUM_IMAGES = 3
 

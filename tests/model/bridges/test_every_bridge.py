@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmlm.core.flow import CAPTION, EMBED
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.experiment.build import build_model
 from mmlm.experiment.compatibility import check_compatible
-from mmlm.experiment.config import CONFIG_DIR, check_config
+from mmlm.experiment.config import CONFIG_DIR
+from mmlm.experiment.config_checks import check_config
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 from mmlm.model.bridges.projection import LinearProjection, MlpProjection

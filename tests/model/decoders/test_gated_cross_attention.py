@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
 from mmlm.model.decoders.gated_cross_attention import GatedCrossAttention, Memory, reading
 
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import CAPTION, EMBED, TEXT_ONLY
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.views import CAPTION, EMBED
 from mmlm.experiment.build import build_model
-from mmlm.experiment.config import check_config
-from mmlm.model.blocks import AttentionRecord, Layout
+from mmlm.experiment.config_checks import check_config
+from mmlm.model.attention import AttentionRecord
 from mmlm.model.decoders.gated_cross_attention import Memory
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.language_model import layers_of
+from mmlm.model.packing import Layout
 from mmlm.optim.optimizers import hidden_matrices
 
 LLAMA = {

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from mmlm.core.errors import UserError
-from mmlm.data.tokenizer import HuggingFace
+from mmlm.data.tokenizers.hugging_face import HuggingFace
 from mmlm.evaluation.decoding import greedy
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.language_model import check_language_model

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.flow import TEXT_ONLY, TextPattern
-from mmlm.model.blocks import Layout
+from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.views import TextPattern
 from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.packing import Layout
 
 FUSIONS, PACKED = ("cross_attention", "prefix"), (True, False)
 POSITIONS = ("sinusoidal", "learned", "rotary")

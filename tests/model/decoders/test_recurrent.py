@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
-from mmlm.model.blocks import AttentionRecord, Layout
+from mmlm.model.attention import AttentionRecord
 from mmlm.model.decoders.recurrent import RecurrentDecoder
 from mmlm.model.decoders.recurrent_layers import Steps
+from mmlm.model.packing import Layout
 
 KINDS = list(itertools.product(("lstm", "gru"), ("additive", "dot"), (True, False), (1, 2)))
 CELLS = ("lstm", "gru")

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
-from mmlm.core.flow import TEXT_ONLY
-from mmlm.model.blocks import AttentionRecord, Layout, sinusoidal_positions
+from mmlm.model.attention import AttentionRecord
+from mmlm.model.blocks import sinusoidal_positions
 from mmlm.model.decoders.transformer import TransformerDecoder
+from mmlm.model.packing import Layout
 
 FUSIONS = ("cross_attention", "prefix")
 POSITIONS = ("sinusoidal", "learned", "rotary")

@@ -6,7 +6,7 @@ import torch
 from timm.layers import LayerNorm
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import StepKey, Stream
+from mmlm.core.views import StepKey, Stream
 from mmlm.model.encoders.timm_any import TimmEncoder
 from mmlm.model.encoders.timm_vit import TimmVit
 

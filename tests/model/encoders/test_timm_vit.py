@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.flow import CAPTION, EMBED, KEPT_BY_DROPOUT, StepKey, Stream
+from mmlm.core.views import CAPTION, EMBED, KEPT_BY_DROPOUT, StepKey, Stream
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
 from mmlm.model.decoders.transformer import TransformerDecoder

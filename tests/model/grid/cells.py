@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from mmlm.cli.hydra_config import compose
 from mmlm.core.errors import UserError
 from mmlm.experiment.compatibility import check_compatible
-from mmlm.experiment.config import CONFIG_DIR, Config, check_config
+from mmlm.experiment.config import CONFIG_DIR, Config
+from mmlm.experiment.config_checks import check_config
 
 TRAINED_WHOLE = ("none", "llrd")
 FROZEN_TOWERS = ("lit", "text_locked")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlm.core.flow import Batch, StepKey
+from mmlm.core.batch import Batch
+from mmlm.core.views import StepKey
 from mmlm.experiment.build import build_freeze, build_model
 from mmlm.experiment.config import Config
 from mmlm.objectives.captioning import Captioning

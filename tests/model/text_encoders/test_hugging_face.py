@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPModel, T5Config, T5Model
 
 from mmlm.core.errors import UserError
-from mmlm.data.tokenizer import HuggingFace
+from mmlm.data.tokenizers.hugging_face import HuggingFace
 from mmlm.model.protocols import OPEN_CLIP
 from mmlm.model.text_encoders.hugging_face import HuggingFaceText
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import UserError
-from mmlm.model.blocks import Layout
+from mmlm.model.packing import Layout
 from mmlm.model.text_encoders.transformer import TransformerTextEncoder
 
 V, T, WIDTH = 13, 8, 8

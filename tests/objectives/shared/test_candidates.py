@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmlm.core.flow import TEXT_ONLY, Batch
+from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.objectives.shared.candidates import Candidates
 from mmlm.objectives.shared.keys import Keys, positives
 

@@ -1,14 +1,13 @@
-"""What flows: shift, mask and padding of a Batch; totals and shares of a Loss; errors that survive a worker."""
+"""Batch: shift, mask and padding; micro-batches."""
 
-import pickle
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.flow import TEXT_ONLY, Batch, Caption, Loss, StepKey, Stream, Term
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
+from mmlm.core.errors import UserError
 
 PAD, START, END = 0, 1, 2
 
@@ -77,24 +76,6 @@ def test_position_and_epoch_travel_with_every_part_of_a_batch():
     assert (Batch(**plain).position, Batch(**plain).epoch) == (0, 0)
 
 
-def test_loss_is_the_weighted_sum_of_sums_over_counts():
-    first = torch.tensor(6.0, requires_grad=True)
-    second = torch.tensor(5.0, requires_grad=True)
-    loss = Loss({"a": Term(first, torch.tensor(4.0), 2.0), "b": Term(second, torch.tensor(10.0), 0.5)})
-    assert loss.terms["a"].value.item() == 1.5
-    assert loss.total.item() == pytest.approx(2 * 6 / 4 + 0.5 * 5 / 10)
-    loss.total.backward()
-    assert first.grad.item() == pytest.approx(2 / 4)
-    assert second.grad.item() == pytest.approx(0.5 / 10)
-
-
-def test_corrupt_image_survives_a_worker_and_reads_as_one_line():
-    error = CorruptImage("a.png", "is truncated")
-    again = pickle.loads(pickle.dumps(error))
-    assert isinstance(again, UserError)
-    assert (again.name, again.reason, str(again)) == ("a.png", "is truncated", "a.png: is truncated")
-
-
 def test_micro_batches_hold_each_image_and_caption_once_and_only_the_padding_they_need():
     batch = make_batch()
     first, second = batch.split(1)
@@ -120,25 +101,3 @@ def test_text_only_captions_are_spread_evenly_and_a_batch_of_them_stays_whole():
     without = replace(batch, images=batch.images[:0], image_concept=batch.image_concept[:0], ids=())
     (part,) = replace(without, image_index=text_only).split(5)
     assert (len(part.images), len(part.captions)) == (0, 3)
-
-
-def test_randomness_is_keyed_by_image_and_text_and_not_by_place():
-    batch = make_batch()
-    keys = batch.caption_image_key
-    assert len(set(keys.tolist())) == 3
-    step_key = StepKey(seed=1, step=2)
-    whole = step_key.uniform(keys, 2, Stream.MASKED_TEXT)
-    for part in batch.split(1):
-        own = step_key.uniform(part.caption_image_key, 2, Stream.MASKED_TEXT)
-        for caption, drawn in zip(part.captions, own, strict=True):
-            assert torch.equal(drawn, whole[[c.text for c in batch.captions].index(caption.text)])
-    assert not torch.equal(whole, step_key.uniform(keys, 2, Stream.PARALLEL))
-    assert not torch.equal(whole, StepKey(seed=1, step=3).uniform(keys, 2, Stream.MASKED_TEXT))
-
-
-def test_losses_of_micro_batches_join_to_that_of_the_whole():
-    count = torch.tensor(4.0)
-    parts = [Loss({"a": Term(torch.tensor(x), count, 2.0)}, {"f": Term(torch.tensor(1.0), count)}) for x in (1.0, 3.0)]
-    joined = Loss.joined(parts)
-    assert joined.total.item() == sum(part.total.item() for part in parts) == 2.0
-    assert joined.figures["f"].value.item() == 0.5

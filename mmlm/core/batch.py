@@ -1,0 +1,150 @@
+"""What is trained on: an image with its captions, and a padded batch of them."""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmlm.core.errors import UserError
+from mmlm.core.keyed_random import stable_hash
+
+TEXT_ONLY = -1
+"""``Batch.image_index`` of a caption that belongs to no image."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption and the language it is written in (a tokenizer's language code, or None if unknown)."""
+
+    text: str
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One decoded image with its captions.
+
+    ``image`` is uint8[3, H, W] (RGB) at the source's own size, or None for text only. ``concept`` is the positives
+    key: images and captions of equal concept are positives of each other. None means that only the image's own
+    captions (and captions of equal text) are.
+    """
+
+    id: str
+    image: Tensor | None
+    captions: tuple[Caption, ...]
+    concept: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on one device; the only class that defines padding and the shift between inputs and targets.
+
+    A caption is ``start, token, ..., token, end``; position t of ``inputs`` predicts position t of ``targets``.
+    """
+
+    images: Tensor
+    """uint8[B, 3, H, W], not normalised: the encoder knows its own mean and deviation."""
+    tokens: Tensor
+    """int64[C, T]: start, tokens, end, then padding up to a bucketed T."""
+    lengths: Tensor
+    """int64[C]: number of tokens of each caption, counting start and end but no padding."""
+    image_index: Tensor
+    """int64[C]: the row of ``images`` that each caption belongs to, or ``TEXT_ONLY``."""
+    image_concept: Tensor
+    """int64[B]: positives key of each image, a stable hash: images and captions of equal keys are positives."""
+    caption_concept: Tensor
+    """int64[C]: positives key of each caption."""
+    caption_key: Tensor
+    """int64[C]: stable hash of each caption's language and text; equal texts are positives whatever their concept."""
+    ids: tuple[str, ...]
+    """The example id of each image, B in all."""
+    captions: tuple[Caption, ...]
+    """The captions as text, C in all: for reports and previews."""
+    corrupt: tuple[str, ...] = ()
+    """``id: reason`` for each example of this batch that could not be decoded."""
+    position: int = 0
+    """Examples given to all ranks since the run's start, this batch included. 0 outside training."""
+    epoch: int = 0
+    """The epoch that the batch begins in, from 0: that of the first example of the global batch, on every rank."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """int64[C, T - 1]: the tokens that the decoder reads."""
+        return self.tokens[:, :-1]
+
+    @property
+    def targets(self) -> Tensor:
+        """int64[C, T - 1]: the tokens that the decoder should predict, those of ``inputs`` one position later."""
+        return self.tokens[:, 1:]
+
+    @property
+    def target_mask(self) -> Tensor:
+        """bool[C, T - 1]: true where a target is a real token (the end token is one, padding is not)."""
+        positions = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
+        return positions[None, :] < (self.lengths - 1)[:, None]
+
+    @property
+    def num_targets(self) -> Tensor:
+        """int64[]: number of targets of this batch that are real tokens."""
+        return (self.lengths - 1).sum()
+
+    @cached_property
+    def image_key(self) -> Tensor:
+        """int64[B]: stable hash of each image's id, the key of all randomness about it. Cached: hashing is slow."""
+        return torch.tensor([stable_hash(name) for name in self.ids], dtype=torch.int64, device=self.tokens.device)
+
+    @property
+    def caption_image_key(self) -> Tensor:
+        """int64[C]: the key of all randomness about a caption: its image's key mixed with its text's key."""
+        own = torch.cat([self.image_key, self.image_key.new_zeros(1)])  # the 0 is for text-only captions: index -1
+        return own[self.image_index] * 3 + self.caption_key
+
+    def split(self, examples: int) -> tuple["Batch", ...]:
+        """Micro-batches of at most ``examples`` images, each with its captions; text-only captions are spread evenly.
+
+        Captions keep their order within a micro-batch, and padding that no caption of the micro-batch needs is cut off.
+        Raises UserError if ``examples`` is below 1.
+        """
+        if examples < 1:
+            raise UserError(f"train.micro_batch_size: {examples} must be at least 1 example")
+        count = max(1, -(-len(self.images) // examples))
+        # part: int64[C], the micro-batch of each caption. Of n text-only captions the k-th goes to k * count // n.
+        text_only = self.image_index == TEXT_ONLY
+        part = torch.where(text_only, (text_only.cumsum(0) - 1) * count // text_only.sum().clamp(min=1), 0)
+        part = torch.where(text_only, part, self.image_index // examples)
+        return tuple(self._part(range(len(self.images))[i * examples :][:examples], part == i) for i in range(count))
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """Two micro-batches; the second is empty if there are fewer than two images."""
+        end = len(self.images)
+        if end > 1:
+            first, second = self.split(-(-end // 2))
+            return first, second
+        return self, self._part(range(end, end), torch.zeros_like(self.lengths, dtype=torch.bool))
+
+    def _part(self, rows: range, chosen: Tensor) -> "Batch":
+        """A micro-batch: the images in ``rows``, and the captions where bool[C] ``chosen`` is true."""
+        index, lengths = self.image_index[chosen], self.lengths[chosen]
+        span = slice(rows.start, rows.stop)
+        return Batch(
+            images=self.images[span],
+            tokens=self.tokens[chosen, : int(lengths.max()) if len(lengths) else self.tokens.shape[1]],
+            lengths=lengths,
+            image_index=torch.where(index == TEXT_ONLY, index, index - rows.start),
+            image_concept=self.image_concept[span],
+            caption_concept=self.caption_concept[chosen],
+            caption_key=self.caption_key[chosen],
+            ids=self.ids[span],
+            captions=tuple(caption for caption, kept in zip(self.captions, chosen.tolist(), strict=True) if kept),
+            corrupt=self.corrupt if rows.start == 0 else (),
+            position=self.position,
+            epoch=self.epoch,
+        )
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on ``device``."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)

@@ -1,0 +1,59 @@
+"""The batches of a split that is evaluated: every example once, in order, as it is."""
+
+from mmlm.core.batch import Batch
+from mmlm.core.errors import UserError
+from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
+from mmlm.data.sources import Source, read_example
+from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.transforms import Transform
+
+
+class EvaluationBatches:
+    """Every example of a source once, in order, with all of its captions and without augmentation.
+
+    A sequence of batches. A batch is read when it is asked for, so that a rank decodes only the batches that it takes.
+    An image that cannot be decoded is left out and named in its batch's ``corrupt``.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        transform: Transform,
+        batch_size: int,
+        max_tokens: int,
+        bucket: int = DEFAULT_BUCKET,
+    ) -> None:
+        """``batch_size`` is in examples; the last batch may be smaller."""
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1")
+        self.corrupt: tuple[str, ...] = ()
+        """``id: reason`` of every image that the last evaluation left out, on any rank; the evaluation sets it."""
+        self._source = source
+        self._transform = transform
+        self._batch_size = batch_size
+        self._pad_id = tokenizer.pad_id
+        self._max_tokens = max_tokens
+        self._bucket = bucket
+        self._encode = caption_encoder(tokenizer, max_tokens)
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples of the source, including those that cannot be decoded."""
+        return len(self._source)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self._source) // self._batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Batch ``number``, in the source's order. It is empty if none of its examples can be decoded.
+
+        Raises IndexError beyond the last batch, which also ends an iteration.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} is none of the split's {len(self)}")
+        start = number * self._batch_size
+        indices = range(start, min(start + self._batch_size, len(self._source)))
+        prepared = prepare((read_example(self._source, index) for index in indices), self._transform, None)
+        return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)

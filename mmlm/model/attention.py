@@ -1,0 +1,143 @@
+"""Multi-head attention, its masks, and its cache of keys and values."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlm.core.errors import UserError
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of all tokens that one attention layer has read so far, for decoding token by token.
+
+    float[C, K, T, d] each, for K key-value heads. T grows with every ``extend``.
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """T, the tokens in the cache."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends keys and values float[C, K, t, d] and returns those of all T + t tokens."""
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
+        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
+        return self.keys, self.values
+
+
+@dataclass
+class AttentionRecord:
+    """Collects attention weights of the layers that it is passed to. For reports, never in training."""
+
+    weights: list[Tensor] = field(default_factory=list)
+    """float32[C, H, Tq, Tk] for each recorded layer, in the order of the layers."""
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention (arXiv:1706.03762), as self-attention or over a memory of another width.
+
+    The caller runs its steps one by one (``query`` and ``keys_values``, then ``attend``, then ``output``), so that keys
+    and values of a memory can be projected once and reused.
+
+    With ``num_key_value_heads`` K below the number of heads H, each key and value head serves H / K query heads
+    (grouped-query attention, arXiv:2305.13245; K = 1 is multi-query attention, arXiv:1911.02150). Keys, values and
+    their cache are then H / K times smaller. None means K = H.
+
+    Raises:
+        UserError: ``num_heads`` does not divide ``width``, or ``num_key_value_heads`` does not divide ``num_heads``.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, memory_width: int | None = None, num_key_value_heads: int | None = None
+    ) -> None:
+        super().__init__()
+        if width < 1 or num_heads < 1 or width % num_heads:
+            raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
+        key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        if key_value_heads < 1 or num_heads % key_value_heads:
+            raise UserError(
+                f"num_key_value_heads: {key_value_heads} does not divide the {num_heads} query heads; choose one that "
+                "does, or null for as many"
+            )
+        self.head_width = width // num_heads
+        self.key_width = key_value_heads * self.head_width
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(memory_width or width, 2 * self.key_width)
+        self.output = nn.Linear(width, width)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """[C, T, H * d] -> [C, H, T, d]: splits queries into H heads, or keys and values into K heads."""
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """float[B, M, Dm] -> keys and values, float[B, K, M, d] each."""
+        keys, values = self.key_value(memory).chunk(2, dim=-1)
+        return self.heads(keys), self.heads(values)
+
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        record: AttentionRecord | None = None,
+    ) -> Tensor:
+        """Queries float[C, H, Tq, d] over keys and values float[C, K, Tk, d] -> float[C, Tq, D], before ``output``.
+
+        ``mask`` is bool[C or 1, 1, Tq or 1, Tk], true where a query may look. ``causal`` (without ``mask``) lets a
+        query see keys up to its own position, where the last query stands at the last key. ``record`` collects the
+        weights.
+        """
+        # With a cache there are fewer queries than keys. PyTorch's ``is_causal`` aligns the *first* query with the
+        # first key, which would hide almost the whole cache: such a mask is built here.
+        if causal and queries.shape[2] != keys.shape[2]:
+            ahead = keys.shape[2] - queries.shape[2]
+            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril(ahead)
+            causal = False
+        # The fused attention returns no weights: a report computes them a second time.
+        if record is not None:
+            record.weights.append(attention_weights(queries, keys, mask, causal))
+        grouped = keys.shape[1] != queries.shape[1]
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+        )
+        return out.transpose(1, 2).flatten(2)
+
+
+def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """float32[C, H, Tq, Tk]: the softmax weights that ``scaled_dot_product_attention`` uses but does not return.
+
+    Keys float[C, K, Tk, d] may have fewer heads than queries float[C, H, Tq, d]; head k serves H / K queries in a row.
+    """
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    with torch.autocast(queries.device.type, enabled=False):  # autocast would make the product bfloat16
+        scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def visible_mask(visible: Tensor, num_tokens: int) -> Tensor:
+    """bool[C, 1, T, T], true where a token may look: a causal mask, plus a prefix that every token sees.
+
+    ``visible`` int64[C] is the length of each caption's prefix (prefix language modelling); 0 is causal attention.
+    """
+    positions = torch.arange(num_tokens, device=visible.device)
+    causal = positions[:, None] >= positions[None, :]
+    return (causal[None] | (positions[None, None, :] < visible[:, None, None]))[:, None]
+
+
+def identity_attention(patches: Tensor) -> Tensor:
+    """float[B, N, D] -> float32[B, N, N]: the ``patch_attention`` of a bridge whose memory token n is patch n."""
+    batch, num_patches, _ = patches.shape
+    return torch.eye(num_patches, device=patches.device).expand(batch, -1, -1)
