@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class AugmentSettings:
 
 def _check(name: str, value: object, fits: bool, rule: str) -> None:
     if not fits:
-        raise UserError(f"augment.{name}={value} must be {rule}")
+        raise ArgumentError(f"{name}: {value} must be {rule}")
 
 
 _NET = 4
@@ -143,9 +143,11 @@ class Transform:
         photos need. Raises UserError for a value outside of its range.
         """
         if image_size < 1:
-            raise UserError(f"image_size={image_size} must be at least 1 pixel")
+            raise UserError(f"data.image_size: {image_size} must be at least 1 pixel")
         if trim is not None and not 0 <= trim < 1:
-            raise UserError(f"trim={trim} must be at least 0 and below 1, a fraction of the side; null keeps the frame")
+            raise ArgumentError(
+                f"trim: {trim} must be at least 0 and below 1, a share of the side; null keeps the frame"
+            )
         self.image_size = image_size
         self.augment = augment
         self.trim = trim

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.core.distributed import gather
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.flow import CAPTION, EMBED, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term
 from mmlm.core.precision import at_least_float32
 from mmlm.objectives.objective import Comparison, Objective, required
@@ -225,4 +225,4 @@ def _of_teacher(sizes: ModelSizes) -> ModelSizes:
 
 def _check_positive(key: str, value: float) -> None:
     if not value > 0:
-        raise UserError(f"{key}: {value} must be above 0")
+        raise ArgumentError(f"{key}: {value} must be above 0")

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.flow import TEXT_ONLY, Batch, Loss, ModelOutput, ModelSizes, StepKey, Term, TextView
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective, required
@@ -24,7 +24,7 @@ def states_at(hidden: Tensor, batch: Batch, chosen: Tensor) -> Tensor:
 def check_label_smoothing(label_smoothing: float) -> None:
     """Raises UserError if ``label_smoothing`` is outside of [0, 1)."""
     if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
+        raise ArgumentError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
 
 
 class TokenPrediction(Objective):
