@@ -146,7 +146,7 @@ class Transform:
             raise UserError(f"data.image_size: {image_size} must be at least 1 pixel")
         if trim is not None and not 0 <= trim < 1:
             raise ArgumentError(
-                f"trim: {trim} must be at least 0 and below 1, a share of the side; null keeps the frame"
+                f"trim: {trim} must be at least 0 and below 1, a fraction of the side; null keeps the frame"
             )
         self.image_size = image_size
         self.augment = augment

@@ -145,7 +145,7 @@ class SelfDistillation(Objective):
                 raise ArgumentError(f"{key}: {value} must be at least 1")
         if not 0 < min_area <= max_area <= 1:
             raise ArgumentError(
-                f"min_area: {min_area} and max_area={max_area} must be shares in order, above 0, up to 1"
+                f"min_area: {min_area} and max_area={max_area} must be shares in order, above 0, at most 1"
             )
         if not 0 < teacher_temperature < student_temperature:
             raise ArgumentError(

@@ -335,5 +335,5 @@ def test_what_shares_of_weights_cannot_do_is_refused(tiny_config):
     averaged = ("objective=coca_self_distillation", "teacher.ema=true", "train.ema_decay=0.9")
     with pytest.raises(UserError, match=r"^parallel: fsdp holds shares of the moving average .* teacher.run$"):
         check_compatible(tiny_config("parallel=fsdp", *averaged))
-    with pytest.raises(UserError, match=r"^bucket_mb: 0 must be at least 1 megabyte$"):
+    with pytest.raises(UserError, match=r"^parallel.bucket_mb: 0 must be at least 1 megabyte$"):
         check_compatible(tiny_config("parallel.bucket_mb=0"))

@@ -41,7 +41,9 @@ def check_kernel(kernel: Kernel, label_smoothing: float, chunk_rows: int | None)
     if kernel in ("auto", "chunked"):
         return
     if chunk_rows is not None:
-        raise ArgumentError(f"chunk_rows: {chunk_rows} has no effect on kernel={kernel}; use kernel=chunked, or null")
+        raise ArgumentError(
+            f"chunk_rows: {chunk_rows} has no effect on kernel={kernel}; use kernel=chunked, or null here"
+        )
     package = LIGER if kernel == "liger" else CUT
     version = installed(package)
     if version is None:
