@@ -49,7 +49,7 @@ REFUSED = [
     ("encoder.depth=[2]", "encoder.depth: [2] is not an int or null"),
     ("decoder.positions=absolute", "decoder.positions: 'absolute' is not one of 'sinusoidal', 'learned', 'rotary'"),
     ("decoder.dropout=2", "decoder.dropout: 2.0 must lie in [0, 1)"),
-    ("transform.augment.flip=2", "augment.flip=2.0 must be between 0 and 1"),
+    ("transform.augment.flip=2", "transform.augment.flip: 2.0 must be between 0 and 1"),
     ("data.workers=-1", "workers=-1 must be at least 0"),
     ("data.max_tokens=2", "max_tokens=2 must be at least 3"),
     ("data.language=xx", "data.language: a caption's language is 'xx', but tokenizer.languages=['en']; add it there"),
@@ -69,8 +69,8 @@ REFUSED = [
     ("encoder.name=resnet18", "encoder.name: "),
     ("encoder.name=vit_nothing", "encoder.name: timm has no model 'vit_nothing'; it has for example vit_"),
     ("encoder.pretrained=true", "encoder.pretrained: pretrained weights fix width, depth, num_heads, stem"),
-    ("encoder.num_heads=5", "encoder: timm's 'vit_tiny_patch16_224' does not take width=32, depth=1, num_heads=5"),
-    ("decoder.num_heads=0", "num_heads: 0 does not divide the width 32; choose one that does"),
+    ("encoder.num_heads=5", "encoder.name: timm's 'vit_tiny_patch16_224' does not take width=32, depth=1, num_heads=5"),
+    ("decoder.num_heads=0", "decoder.num_heads: 0 does not divide the width 32; choose one that does"),
     ("data.image_size=20", "encoder.patch_size: image size 20 is not a multiple of patch size 8"),
     ("objective.weights.captioning=-1", "objective.weights.captioning: -1.0 is no weight; use 0 to leave"),
     ("+objective.weights.matching=1", "objective.weights: matching must be named in both objectives and weights"),
@@ -108,7 +108,10 @@ def test_a_mistake_is_one_line_before_training_starts(train_tiny, tmp_path, monk
         ),
         (("experiment=caption_base", "data=folder"), "data.train.folder, data.validation.validation.folder: required"),
         ((), f"experiment: required, and not set; write experiment=VALUE; there are: {EXPERIMENTS}"),
-        (("experiment=caption_base", "data.train.split=trian"), "split='trian': the emoji data has no such split"),
+        (
+            ("experiment=caption_base", "data.train.split=trian"),
+            "data.train.split: 'trian' is no split of the emoji data; choose one of",
+        ),
     ],
 )
 def test_mistakes_about_what_to_train(command, tmp_path, monkeypatch, arguments, message):

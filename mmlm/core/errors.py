@@ -8,6 +8,14 @@ class UserError(Exception):
     """
 
 
+class ArgumentError(UserError):
+    """Raised by a part about one of its own arguments. The message begins with the argument's name.
+
+    Whoever builds the part from a config puts the key of the part in front: ``num_queries: 0 must be at least 1``
+    becomes ``bridge.num_queries: 0 must be at least 1``. A part does not know at which key it stands.
+    """
+
+
 class CorruptImage(UserError):  # noqa: N818 - a thing of the data, named as such everywhere
     """An image that cannot be decoded. ``name`` is its file or example id, ``reason`` says what is wrong with it."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -74,4 +74,4 @@ class AugmentSettings:
 
 def _check(name: str, value: object, fits: bool, rule: str) -> None:
     if not fits:
-        raise UserError(f"augment.{name}={value} must be {rule}")
+        raise ArgumentError(f"{name}: {value} must be {rule}")

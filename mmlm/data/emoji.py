@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from mmlm.core.batch import Caption, Example
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.data.emoji_splits import SPLITS, division_of, family_of
 from mmlm.data.images import decode_image
 
@@ -51,7 +51,7 @@ class Emoji:
         Raises ``UserError`` for an unknown split or language, or a hand that the split does not have.
         """
         if split not in SPLITS:
-            raise UserError(f"split={split!r}: the emoji data has no such split; choose one of {', '.join(SPLITS)}")
+            raise ArgumentError(f"split: {split!r} is no split of the emoji data; choose one of {', '.join(SPLITS)}")
         _check_choice("languages", languages, LANGUAGES, "the emoji data's languages")
         chosen = SPLITS[split].hands if hands is None else tuple(hands)
         _check_choice("hands", chosen, SPLITS[split].hands, f"the hands of split {split!r}")
@@ -129,7 +129,9 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
 def _check_choice(name: str, chosen: Sequence[str], known: Sequence[str], where: str) -> None:
     """Raises ``UserError`` unless ``chosen`` is a list of one or more distinct members of ``known``."""
     if isinstance(chosen, str) or not chosen or len(set(chosen)) != len(chosen):
-        raise UserError(f"{name}={chosen!r}: must be a list of one or more different names out of {', '.join(known)}")
+        raise ArgumentError(
+            f"{name}: {chosen!r} must be a list of one or more different names out of {', '.join(known)}"
+        )
     for value in chosen:
         if value not in known:
-            raise UserError(f"{name}: {value!r} is not one of {where}: {', '.join(known)}")
+            raise ArgumentError(f"{name}: {value!r} is not one of {where}: {', '.join(known)}")

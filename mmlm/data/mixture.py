@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from mmlm.core.batch import Caption, Example
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.wording import did_you_mean
 from mmlm.data.sources import Source
 
@@ -27,13 +27,13 @@ class Mixture:
         Raises UserError for no source, an unknown name, or fewer passes than 1.
         """
         if not sources:
-            raise UserError("sources: a mixture needs one at least")
+            raise ArgumentError("sources: a mixture needs one at least")
         times = dict.fromkeys(sources, 1) | dict(passes or {})
         for name, count in times.items():
             if name not in sources:
-                raise UserError(f"passes.{name}: the mixture has no such source{did_you_mean(name, list(sources))}")
+                raise ArgumentError(f"passes.{name}: the mixture has no such source{did_you_mean(name, list(sources))}")
             if count < 1:
-                raise UserError(f"passes.{name}: {count} must be at least 1; leave the source out instead")
+                raise ArgumentError(f"passes.{name}: {count} must be at least 1; leave the source out instead")
         self._turns = [(name, source) for name, source in sources.items() for _ in range(times[name])]
         self._ends = list(accumulate(len(source) for _, source in self._turns))
 

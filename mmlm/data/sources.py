@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from mmlm.core.batch import Caption, Example
-from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.errors import ArgumentError, CorruptImage, UserError
 from mmlm.core.wording import first_line
 from mmlm.data.images import decode_image, read_image
 
@@ -227,7 +227,7 @@ def _expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files of all paths and patterns, those of a pattern sorted: the order decides the examples' numbers."""
     patterns = [files] if isinstance(files, str | Path) else list(files)
     if not patterns:
-        raise UserError("files=[] names no Parquet file; give at least one path or pattern")
+        raise ArgumentError("files: [] names no Parquet file; give at least one path or pattern")
     paths: list[Path] = []
     for pattern in patterns:
         # A file whose name has a bracket or a star is not a pattern.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.data.augment_settings import AugmentSettings
 from mmlm.data.augmentation import (
     COLUMNS,
@@ -45,9 +45,11 @@ class Transform:
         photos need. Raises UserError for a value outside of its range.
         """
         if image_size < 1:
-            raise UserError(f"image_size={image_size} must be at least 1 pixel")
+            raise UserError(f"data.image_size: {image_size} must be at least 1 pixel")
         if trim is not None and not 0 <= trim < 1:
-            raise UserError(f"trim={trim} must be at least 0 and below 1, a fraction of the side; null keeps the frame")
+            raise ArgumentError(
+                f"trim: {trim} must be at least 0 and below 1, a fraction of the side; null keeps the frame"
+            )
         self.image_size = image_size
         self.augment = augment
         self.trim = trim

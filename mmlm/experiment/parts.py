@@ -25,7 +25,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.wording import LISTS, MAPPINGS, describe, did_you_mean, shown
 from mmlm.experiment.targets import resolve
@@ -59,11 +59,15 @@ class _Call:
     def run(self, runtime: Mapping[str, object]) -> object:
         """Builds the nested parts first, then this one.
 
-        The initial weights of each depend on the run's seed and on its own key in the config: on no other part.
+        The initial weights of each depend on the run's seed and on its own key in the config: on no other part. That
+        key is also put in front of what the constructor says about one of its arguments.
         """
         given = {name: _run(value, runtime) for name, value in self.arguments.items()}
-        with keyed_start(self.slot):
-            return self.target(**given, **{name: runtime[name] for name in self.supplied})
+        try:
+            with keyed_start(self.slot):
+                return self.target(**given, **{name: runtime[name] for name in self.supplied})
+        except ArgumentError as error:
+            raise UserError(f"{self.slot}.{error}") from None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def build_part(
 
     Every part, nested ones too, receives those ``runtime`` values its signature asks for by name. Where the signature
     is annotated, a list becomes the annotated tuple or set, a string the Path, an int the float, and a mapping the
-    dataclass. Raises UserError, and whatever the constructor raises.
+    dataclass. Raises UserError, and whatever a constructor raises; an ArgumentError becomes a UserError with the key.
     """
     return _plan_part(_plain(node), slot, _Rules(frozenset(runtime), (HOME, *plugins))).run(runtime)
 

@@ -14,7 +14,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, UserError
+from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, ArgumentError, UserError
 from mmlm.core.stop import handled
 from mmlm.launch.meeting import ATTEMPT, COMMAND
 
@@ -39,16 +39,13 @@ class Local:
         threads: int | None = None,
         grace_seconds: float = 30.0,
     ) -> None:
-        least = {
-            "processes": (processes, 1),
-            "launcher.threads": (threads, 1),
-            "launcher.max_restarts": (max_restarts, 0),
-        }
-        for key, (value, limit) in least.items():
-            if value is not None and value < limit:
-                raise UserError(f"{key}: {value} must be at least {limit}")
+        if processes is not None and processes < 1:
+            raise UserError(f"processes: {processes} must be at least 1")
+        for name, value, least in (("threads", threads, 1), ("max_restarts", max_restarts, 0)):
+            if value is not None and value < least:
+                raise ArgumentError(f"{name}: {value} must be at least {least}")
         if not grace_seconds > 0:
-            raise UserError(f"launcher.grace_seconds: {grace_seconds} must be above 0")
+            raise ArgumentError(f"grace_seconds: {grace_seconds} must be above 0")
         self.processes = processes or max(1, torch.cuda.device_count())
         self.max_restarts = max_restarts
         self.threads = threads

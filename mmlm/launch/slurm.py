@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.launch.meeting import COMMAND
 from mmlm.launch.requeue import MAX_RESTARTS
 
@@ -107,23 +107,23 @@ class Slurm:
         for key in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise UserError(f"launcher.{key}: {value} must be above 0")
+                raise ArgumentError(f"{key}: {value} must be above 0")
         if self.max_restarts < 0:
-            raise UserError(f"launcher.max_restarts: {self.max_restarts} must not be below 0")
+            raise ArgumentError(f"max_restarts: {self.max_restarts} must not be below 0")
         for key, (form, rule) in FORMATS.items():
             value = getattr(self, key)
             if value is not None and not re.fullmatch(form, value):
-                raise UserError(f"launcher.{key}: '{value}' must be {rule}")
+                raise ArgumentError(f"{key}: '{value}' must be {rule}")
         for key in ("partition", "account", "qos", "constraint", "exclude"):
             value = getattr(self, key)
             if value is not None and (not value or re.search(r"\s", value)):
-                raise UserError(f"launcher.{key}: '{value}' must be one word")
+                raise ArgumentError(f"{key}: '{value}' must be one word")
         for option in self.extra:
             if not re.fullmatch(r"--\S+", option):
-                raise UserError(f"launcher.extra: '{option}' must be an option of sbatch, such as --mail-type=END")
+                raise ArgumentError(f"extra: '{option}' must be an option of sbatch, such as --mail-type=END")
         if self.gpus_per_node not in (None, self.tasks_per_node):
-            raise UserError(
-                f"launcher.tasks_per_node: {self.tasks_per_node}, and gpus_per_node is {self.gpus_per_node}; a task "
+            raise ArgumentError(
+                f"tasks_per_node: {self.tasks_per_node}, and gpus_per_node is {self.gpus_per_node}; a task "
                 "trains on one GPU: give both the same number"
             )
 

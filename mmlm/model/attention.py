@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 
 
 @dataclass
@@ -59,10 +59,10 @@ class MultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or num_heads < 1 or width % num_heads:
-            raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
+            raise ArgumentError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
         key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
         if key_value_heads < 1 or num_heads % key_value_heads:
-            raise UserError(
+            raise ArgumentError(
                 f"num_key_value_heads: {key_value_heads} does not divide the {num_heads} query heads; choose one that "
                 "does, or null for as many"
             )

@@ -62,10 +62,10 @@ def model_costs(
 
     with _countable(model, device):
         encoded = count("encoder", lambda: model.encoder(images))
-        pooled, memory, text = encoded.pooled, None, None
-        if model.bridge is not None:
-            bridged = count("bridge", partial(model.bridge, encoded.tokens))
-            pooled, memory = pooled if bridged.pooled is None else bridged.pooled, bridged.memory
+        # Without a bridge this hands on what the encoder has pooled, which costs nothing.
+        through = "encoder" if model.bridge is None else "bridge"
+        pooled, memory = count(through, partial(model.through_bridge, encoded))
+        text = None
         if EMBED in views:
             if model.text_encoder is not None:
                 vector = count("text_encoder", partial(model.text_encoder, tokens, lengths))

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.local_files import locate
 from mmlm.core.wording import closest, did_you_mean, first_line, listed
 
@@ -46,14 +46,14 @@ def one_line_errors(start: str) -> Iterator[None]:
         SafetensorError,
         StrictDataclassError,
     ) as error:
-        raise UserError(f"{start}: {first_line(error)}") from error
+        raise ArgumentError(f"{start}: {first_line(error)}") from error
 
 
-def check_source(slot: str, name_or_path: str | None, architecture: str | None) -> None:
+def check_source(name_or_path: str | None, architecture: str | None) -> None:
     """UserError unless exactly one of ``name_or_path`` and ``architecture`` is given."""
     if (name_or_path is None) == (architecture is None):
-        raise UserError(
-            f"{slot}: name_or_path={name_or_path} and architecture={architecture}: set exactly one; the first loads a "
+        raise ArgumentError(
+            f"name_or_path: {name_or_path} and architecture={architecture}: set exactly one; the first loads a "
             "pretrained model, the second makes a random one"
         )
 
@@ -61,9 +61,7 @@ def check_source(slot: str, name_or_path: str | None, architecture: str | None) 
 # Configs
 
 
-def config_class(
-    slot: str, architecture: str, names: Collection[str], kind: str, examples: str
-) -> type[PreTrainedConfig]:
+def config_class(architecture: str, names: Collection[str], kind: str, examples: str) -> type[PreTrainedConfig]:
     """The config class of ``architecture``. UserError unless it is in ``names``, the architectures of this ``kind``.
 
     ``kind`` ("encoder", "causal LM") and ``examples`` are words for the message.
@@ -71,12 +69,11 @@ def config_class(
     if architecture not in names or architecture not in CONFIG_MAPPING:
         meant = closest(architecture, names)
         hint = f"did you mean '{meant}'?" if meant else f"there are for example {examples}"
-        raise UserError(f"{slot}.architecture: transformers has no {kind} '{architecture}'; {hint}")
+        raise ArgumentError(f"architecture: transformers has no {kind} '{architecture}'; {hint}")
     return CONFIG_MAPPING[architecture]
 
 
 def new_config(
-    slot: str,
     config_kind: type[PreTrainedConfig],
     settings: Mapping[str, Any],
     supplied: Mapping[str, str],
@@ -86,50 +83,46 @@ def new_config(
 
     Raises UserError for a setting that is ``supplied`` by the run, unknown, or of a wrong value.
     """
-    check_settings(slot, settings, config_kind(), supplied)
-    with one_line_errors(f"{slot}.settings: {config_kind.model_type} does not take them"):
+    check_settings(settings, config_kind(), supplied)
+    with one_line_errors(f"settings: {config_kind.model_type} does not take them"):
         return config_kind(**settings, **fixed)
 
 
-def saved_config(slot: str, name: str) -> PreTrainedConfig:
+def saved_config(name: str) -> PreTrainedConfig:
     """The config of a pretrained model, by its ``name_or_path``. Raises UserError."""
-    place = locate(name, f"{slot}.name_or_path")
+    place = locate(name, "name_or_path")
     # A name that cannot be a hub id is a folder that is not there: transformers would complain about the hub instead.
     if not Path(place).is_dir() and (place.count("/") > 1 or place.startswith((".", "/", "~"))):
-        raise UserError(f"{slot}.name_or_path: there is no folder '{name}'; give one, or a name on the hub")
-    with one_line_errors(f"{slot}.name_or_path: '{name}' cannot be loaded"):
+        raise ArgumentError(f"name_or_path: there is no folder '{name}'; give one, or a name on the hub")
+    with one_line_errors(f"name_or_path: '{name}' cannot be loaded"):
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
-def change_config(
-    slot: str, config: PreTrainedConfig, settings: Mapping[str, object], supplied: Mapping[str, str]
-) -> None:
+def change_config(config: PreTrainedConfig, settings: Mapping[str, object], supplied: Mapping[str, str]) -> None:
     """Sets the user's ``settings`` in the config of a pretrained model, in place. Raises UserError."""
-    check_settings(slot, settings, config, supplied)
+    check_settings(settings, config, supplied)
     for key, value in settings.items():
-        with one_line_errors(f"{slot}.settings.{key}: {value} does not fit"):
+        with one_line_errors(f"settings.{key}: {value} does not fit"):
             setattr(config, key, value)
 
 
-def check_settings(
-    slot: str, settings: Mapping[str, object], config: PreTrainedConfig, supplied: Mapping[str, str]
-) -> None:
+def check_settings(settings: Mapping[str, object], config: PreTrainedConfig, supplied: Mapping[str, str]) -> None:
     """UserError for a key that is ``supplied`` by the run, or that the config lacks (transformers accepts any key)."""
     public = sorted(key for key in {*vars(config), *config.attribute_map} if not key.startswith("_"))
     for key in settings:
         if key in supplied:
-            raise UserError(f"{slot}.settings.{key}: {supplied[key]}")
+            raise ArgumentError(f"settings.{key}: {supplied[key]}")
         if key not in public:
             hint = did_you_mean(key, public)
-            raise UserError(f"{slot}.settings.{key}: {config.model_type} has no such setting{hint}")
+            raise ArgumentError(f"settings.{key}: {config.model_type} has no such setting{hint}")
 
 
 # Models
 
 
-def random_model(slot: str, config: PreTrainedConfig, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+def random_model(config: PreTrainedConfig, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     """Calls ``make`` to build a model of ``config``; returned in training mode. Raises UserError."""
-    with one_line_errors(f"{slot}: {config.model_type} cannot be built"):
+    with one_line_errors(f"settings: {config.model_type} cannot be built with them"):
         return make().train()
 
 
@@ -147,20 +140,19 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def pretrained_model(slot: str, name: str, load: Callable[..., Any], may_lack: Sequence[str] = ()) -> PreTrainedModel:
+def pretrained_model(name: str, load: Callable[..., Any], may_lack: Sequence[str] = ()) -> PreTrainedModel:
     """Loads a checkpoint as a model in training mode, in float32 whatever dtype the file has.
 
     ``load`` is a class's ``from_pretrained`` with the config bound. Raises UserError for a checkpoint that cannot be
     read or lacks weights, except for weights whose names begin with one of ``may_lack``.
     """
-    place = locate(name, f"{slot}.name_or_path")
-    with _quiet(), one_line_errors(f"{slot}.name_or_path: '{name}' cannot be loaded"):
+    place = locate(name, "name_or_path")
+    with _quiet(), one_line_errors(f"name_or_path: '{name}' cannot be loaded"):
         model, report = load(place, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(tuple(may_lack)))
     if missing:
-        raise UserError(
-            f"{slot}.name_or_path: '{name}' has no weights for {listed(missing, 1)} of its model; they would start at "
-            "random"
+        raise ArgumentError(
+            f"name_or_path: '{name}' has no weights for {listed(missing, 1)} of its model; they would start at random"
         )
     return model.train()
 

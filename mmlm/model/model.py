@@ -109,7 +109,7 @@ class ImageTextModel(nn.Module):
             if probe:
                 image_tokens = _probe(image_tokens)
                 image_pooled = None if image_pooled is None else _probe(image_pooled)
-            image_vector, memory = self._through_bridge(EncoderOutput(image_tokens, image_pooled))
+            image_vector, memory = self.through_bridge(EncoderOutput(image_tokens, image_pooled))
 
         # Embeddings come before text views. The first pass of gradient caching asks for EMBED alone and has to draw the
         # same dropout masks as the second pass, which asks for all views.
@@ -141,7 +141,7 @@ class ImageTextModel(nn.Module):
             if image_view in drawn:
                 pixels = drawn[image_view]
                 assert isinstance(pixels, Tensor), "the input of an image view is pixels"
-                vector, _ = self._through_bridge(self.encoder(pixels))
+                vector, _ = self.through_bridge(self.encoder(pixels))
             view_embedding[image_view] = self._embed_image(_needed(vector))
 
         # A patch view also has its own pass: the encoder must see the listed patches only.
@@ -198,7 +198,7 @@ class ImageTextModel(nn.Module):
         num_patches = encoder.grid[0] * encoder.grid[1]
         return {KEPT_BY_DROPOUT: step_key.chosen(batch.image_key, num_patches, encoder.num_kept, Stream.PATCH_DROPOUT)}
 
-    def _through_bridge(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor | None]:
+    def through_bridge(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor | None]:
         """The vector float[B, Dp] that is projected to the image embedding, and the memory float[B, M, Dm]."""
         vector, memory = encoded.pooled, None
         if self.bridge is not None:
@@ -214,7 +214,7 @@ class ImageTextModel(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """uint8[B, 3, S, S] -> embedding and memory."""
-        pooled, memory = self._through_bridge(self.encoder(images))
+        pooled, memory = self.through_bridge(self.encoder(images))
         return ImageFeatures(self._embed_image(pooled), memory)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:

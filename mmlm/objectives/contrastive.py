@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.distributed import gather, sum_over_ranks
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.loss import Loss, Term
 from mmlm.core.views import EMBED
 from mmlm.objectives.kernels.tiled import cross_entropies
@@ -58,7 +58,7 @@ class InfoNCE(Comparison):
     ) -> None:
         super().__init__()
         if not 1 / max_scale <= temperature <= 1:
-            raise UserError(f"temperature: {temperature} must lie in [1 / max_scale, 1] = [{1 / max_scale:g}, 1]")
+            raise ArgumentError(f"temperature: {temperature} must lie in [1 / max_scale, 1] = [{1 / max_scale:g}, 1]")
         check_label_smoothing(label_smoothing)
         scale = torch.tensor(math.log(1 / temperature))
         self.logit_scale = nn.Parameter(scale, requires_grad=learned_temperature)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.precision import at_least_float32
@@ -228,4 +228,4 @@ def _of_teacher(sizes: ModelSizes) -> ModelSizes:
 
 def _check_positive(key: str, value: float) -> None:
     if not value > 0:
-        raise UserError(f"{key}: {value} must be above 0")
+        raise ArgumentError(f"{key}: {value} must be above 0")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.batch import Batch
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.model_output import ModelSizes
 from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted, new_mask_embedding
@@ -43,7 +43,7 @@ class MaskedLanguageModelling(TokenPrediction):
     def __init__(self, share: float = 0.4, captions: Captions = "all", label_smoothing: float = 0.0) -> None:
         super().__init__(label_smoothing)
         if not 0 < share <= 1:
-            raise UserError(f"share: {share} must lie in (0, 1]")
+            raise ArgumentError(f"share: {share} must lie in (0, 1]")
         self.share, self.captions = share, captions
         self.register_parameter("mask_embedding", None)
 

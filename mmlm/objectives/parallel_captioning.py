@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
@@ -53,7 +53,7 @@ class ParallelCaptioning(Objective):
     def __init__(self, share: float = 0.75, captions: Captions = "all", label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0 < share <= 1:
-            raise UserError(f"share: {share} must lie in (0, 1]; captioning alone is mmlm.objectives.captioning")
+            raise ArgumentError(f"share: {share} must lie in (0, 1]; captioning alone is mmlm.objectives.captioning")
         check_label_smoothing(label_smoothing)
         self.share, self.captions, self.label_smoothing = share, captions, label_smoothing
         self.register_parameter("mask_embedding", None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, Stream, View, ViewInputs
@@ -133,16 +133,18 @@ class SelfDistillation(Objective):
         }
         for key, value in sizes.items():
             if value < 1:
-                raise UserError(f"{key}: {value} must be at least 1")
+                raise ArgumentError(f"{key}: {value} must be at least 1")
         if not 0 < min_area <= max_area <= 1:
-            raise UserError(f"min_area: {min_area} and max_area={max_area} must be shares in order, above 0, at most 1")
+            raise ArgumentError(
+                f"min_area: {min_area} and max_area={max_area} must be shares in order, above 0, at most 1"
+            )
         if not 0 < teacher_temperature < student_temperature:
-            raise UserError(
+            raise ArgumentError(
                 f"teacher_temperature: {teacher_temperature} must be above 0 and below student_temperature="
                 f"{student_temperature}, or there is nothing to learn from it"
             )
         if not 0 <= center_momentum < 1:
-            raise UserError(f"center_momentum: {center_momentum} must lie in [0, 1)")
+            raise ArgumentError(f"center_momentum: {center_momentum} must lie in [0, 1)")
         self.num_local, self.min_area, self.max_area = num_local, min_area, max_area
         self.num_prototypes, self.hidden_width, self.bottleneck_width = num_prototypes, hidden_width, bottleneck_width
         self.teacher_temperature, self.student_temperature = teacher_temperature, student_temperature

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmlm.core.distributed import gather, sum_over_ranks
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.loss import Loss, Term
 from mmlm.core.views import EMBED
 from mmlm.objectives.kernels.gradients_in_forward import SavingContext
@@ -50,9 +50,9 @@ class Sigmoid(Comparison):
     ) -> None:
         super().__init__()
         if not 0 < temperature < math.inf:
-            raise UserError(f"temperature: {temperature} must be above 0 and finite")
+            raise ArgumentError(f"temperature: {temperature} must be above 0 and finite")
         if not math.isfinite(bias):
-            raise UserError(f"bias: {bias} must be finite; SigLIP starts at -10")
+            raise ArgumentError(f"bias: {bias} must be finite; SigLIP starts at -10")
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learned_temperature)
         self.logit_bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learned_bias)
         self.positives = positives

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
@@ -109,24 +109,24 @@ class WeightedSum(nn.Module):
         super().__init__()
         if objectives.keys() != weights.keys():
             odd = ", ".join(sorted(objectives.keys() ^ weights.keys()))
-            raise UserError(f"objective.weights: {odd} must be named in both objectives and weights")
+            raise ArgumentError(f"weights: {odd} must be named in both objectives and weights")
         for name, weight in weights.items():
             if not isinstance(weight, WeightSchedule) and not 0 <= weight < math.inf:
-                raise UserError(f"objective.weights.{name}: {weight} is no weight; use 0 to leave the objective out")
+                raise ArgumentError(f"weights.{name}: {weight} is no weight; use 0 to leave the objective out")
         self.weights = {name: weight for name, weight in weights.items() if weight != 0}
         if not self.weights:
-            raise UserError("objective.weights: every weight is 0, so there is nothing to train; make one positive")
+            raise ArgumentError("weights: every weight is 0, so there is nothing to train; make one positive")
         self.objectives = nn.ModuleDict({name: objectives[name] for name in self.weights})
         parts = self.named_parts()
         fusions = {name: part for name, part in parts.items() if isinstance(part, FusionObjective)}
         if len(fusions) > 1:
-            raise UserError(f"objective.objectives: {' and '.join(fusions)} both choose pairs; take one of them")
+            raise ArgumentError(f"objectives: {' and '.join(fusions)} both choose pairs; take one of them")
         # A text view runs once with one pattern: two objectives that draw one each would overwrite each other.
         for view in {view for part in parts.values() for view in part.views if isinstance(view, TextView)}:
             drawing = [name for name, part in parts.items() if view in part.views and view != CAPTION]
             if len(drawing) > 1:
                 both = " and ".join(drawing)
-                raise UserError(f"objective.objectives: {both} both draw how captions are read; take one of them")
+                raise ArgumentError(f"objectives: {both} both draw how captions are read; take one of them")
         self.views: frozenset[View] = frozenset().union(*(part.views for part in parts.values()))
         self.needs_teacher = any(part.needs_teacher for part in parts.values())
         self.pairs_per_image = sum(part.pairs_per_image for part in fusions.values())
@@ -136,10 +136,13 @@ class WeightedSum(nn.Module):
         return {name: cast(Objective, part) for name, part in self.objectives.items()}
 
     def connect(self, sizes: ModelSizes) -> None:
-        """See ``Objective``."""
+        """See ``Objective``. An argument that does not fit ``sizes`` is told by its key in the config."""
         for name, part in self.named_parts().items():
-            with keyed_start(f"objectives.{name}"):
-                part.connect(sizes)
+            try:
+                with keyed_start(f"objectives.{name}"):
+                    part.connect(sizes)
+            except ArgumentError as error:
+                raise UserError(f"objective.objectives.{name}.{error}") from None
 
     def weights_at(self, step: int) -> dict[str, float]:
         """The weights above 0 at an optimizer step, by objective."""

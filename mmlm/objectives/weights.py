@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 
 
 @runtime_checkable
@@ -35,12 +35,12 @@ class Ramp:
     def __post_init__(self) -> None:
         """Raises UserError for steps out of order and for weights that are negative, infinite or both 0."""
         if not 0 <= self.first <= self.last:
-            raise UserError(f"objective.weights: first={self.first} and last={self.last} must be steps in order")
+            raise ArgumentError(f"first: {self.first} and last={self.last} must be steps in order")
         for key, value in {"start": self.start, "end": self.end}.items():
             if not 0 <= value < math.inf:
-                raise UserError(f"objective.weights: {key}={value} is no weight; it must be at least 0 and finite")
+                raise ArgumentError(f"{key}: {value} is no weight; it must be at least 0 and finite")
         if self.start == self.end == 0:
-            raise UserError("objective.weights: a ramp from 0 to 0 trains nothing; use a weight of 0")
+            raise ArgumentError("end: a ramp from 0 to 0 trains nothing; use a weight of 0")
 
     def __call__(self, step: int) -> float:
         """See ``WeightSchedule``."""

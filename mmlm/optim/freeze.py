@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import did_you_mean
 from mmlm.optim.layer_decay import layer_scales
 from mmlm.optim.lora import Lora, add_adapters, is_adapter, linear_layers, plain_name
@@ -52,17 +52,16 @@ class FreezePlan:
         """Raises UserError for a value out of range and for a setting without effect."""
         for name, step in self.unfreeze.items():
             if step < 1:
-                raise UserError(
-                    f"freeze.unfreeze.{name}: {step} must be at least 1; to train it from the start, take "
-                    "it out of freeze.frozen"
+                raise ArgumentError(
+                    f"unfreeze.{name}: {step} must be at least 1; to train it from the start, take it out of frozen"
                 )
         for name, decay in self.layer_decay.items():
             if not 0 < decay < 1:
-                raise UserError(f"freeze.layer_decay.{name}: {decay} must lie between 0 and 1, such as 0.75")
+                raise ArgumentError(f"layer_decay.{name}: {decay} must lie between 0 and 1, such as 0.75")
         if not self.frozen and self.lora is None:
             for key in ("trainable", "unfreeze"):
                 if getattr(self, key):
-                    raise UserError(f"freeze.{key}: has no effect, for nothing is frozen; name it in freeze.frozen")
+                    raise ArgumentError(f"{key}: has no effect, for nothing is frozen; name it in frozen")
 
     def add_adapters(self, model: nn.Module) -> None:
         """Adds the plan's adapters to a model; to be called once. Raises UserError for a name that the model lacks."""

@@ -9,7 +9,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from torch import nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.optim.linear_kinds import linear_kinds
 
@@ -38,13 +38,13 @@ class Lora:
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
         if not self.parts or not self.target:
-            raise UserError("freeze.lora: parts and target must both name something; lora=null means no adapters")
+            raise ArgumentError("parts: parts and target must both name something; lora=null means no adapters")
         if self.rank < 1:
-            raise UserError(f"freeze.lora.rank: {self.rank} must be at least 1, such as 8")
+            raise ArgumentError(f"rank: {self.rank} must be at least 1, such as 8")
         if not 0 < self.alpha < math.inf:
-            raise UserError(f"freeze.lora.alpha: {self.alpha} must be above 0; twice the rank is usual")
+            raise ArgumentError(f"alpha: {self.alpha} must be above 0; twice the rank is usual")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"freeze.lora.dropout: {self.dropout} must lie in [0, 1); 0 turns it off")
+            raise ArgumentError(f"dropout: {self.dropout} must lie in [0, 1); 0 turns it off")
 
 
 @runtime_checkable

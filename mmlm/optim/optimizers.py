@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmlm.core.distributed import sum_over_ranks
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.optim.linear_kinds import linear_kinds
 from mmlm.optim.lora import is_adapter
 from mmlm.optim.muon import BatchedMuon
@@ -20,10 +20,10 @@ NO_SCALES: Mapping[str, float] = MappingProxyType({})
 """No parameter has a reduced learning rate."""
 
 
-def check_number(key: str, value: float, fits: bool, rule: str) -> None:
-    """Raises UserError, naming the ``key``, its ``value`` and the ``rule`` ("above 0"), unless ``fits`` is true."""
+def check_number(name: str, value: object, fits: bool, rule: str) -> None:
+    """ArgumentError with the argument's ``name``, its ``value`` and the ``rule`` ("above 0") unless ``fits``."""
     if not fits:
-        raise UserError(f"{key}: {value} must be {rule}")
+        raise ArgumentError(f"{name}: {value} must be {rule}")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -116,10 +116,12 @@ def _as_torch(groups: Iterable[ParameterGroup], lr: float) -> list[dict[str, Any
     ]
 
 
-def _check_step(lr: float, weight_decay: float, eps: float) -> None:
-    check_number("optim.lr", lr, 0 < lr < math.inf, "above 0")
-    check_number("optim.weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
-    check_number("optim.eps", eps, 0 < eps < math.inf, "above 0")
+def _check_step(lr: float, weight_decay: float, betas: Sequence[float], eps: float) -> None:
+    check_number("lr", lr, 0 < lr < math.inf, "above 0")
+    check_number("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "at least 0")
+    fits = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    check_number("betas", list(betas), fits, "two numbers in [0, 1), such as [0.9, 0.98]")
+    check_number("eps", eps, 0 < eps < math.inf, "above 0")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class AdamW:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        _check_step(self.lr, self.weight_decay, self.eps)
+        _check_step(self.lr, self.weight_decay, self.betas, self.eps)
 
     def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
         """The optimizer for ``module``'s trainable parameters."""
@@ -145,8 +147,6 @@ class AdamW:
 
     def over(self, groups: Iterable[ParameterGroup]) -> Optimizer:
         """The optimizer for some groups."""
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise UserError(f"optim.betas: {list(self.betas)} must be two numbers in [0, 1), such as [0.9, 0.98]")
         betas = self.betas[0], self.betas[1]
         return torch.optim.AdamW(_as_torch(groups, self.lr), lr=self.lr, betas=betas, eps=self.eps, fused=True)
 
@@ -218,8 +218,8 @@ class Muon:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
-        _check_step(self.lr, self.weight_decay, self.eps)
-        check_number("optim.momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
+        _check_step(self.lr, self.weight_decay, self.betas, self.eps)
+        check_number("momentum", self.momentum, 0 <= self.momentum < 1, "in [0, 1)")
 
     def __call__(self, module: nn.Module, scales: Mapping[str, float] = NO_SCALES) -> Optimizer:
         """The two optimizers for ``module``'s trainable parameters; only one of them if the other would have none."""

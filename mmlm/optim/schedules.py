@@ -16,8 +16,8 @@ class Schedule(Protocol):
 
 
 def _check_schedule(warmup_steps: int, final: float) -> None:
-    check_number("schedule.warmup_steps", warmup_steps, warmup_steps >= 0, "at least 0; 0 starts at the peak")
-    check_number("schedule.final", final, 0 <= final <= 1, "a share of the peak, between 0 and 1")
+    check_number("warmup_steps", warmup_steps, warmup_steps >= 0, "at least 0; 0 starts at the peak")
+    check_number("final", final, 0 <= final <= 1, "a share of the peak, between 0 and 1")
 
 
 def _warm_up(step: int, warmup_steps: int) -> float:
@@ -60,7 +60,7 @@ class WarmupStableDecay:
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range."""
         _check_schedule(self.warmup_steps, self.final)
-        check_number("schedule.decay_share", self.decay_share, 0 < self.decay_share <= 1, "above 0 and at most 1")
+        check_number("decay_share", self.decay_share, 0 < self.decay_share <= 1, "above 0 and at most 1")
 
     def __call__(self, step: int, num_steps: int) -> float:
         """See ``Schedule``."""

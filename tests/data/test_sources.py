@@ -174,7 +174,7 @@ def test_parquet_errors_name_the_file_and_the_column(tmp_path):
     good = table_file(tmp_path / "x.parquet", [{"bytes": png(), "path": None}], ["x"])
     cases = [
         (lambda: ParquetTable(tmp_path / "none.parquet"), r"none\.parquet: there is no such Parquet file"),
-        (lambda: ParquetTable([]), r"names no Parquet file"),
+        (lambda: ParquetTable([]), r"^files: \[\] names no Parquet file"),
         (lambda: ParquetTable(good, caption_column="text"), "no column 'text'; its columns are image, caption"),
         (lambda: ParquetTable(good, concept_column="label"), "no column 'label'"),
         (lambda: ParquetTable(good, image_column="caption"), "column 'caption' is string, but an image is"),

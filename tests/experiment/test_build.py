@@ -94,7 +94,7 @@ def test_a_batch_larger_than_the_data(build):
         (("decoder.num_heads=5",), "num_heads: 5 does not divide the width 32"),
         (("bridge.num_heads=5",), "num_heads: 5 does not divide the width 32"),
         (("encoder.name=resnet18",), "encoder.name"),
-        (("tokenizer.vocab_size=20",), "tokenizer.vocab_size=20 must be at least"),
+        (("tokenizer.vocab_size=20",), "tokenizer.vocab_size: 20 must be at least"),
         (("data.max_tokens=2",), "max_tokens=2 must be at least 3"),
         (("objective.weights.contrastive=0", "objective.weights.captioning=0"), "every weight is 0"),
         (("train.ema_decay=1.5",), "train.ema_decay: 1.5 must lie between 0 and 1"),

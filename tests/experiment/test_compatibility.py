@@ -135,7 +135,9 @@ def test_reconstruction_fits_the_encoder_s_patches(tiny_config, compose):
     check_compatible(tiny_config(*RECONSTRUCTION))
     any_vit = ("experiment=caption_base", "encoder=timm", "encoder.settings={patch_size: 8}")
     check_compatible(check_config(compose(*any_vit, *RECONSTRUCTION)))
-    with pytest.raises(UserError, match=r"masked_share: 0\.9 of 4 patches masks 4"):
+    with pytest.raises(
+        UserError, match=r"^objective\.objectives\.reconstruction\.masked_share: 0\.9 of 4 patches masks 4"
+    ):
         check_compatible(tiny_config(RECONSTRUCTION[0], "objective.objectives.reconstruction.masked_share=0.9"))
 
 

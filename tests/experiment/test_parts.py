@@ -7,12 +7,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from mmlm.core.batch import Caption
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.experiment.parts import build_part, check_part
 
 PLUGIN = '''
 """A plug-in as a user would write it."""
 import os
+from mmlm.core.errors import ArgumentError, UserError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,21 @@ def takes_any(first: int, **rest): return first, rest
 def _private(): ...
 
 def fails(): return 1 / 0
+
+@dataclass
+class Blur:
+    radius: int = 1
+    def __post_init__(self):
+        if self.radius < 0:
+            raise ArgumentError(f"radius: {self.radius} must be at least 0")
+
+class Tower:
+    def __init__(self, depth: int = 1, inner: object = None, layers: Sequence[object] = (),
+                 table: dict[str, object] | None = None, blur: Blur | None = None):
+        if depth < 1:
+            raise ArgumentError(f"depth: {depth} must be at least 1; use table.depth=1")
+        if depth > 9:
+            raise UserError(f"data.max_tokens: {depth} is too deep for it")
 '''
 
 
@@ -247,6 +263,61 @@ def test_a_constructor_that_takes_anything_gets_it():
 def test_what_a_constructor_raises_comes_through():
     with pytest.raises(ZeroDivisionError):
         build_part({"_target_": "my_parts.fails"}, "encoder", plugins=["my_parts"])
+
+
+def tower(**settings):
+    return {"_target_": "my_parts.Tower", **settings}
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (tower(depth=0), "odd.slot.depth: 0 must be at least 1; use table.depth=1"),
+        (tower(inner=tower(depth=0)), "odd.slot.inner.depth: 0 must be at least 1; use table.depth=1"),
+        (
+            tower(inner=tower(inner=tower(depth=-1))),
+            "odd.slot.inner.inner.depth: -1 must be at least 1; use table.depth=1",
+        ),
+        (tower(layers=[tower(), tower(depth=0)]), "odd.slot.layers.1.depth: 0 must be at least 1; use table.depth=1"),
+        (
+            tower(layers=[tower(table={"a": tower(depth=0)})]),
+            "odd.slot.layers.0.table.a.depth: 0 must be at least 1; use table.depth=1",
+        ),
+        # The settings of a part, which have no ``_target_``.
+        (tower(blur={"radius": -1}), "odd.slot.blur.radius: -1 must be at least 0"),
+        # Both are wrong: the inner part is built first.
+        (tower(depth=0, inner=tower(depth=-2)), "odd.slot.inner.depth: -2 must be at least 1; use table.depth=1"),
+        # A message about a key elsewhere is left as it is.
+        (tower(depth=10), "data.max_tokens: 10 is too deep for it"),
+        (tower(inner=tower(depth=10)), "data.max_tokens: 10 is too deep for it"),
+    ],
+)
+def test_what_a_part_says_of_its_argument_gets_the_part_s_own_key(node, message):
+    check_part(node, "odd.slot", plugins=["my_parts"])
+    with pytest.raises(UserError) as built:
+        build_part(node, "odd.slot", plugins=["my_parts"])
+    assert str(built.value) == message
+    assert not isinstance(built.value, ArgumentError), "or another builder would put a second key in front"
+    assert built.value.__suppress_context__ or built.value.__context__ is None
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_part_that_python_builds_names_its_argument_only():
+    build_part(tower(), "odd.slot", plugins=["my_parts"])
+    with pytest.raises(ArgumentError, match=r"^depth: 0 must be at least 1;"):
+        sys.modules["my_parts"].Tower(depth=0)
+
+
+def test_an_objective_s_argument_is_told_by_the_name_that_the_objective_has_in_the_sum():
+    matching = {"_target_": "mmlm.objectives.matching.Matching", "temperature": -1.0}
+    node = {"_target_": "mmlm.objectives.weighted_sum.WeightedSum", "objectives": {"pairs": matching}}
+    with pytest.raises(UserError, match=r"^objective\.objectives\.pairs\.temperature: -1\.0 must be above 0"):
+        build_part(node | {"weights": {"pairs": 1.0}}, "objective")
+    ramp = {"_target_": "mmlm.objectives.weights.Ramp", "first": 2, "last": 1}
+    right = node | {"objectives": {"pairs": matching | {"temperature": 0.1}}, "weights": {"pairs": ramp}}
+    with pytest.raises(UserError, match=r"^objective\.weights\.pairs\.first: 2 and last=1 must be steps in order$"):
+        build_part(right, "objective")
 
 
 @pytest.mark.usefixtures("plugin")

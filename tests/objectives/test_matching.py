@@ -337,5 +337,5 @@ def test_a_sum_knows_how_many_pairs_it_fuses_and_takes_one_matching():
     both = WeightedSum(parts, dict.fromkeys(parts, 1.0))
     assert (both.pairs_per_image, both.views) == (3, {EMBED, CAPTION})
     assert WeightedSum(parts, dict.fromkeys(parts, 1.0) | {"matching": 0.0}).pairs_per_image == 0
-    with pytest.raises(UserError, match="a and b both choose pairs"):
+    with pytest.raises(UserError, match=r"^objectives: a and b both choose pairs"):
         WeightedSum({"a": Matching(), "b": Matching()}, {"a": 1.0, "b": 1.0})

@@ -158,7 +158,7 @@ def test_a_model_without_a_decoder_is_refused(kind):
 @kinds
 def test_one_sum_has_one_of_each(kind):
     make_one = KINDS[kind][0]
-    message = r"^objective\.objectives: a and b both draw how captions are read; take one of them$"
+    message = r"^objectives: a and b both draw how captions are read; take one of them$"
     with pytest.raises(UserError, match=message):
         WeightedSum({"a": make_one(), "b": make_one()}, {"a": 1.0, "b": 2.0})
     assert WeightedSum({"a": make_one(), "b": make_one()}, {"a": 1.0, "b": 0.0}).views == {KINDS[kind][1]}

@@ -93,13 +93,13 @@ def test_terms_carry_their_objective_s_name_and_weights_multiply(alone):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"a": 1.0}, r"^objective\.weights: b must be named in both objectives and weights$"),
-        ({"a": 1.0, "b": 1.0, "bb": 1.0}, r"^objective\.weights: bb must be named in both"),
-        ({"a": 1.0, "c": 1.0}, r"^objective\.weights: b, c must be named in both"),
-        ({"a": 1.0, "b": -0.5}, r"^objective\.weights\.b: -0\.5 .* use 0 to leave the objective out$"),
-        ({"a": 1.0, "b": float("nan")}, r"^objective\.weights\.b: nan .* use 0 to leave the objective out$"),
-        ({"a": 1.0, "b": float("inf")}, r"^objective\.weights\.b: inf .* use 0 to leave the objective out$"),
-        ({"a": 0.0, "b": 0}, r"^objective\.weights: every weight is 0, so there is nothing to train"),
+        ({"a": 1.0}, r"^weights: b must be named in both objectives and weights$"),
+        ({"a": 1.0, "b": 1.0, "bb": 1.0}, r"^weights: bb must be named in both"),
+        ({"a": 1.0, "c": 1.0}, r"^weights: b, c must be named in both"),
+        ({"a": 1.0, "b": -0.5}, r"^weights\.b: -0\.5 .* use 0 to leave the objective out$"),
+        ({"a": 1.0, "b": float("nan")}, r"^weights\.b: nan .* use 0 to leave the objective out$"),
+        ({"a": 1.0, "b": float("inf")}, r"^weights\.b: inf .* use 0 to leave the objective out$"),
+        ({"a": 0.0, "b": 0}, r"^weights: every weight is 0, so there is nothing to train"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_in_one_line(weights, message):

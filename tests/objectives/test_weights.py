@@ -24,11 +24,11 @@ def test_a_ramp_without_length_is_a_jump():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((5, 4), r"^objective\.weights: first=5 and last=4 must be steps in order$"),
-        ((-1, 4), r"first=-1"),
-        ((0, 4, -1.0), r"^objective\.weights: start=-1\.0 is no weight"),
-        ((0, 4, 1.0, float("inf")), r"^objective\.weights: end=inf is no weight"),
-        ((0, 4, 0.0, 0.0), r"^objective\.weights: a ramp from 0 to 0 trains nothing; use a weight of 0$"),
+        ((5, 4), r"^first: 5 and last=4 must be steps in order$"),
+        ((-1, 4), r"^first: -1 and last=4 must be"),
+        ((0, 4, -1.0), r"^start: -1\.0 is no weight"),
+        ((0, 4, 1.0, float("inf")), r"^end: inf is no weight"),
+        ((0, 4, 0.0, 0.0), r"^end: a ramp from 0 to 0 trains nothing; use a weight of 0$"),
     ],
 )
 def test_bad_ramps_are_refused(values, message):

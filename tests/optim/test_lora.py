@@ -158,10 +158,10 @@ def test_muon_leaves_the_factors_to_adamw():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"parts": []}, r"freeze\.lora: parts and target must both name something"),
-        ({"parts": ["a"], "rank": 0}, r"freeze\.lora\.rank: 0 must be at least 1"),
-        ({"parts": ["a"], "alpha": 0.0}, r"freeze\.lora\.alpha: 0\.0 must be above 0"),
-        ({"parts": ["a"], "dropout": 1.0}, r"freeze\.lora\.dropout: 1\.0 must lie in \[0, 1\)"),
+        ({"parts": []}, r"^parts: parts and target must both name something"),
+        ({"parts": ["a"], "rank": 0}, r"^rank: 0 must be at least 1"),
+        ({"parts": ["a"], "alpha": 0.0}, r"^alpha: 0\.0 must be above 0"),
+        ({"parts": ["a"], "dropout": 1.0}, r"^dropout: 1\.0 must lie in \[0, 1\)"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmlm.core.batch import Caption
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.data.tokenizer import frame, normalise_text, one_thread, until_end
 
 
@@ -33,11 +33,11 @@ class BytePair:
         """
         self._starts = {None: 2} | {language: 3 + i for i, language in enumerate(languages)}
         if len(self._starts) != 1 + len(languages):
-            raise UserError(f"tokenizer.languages={list(languages)} names a language twice; name each once")
+            raise ArgumentError(f"languages: {list(languages)} names a language twice; name each once")
         self._num_special = 2 + len(self._starts)
         if vocab_size < self._num_special + 256:
             least = self._num_special + 256
-            raise UserError(f"tokenizer.vocab_size={vocab_size} must be at least {least} (256 bytes and special ids)")
+            raise ArgumentError(f"vocab_size: {vocab_size} must be at least {least} (256 bytes and special ids)")
         self._requested_size = vocab_size
         self._languages = tuple(languages)
         self._lowercase = lowercase

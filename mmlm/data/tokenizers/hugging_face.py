@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from mmlm.core.batch import Caption
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.local_files import locate
 from mmlm.core.wording import first_line
 from mmlm.data.tokenizer import frame, normalise_text, one_thread, until_end
@@ -21,17 +21,16 @@ class HuggingFace:
 
     def __init__(self, name_or_path: str) -> None:
         """``package:NAME/folder`` stands for a folder of a Python package. UserError if it cannot be loaded."""
-        self._load(name_or_path)
+        try:
+            self._load(locate(name_or_path, "name_or_path"))
+        except (OSError, ValueError) as error:
+            raise ArgumentError(f"name_or_path: {name_or_path!r} cannot be loaded: {first_line(error)}") from error
 
-    def _load(self, name: str) -> None:
+    def _load(self, place: str) -> None:
         from transformers import AutoTokenizer  # takes a second, which other tokenizers do without
 
-        place = locate(name, "tokenizer.name_or_path")
-        try:
-            # Special tokens written in a text are split into pieces like any other text.
-            model = AutoTokenizer.from_pretrained(place, split_special_tokens=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"tokenizer.name_or_path={name!r} cannot be loaded: {first_line(error)}") from error
+        # Special tokens written in a text are split into pieces like any other text.
+        model = AutoTokenizer.from_pretrained(place, split_special_tokens=True)
         self._model = model
         # Vocabularies of encoders (BERT) have no begin and end: their class token and separator serve as such.
         end = model.eos_token_id if model.eos_token_id is not None else model.sep_token_id
@@ -81,4 +80,7 @@ class HuggingFace:
 
     def restore(self, folder: Path) -> None:
         """Reads the files that :meth:`save` wrote. UserError if they cannot be loaded."""
-        self._load(str(folder))
+        try:
+            self._load(str(folder))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error

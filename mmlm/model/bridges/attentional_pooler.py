@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.model.attention import MultiHeadAttention, attention_weights, identity_attention
 from mmlm.model.blocks import FeedForward, init_linears
@@ -108,17 +108,15 @@ class AttentionalPooler(nn.Module):
 def _check_queries(num_queries: int | None, contrastive: Contrastive, pool: bool) -> None:
     """UserError for too few queries, or for a combination in which a setting has no effect."""
     if num_queries is not None and num_queries < 1:
-        raise UserError(f"bridge.num_queries: {num_queries} must be at least 1; null keeps the encoder's own tokens")
+        raise ArgumentError(f"num_queries: {num_queries} must be at least 1; null keeps the encoder's own tokens")
     if num_queries is None and not pool:
-        raise UserError("bridge.num_queries: null leaves nothing to pool where the encoder pools; use bridge=mlp")
+        raise ArgumentError("num_queries: null leaves nothing to pool where the encoder pools; use bridge=mlp")
     if contrastive == "shared":
         return
     if not pool:
-        raise UserError(
-            f"bridge.contrastive: {contrastive} has no effect where the encoder pools; use bridge.contrastive=shared"
-        )
+        raise ArgumentError(f"contrastive: {contrastive} has no effect where the encoder pools; use contrastive=shared")
     if num_queries is None:
-        raise UserError(
-            f"bridge.contrastive: {contrastive} needs captioning queries, and bridge.num_queries is null; set "
-            "bridge.num_queries or use bridge.contrastive=shared"
+        raise ArgumentError(
+            f"contrastive: {contrastive} needs captioning queries, and num_queries is null; set "
+            "num_queries or use contrastive=shared"
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.model.attention import identity_attention
 
 
@@ -33,25 +33,25 @@ class PixelShuffle:
     def __post_init__(self) -> None:
         rows, columns = self.grid
         if self.factor < 1:
-            raise UserError(f"bridge.pixel_shuffle: {self.factor} must be at least 1; 1 keeps every patch")
+            raise ArgumentError(f"pixel_shuffle: {self.factor} must be at least 1; 1 keeps every patch")
         if rows % self.factor or columns % self.factor:
             common = math.gcd(rows, columns)
             fits = ", ".join(str(factor) for factor in range(1, common + 1) if common % factor == 0)
-            raise UserError(
-                f"bridge.pixel_shuffle: {self.factor} does not divide the grid of {rows} x {columns} patches; "
+            raise ArgumentError(
+                f"pixel_shuffle: {self.factor} does not divide the grid of {rows} x {columns} patches; "
                 f"use one that does: {fits}"
             )
         if self.factor > 1 and self.num_prefix_tokens:
-            raise UserError(
-                f"bridge.pixel_shuffle: {self.factor} takes patches only, and the encoder keeps "
+            raise ArgumentError(
+                f"pixel_shuffle: {self.factor} takes patches only, and the encoder keeps "
                 f"{self.num_prefix_tokens} prefix tokens (class, registers); use an encoder without them or "
-                "bridge.pixel_shuffle=1"
+                "pixel_shuffle=1"
             )
 
         if self.factor > 1 and self.drops_patches:
-            raise UserError(
-                f"bridge.pixel_shuffle: {self.factor} needs every patch, and the encoder leaves some out in training; "
-                "use encoder.patch_dropout=0 or bridge.pixel_shuffle=1"
+            raise ArgumentError(
+                f"pixel_shuffle: {self.factor} needs every patch, and the encoder leaves some out in training; "
+                "use encoder.patch_dropout=0 or pixel_shuffle=1"
             )
 
     @property

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.model.blocks import init_linears
 from mmlm.model.bridges.pixel_shuffle import PixelShuffle
 from mmlm.model.protocols import BridgeOutput
@@ -90,7 +90,7 @@ class MlpProjection(_Projection):
     ) -> None:
         hidden = int(patch_width * mlp_ratio)
         if hidden < 1:
-            raise UserError(f"bridge.mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 2.0")
+            raise ArgumentError(f"mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 2.0")
         shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens, drops_patches)
         inputs = pixel_shuffle**2 * patch_width
         projection = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, width))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.model.attention import AttentionRecord, MultiHeadAttention
 from mmlm.model.blocks import INIT_STD, FeedForward, check_sizes, init_linears
@@ -71,7 +71,7 @@ class QFormer(nn.Module):
         super().__init__()
         check_sizes({"depth": depth, "num_queries": num_queries, "cross_every": cross_every}, width, mlp_ratio)
         if cross_every > depth:
-            raise UserError(f"bridge.cross_every: {cross_every} must be at most bridge.depth, which is {depth}")
+            raise ArgumentError(f"cross_every: {cross_every} must be at most the depth, which is {depth}")
         self.memory_width, self.num_memory = width, num_queries
         self.pooled_width = width if pool else None
         # Row 0 is the pooling query, if ``pool``. The values are drawn below.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from mmlm.core.batch import TEXT_ONLY
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.model.attention import AttentionRecord
 from mmlm.model.blocks import init_linears
@@ -90,7 +90,7 @@ class HuggingFaceDecoder(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        key = f"decoder.architecture={architecture}" if name_or_path is None else f"decoder.name_or_path={name_or_path}"
+        key = f"architecture={architecture}" if name_or_path is None else f"name_or_path={name_or_path}"
         self.lm = make_language_model(name_or_path, architecture, settings or {}, vocab_size, load_weights)
         check_language_model(self.lm, key)
         fit_vocabulary(self.lm, vocab_size)
@@ -130,11 +130,11 @@ class HuggingFaceDecoder(nn.Module):
         heads = config.num_attention_heads if heads is None else heads
         mlp_ratio = 4.0 if mlp_ratio is None else mlp_ratio
         if not 1 <= every <= len(layers):
-            raise UserError(f"decoder.cross_every: {every} must lie between 1 and the LM's {len(layers)} layers")
+            raise ArgumentError(f"cross_every: {every} must lie between 1 and the LM's {len(layers)} layers")
         if heads < 1 or config.hidden_size % heads:
-            raise UserError(f"decoder.cross_heads: {heads} does not divide the LM's width {config.hidden_size}")
+            raise ArgumentError(f"cross_heads: {heads} does not divide the LM's width {config.hidden_size}")
         if not mlp_ratio > 0:
-            raise UserError(f"decoder.cross_mlp_ratio: {mlp_ratio} must be above 0, such as 4")
+            raise ArgumentError(f"cross_mlp_ratio: {mlp_ratio} must be above 0, such as 4")
         for number, layer in enumerate(layers[every - 1 :: every]):
             with keyed_start(f"gated_blocks.{number}"):
                 block = GatedCrossAttention(config.hidden_size, heads, memory_width, mlp_ratio)
@@ -269,9 +269,8 @@ def _refuse(**settings: object) -> None:
     """UserError for a setting of gated cross-attention that is set with ``fusion=prefix``."""
     for name, value in settings.items():
         if value is not None:
-            raise UserError(
-                f"decoder.{name}: {value} does nothing with fusion=prefix; set it to null or "
-                "decoder.fusion=gated_cross_attention"
+            raise ArgumentError(
+                f"{name}: {value} does nothing with fusion=prefix; set it to null or fusion=gated_cross_attention"
             )
 
 
@@ -283,7 +282,7 @@ def _check_length(config: PreTrainedConfig, max_tokens: int, num_memory: int) ->
         return
     if num_memory:
         raise UserError(
-            f"decoder: data.max_tokens={max_tokens} and a prefix of {num_memory} are more than the LM's {longest} "
+            f"data.max_tokens: {max_tokens} and a prefix of {num_memory} are more than the LM's {longest} "
             "positions; shorten the captions or choose a bridge with fewer memory tokens"
         )
-    raise UserError(f"decoder: data.max_tokens={max_tokens} is more than the LM's {longest} positions; lower it")
+    raise UserError(f"data.max_tokens: {max_tokens} is more than the LM's {longest} positions; lower it")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.model.hugging_face_loading import (
     TEXT_SUPPLIED,
     change_config,
@@ -46,7 +46,7 @@ def make_language_model(
     A random LM has ``vocab_size`` ids. ``settings`` override values of the config. With ``load_weights`` false a named
     LM is built from its config, with random weights. Raises UserError.
     """
-    check_source("decoder", name_or_path, architecture)
+    check_source(name_or_path, architecture)
     if name_or_path is None:
         return _random(_config_of(cast(str, architecture), settings, vocab_size))
     config = _config_at(name_or_path, settings)
@@ -54,23 +54,23 @@ def make_language_model(
         return _random(config)
     load = AutoModelForCausalLM.from_pretrained
     load = partial(load, config=config, attn_implementation="sdpa", trust_remote_code=False)
-    return pretrained_model("decoder", name_or_path, load)
+    return pretrained_model(name_or_path, load)
 
 
 def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: int) -> PreTrainedConfig:
     """The config of an LM with random weights. Its special ids are unset: only the run's tokenizer knows them."""
     names, examples = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "gpt2, llama, opt, qwen3, smollm3"
-    kind = config_class("decoder", architecture, names, "causal LM", examples)
+    kind = config_class(architecture, names, "causal LM", examples)
     ids = {"vocab_size": vocab_size, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    return new_config("decoder", kind, settings, TEXT_SUPPLIED, ids)
+    return new_config(kind, settings, TEXT_SUPPLIED, ids)
 
 
 def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
     """The config of a pretrained LM, with the user's settings."""
-    config = saved_config("decoder", name)
+    config = saved_config(name)
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"decoder.name_or_path: '{name}' is a {config.model_type}, which is no causal language model")
-    change_config("decoder", config, settings, TEXT_SUPPLIED)
+        raise ArgumentError(f"name_or_path: '{name}' is a {config.model_type}, which is no causal language model")
+    change_config(config, settings, TEXT_SUPPLIED)
     return config
 
 
@@ -78,7 +78,7 @@ def _random(config: PreTrainedConfig) -> PreTrainedModel:
     """An LM with random weights."""
     make = AutoModelForCausalLM.from_config
     make = partial(make, config, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False)
-    return random_model("decoder", config, make)
+    return random_model(config, make)
 
 
 # Parts of a model
@@ -107,7 +107,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     for part in backbone(model).modules():
         if isinstance(part, nn.ModuleList) and len(part) == count:
             return part
-    raise UserError(f"decoder.fusion: found no list of {count} layers in {type(model).__name__}; use fusion=prefix")
+    raise ArgumentError(f"fusion: found no list of {count} layers in {type(model).__name__}; use fusion=prefix")
 
 
 # Checks
@@ -121,16 +121,16 @@ def check_language_model(model: PreTrainedModel, key: str) -> None:
     """
     kind, head = type(model).__name__, cast(nn.Linear | None, model.get_output_embeddings())
     if backbone(model) is model or head is None or model.config.get_text_config() is not model.config:
-        raise UserError(f"{key}: {kind} is no plain language model with a head; choose a text-only causal LM")
+        raise ArgumentError(f"{key}: {kind} is no plain language model with a head; choose a text-only causal LM")
     if cache_argument(model) is None:
-        raise UserError(f"{key}: {kind} has no key-value cache, which decoding needs; choose a Transformer")
+        raise ArgumentError(f"{key}: {kind} has no key-value cache, which decoding needs; choose a Transformer")
     reason = "logits must be hidden @ head.T, so that losses can be fused with the head; choose another LM"
     if getattr(head, "bias", None) is not None:
-        raise UserError(f"{key}: the head of {kind} has a bias; {reason}")
+        raise ArgumentError(f"{key}: the head of {kind} has a bias; {reason}")
     for name, harmless in LOGIT_CHANGES.items():
         value = getattr(model.config, name, None)
         if value not in harmless:
-            raise UserError(f"{key}: {kind} changes its logits by {name}={value}; {reason}")
+            raise ArgumentError(f"{key}: {kind} changes its logits by {name}={value}; {reason}")
     if not head.weight.is_meta:
         _check_by_running(model, key, reason)
 
@@ -153,9 +153,9 @@ def _check_by_running(model: PreTrainedModel, key: str, reason: str) -> None:
         logits = model(input_ids=ids, use_cache=False).logits
     model.train(training)
     if not _close(states[:, :1], first):
-        raise UserError(f"{key}: {kind} looks at later tokens; choose a causal language model")
+        raise ArgumentError(f"{key}: {kind} looks at later tokens; choose a causal language model")
     if not _close(logits, factor * expected):
-        raise UserError(f"{key}: {kind} changes its logits, or needs token ids besides their embeddings; {reason}")
+        raise ArgumentError(f"{key}: {kind} changes its logits, or needs token ids besides their embeddings; {reason}")
 
 
 @contextmanager

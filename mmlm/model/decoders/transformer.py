@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.batch import TEXT_ONLY
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.views import TextPattern
 from mmlm.model.attention import AttentionRecord, KeyValueCache, visible_mask
@@ -118,24 +118,24 @@ class TransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if unimodal_layers < 1 or multimodal_layers < 1:
-            raise UserError(
-                f"decoder: unimodal_layers={unimodal_layers} and multimodal_layers={multimodal_layers} must both be at "
+            raise ArgumentError(
+                f"unimodal_layers: {unimodal_layers} and multimodal_layers={multimodal_layers} must both be at "
                 "least 1: the first give the text embedding, the others see the image"
             )
         if not 0 <= dropout < 1:
-            raise UserError(f"decoder.dropout: {dropout} must lie in [0, 1); 0 turns it off")
+            raise ArgumentError(f"dropout: {dropout} must lie in [0, 1); 0 turns it off")
         if fusion == "prefix" and (alternating or memory_norm):
-            raise UserError(
-                "decoder.fusion: a prefix has no cross-attention, so alternating and memory_norm would do nothing; "
+            raise ArgumentError(
+                "fusion: a prefix has no cross-attention, so alternating and memory_norm would do nothing; "
                 "set both to false"
             )
         if text_pooling != "end" and not embeds_text:
-            raise UserError(
-                f"decoder.text_pooling: {text_pooling} does nothing, since a text encoder embeds the texts; use end or "
+            raise ArgumentError(
+                f"text_pooling: {text_pooling} does nothing, since a text encoder embeds the texts; use end or "
                 "text_encoder=own"
             )
         if positions == "rotary" and (width // num_heads) % 2:
-            raise UserError(f"decoder.positions: rotary needs an even head width, not {width} / {num_heads}")
+            raise ArgumentError(f"positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.vocab_size, self.max_tokens = width, vocab_size, max_tokens
         self.fusion, self.text_pooling, self.packed = fusion, text_pooling, packed
         self.text_width, self.records_attention = width, True

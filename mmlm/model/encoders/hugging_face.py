@@ -17,7 +17,7 @@ from transformers.image_utils import (
 )
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.local_files import locate
 from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
@@ -92,11 +92,11 @@ class HuggingFaceVision(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        check_source("encoder", name_or_path, architecture)
+        check_source(name_or_path, architecture)
         if name_or_path is not None and settings:
-            raise UserError("encoder.settings: a pretrained model has its own; leave it at null")
+            raise ArgumentError("settings: a pretrained model has its own; leave it at null")
         if name_or_path is not None:
-            config = saved_config("encoder", name_or_path)
+            config = saved_config(name_or_path)
             config = getattr(config, "vision_config", config)
         else:
             config = _new_config(str(architecture), settings or {})
@@ -155,12 +155,12 @@ class HuggingFaceVision(nn.Module):
 def _new_config(architecture: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
     """The config of a model with random weights."""
     examples = "clip_vision_model, siglip_vision_model, vit, dinov2"
-    kind = config_class("encoder", architecture, MODEL_MAPPING_NAMES, "model type", examples)
-    config = new_config("encoder", kind, settings, _SUPPLIED, {})
+    kind = config_class(architecture, MODEL_MAPPING_NAMES, "model type", examples)
+    config = new_config(kind, settings, _SUPPLIED, {})
     values = config.to_dict()
     width, heads = values.get("hidden_size"), values.get("num_attention_heads")
     if isinstance(width, int) and isinstance(heads, int) and width % heads:  # some architectures would round down
-        raise UserError(f"encoder.settings.num_attention_heads: {heads} does not divide hidden_size {width}")
+        raise ArgumentError(f"settings.num_attention_heads: {heads} does not divide hidden_size {width}")
     return config
 
 
@@ -169,8 +169,8 @@ def _check_patches(config: PreTrainedConfig, image_size: int, key: str) -> int:
     sizes = {"patch_size", "image_size", "hidden_size"}
     values = config.to_dict()
     if not all(isinstance(values.get(size), int) for size in sizes):
-        raise UserError(
-            f"encoder.{key}: '{config.model_type}' is no vision Transformer with square patches; choose one that is, "
+        raise ArgumentError(
+            f"{key}: '{config.model_type}' is no vision Transformer with square patches; choose one that is, "
             "or encoder=timm for other architectures"
         )
     if image_size % config.patch_size:
@@ -183,7 +183,7 @@ def _check_patches(config: PreTrainedConfig, image_size: int, key: str) -> int:
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
     """The model with random weights, float32."""
-    return random_model("encoder", config, partial(AutoModel.from_config, config, dtype=torch.float32))
+    return random_model(config, partial(AutoModel.from_config, config, dtype=torch.float32))
 
 
 def _load(
@@ -195,7 +195,7 @@ def _load(
     """
     config = type(tower.config).from_dict(tower.config.to_dict() | {"image_size": image_size})
     load = partial(type(tower).from_pretrained, config=config)
-    source = pretrained_model("encoder", name_or_path, load, may_lack=tuple(spare))
+    source = pretrained_model(name_or_path, load, may_lack=tuple(spare))
     state, target = source.state_dict(), tower.state_dict()
     for name, value in target.items():
         if state[name].shape != value.shape:
@@ -214,13 +214,13 @@ def _colours(config: PreTrainedConfig, name_or_path: str | None) -> tuple[Sequen
     if name_or_path is None:
         return own
     try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(locate(name_or_path, "encoder.name_or_path"))
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(locate(name_or_path, "name_or_path"))
     except OSError:  # no image processor was saved beside the checkpoint
         return own
     return settings.get("image_mean") or own[0], settings.get("image_std") or own[1]
 
 
-def _no_tower(model: PreTrainedModel, key: str, reason: str) -> UserError:
+def _no_tower(model: PreTrainedModel, key: str, reason: str) -> ArgumentError:
     """The error for a model that is not a vision Transformer with one token a patch."""
     kind = type(model).__name__
-    return UserError(f"encoder.{key}: a {kind} gives no tokens of image patches ({reason}); choose a vision tower")
+    return ArgumentError(f"{key}: a {kind} gives no tokens of image patches ({reason}); choose a vision tower")

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.model.protocols import EncoderOutput
 
 Pool = Literal["cls", "mean"]
@@ -52,12 +52,12 @@ class Readout:
 
     def __post_init__(self) -> None:
         if self.pool == "cls" and not self.has_class_token:
-            raise UserError("encoder.pool: 'cls' needs a class token and this architecture has none; use mean or null")
+            raise ArgumentError("pool: 'cls' needs a class token and this architecture has none; use mean or null")
         if self.pool not in (None, "cls", "mean"):
-            raise UserError(f"encoder.pool: '{self.pool}' is not one of cls, mean, null")
+            raise ArgumentError(f"pool: '{self.pool}' is not one of cls, mean, null")
         if self.keep_prefix_tokens and self.num_prefix_tokens == 0:
-            raise UserError(
-                "encoder.keep_prefix_tokens: this architecture has no class or register tokens to keep; use false"
+            raise ArgumentError(
+                "keep_prefix_tokens: this architecture has no class or register tokens to keep; use false"
             )
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.timm_without_wandb import Eva, VisionTransformer, timm
 from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
@@ -26,14 +26,14 @@ from mmlm.model.protocols import EncoderOutput
 
 _OURS = {
     "img_size": "data.image_size",
-    "drop_path_rate": "encoder.drop_path",
-    "patch_drop_rate": "encoder.patch_dropout",
-    "reg_tokens": "encoder.registers",
-    "num_reg_tokens": "encoder.registers",
-    "final_norm": "encoder.final_norm",
-    "pretrained": "encoder.pretrained",
+    "drop_path_rate": "drop_path",
+    "patch_drop_rate": "patch_dropout",
+    "reg_tokens": "registers",
+    "num_reg_tokens": "registers",
+    "final_norm": "final_norm",
+    "pretrained": "pretrained",
 }
-"""Arguments of timm's constructors that are set by a config key outside of ``encoder.settings``, and that key."""
+"""Arguments of timm's constructors that ``settings`` may not set, and what sets each: an argument of ours or a key."""
 _LAST_NORMS = ("norm", "fc_norm", "head.norm")
 """Names of the last norm in timm's architectures: ``norm`` stands before the pooling, the other two behind it."""
 
@@ -101,7 +101,7 @@ class TimmEncoder(nn.Module):
                 trial = _trial(name, arguments)
         norms = [path for path in _LAST_NORMS if _has_norm(trial, path)]
         if not final_norm and not norms:
-            raise UserError(f"encoder.final_norm: timm's '{name}' has no last norm to leave out; use true")
+            raise ArgumentError(f"final_norm: timm's '{name}' has no last norm to leave out; use true")
         # Norms behind timm's pooling are no part of ``forward_features``: ``_tokens`` applies them.
         self._late_norms = tuple(path for path in norms if path != "norm") if final_norm else ()
         if not final_norm:
@@ -171,8 +171,8 @@ class TimmEncoder(nn.Module):
                 shape = tuple(_features(trial, images).shape)
                 tokens = self._tokens(trial, images)
             except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-                raise UserError(
-                    f"encoder.name: timm's '{name}' gives no features of {image_size}-pixel images "
+                raise ArgumentError(
+                    f"name: timm's '{name}' gives no features of {image_size}-pixel images "
                     f"({one_line(error)}); choose another data.image_size or architecture"
                 ) from error
             return shape, unused_parameters(trial, tokens)
@@ -187,12 +187,12 @@ def _features(backbone: nn.Module, images: Tensor) -> Tensor:
 def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: int | None) -> None:
     """UserError for settings beside pretrained weights, and for settings that have a key of their own or are fixed."""
     if pretrained and (settings or registers is not None):
-        raise UserError("encoder.pretrained: pretrained weights fix settings and registers; leave them at null")
+        raise ArgumentError("pretrained: pretrained weights fix settings and registers; leave them at null")
     for key in settings:
         if key in _OURS:
-            raise UserError(f"encoder.settings.{key}: has a key of its own; set {_OURS[key]}")
+            raise ArgumentError(f"settings.{key}: has a key of its own; set {_OURS[key]}")
         if key in ("num_classes", "in_chans", "global_pool"):
-            raise UserError(f"encoder.settings.{key}: is not free: the encoder reads colour images and has no head")
+            raise ArgumentError(f"settings.{key}: is not free: the encoder reads colour images and has no head")
 
 
 def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -201,7 +201,7 @@ def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return create(name, pretrained=False, num_classes=0, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "its own sizes"
-        raise UserError(f"encoder.settings: timm's '{name}' does not take {given} ({one_line(error)})") from error
+        raise ArgumentError(f"settings: timm's '{name}' does not take {given} ({one_line(error)})") from error
 
 
 def _options(
@@ -225,7 +225,7 @@ def _options(
             continue
         if not is_known:
             kind, default = type(plain).__name__, "null" if option == "registers" else "0.0"
-            raise UserError(f"encoder.{option}: timm's '{name}' is a {kind}, which has none; use {default}")
+            raise ArgumentError(f"{option}: timm's '{name}' is a {kind}, which has none; use {default}")
         if argument is not None:
             arguments[argument] = value
     return arguments
@@ -262,7 +262,7 @@ def _grid(
         rows, columns, width = shape[1:] if _channels_last(backbone) else (shape[2], shape[3], shape[1])
         if (rows, columns) == (side, side):
             return (side, side), width
-    raise UserError(
-        f"encoder.name: timm's '{name}' gives features of shape {list(shape[1:])}, which are not {prefix} tokens and a "
+    raise ArgumentError(
+        f"name: timm's '{name}' gives features of shape {list(shape[1:])}, which are not {prefix} tokens and a "
         f"{side} x {side} grid; choose another architecture"
     )

@@ -9,7 +9,7 @@ from typing import Any, cast
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.local_files import locate
 from mmlm.core.timm_without_wandb import EfficientNet, VisionTransformerDistilled, load_state_dict, timm
 from mmlm.core.wording import listed, one_line
@@ -41,12 +41,12 @@ def check_arguments(
     """UserError unless timm has the architecture, weights have at most one source, and the options are in range."""
     _check_name(name)
     if pretrained and weights is not None:
-        raise UserError(f"encoder.weights: '{weights}' and encoder.pretrained=true both load weights; choose one")
+        raise ArgumentError(f"weights: '{weights}' and pretrained=true both load weights; choose one")
     if registers is not None and registers < 0:
-        raise UserError(f"encoder.registers: {registers} must be at least 0; null keeps the architecture's own")
+        raise ArgumentError(f"registers: {registers} must be at least 0; null keeps the architecture's own")
     for key, rate in {"drop_path": drop_path, "patch_dropout": patch_dropout}.items():
         if not 0 <= rate < 1:
-            raise UserError(f"encoder.{key}: {rate} must be at least 0 and below 1")
+            raise ArgumentError(f"{key}: {rate} must be at least 0 and below 1")
 
 
 def _check_name(name: str) -> None:
@@ -55,13 +55,13 @@ def _check_name(name: str) -> None:
         return
     near = timm.list_models(f"{name.split('_')[0]}*")[:6]
     some = ", ".join(near) or "vit_tiny_patch16_224"
-    raise UserError(f"encoder.name: timm has no model '{name}'; it has for example {some}")
+    raise ArgumentError(f"name: timm has no model '{name}'; it has for example {some}")
 
 
 def check_registers(backbone: nn.Module, registers: int | None) -> None:
     """UserError for ``registers`` in an architecture that would not put them in front of its patches."""
     if registers is not None and isinstance(backbone, VisionTransformerDistilled):
-        raise UserError(f"encoder.registers: {registers} do not go with a distillation token; use null")
+        raise ArgumentError(f"registers: {registers} do not go with a distillation token; use null")
 
 
 def create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
@@ -75,9 +75,9 @@ def create(name: str, pretrained: bool, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=True, **arguments)
     except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"encoder.pretrained: the weights of timm's '{name}' cannot be loaded ({one_line(error)}); use "
-            "encoder.weights=FILE for a file of your own"
+        raise ArgumentError(
+            f"pretrained: the weights of timm's '{name}' cannot be loaded ({one_line(error)}); use "
+            "weights=FILE for a file of your own"
         ) from error
 
 
@@ -106,25 +106,25 @@ def load_file(backbone: nn.Module, file: str, head: Collection[str]) -> None:
 
     Raises UserError for a file that is not there or cannot be read, and for missing, unexpected or misshapen tensors.
     """
-    path = locate(file, "encoder.weights")
+    path = locate(file, "weights")
     if not Path(path).is_file():
-        raise UserError(f"encoder.weights: there is no file '{file}'; give a .safetensors, .pth or .bin file")
+        raise ArgumentError(f"weights: there is no file '{file}'; give a .safetensors, .pth or .bin file")
     try:
         read = load_state_dict(path, weights_only=True)
         state = _converter(backbone)(read, backbone)
     except (SafetensorError, UnpicklingError, EOFError) as error:
-        raise UserError(f"encoder.weights: '{file}' cannot be read as plain tensors ({one_line(error)})") from error
+        raise ArgumentError(f"weights: '{file}' cannot be read as plain tensors ({one_line(error)})") from error
     except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
         kind = type(backbone).__name__
-        raise UserError(f"encoder.weights: '{file}' holds no weights of a {kind} ({one_line(error)})") from error
-    check_state(state, backbone.state_dict(), head, f"encoder.weights: '{file}'")
+        raise ArgumentError(f"weights: '{file}' holds no weights of a {kind} ({one_line(error)})") from error
+    check_state(state, backbone.state_dict(), head, f"weights: '{file}'")
     backbone.load_state_dict({key: value for key, value in state.items() if key not in head})
 
 
 def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: Collection[str], what: str) -> None:
     """UserError unless ``found`` has the names and shapes of ``wanted``; keys in ``head`` are ignored.
 
-    ``what`` starts the message: the key and the file.
+    ``what`` starts the message: the argument and the file.
     """
     both = found.keys() & wanted.keys()
     faults = {
@@ -134,7 +134,7 @@ def check_state(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head:
     }
     told = [f"{fault} {listed(sorted(keys), _SHOWN)}" for fault, keys in faults.items() if keys]
     if told:
-        raise UserError(f"{what} {'; '.join(told)}; build the encoder as it was when the file was saved")
+        raise ArgumentError(f"{what} {'; '.join(told)}; build the encoder as it was when the file was saved")
 
 
 def _converter(backbone: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:

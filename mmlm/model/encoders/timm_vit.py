@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.timm_without_wandb import VisionTransformer, to_2tuple
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
@@ -47,7 +47,7 @@ class ConvolutionalStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         num_layers = self.patch_size[0].bit_length() - 1
         if num_layers < 1 or 2**num_layers != self.patch_size[0] or dynamic_img_pad:
-            raise UserError(f"encoder.patch_size: {patch_size} with a convolutional stem must be a power of two, 2 up")
+            raise ArgumentError(f"patch_size: {patch_size} with a convolutional stem must be a power of two, 2 up")
         channels = channels or [max(embed_dim // 2 ** (num_layers - 1 - i), 24) for i in range(num_layers)]
         layers: list[nn.Module] = []
         for wide_in, wide_out in zip([in_chans, *channels[:-1]], channels, strict=True):
@@ -124,10 +124,10 @@ class TimmVit(nn.Module):
         sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads}
         sizes = {key: value for key, value in sizes.items() if value is not None}
         if stem not in ("patch", "convolution"):
-            raise UserError(f"encoder.stem: '{stem}' is not one of patch, convolution")
+            raise ArgumentError(f"stem: '{stem}' is not one of patch, convolution")
         if pretrained and (sizes or stem != "patch" or not class_token or registers is not None):
             fixed = "width, depth, num_heads, stem, class_token and registers"
-            raise UserError(f"encoder.pretrained: pretrained weights fix {fixed}; leave them at their defaults")
+            raise ArgumentError(f"pretrained: pretrained weights fix {fixed}; leave them at their defaults")
         _check_patches(image_size, patch_size)
         changes: dict[str, object] = {**sizes}
         if patch_size is not None:
@@ -192,16 +192,16 @@ def _create_vit(
     try:
         vit = create(name, pretrained, img_size=image_size, num_classes=0, weight_init=weight_init, **changes)
     except TypeError as error:
-        raise UserError(
-            f"encoder.name: timm's '{name}' is no plain ViT ({error}); encoder=timm takes any timm model"
+        raise ArgumentError(
+            f"name: timm's '{name}' is no plain ViT ({error}); encoder=timm takes any timm model"
         ) from error
     except (AssertionError, ZeroDivisionError) as error:
         sizes = {"width": "embed_dim", "depth": "depth", "num_heads": "num_heads"}
         given = ", ".join(f"{ours}={changes.get(theirs)}" for ours, theirs in sizes.items())
-        raise UserError(f"encoder: timm's '{name}' does not take {given} ({error})") from error
+        raise ArgumentError(f"name: timm's '{name}' does not take {given} ({error})") from error
     if not isinstance(vit, VisionTransformer):
         kind = type(vit).__name__
-        raise UserError(f"encoder.name: '{name}' is a {kind} and this encoder takes timm ViTs; use encoder=timm")
+        raise ArgumentError(f"name: '{name}' is a {kind} and this encoder takes timm ViTs; use encoder=timm")
     return vit
 
 
@@ -211,4 +211,4 @@ def _check_patches(image_size: int, patch_size: int | None) -> None:
     A ``patch_size`` of None is the architecture's own: its check follows once the model is built.
     """
     if patch_size is not None and (patch_size < 1 or image_size % patch_size):
-        raise UserError(f"encoder.patch_size: image size {image_size} is not a multiple of patch size {patch_size}")
+        raise ArgumentError(f"patch_size: image size {image_size} is not a multiple of patch size {patch_size}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.model.hugging_face_loading import (
     TEXT_SUPPLIED,
     change_config,
@@ -65,7 +65,7 @@ class HuggingFaceText(nn.Module):
         load_weights: bool = True,
     ) -> None:
         super().__init__()
-        check_source("text_encoder", name_or_path, architecture)
+        check_source(name_or_path, architecture)
         self.vocabulary: str | None = None
         self.pool = pool
         if name_or_path is None:
@@ -96,19 +96,19 @@ class HuggingFaceText(nn.Module):
 def _config_of(architecture: str, settings: Mapping[str, object], vocab_size: int) -> PreTrainedConfig:
     """The config of a model with random weights."""
     names, examples = MODEL_MAPPING_NAMES, "bert, roberta, clip_text_model"
-    kind = config_class("text_encoder", architecture, names, "encoder", examples)
-    _check_kind(kind(), f"text_encoder.architecture: '{architecture}'")
+    kind = config_class(architecture, names, "encoder", examples)
+    _check_kind(kind(), f"architecture: '{architecture}'")
     # ``forward`` fills padding with the padding id. The other special ids have no effect on the token states, but
     # CLIP's own pooling (whose result we ignore) fails without an end id.
     ids = {"vocab_size": vocab_size, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
-    return new_config("text_encoder", kind, settings, TEXT_SUPPLIED, ids)
+    return new_config(kind, settings, TEXT_SUPPLIED, ids)
 
 
 def _config_at(name: str, settings: Mapping[str, object]) -> PreTrainedConfig:
     """The config of a pretrained text encoder, or of the text tower of a larger model, with the user's settings."""
-    config = saved_config("text_encoder", name).get_text_config()
-    _check_kind(config, f"text_encoder.name_or_path: '{name}'")
-    change_config("text_encoder", config, settings, TEXT_SUPPLIED)
+    config = saved_config(name).get_text_config()
+    _check_kind(config, f"name_or_path: '{name}'")
+    change_config(config, settings, TEXT_SUPPLIED)
     return config
 
 
@@ -116,7 +116,9 @@ def _check_kind(config: PreTrainedConfig, key: str) -> None:
     """UserError unless the config, named by ``key`` in the message, is that of a text encoder."""
     reads_text = hasattr(config, "vocab_size") and hasattr(config, "hidden_size")
     if config.is_encoder_decoder or type(config) not in MODEL_MAPPING or not reads_text:
-        raise UserError(f"{key} is a {config.model_type}, which is no text encoder; choose one such as bert or roberta")
+        raise ArgumentError(
+            f"{key} is a {config.model_type}, which is no text encoder; choose one such as bert or roberta"
+        )
 
 
 # Models
@@ -134,13 +136,13 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     """The model with random weights, float32."""
     config.dtype = torch.float32
     kind, extra = _class_of(config)
-    return random_model("text_encoder", config, partial(kind, config, **extra))
+    return random_model(config, partial(kind, config, **extra))
 
 
 def _load(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """The model with weights that all come from the checkpoint; UserError if some are missing there."""
     kind, extra = _class_of(config)
-    return pretrained_model("text_encoder", name, partial(kind.from_pretrained, config=config, **extra))
+    return pretrained_model(name, partial(kind.from_pretrained, config=config, **extra))
 
 
 def _check_positions(model: PreTrainedModel, max_tokens: int) -> None:
@@ -171,7 +173,7 @@ def _check_first_token(model: PreTrainedModel) -> None:
     states = model.eval()(input_ids=texts, attention_mask=torch.ones_like(texts)).last_hidden_state[:, 0]
     model.train(training)
     if torch.allclose(states[0], states[1], rtol=1e-6, atol=1e-6):
-        raise UserError(
-            f"text_encoder.pool: cls is the same for every text, since the first token of {model.config.model_type} "
+        raise ArgumentError(
+            f"pool: cls is the same for every text, since the first token of {model.config.model_type} "
             "sees no other; use end or mean"
         )

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.model.blocks import INIT_STD, init_linears, sinusoidal_positions
 from mmlm.model.packing import Layout
@@ -58,11 +58,11 @@ class TransformerTextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if num_layers < 1:
-            raise UserError(f"text_encoder.num_layers: {num_layers} must be at least 1")
+            raise ArgumentError(f"num_layers: {num_layers} must be at least 1")
         if not 0 <= dropout < 1:
-            raise UserError(f"text_encoder.dropout: {dropout} must lie in [0, 1); 0 turns it off")
+            raise ArgumentError(f"dropout: {dropout} must lie in [0, 1); 0 turns it off")
         if positions == "rotary" and (width // num_heads) % 2:
-            raise UserError(f"text_encoder.positions: rotary needs an even head width, not {width} / {num_heads}")
+            raise ArgumentError(f"positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.max_tokens, self.packed = width, max_tokens, packed
         self.causal, self.pool = attention == "causal", pool
         self.token_embedding = nn.Embedding(vocab_size, width)

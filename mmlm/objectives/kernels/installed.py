@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.objectives.kernels.gradients_in_forward import LossAndGradients, NeededGradients
 
 IGNORED = -100
@@ -35,23 +35,25 @@ def installed(package: str) -> tuple[int, ...] | None:
 
 
 def check_kernel(kernel: Kernel, label_smoothing: float, chunk_rows: int | None) -> None:
-    """Called by constructors. Raises UserError for a kernel that could run on no device with these settings."""
+    """Called by constructors. Raises ArgumentError for a kernel that could run on no device with these settings."""
     if chunk_rows is not None and chunk_rows < 1:
-        raise UserError(f"chunk_rows: {chunk_rows} must be at least 1 row")
+        raise ArgumentError(f"chunk_rows: {chunk_rows} must be at least 1 row")
     if kernel in ("auto", "chunked"):
         return
     if chunk_rows is not None:
-        raise UserError(f"chunk_rows: {chunk_rows} has no effect on kernel={kernel}; use kernel=chunked, or null here")
+        raise ArgumentError(
+            f"chunk_rows: {chunk_rows} has no effect on kernel={kernel}; use kernel=chunked, or null here"
+        )
     package = LIGER if kernel == "liger" else CUT
     version = installed(package)
     if version is None:
-        raise UserError(f"kernel: {kernel} needs a package that is not installed; pip install {package}")
+        raise ArgumentError(f"kernel: {kernel} needs a package that is not installed; pip install {package}")
     if kernel == "liger" and version < LEAST_LIGER:
-        raise UserError(
+        raise ArgumentError(
             f"kernel: {LIGER} {_dotted(version)} is older than {_dotted(LEAST_LIGER)}; pip install -U {LIGER}"
         )
     if kernel == "cut" and label_smoothing:
-        raise UserError(
+        raise ArgumentError(
             f"kernel: cut has no label smoothing, and label_smoothing is {label_smoothing}; use kernel=liger or chunked"
         )
 

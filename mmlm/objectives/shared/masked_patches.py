@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelSizes, VisiblePatches
 from mmlm.core.precision import at_least_float32
@@ -54,13 +54,13 @@ class MaskedPatches(Objective):
     ) -> None:
         super().__init__()
         if not 0 < masked_share < 1:
-            raise UserError(f"masked_share: {masked_share} must lie between 0 and 1, such as 0.75")
+            raise ArgumentError(f"masked_share: {masked_share} must lie between 0 and 1, such as 0.75")
         if width < 4 or width % 4:
-            raise UserError(f"width: {width} must be a multiple of 4, for positions of rows and columns")
+            raise ArgumentError(f"width: {width} must be a multiple of 4, for positions of rows and columns")
         if num_heads < 1 or width % num_heads:
-            raise UserError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
+            raise ArgumentError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
         if depth < 1:
-            raise UserError(f"depth: {depth} must be at least 1, or patches would not see each other")
+            raise ArgumentError(f"depth: {depth} must be at least 1, or patches would not see each other")
         self.masked_share, self.width = masked_share, width
         # Objectives that mask the same share see the same patches.
         self.view = PatchView(f"masked {masked_share}")
@@ -79,7 +79,7 @@ class MaskedPatches(Objective):
         num_patches = math.prod(sizes.grid)
         self.num_kept = num_patches - round(num_patches * self.masked_share)
         if not 0 < self.num_kept < num_patches:
-            raise UserError(
+            raise ArgumentError(
                 f"masked_share: {self.masked_share} of {num_patches} patches masks {num_patches - self.num_kept}; "
                 "choose a share that masks some and leaves some"
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.views import StepKey, Stream
 from mmlm.objectives.shared.keys import Keys, positives
 
@@ -75,9 +75,9 @@ class HardNegatives:
 
     def __post_init__(self) -> None:
         if self.rule == "hardest" and self.temperature is not None:
-            raise UserError(f"temperature: {self.temperature} does nothing with negatives=hardest; set it to null")
+            raise ArgumentError(f"temperature: {self.temperature} does nothing with negatives=hardest; set it to null")
         if self.rule == "sampled" and not (self.temperature is not None and 0 < self.temperature < math.inf):
-            raise UserError(f"temperature: {self.temperature} must be above 0 to sample negatives, such as 0.07")
+            raise ArgumentError(f"temperature: {self.temperature} must be above 0 to sample negatives, such as 0.07")
 
     def texts(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
         """int64[B]: for each image of the rank's ``own`` the number of a caption of ``everyone``, or ``NONE``."""

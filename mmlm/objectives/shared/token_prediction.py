@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.batch import TEXT_ONLY, Batch
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import StepKey, TextView
@@ -27,7 +27,7 @@ def states_at(hidden: Tensor, batch: Batch, chosen: Tensor) -> Tensor:
 def check_label_smoothing(label_smoothing: float) -> None:
     """Raises UserError if ``label_smoothing`` is outside of [0, 1)."""
     if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
+        raise ArgumentError(f"label_smoothing: {label_smoothing} must lie in [0, 1)")
 
 
 class TokenPrediction(Objective):

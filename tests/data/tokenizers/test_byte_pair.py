@@ -102,9 +102,9 @@ def test_byte_pair_before_fit():
 
 
 def test_byte_pair_bad_input(byte_pair):
-    with pytest.raises(UserError, match=r"vocab_size=259 must be at least 260"):
+    with pytest.raises(UserError, match=r"^vocab_size: 259 must be at least 260"):
         BytePair(vocab_size=259)
-    with pytest.raises(UserError, match="names a language twice"):
+    with pytest.raises(UserError, match=r"^languages: .* names a language twice"):
         BytePair(vocab_size=300, languages=("en", "en"))
     with pytest.raises(UserError, match=r"'fr', but tokenizer.languages=\['en', 'de'\]"):
         byte_pair.encode("x", "fr", 9)

@@ -63,12 +63,21 @@ def test_hugging_face_in_a_package(package):
     folder = hugging_face_folder(package / "tokenizer", eos_token="</s>")
     found, expected = HuggingFace("package:some_weights/tokenizer"), HuggingFace(folder)
     assert found.encode("a face", None, 50) == expected.encode("a face", None, 50)
-    with pytest.raises(UserError, match=r"^tokenizer\.name_or_path: the package some_weights holds no 'other'"):
+    with pytest.raises(UserError, match=r"^name_or_path: the package some_weights holds no 'other'"):
         HuggingFace("package:some_weights/other")
 
 
 def test_hugging_face_that_is_not_there(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
-    with pytest.raises(UserError, match="cannot be loaded") as error:
+    with pytest.raises(UserError, match=r"^name_or_path: '.*' cannot be loaded") as error:
         HuggingFace(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_hugging_face_that_is_damaged_is_named_by_its_folder(tmp_path):
+    tokenizer = HuggingFace(hugging_face_folder(tmp_path / "hub", eos_token="</s>"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^.*/run: the tokenizer cannot be loaded: ") as error:
+        tokenizer.restore(tmp_path / "run")
     assert "\n" not in str(error.value)

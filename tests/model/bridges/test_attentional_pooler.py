@@ -133,21 +133,21 @@ def test_without_queries_the_memory_is_the_projected_patches(pooler, pool_plainl
 
 @pytest.mark.parametrize("num_queries", [0, -3])
 def test_no_queries_at_all_are_refused(num_queries):
-    with pytest.raises(UserError, match=rf"^bridge\.num_queries: {num_queries} must be at least 1; null keeps"):
+    with pytest.raises(UserError, match=rf"^num_queries: {num_queries} must be at least 1; null keeps"):
         AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, HEADS, num_queries)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_queries": None, "pool": False}, r"bridge\.num_queries: null leaves nothing to pool .* use bridge=mlp"),
+        ({"num_queries": None, "pool": False}, r"^num_queries: null leaves nothing to pool .* use bridge=mlp"),
         (
             {"num_queries": None, "contrastive": "parallel"},
-            r"bridge\.contrastive: parallel needs captioning queries, .* or use bridge\.contrastive=shared",
+            r"^contrastive: parallel needs captioning queries, .* or use contrastive=shared",
         ),
         (
             {"contrastive": "cascaded", "pool": False},
-            r"bridge\.contrastive: cascaded has no effect where the encoder pools; use bridge\.contrastive=shared",
+            r"^contrastive: cascaded has no effect where the encoder pools; use contrastive=shared",
         ),
     ],
 )

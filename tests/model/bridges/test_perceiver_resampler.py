@@ -81,5 +81,5 @@ def test_patch_attention_is_the_last_layer_s_on_the_patches_renormalised(
     ],
 )
 def test_sizes_below_one_are_refused(settings, message):
-    with pytest.raises(UserError, match=rf"^bridge\.{message}$"):
+    with pytest.raises(UserError, match=rf"^{message}$"):
         PerceiverResampler(PATCH_WIDTH, WIDTH, **settings)

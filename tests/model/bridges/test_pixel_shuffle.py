@@ -50,16 +50,16 @@ def test_a_factor_of_one_keeps_any_tokens(make_patches):
         ((4, 4), 3, 0, r"3 does not divide the grid of 4 x 4 patches; use one that does: 1, 2, 4"),
         ((7, 7), 2, 0, r"2 does not divide the grid of 7 x 7 patches; use one that does: 1, 7"),
         ((4, 6), 4, 0, r"4 does not divide the grid of 4 x 6 patches; use one that does: 1, 2"),
-        ((4, 4), 2, 1, r"2 takes patches only, and the encoder keeps 1 prefix tokens .* bridge\.pixel_shuffle=1"),
+        ((4, 4), 2, 1, r"2 takes patches only, and the encoder keeps 1 prefix tokens .* or pixel_shuffle=1"),
     ],
 )
 def test_a_factor_that_does_not_fit_is_refused(grid, factor, num_prefix_tokens, message):
-    with pytest.raises(UserError, match=rf"^bridge\.pixel_shuffle: {message}$"):
+    with pytest.raises(UserError, match=rf"^pixel_shuffle: {message}$"):
         PixelShuffle(grid, factor, num_prefix_tokens)
 
 
 def test_an_encoder_that_drops_patches_is_refused():
-    with pytest.raises(UserError, match=r"^bridge\.pixel_shuffle: 2 needs every .*; use encoder\.patch_dropout=0 or"):
+    with pytest.raises(UserError, match=r"^pixel_shuffle: 2 needs every .*; use encoder\.patch_dropout=0 or"):
         PixelShuffle((4, 4), 2, drops_patches=True)
     PixelShuffle((4, 4), 1, drops_patches=True)
 

@@ -75,5 +75,5 @@ def test_prefix_tokens_are_projected_too(randomise, make_patches, kind):
 
 
 def test_an_mlp_without_hidden_units_is_refused():
-    with pytest.raises(UserError, match=r"^bridge\.mlp_ratio: 0\.0 leaves no hidden units; use one above 0"):
+    with pytest.raises(UserError, match=r"^mlp_ratio: 0\.0 leaves no hidden units; use one above 0"):
         MlpProjection(PATCH_WIDTH, GRID, WIDTH, mlp_ratio=0.0)

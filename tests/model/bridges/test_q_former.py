@@ -74,10 +74,10 @@ def test_every_nth_layer_from_the_first_sees_the_patches(q_former, cross_every, 
         ({"depth": 0}, r"depth: 0 must be at least 1"),
         ({"num_queries": 0}, r"num_queries: 0 must be at least 1"),
         ({"cross_every": 0}, r"cross_every: 0 must be at least 1"),
-        ({"cross_every": 3}, r"cross_every: 3 must be at most bridge\.depth, which is 2"),
+        ({"cross_every": 3}, r"cross_every: 3 must be at most the depth, which is 2"),
         ({"mlp_ratio": 0.0}, r"mlp_ratio: 0\.0 leaves no hidden units; use one above 0, such as 4\.0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(settings, message):
-    with pytest.raises(UserError, match=rf"^bridge\.{message}$"):
+    with pytest.raises(UserError, match=rf"^{message}$"):
         QFormer(PATCH_WIDTH, WIDTH, **settings)

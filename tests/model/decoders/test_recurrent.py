@@ -265,8 +265,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layers": 0}, r"^decoder: width=8 and num_layers=0 must both be at least 1$"),
-        ({"dropout": 1.0}, r"^decoder\.dropout: 1\.0 must lie in \[0, 1\); 0 turns it off$"),
+        ({"num_layers": 0}, r"^width: 8 and num_layers=0 must both be at least 1$"),
+        ({"dropout": 1.0}, r"^dropout: 1\.0 must lie in \[0, 1\); 0 turns it off$"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(changes, message):

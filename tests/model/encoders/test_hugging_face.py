@@ -124,9 +124,9 @@ def test_prefix_tokens_stay_in_front_and_class_tokens_pool(architecture):
     prefix = FAMILIES[architecture]
     images, plain = pixels(), tiny(architecture).eval()
     if prefix == 0:
-        with pytest.raises(UserError, match=r"^encoder\.pool: 'cls' needs a class token"):
+        with pytest.raises(UserError, match=r"^pool: 'cls' needs a class token"):
             tiny(architecture, pool="cls")
-        with pytest.raises(UserError, match=r"^encoder\.keep_prefix_tokens: "):
+        with pytest.raises(UserError, match=r"^keep_prefix_tokens: "):
             tiny(architecture, keep_prefix_tokens=True)
     else:
         kept = tiny(architecture, pool="cls", keep_prefix_tokens=True).eval()
@@ -193,7 +193,7 @@ def test_without_weights_only_the_config_is_read(saved):
         encoder = HuggingFaceVision(32, name_or_path=folder, load_weights=False)
     assert {p.device.type for p in encoder.parameters()} == {"meta"}
     assert (encoder.grid, encoder.width) == ((4, 4), model.config.hidden_size)
-    with pytest.raises(UserError, match=r"^encoder\.name_or_path: .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"^name_or_path: .* cannot be loaded"):
         HuggingFaceVision(32, name_or_path=folder)
 
 
@@ -217,32 +217,32 @@ def test_positions_of_another_grid_are_resized():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"^encoder: name_or_path=None and architecture=None: set exactly one"),
+        ({}, r"^name_or_path: None and architecture=None: set exactly one"),
         (
             {"name_or_path": "a", "architecture": "vit"},
-            r"^encoder: .*=a and architecture=vit: set exactly one",
+            r"^name_or_path: a and architecture=vit: set exactly one",
         ),
-        ({"name_or_path": "a", "settings": TINY}, r"^encoder\.settings: a pretrained model has its own"),
-        ({"name_or_path": "/no/such/folder"}, r"^encoder\.name_or_path: there is no folder '/no/such/folder'"),
-        ({"architecture": "vitt"}, r"^encoder\.architecture: transformers has no model type 'vitt'"),
-        ({"architecture": "bert"}, r"^encoder\.architecture: 'bert' is no vision Transformer"),
-        ({"architecture": "resnet"}, r"^encoder\.architecture: 'resnet' is no vision Transformer .* encoder=timm"),
+        ({"name_or_path": "a", "settings": TINY}, r"^settings: a pretrained model has its own"),
+        ({"name_or_path": "/no/such/folder"}, r"^name_or_path: there is no folder '/no/such/folder'"),
+        ({"architecture": "vitt"}, r"^architecture: transformers has no model type 'vitt'"),
+        ({"architecture": "bert"}, r"^architecture: 'bert' is no vision Transformer"),
+        ({"architecture": "resnet"}, r"^architecture: 'resnet' is no vision Transformer .* encoder=timm"),
         (
             {"architecture": "vit_mae", "settings": TINY},
-            r"^encoder\.architecture: a ViTMAEModel gives no tokens of image patches",
+            r"^architecture: a ViTMAEModel gives no tokens of image patches",
         ),
         (
             {"architecture": "vit", "settings": {"hiden_size": 8}},
-            r"^encoder\.settings\.hiden_size: vit has no such setting; did you mean 'hidden_size'\?",
+            r"^settings\.hiden_size: vit has no such setting; did you mean 'hidden_size'\?",
         ),
         (
             {"architecture": "vit", "settings": {"image_size": 8}},
-            r"^encoder\.settings\.image_size: .* data\.image_size",
+            r"^settings\.image_size: .* data\.image_size",
         ),
-        ({"architecture": "vit", "settings": {"hidden_size": "a"}}, r"^encoder\.settings: vit does not take them"),
+        ({"architecture": "vit", "settings": {"hidden_size": "a"}}, r"^settings: vit does not take them"),
         (
             {"architecture": "vit", "settings": TINY | {"num_attention_heads": 3}},
-            r"^encoder\.settings\.num_attention_heads: 3 does not divide hidden_size 16",
+            r"^settings\.num_attention_heads: 3 does not divide hidden_size 16",
         ),
         (
             {"architecture": "vit", "settings": TINY | {"patch_size": 7}},
@@ -259,10 +259,10 @@ def test_what_does_not_fit_is_refused_in_one_line(arguments, message):
 def test_a_text_model_and_a_checkpoint_with_missing_weights_are_refused(tmp_path, saved):
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(**small, vocab_size=9)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match=r"^encoder\.name_or_path: 'bert' is no vision Transformer"):
+    with pytest.raises(UserError, match=r"^name_or_path: 'bert' is no vision Transformer"):
         HuggingFaceVision(16, name_or_path=str(tmp_path / "bert"))
     _, folder = saved("vit")
     config = json.loads((tmp_path / "vit" / "config.json").read_text())
     (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(UserError, match=r"^encoder\.name_or_path: .* has no weights for .*2"):
+    with pytest.raises(UserError, match=r"^name_or_path: .* has no weights for .*2"):
         HuggingFaceVision(16, name_or_path=folder)

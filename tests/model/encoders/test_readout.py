@@ -40,9 +40,9 @@ def test_pooled_vector_and_tokens(pool, keep):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((1, False, "cls", False), r"^encoder\.pool: 'cls' needs a class token"),
-        ((0, False, "max", False), r"^encoder\.pool: 'max' is not one of cls, mean, null"),
-        ((0, False, "mean", True), r"^encoder\.keep_prefix_tokens: this architecture has no class or register tokens"),
+        ((1, False, "cls", False), r"^pool: 'cls' needs a class token"),
+        ((0, False, "max", False), r"^pool: 'max' is not one of cls, mean, null"),
+        ((0, False, "mean", True), r"^keep_prefix_tokens: this architecture has no class or register tokens"),
     ],
 )
 def test_what_the_tokens_do_not_allow_is_refused(arguments, message):

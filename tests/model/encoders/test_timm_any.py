@@ -68,9 +68,9 @@ def test_prefix_tokens_stay_in_front_and_are_pooled_if_there_are_any(name):
     _, width, prefix = SMALL[name]
     images, plain = pixels(), small(name)(pixels()).tokens
     if prefix == 0:
-        with pytest.raises(UserError, match=r"^encoder\.pool: 'cls' needs a class token"):
+        with pytest.raises(UserError, match=r"^pool: 'cls' needs a class token"):
             small(name, pool="cls")
-        with pytest.raises(UserError, match=r"^encoder\.keep_prefix_tokens: "):
+        with pytest.raises(UserError, match=r"^keep_prefix_tokens: "):
             small(name, keep_prefix_tokens=True)
     else:
         encoder = small(name, pool="cls", keep_prefix_tokens=True)
@@ -191,26 +191,26 @@ def test_what_only_serves_the_head_is_left_out():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet18", {"patch_dropout": 0.5}, r"^encoder\.patch_dropout: timm's 'resnet18' is a ResNet, which has none"),
-        ("convnext_atto", {"registers": 2}, r"^encoder\.registers: timm's 'convnext_atto' is a ConvNeXt, which has"),
-        ("swin_tiny_patch4_window7_224", {"patch_dropout": 0.1}, r"^encoder\.patch_dropout: .* SwinTransformer"),
-        ("vgg11", {"drop_path": 0.1, "settings": None}, r"^encoder\.drop_path: timm's 'vgg11' is a VGG"),
-        ("resnet18", {"final_norm": False}, r"^encoder\.final_norm: timm's 'resnet18' has no last norm"),
-        ("deit_tiny_distilled_patch16_224", {"registers": 2}, r"^encoder\.registers: 2 do not go with a distillation"),
-        ("vit_tiny_patch16_224", {"registers": -1}, r"^encoder\.registers: -1 must be at least 0"),
-        ("vit_tiny_patch16_224", {"drop_path": 1.0}, r"^encoder\.drop_path: 1\.0 must be at least 0 and below 1"),
-        ("vit_tiny_patch16_224", {"patch_dropout": -0.1}, r"^encoder\.patch_dropout: -0\.1 must be at least 0"),
+        ("resnet18", {"patch_dropout": 0.5}, r"^patch_dropout: timm's 'resnet18' is a ResNet, which has none"),
+        ("convnext_atto", {"registers": 2}, r"^registers: timm's 'convnext_atto' is a ConvNeXt, which has"),
+        ("swin_tiny_patch4_window7_224", {"patch_dropout": 0.1}, r"^patch_dropout: .* SwinTransformer"),
+        ("vgg11", {"drop_path": 0.1, "settings": None}, r"^drop_path: timm's 'vgg11' is a VGG"),
+        ("resnet18", {"final_norm": False}, r"^final_norm: timm's 'resnet18' has no last norm"),
+        ("deit_tiny_distilled_patch16_224", {"registers": 2}, r"^registers: 2 do not go with a distillation"),
+        ("vit_tiny_patch16_224", {"registers": -1}, r"^registers: -1 must be at least 0"),
+        ("vit_tiny_patch16_224", {"drop_path": 1.0}, r"^drop_path: 1\.0 must be at least 0 and below 1"),
+        ("vit_tiny_patch16_224", {"patch_dropout": -0.1}, r"^patch_dropout: -0\.1 must be at least 0"),
         ("vit_tiny_patch16_224", {"image_size": 36}, r"^data\.image_size: 36 is not a multiple of 8, the pixels that"),
         ("resnet18", {"image_size": 36}, r"^data\.image_size: 36 is not a multiple of 8"),
         ("swin_tiny_patch4_window7_224", {"image_size": 36}, r"^(encoder\.name|data\.image_size): .*36"),
-        ("resnet18", {"name": "resnet1"}, r"^encoder\.name: timm has no model 'resnet1'; it has for example"),
-        ("resnet18", {"settings": {"layrs": [1]}}, r"^encoder\.settings: timm's 'resnet18' does not take .*layrs"),
-        ("resnet18", {"settings": {"img_size": 3}}, r"^encoder\.settings\.img_size: .* set data\.image_size"),
-        ("resnet18", {"settings": {"num_classes": 3}}, r"^encoder\.settings\.num_classes: is not free"),
-        ("resnet18", {"pretrained": True}, r"^encoder\.pretrained: pretrained weights fix settings and registers"),
-        ("resnet18", {"pretrained": True, "weights": "a.pth"}, r"^encoder\.weights: 'a\.pth' and encoder\.pretrained"),
-        ("pit_ti_224", {"image_size": 224, "settings": None}, r"^encoder\.name: timm's 'pit_ti_224' gives features of"),
-        ("coat_tiny", {"image_size": 224, "settings": None}, r"^encoder\.name: timm's 'coat_tiny' gives no features"),
+        ("resnet18", {"name": "resnet1"}, r"^name: timm has no model 'resnet1'; it has for example"),
+        ("resnet18", {"settings": {"layrs": [1]}}, r"^settings: timm's 'resnet18' does not take .*layrs"),
+        ("resnet18", {"settings": {"img_size": 3}}, r"^settings\.img_size: .* set data\.image_size"),
+        ("resnet18", {"settings": {"num_classes": 3}}, r"^settings\.num_classes: is not free"),
+        ("resnet18", {"pretrained": True}, r"^pretrained: pretrained weights fix settings and registers"),
+        ("resnet18", {"pretrained": True, "weights": "a.pth"}, r"^weights: 'a\.pth' and pretrained"),
+        ("pit_ti_224", {"image_size": 224, "settings": None}, r"^name: timm's 'pit_ti_224' gives features of"),
+        ("coat_tiny", {"image_size": 224, "settings": None}, r"^name: timm's 'coat_tiny' gives no features"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(name, arguments, message):

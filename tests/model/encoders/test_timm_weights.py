@@ -86,7 +86,7 @@ def test_a_file_of_a_package_is_loaded(package):
     )
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one(pixels()).tokens, other(pixels()).tokens)
-    with pytest.raises(UserError, match=r"^encoder\.weights: the package some_weights holds no 'b.safetensors'"):
+    with pytest.raises(UserError, match=r"^weights: the package some_weights holds no 'b.safetensors'"):
         encoders("package:some_weights/b.safetensors")
 
 
@@ -141,7 +141,7 @@ def test_keys_that_do_not_fit_are_listed(tmp_path, change, message):
         lambda file: TimmVit(16, weights=file, **OURS),
         lambda file: TimmEncoder(16, settings=VIT, weights=file),
     ):
-        with pytest.raises(UserError, match=rf"^encoder\.weights: '.*a\.pth' {message}") as caught:
+        with pytest.raises(UserError, match=rf"^weights: '.*a\.pth' {message}") as caught:
             build(str(tmp_path / "a.pth"))
         assert "\n" not in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(b"\0" * 20)
     torch.save([1, 2], tmp_path / "list.pth")
     for name in ("code.pth", "zipped.bin", "cut.safetensors", "list.pth", "none.pth"):
-        with pytest.raises(UserError, match=rf"^encoder\.weights: .*{name}") as caught:
+        with pytest.raises(UserError, match=rf"^weights: .*{name}") as caught:
             TimmVit(16, weights=str(tmp_path / name), **OURS)
         assert "\n" not in str(caught.value)
     assert "code in a file" not in capsys.readouterr().out
@@ -192,5 +192,5 @@ def test_pretrained_weights_are_not_fetched_for_the_architecture_alone(monkeypat
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
     assert kind(32, "test_vit", pretrained=True, load_weights=False).grid == (2, 2)
-    with pytest.raises(UserError, match=r"^encoder\.pretrained: the weights of timm's 'test_vit' .* \(no network\)"):
+    with pytest.raises(UserError, match=r"^pretrained: the weights of timm's 'test_vit' .* \(no network\)"):
         kind(32, "test_vit", pretrained=True)

@@ -201,28 +201,28 @@ def test_settings_change_the_config_of_a_pretrained_model(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, r"^text_encoder: name_or_path=None and architecture=None: set exactly one"),
-        ({"name_or_path": "a", "architecture": "bert"}, r"name_or_path=a and architecture=bert: set exactly one"),
-        ({"architecture": "brt"}, r"^text_encoder\.architecture: transformers has no encoder 'brt'; did you mean"),
-        ({"architecture": "t5"}, r"^text_encoder\.architecture: 't5' is a t5, which is no text encoder"),
-        ({"architecture": "vit"}, r"^text_encoder\.architecture: 'vit' is a vit, which is no text encoder"),
+        ({}, r"^name_or_path: None and architecture=None: set exactly one"),
+        ({"name_or_path": "a", "architecture": "bert"}, r"^name_or_path: a and architecture=bert: set exactly one"),
+        ({"architecture": "brt"}, r"^architecture: transformers has no encoder 'brt'; did you mean"),
+        ({"architecture": "t5"}, r"^architecture: 't5' is a t5, which is no text encoder"),
+        ({"architecture": "vit"}, r"^architecture: 'vit' is a vit, which is no text encoder"),
         (
             {"architecture": "bert", "settings": {"hiden_size": 8}},
-            r"^text_encoder\.settings\.hiden_size: bert has no such setting; did you mean 'hidden_size'\?$",
+            r"^settings\.hiden_size: bert has no such setting; did you mean 'hidden_size'\?$",
         ),
         (
             {"architecture": "bert", "settings": {"vocab_size": 8}},
-            r"^text_encoder\.settings\.vocab_size: is decided by the run; remove it$",
+            r"^settings\.vocab_size: is decided by the run; remove it$",
         ),
         (
             {"architecture": "bert", "settings": SIZES | {"num_attention_heads": 3}},
-            r"^text_encoder: bert cannot be built: .*16.*3",
+            r"^settings: bert cannot be built with them: .*16.*3",
         ),
         (
             {"architecture": "bert", "settings": {"hidden_size": "wide"}},
-            r"^text_encoder\.settings: bert does not take them: ",
+            r"^settings: bert does not take them: ",
         ),
-        ({"name_or_path": "nowhere/at-all"}, r"^text_encoder\.name_or_path: 'nowhere/at-all' cannot be loaded: "),
+        ({"name_or_path": "nowhere/at-all"}, r"^name_or_path: 'nowhere/at-all' cannot be loaded: "),
         (
             {"architecture": "bert", "settings": SIZES | {"max_position_embeddings": 6}},
             r"^data\.max_tokens: 7 is more than the 6 positions of the text encoder \(bert\); use at most that$",
@@ -233,7 +233,7 @@ def test_settings_change_the_config_of_a_pretrained_model(tmp_path):
         ),
         (
             {"architecture": "clip_text_model", "settings": SIZES, "pool": "cls"},
-            r"^text_encoder\.pool: cls is the same for every text, since the first token of clip_text_model sees no",
+            r"^pool: cls is the same for every text, since the first token of clip_text_model sees no",
         ),
     ],
 )
@@ -254,5 +254,5 @@ def test_weights_that_are_missing_are_refused_rather_than_made_up(tmp_path):
 
 def test_a_pretrained_encoder_decoder_is_refused(tmp_path):
     T5Model(T5Config(vocab_size=V, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"^text_encoder\.name_or_path: '.*' is a t5, which is no text encoder"):
+    with pytest.raises(UserError, match=r"^name_or_path: '.*' is a t5, which is no text encoder"):
         HuggingFaceText(V, T, name_or_path=str(tmp_path))

@@ -121,9 +121,9 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_layers": 0}, r"^text_encoder\.num_layers: 0 must be at least 1$"),
-        ({"dropout": -0.1}, r"^text_encoder\.dropout: -0\.1 must lie in \[0, 1\)"),
-        ({"width": 6, "positions": "rotary"}, r"^text_encoder\.positions: rotary needs an even head width, not 6 / 2$"),
+        ({"num_layers": 0}, r"^num_layers: 0 must be at least 1$"),
+        ({"dropout": -0.1}, r"^dropout: -0\.1 must lie in \[0, 1\)"),
+        ({"width": 6, "positions": "rotary"}, r"^positions: rotary needs an even head width, not 6 / 2$"),
         ({"num_heads": 3}, r"^num_heads: 3 does not divide the width 8"),
     ],
 )
