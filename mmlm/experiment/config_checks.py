@@ -1,5 +1,6 @@
 """What is refused in a config: parts that do not fit their constructor, numbers out of range, settings at odds."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,12 +9,19 @@ from omegaconf import DictConfig, OmegaConf
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import Config, InitSettings
 from mmlm.experiment.parts import check_part
+from mmlm.model.protocols import BridgeInputs, DecoderInputs, EncoderInputs, TextEncoderInputs
+
+
+def _names(inputs: type) -> tuple[str, ...]:
+    """The names of the fields of a dataclass that says what a constructor may ask for."""
+    return tuple(field.name for field in dataclasses.fields(inputs))
+
 
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
-    "encoder": ("image_size", "load_weights"),
-    "bridge": ("patch_width", "grid", "num_prefix_tokens", "drops_patches", "pool"),
-    "text_encoder": ("vocab_size", "max_tokens", "load_weights"),
-    "decoder": ("vocab_size", "memory_width", "num_memory", "max_tokens", "load_weights", "embeds_text"),
+    "encoder": _names(EncoderInputs),
+    "bridge": _names(BridgeInputs),
+    "text_encoder": _names(TextEncoderInputs),
+    "decoder": _names(DecoderInputs),
     "freeze": (),
     "objective": (),
     "tokenizer": (),
