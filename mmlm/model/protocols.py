@@ -3,6 +3,8 @@
 Parts are built from left to right, and what is known by then is handed to the next one: ``EncoderInputs``,
 ``BridgeInputs``, ``TextEncoderInputs`` and ``DecoderInputs`` say what that is. A constructor gets those of the fields
 that it has an argument of the same name for. It asks for what it uses and for no more; a config may not set them.
+
+``mmlm/experiment/contract.py`` refuses a part that breaks its protocol, by name and before anything real is built.
 """
 
 from dataclasses import dataclass
