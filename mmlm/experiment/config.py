@@ -112,7 +112,8 @@ class Config:
     """If the folder holds a run already: ``auto`` goes on with that run if its config is the same, and refuses if it is
     not; ``changed`` goes on with the new config; ``never`` moves the old run aside and starts anew."""
     preflight: bool = False
-    """Print a batch of training data as the model would get it (inputs, targets, mask), and end without a run."""
+    """Print a batch of training data as the model would get it (inputs, targets, mask), try the evaluators and the
+    report's samples on a batch of each validation split, and end without a run."""
     plugins: list[str] = field(default_factory=list)
     """Your own packages that parts may come from, besides mmlm."""
     encoder: Any = MISSING
