@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmlm.core.batch import Batch, Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.views import PatchView, StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.keyed_random import stream
+from mmlm.core.views import PatchView, StepKey, TextPattern, TextView, ViewInputs
 from mmlm.data.collate import caption_encoder, collate, prepare
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
@@ -40,7 +41,7 @@ class Masked(Objective):
         return {MASKED: TextPattern(torch.full_like(batch.lengths, 2), masked), SOME: kept}
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        drawn = step_key.uniform(batch.image_key, 1, Stream.MASKED_PATCHES)[:, 0]
+        drawn = step_key.uniform(batch.image_key, 1, stream("my.masks"))[:, 0]
         return {"masked_patches": (drawn < self.share).sum()}
 
 

@@ -11,8 +11,12 @@ from torch import Tensor
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
 from mmlm.core.errors import ArgumentError
-from mmlm.core.views import StepKey, Stream
+from mmlm.core.keyed_random import stream
+from mmlm.core.views import StepKey
 from mmlm.objectives.shared.keys import Keys, positives
+
+_TEXT_STREAM = stream("mmlm.objectives.shared.negatives.texts")
+_IMAGE_STREAM = stream("mmlm.objectives.shared.negatives.images")
 
 NegativeRule = Literal["sampled", "hardest"]
 
@@ -86,7 +90,7 @@ class HardNegatives:
             negative = ~positives(_some_images(own.keys, rows), everyone.keys)
             return negative & own.keys.has_caption[rows, None] & everyone.keys.has_image
 
-        uniform = step_key.uniform(own.image_key, 1, Stream.NEGATIVE_TEXT)
+        uniform = step_key.uniform(own.image_key, 1, _TEXT_STREAM)
         return self._choose(own.image, everyone.text, everyone.text_key.argsort(stable=True), uniform, allowed)
 
     def images(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
@@ -99,7 +103,7 @@ class HardNegatives:
             negative = torch.cat([~positives(_some_images(everyone.keys, images), captions) for images in tiles]).T
             return negative & captions.has_image[:, None] & everyone.keys.has_caption
 
-        uniform = step_key.uniform(own.text_key, 1, Stream.NEGATIVE_IMAGE)
+        uniform = step_key.uniform(own.text_key, 1, _IMAGE_STREAM)
         return self._choose(own.text, everyone.image, everyone.image_key.argsort(stable=True), uniform, allowed)
 
     def _choose(
