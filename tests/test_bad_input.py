@@ -12,7 +12,11 @@ from mmlm.experiment.run_identity import run_folder
 from mmlm.record.metrics import read_metrics
 from mmlm.run import session as training
 
-EXPERIMENTS = ", ".join(sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")))
+
+def options(group: str) -> str:
+    """The options of a group, as a message lists them."""
+    return ", ".join(sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml")))
+
 
 REFUSED = [
     # A misspelt key: of the settings, of a part, a whole group, or added by force.
@@ -58,8 +62,8 @@ REFUSED = [
     ("name=a/b", "name: 'a/b' must be the name of one folder, without a slash"),
     ("train.best_metric=validation/R", "train.best_metric: 'validation/R' is not evaluated; there are: validation/c"),
     # A part that is none, or that does not fit.
-    ("encoder=vitt", "unknown encoder 'vitt'; there are: convnext_small_images, efficientnet_lite0, hf_vit_tiny, "),
-    ("encoder=null", "unknown encoder 'null'; there are: convnext_small_images, efficientnet_lite0, hf_vit_tiny, "),
+    ("encoder=vitt", f"unknown encoder 'vitt'; there are: {options('encoder')}"),
+    ("encoder=null", f"unknown encoder 'null'; there are: {options('encoder')}"),
     (
         "encoder._target_=mmlm.model.encoders.timm_vit.TimmVitt",
         "mmlm.model.encoders.timm_vit has no 'TimmVitt'; did you mean 'TimmVit'?",
@@ -100,14 +104,14 @@ def test_a_mistake_is_one_line_before_training_starts(train_tiny, tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("experiment=caption_bse",), f"unknown experiment 'caption_bse'; there are: {EXPERIMENTS}"),
+        (("experiment=caption_bse",), f"unknown experiment 'caption_bse'; there are: {options('experiment')}"),
         (("expriment=caption_base",), "expriment: no such setting; did you mean experiment?"),
         (
-            ("experiment=caption_base", "data=coco"),
-            "unknown data 'coco'; there are: emoji, emoji_keywords, folder, mixture",
+            ("experiment=caption_base", "data=no_such_data"),
+            f"unknown data 'no_such_data'; there are: {options('data')}",
         ),
         (("experiment=caption_base", "data=folder"), "data.train.folder, data.validation.validation.folder: required"),
-        ((), f"experiment: required, and not set; write experiment=VALUE; there are: {EXPERIMENTS}"),
+        ((), f"experiment: required, and not set; write experiment=VALUE; there are: {options('experiment')}"),
         (
             ("experiment=caption_base", "data.train.split=trian"),
             "data.train.split: 'trian' is no split of the emoji data; choose one of",

@@ -7,6 +7,7 @@ Splittable Pseudorandom Number Generators", OOPSLA 2014), applied once for each 
 """
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,14 +19,38 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 """Multipliers of splitmix64's finalizer."""
 _DOUBLE_BITS = 53
 """Bits of a float64's mantissa: every multiple of 2**-53 in [0, 1) is equally likely."""
+_NAMED = 1 << 62
+"""Set in every stream that is made from a name, so that none is one of ``_RECORDED``."""
+_RECORDED: Mapping[str, int] = {
+    "mmlm.data.loader.order": 0,
+    "mmlm.data.loader.augment": 1,
+    "mmlm.data.loader.captions": 2,
+    "mmlm.objectives.parallel_captioning": 16,
+    "mmlm.objectives.prefix": 17,
+    "mmlm.objectives.masked": 18,
+    "mmlm.objectives.shared.masked_patches": 19,
+    "mmlm.objectives.shared.negatives.texts": 20,
+    "mmlm.objectives.shared.negatives.images": 21,
+    "mmlm.objectives.self_distillation": 22,
+    "mmlm.model.patch_dropout": 23,
+}
+"""The streams of results that were recorded before streams had names. A new one is not entered here."""
+
+
+def stream(owner: str) -> int:
+    """The stream of a use of randomness, by the dotted name of its owner, such as ``my_package.my_objective``.
+
+    Uses with different names draw independent numbers. Nothing has to be registered: the stream is a hash of the name.
+    """
+    return _RECORDED.get(owner, stable_hash(owner) | _NAMED)
 
 
 def keyed_uniform(seed: int, epoch: int, keys: Tensor, count: int, stream: int = 0) -> Tensor:
     """Independent uniform numbers for each key: float64[len(keys), count] in [0, 1), on the device of ``keys``.
 
     Row i depends only on (``seed``, ``epoch``, ``keys[i]``, ``stream``) and element (i, j) also on j: asking for
-    more columns keeps the first ones. ``keys`` is int64[K]; ``stream`` separates uses that share the other parts
-    (order, augmentation, choice of captions).
+    more columns keeps the first ones. ``keys`` is int64[K]; ``stream`` (see the function of that name) separates
+    uses that share the other parts (order, augmentation, choice of captions).
     """
     base = _mix_integer(_mix_integer(_mix_integer(seed) ^ epoch) ^ stream)
     # Keys are mixed before they meet the base: ids are often consecutive and would differ in a few low bits only.

@@ -2,25 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
 
 from torch import Tensor
 
 from mmlm.core.keyed_random import keyed_uniform
-
-
-class Stream(IntEnum):
-    """The uses of randomness that is keyed by (seed, step, example); each use draws its own, independent numbers."""
-
-    PARALLEL = 16
-    PREFIX = 17
-    MASKED_TEXT = 18
-    MASKED_PATCHES = 19
-    NEGATIVE_TEXT = 20
-    NEGATIVE_IMAGE = 21
-    LOCAL_VIEW = 22
-    PATCH_DROPOUT = 23
 
 
 @dataclass(frozen=True)
@@ -34,11 +20,14 @@ class StepKey:
     step: int = 0
     """Number of optimizer steps before this one."""
 
-    def uniform(self, keys: Tensor, count: int, stream: Stream) -> Tensor:
-        """float64[K, count] in [0, 1) for int64[K] ``keys``."""
+    def uniform(self, keys: Tensor, count: int, stream: int) -> Tensor:
+        """float64[K, count] in [0, 1) for int64[K] ``keys``.
+
+        ``stream`` is ``mmlm.core.keyed_random.stream`` of its owner's name: each use draws its own numbers.
+        """
         return keyed_uniform(self.seed, self.step, keys, count, stream)
 
-    def chosen(self, keys: Tensor, count: int, size: int, stream: Stream) -> Tensor:
+    def chosen(self, keys: Tensor, count: int, size: int, stream: int) -> Tensor:
         """int64[K, size]: for each of int64[K] ``keys`` a random subset of ``range(count)`` of that size, ascending."""
         order = self.uniform(keys, count, stream).argsort(dim=1, stable=True)
         return order[:, :size].sort(dim=1).values

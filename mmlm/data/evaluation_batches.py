@@ -1,11 +1,33 @@
 """The batches of a split that is evaluated: every example once, in order, as it is."""
 
-from mmlm.core.batch import Batch
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmlm.core.batch import Batch, Caption, Example
 from mmlm.core.errors import UserError
 from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
 from mmlm.data.sources import Source, read_example
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
+
+
+@dataclass(frozen=True)
+class _Spaced:
+    """Every n-th example of a source, beginning with the first."""
+
+    source: Source
+    every: int
+    """n."""
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // max(1, self.every))
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index * self.every]
+
+    def captions(self) -> Iterator[Caption]:
+        """See ``Source``."""
+        raise NotImplementedError("a split's captions come with its batches")
 
 
 class EvaluationBatches:
@@ -30,6 +52,7 @@ class EvaluationBatches:
         self.corrupt: tuple[str, ...] = ()
         """``id: reason`` of every image that the last evaluation left out, on any rank; the evaluation sets it."""
         self._source = source
+        self._tokenizer = tokenizer
         self._transform = transform
         self._batch_size = batch_size
         self._pad_id = tokenizer.pad_id
@@ -41,6 +64,13 @@ class EvaluationBatches:
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
         return len(self._source)
+
+    def sample(self) -> "EvaluationBatches":
+        """One batch of its examples, evenly spaced over all of them, as a split of its own."""
+        some = _Spaced(self._source, -(-len(self._source) // self._batch_size))
+        return EvaluationBatches(
+            some, self._tokenizer, self._transform, self._batch_size, self._max_tokens, self._bucket
+        )
 
     def __len__(self) -> int:
         """Number of batches."""

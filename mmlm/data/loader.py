@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from mmlm.core.batch import Batch, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.keyed_random import keyed_permutation, keyed_uniform
+from mmlm.core.keyed_random import keyed_permutation, keyed_uniform, stream
 from mmlm.core.stop import children_spared
 from mmlm.data.collate import DEFAULT_BUCKET, Prepared, caption_encoder, collate, prepare
 from mmlm.data.sources import Source, read_example
@@ -24,8 +24,9 @@ from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.data.workers import start_workers
 
-_ORDER, _AUGMENT, _CAPTIONS = 0, 1, 2
-"""Streams of `keyed_uniform`: the loader's three uses of randomness draw independent numbers."""
+_ORDER = stream("mmlm.data.loader.order")
+_AUGMENT = stream("mmlm.data.loader.augment")
+_CAPTIONS = stream("mmlm.data.loader.captions")
 
 
 class _Shares(Dataset):

@@ -14,10 +14,20 @@ from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_checks import EMPTY_SLOTS
+from mmlm.experiment.contract import check_bridge, check_decoder, check_encoder, check_text_encoder
 from mmlm.experiment.parts import build_part
 from mmlm.launch.launcher import Launcher
 from mmlm.model.model import ImageTextModel
-from mmlm.model.protocols import Bridge, Decoder, Encoder, TextEncoder
+from mmlm.model.protocols import (
+    Bridge,
+    BridgeInputs,
+    Decoder,
+    DecoderInputs,
+    Encoder,
+    EncoderInputs,
+    TextEncoder,
+    TextEncoderInputs,
+)
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.freeze import FreezePlan
 from mmlm.optim.optimizers import OptimizerPart
@@ -117,30 +127,45 @@ def sizes_with_teacher(config: Config, sizes: ModelSizes, teacher: ModelSizes | 
     return replace(sizes, teacher=sizes if config.teacher.ema else teacher)
 
 
-def build_model(config: Config, vocab_size: int, load_weights: bool = True) -> ImageTextModel:
+def build_model(config: Config, vocab_size: int, load_weights: bool = True, try_parts: bool = False) -> ImageTextModel:
     """The model of the config: encoder, bridge, text encoder and decoder, each told the widths of the parts before it.
 
-    ``load_weights`` false leaves out pretrained weights: the caller loads all weights itself. Raises UserError for
-    parts that do not fit together.
+    ``load_weights`` false leaves out pretrained weights: the caller loads all weights itself. ``try_parts`` runs each
+    part once before the next one is built, to see that it makes what it says. Raises UserError for a part that breaks
+    its protocol, and for parts that do not fit together.
     """
     # Left to right along the data's way: a part's constructor asks by name for what the parts before it have decided.
-    image = {"image_size": config.data.image_size, "load_weights": load_weights}
-    encoder: Encoder = _build(config, "encoder", image)
-    patches = {
-        "patch_width": encoder.width,
-        "grid": encoder.grid,
-        "num_prefix_tokens": encoder.num_prefix_tokens,
-        "drops_patches": encoder.drops_patches,
+    seen = EncoderInputs(config.data.image_size, load_weights)
+    encoder: Encoder = _build(config, "encoder", vars(seen))
+    check_encoder(encoder, seen, try_parts)
+    encoded = BridgeInputs(
+        patch_width=encoder.width,
+        grid=encoder.grid,
+        num_prefix_tokens=encoder.num_prefix_tokens,
+        drops_patches=encoder.drops_patches,
         # Exactly one of encoder and bridge pools: a second pooling would be parameters without a gradient.
-        "pool": encoder.pooled_width is None,
-    }
-    bridge: Bridge | None = _build(config, "bridge", patches)
-    text = {"vocab_size": vocab_size, "max_tokens": config.data.max_tokens, "load_weights": load_weights}
-    text_encoder: TextEncoder | None = _build(config, "text_encoder", text)
+        pool=encoder.pooled_width is None,
+    )
+    bridge: Bridge | None = _build(config, "bridge", vars(encoded))
+    if bridge is not None:
+        check_bridge(bridge, encoded, try_parts)
+    read = TextEncoderInputs(vocab_size, config.data.max_tokens, load_weights)
+    text_encoder: TextEncoder | None = _build(config, "text_encoder", vars(read))
+    if text_encoder is not None:
+        check_text_encoder(text_encoder, read, try_parts)
     decoder: Decoder | None = None
     if bridge is not None:
-        memory = {"memory_width": bridge.memory_width, "num_memory": bridge.num_memory}
-        decoder = _build(config, "decoder", {**text, **memory, "embeds_text": text_encoder is None})
+        told = DecoderInputs(
+            vocab_size=vocab_size,
+            memory_width=bridge.memory_width,
+            num_memory=bridge.num_memory,
+            max_tokens=config.data.max_tokens,
+            load_weights=load_weights,
+            embeds_text=text_encoder is None,
+        )
+        decoder = _build(config, "decoder", vars(told))
+        if decoder is not None:
+            check_decoder(decoder, told, try_parts)
     elif config.decoder is not None:
         raise UserError("bridge: the decoder needs one to see the image; choose one, such as bridge=attentional_pooler")
     with keyed_start("model"):

@@ -38,13 +38,14 @@ def check_compatible(config: Config) -> None:
     """Puts the model together without memory or weights (on the meta device), and checks that its parts fit.
 
     A constructor or the model refuses the same things later. Here they are refused in one line, before the data is read
-    or anything real is built. Raises UserError.
+    or anything real is built. Each part makes one pass too, to see that it keeps its protocol (``contract.py``). Raises
+    UserError.
     """
     check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)
     objective = build_objective(config)
     plan = build_freeze(config)
     with torch.device("meta"):
-        model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False)
+        model = build_model(config, _ASSUMED_VOCABULARY, load_weights=False, try_parts=True)
         plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
     check_vocabulary(config.tokenizer, {"text_encoder": model.text_encoder, "decoder": model.decoder})

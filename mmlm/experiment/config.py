@@ -1,6 +1,7 @@
 """The schema of an experiment's config.
 
-Settings are dataclasses that stand next to the code they set; parts are ``_target_`` nodes (see ``parts``).
+Settings are dataclasses that stand next to the code they set, and check their own values when they are made; parts are
+``_target_`` nodes (see ``parts``).
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from mmlm.core.errors import ArgumentError
+from mmlm.core.ranges import check_above_zero
 from mmlm.evaluation.samples import SampleSettings
 from mmlm.launch.meeting import RankSettings
 from mmlm.record.metrics import MetricsSettings
@@ -42,6 +45,12 @@ class DataSettings:
     evaluation_batch_size: int = 256
     """Examples a batch when evaluating."""
 
+    def __post_init__(self) -> None:
+        check_above_zero(self, "image_size", "evaluation_batch_size")
+        both = self.validation.keys() & self.test.keys()
+        if both:
+            raise ArgumentError(f"test.{min(both)}: a validation split has this name too; give every split its own")
+
 
 @dataclass
 class ModelSettings:
@@ -51,6 +60,9 @@ class ModelSettings:
     """Width of the bridge's memory and of the decoder's states, where these do not set one of their own."""
     embedding_width: int = 256
     """Width that images and texts are projected to for contrastive learning, E."""
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "width", "embedding_width")
 
 
 @dataclass
@@ -70,6 +82,16 @@ class InitSettings:
     unexpected: list[str] = field(default_factory=list)
     """Patterns of tensors in the weights that this model has no place for. Any other unused tensor is an error."""
 
+    def __post_init__(self) -> None:
+        if self.run is not None and self.weights is not None:
+            raise ArgumentError("weights: init_from.run is set too; give one of them")
+        if self.run is None and self.weights is None:
+            for name in ("parts", "missing", "unexpected"):
+                if getattr(self, name):
+                    raise ArgumentError(f"{name}: has no effect without init_from.run or weights; give one of them")
+        if self.parts == []:
+            raise ArgumentError("parts: names no part; null takes all, and without init_from.run none is taken")
+
 
 @dataclass
 class TeacherSettings:
@@ -79,6 +101,10 @@ class TeacherSettings:
     """Run folder of the teacher, of the same image size and tokenizer. Keep it until this run is finished."""
     ema: bool = False
     """The teacher is the moving average of this run's own weights instead; needs train.ema_decay."""
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.ema:
+            raise ArgumentError("ema: teacher.run is set too; give one of them")
 
 
 class Resume(Enum):
@@ -112,7 +138,8 @@ class Config:
     """If the folder holds a run already: ``auto`` goes on with that run if its config is the same, and refuses if it is
     not; ``changed`` goes on with the new config; ``never`` moves the old run aside and starts anew."""
     preflight: bool = False
-    """Print a batch of training data as the model would get it (inputs, targets, mask), and end without a run."""
+    """Print a batch of training data as the model would get it (inputs, targets, mask), try the evaluators and the
+    report's samples on a batch of each validation split, and end without a run."""
     plugins: list[str] = field(default_factory=list)
     """Your own packages that parts may come from, besides mmlm."""
     encoder: Any = MISSING

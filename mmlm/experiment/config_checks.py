@@ -1,19 +1,27 @@
-"""What is refused in a config: parts that do not fit their constructor, numbers out of range, settings at odds."""
+"""What is refused in a config: parts that do not fit their constructor, settings out of range or at odds."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from mmlm.core.errors import UserError
-from mmlm.experiment.config import Config, InitSettings
+from mmlm.core.errors import ArgumentError, UserError
+from mmlm.experiment.config import Config
 from mmlm.experiment.parts import check_part
+from mmlm.model.protocols import BridgeInputs, DecoderInputs, EncoderInputs, TextEncoderInputs
+
+
+def _names(inputs: type) -> tuple[str, ...]:
+    """The names of the fields of a dataclass that says what a constructor may ask for."""
+    return tuple(field.name for field in dataclasses.fields(inputs))
+
 
 PART_SLOTS: Mapping[str, tuple[str, ...]] = {
-    "encoder": ("image_size", "load_weights"),
-    "bridge": ("patch_width", "grid", "num_prefix_tokens", "drops_patches", "pool"),
-    "text_encoder": ("vocab_size", "max_tokens", "load_weights"),
-    "decoder": ("vocab_size", "memory_width", "num_memory", "max_tokens", "load_weights", "embeds_text"),
+    "encoder": _names(EncoderInputs),
+    "bridge": _names(BridgeInputs),
+    "text_encoder": _names(TextEncoderInputs),
+    "decoder": _names(DecoderInputs),
     "freeze": (),
     "objective": (),
     "tokenizer": (),
@@ -35,6 +43,7 @@ def check_config(cfg: DictConfig) -> Config:
 
     Builds nothing; nodes of parts stay plain mappings. Raises UserError in one line for the first fault.
     """
+    _check_settings(cfg, Config)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config), "a config is composed on the schema, so OmegaConf makes a Config of it"
     for slot, runtime in PART_SLOTS.items():
@@ -46,74 +55,32 @@ def check_config(cfg: DictConfig) -> Config:
             check_part(node, f"data.{group}.{name}", (), config.plugins)
     for name, node in config.evaluators.items():
         check_part(node, f"evaluators.{name}", EVALUATOR_ARGUMENTS, config.plugins)
-    _check_numbers(config)
-    _check_init_from(config.init_from)
-    _check_teacher(config)
+    _check_together(config)
     return config
 
 
-def _check_numbers(config: Config) -> None:
-    """UserError for a setting that is out of range, or has no effect beside the others."""
-    positive = {
-        "train.steps": config.train.steps,
-        "train.batch_size": config.train.batch_size,
-        "train.micro_batch_size": config.train.micro_batch_size,
-        "train.log_every": config.train.log_every,
-        "train.diagnose_every": config.train.diagnose_every,
-        "train.eval_every": config.train.eval_every,
-        "train.save_every": config.train.save_every,
-        "train.keep_last": config.train.keep_last,
-        "train.clip_norm": config.train.clip_norm,
-        "ranks.timeout_seconds": config.ranks.timeout_seconds,
-        "ranks.watchdog_seconds": config.ranks.watchdog_seconds,
-        "train.spike.threshold": config.train.spike.threshold,
-        "data.image_size": config.data.image_size,
-        "data.evaluation_batch_size": config.data.evaluation_batch_size,
-        "model.width": config.model.width,
-        "model.embedding_width": config.model.embedding_width,
-    }
-    for key, value in positive.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{key}: {value} must be above 0")
-    if config.ranks.watchdog_seconds >= config.ranks.timeout_seconds:
-        raise UserError(
-            f"ranks.watchdog_seconds: {config.ranks.watchdog_seconds:g} must be below ranks.timeout_seconds, "
-            f"{config.ranks.timeout_seconds:g}, or the ranks give up before it reports"
-        )
+def _check_settings(node: DictConfig, kind: type, key: str = "") -> None:
+    """Makes the dataclass of every group of settings in a config, the inner ones first.
+
+    What one says about its own values (in ``__post_init__``) becomes a UserError with the key of its group in front.
+    """
+    for field in dataclasses.fields(kind):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            _check_settings(node[field.name], field.type, f"{key}{field.name}.")
+    if key:
+        try:
+            OmegaConf.to_object(node)
+        except ArgumentError as error:
+            raise UserError(f"{key}{error}") from None
+
+
+def _check_together(config: Config) -> None:
+    """UserError for settings of different groups that are at odds, or have no effect beside each other."""
     if config.processes is not None and config.launcher is None:
         raise UserError(f"processes: {config.processes} has no effect without a launcher; add launcher=local")
-    at_least = {
-        "train.max_skipped_steps": (config.train.max_skipped_steps, 0),
-        "train.spike.max_rewinds": (config.train.spike.max_rewinds, 0),
-        "train.spike.window": (config.train.spike.window, 2),
-    }
-    for key, (value, least) in at_least.items():
-        if value < least:
-            raise UserError(f"{key}: {value} must be at least {least}")
     if config.train.spike.threshold is not None and config.train.save_every is None:
         raise UserError("train.spike.threshold: there is no checkpoint to go back to; set train.save_every")
     if config.name is not None and config.name != Path(config.name).name:
         raise UserError(f"name: '{config.name}' must be the name of one folder, without a slash")
-    both = config.data.validation.keys() & config.data.test.keys()
-    if both:
-        raise UserError(f"data.test.{min(both)}: a validation split has this name too; give every split its own")
-
-
-def _check_init_from(settings: InitSettings) -> None:
-    """UserError for settings of ``init_from`` that contradict one another or would do nothing."""
-    if settings.run is not None and settings.weights is not None:
-        raise UserError("init_from.weights: init_from.run is set too; give one of them")
-    if settings.run is None and settings.weights is None:
-        for key in ("parts", "missing", "unexpected"):
-            if getattr(settings, key):
-                raise UserError(f"init_from.{key}: has no effect without init_from.run or weights; give one of them")
-    if settings.parts == []:
-        raise UserError("init_from.parts: names no part; null takes all, and without init_from.run none is taken")
-
-
-def _check_teacher(config: Config) -> None:
-    """UserError for two teachers, and for a moving average as teacher that the run does not keep."""
-    if config.teacher.run is not None and config.teacher.ema:
-        raise UserError("teacher.ema: teacher.run is set too; give one of them")
     if config.teacher.ema and config.train.ema_decay is None:
         raise UserError("teacher.ema: there is no moving average to be the teacher; set train.ema_decay, such as 0.999")

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 
 from mmlm.core.distributed import OtherRankFailed
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.ranges import check_above_zero
 
 COMMAND = "MMLM_COMMAND"
 """Environment variable: the command that resumes this run, for messages."""
@@ -47,6 +48,14 @@ class RankSettings:
     """Seconds that a rank waits for the others in a collective before it gives up."""
     watchdog_seconds: float = 300.0
     """Seconds without progress after which a rank writes its stacks to RUN/stacks/ and says which rank is late."""
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "timeout_seconds", "watchdog_seconds")
+        if self.watchdog_seconds >= self.timeout_seconds:
+            raise ArgumentError(
+                f"watchdog_seconds: {self.watchdog_seconds:g} must be below ranks.timeout_seconds, "
+                f"{self.timeout_seconds:g}, or the ranks give up before it reports"
+            )
 
 
 class Starter(StrEnum):

@@ -118,7 +118,8 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None,
     Keys float[C, K, Tk, d] may have fewer heads than queries float[C, H, Tq, d]; head k serves H / K queries in a row.
     """
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    with torch.autocast(queries.device.type, enabled=False):  # autocast would make the product bfloat16
+    device = "cpu" if queries.is_meta else queries.device.type  # autocast does not know the meta device
+    with torch.autocast(device, enabled=False):  # it would make the product bfloat16
         scores = queries.float() @ keys.float().transpose(-1, -2) / math.sqrt(queries.shape[-1])
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

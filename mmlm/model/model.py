@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_random import stream
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs, VisiblePatches
 from mmlm.core.precision import at_least_float32
@@ -20,7 +21,6 @@ from mmlm.core.views import (
     ImageView,
     PatchView,
     StepKey,
-    Stream,
     TextPattern,
     TextView,
     View,
@@ -29,6 +29,8 @@ from mmlm.core.views import (
 from mmlm.model.attention import AttentionRecord
 from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder
+
+_PATCH_DROPOUT = stream("mmlm.model.patch_dropout")
 
 Part = TypeVar("Part")
 
@@ -196,7 +198,7 @@ class ImageTextModel(nn.Module):
         if not (encoder.drops_patches and encoder.training):
             return NO_VIEW_INPUTS
         num_patches = encoder.grid[0] * encoder.grid[1]
-        return {KEPT_BY_DROPOUT: step_key.chosen(batch.image_key, num_patches, encoder.num_kept, Stream.PATCH_DROPOUT)}
+        return {KEPT_BY_DROPOUT: step_key.chosen(batch.image_key, num_patches, encoder.num_kept, _PATCH_DROPOUT)}
 
     def through_bridge(self, encoded: EncoderOutput) -> tuple[Tensor, Tensor | None]:
         """The vector float[B, Dp] that is projected to the image embedding, and the memory float[B, M, Dm]."""

@@ -33,9 +33,10 @@ class Layout:
     ) -> "Layout":
         """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``.
 
-        With ``packed``, the number of tokens is read on the CPU, which waits for the device.
+        With ``packed``, the number of tokens is read on the CPU, which waits for the device. On the meta device, where
+        there are no lengths to read, every place is kept.
         """
-        if not packed:
+        if not packed or lengths.is_meta:
             return cls(len(lengths), num_tokens, None)
         real = cls.mask(lengths, num_tokens).flatten()
         index = real.nonzero().squeeze(1)

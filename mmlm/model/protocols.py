@@ -1,7 +1,10 @@
 """Interfaces of a model's four slots: encoder, bridge, text encoder, decoder.
 
-Parts are built from left to right. ``mmlm/experiment/build.py`` passes the widths and sizes of earlier parts to the
-constructor of a later one, under the argument names given in the docstrings below, if that constructor has them.
+Parts are built from left to right, and what is known by then is handed to the next one: ``EncoderInputs``,
+``BridgeInputs``, ``TextEncoderInputs`` and ``DecoderInputs`` say what that is. A constructor gets those of the fields
+that it has an argument of the same name for. It asks for what it uses and for no more; a config may not set them.
+
+``mmlm/experiment/contract.py`` refuses a part that breaks its protocol, by name and before anything real is built.
 """
 
 from dataclasses import dataclass
@@ -23,6 +26,16 @@ OPEN_CLIP = "open_clip"
 
 
 @dataclass(frozen=True)
+class EncoderInputs:
+    """What the constructor of an image encoder may ask for."""
+
+    image_size: int
+    """S, pixels a side of the images."""
+    load_weights: bool
+    """False leaves out pretrained weights: whoever builds the part loads all weights itself."""
+
+
+@dataclass(frozen=True)
 class EncoderOutput:
     """The result of an image encoder."""
 
@@ -33,7 +46,7 @@ class EncoderOutput:
 
 
 class Encoder(Protocol):
-    """Image encoder. Built with ``image_size`` (pixels a side) and ``load_weights``."""
+    """Image encoder. Its constructor may ask for ``EncoderInputs``."""
 
     width: int
     """D of the tokens."""
@@ -74,10 +87,27 @@ class Encoder(Protocol):
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """Resamples a position table ``old`` from another grid to this encoder's.
 
-        ``name`` is the parameter's name in this encoder. None if ``name`` is not a position table. Called when weights
-        of a run with another image size are copied into this encoder.
+        ``name`` is the parameter's name in this encoder. None if ``name`` is not a position table. Only called when
+        weights of a run with another image size are copied into this encoder.
         """
         ...
+
+
+@dataclass(frozen=True)
+class BridgeInputs:
+    """What the constructor of a bridge may ask for: what the encoder gives it, and whether it has to pool."""
+
+    patch_width: int
+    """D of the encoder's tokens."""
+    grid: tuple[int, int]
+    """Rows and columns of the patch tokens."""
+    num_prefix_tokens: int
+    """Tokens (class, registers) that stand before the patches; N = ``num_prefix_tokens`` + rows * columns."""
+    drops_patches: bool
+    """True if the encoder leaves out some patches in training, so that N is smaller then."""
+    pool: bool
+    """True if the bridge has to give ``BridgeOutput.pooled``. If false, the bridge must not build parameters that only
+    serve pooling: they would never get a gradient."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +121,7 @@ class BridgeOutput:
 
 
 class Bridge(Protocol):
-    """Encoder to decoder. Built with ``patch_width`` (D), ``grid``, ``num_prefix_tokens``, ``drops_patches``, ``pool``.
-
-    ``pool`` is true if the bridge has to give ``BridgeOutput.pooled``. If ``pool`` is false, the bridge must not build
-    parameters that only serve pooling: they would never get a gradient.
-    """
+    """Encoder to decoder. Its constructor may ask for ``BridgeInputs``."""
 
     memory_width: int
     """Dm, width of the memory tokens."""
@@ -116,8 +142,20 @@ class Bridge(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TextEncoderInputs:
+    """What the constructor of a text encoder may ask for."""
+
+    vocab_size: int
+    """V, the ids of the run's tokenizer."""
+    max_tokens: int
+    """Longest text in tokens, start and end included."""
+    load_weights: bool
+    """See ``EncoderInputs``."""
+
+
 class TextEncoder(Protocol):
-    """A separate text tower. Built with ``vocab_size``, ``max_tokens`` and ``load_weights``.
+    """A separate text tower. Its constructor may ask for ``TextEncoderInputs``.
 
     Without a text encoder (``text_encoder: null``) the decoder's image-free layers embed texts.
     """
@@ -142,13 +180,27 @@ class TextStates:
     """float[C, D]: one vector a caption."""
 
 
-class Decoder(Protocol):
-    """Text decoder.
+@dataclass(frozen=True)
+class DecoderInputs:
+    """What the constructor of a decoder may ask for: the vocabulary, and what the bridge gives it."""
 
-    Built with ``vocab_size``, ``memory_width``, ``num_memory``, ``max_tokens``, ``load_weights`` and ``embeds_text``.
-    ``embeds_text`` is true if the text embedding comes from ``text``. If ``embeds_text`` is false, the decoder must not
-    build parameters that only serve ``text(...).pooled``: they would never get a gradient.
-    """
+    vocab_size: int
+    """V, the ids of the run's tokenizer."""
+    memory_width: int
+    """Dm of the bridge's memory."""
+    num_memory: int
+    """M, memory tokens an image."""
+    max_tokens: int
+    """Longest caption in tokens, start and end included."""
+    load_weights: bool
+    """See ``EncoderInputs``."""
+    embeds_text: bool
+    """True if the text embedding comes from ``text``. If false, a text encoder makes it, and the decoder must not build
+    parameters that only serve ``text(...).pooled``: they would never get a gradient."""
+
+
+class Decoder(Protocol):
+    """Text decoder. Its constructor may ask for ``DecoderInputs``."""
 
     width: int
     """D of the hidden states."""

@@ -5,9 +5,12 @@ from torch import Tensor
 
 from mmlm.core.batch import Batch
 from mmlm.core.errors import ArgumentError
+from mmlm.core.keyed_random import stream
 from mmlm.core.model_output import ModelSizes
-from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.views import StepKey, TextPattern, TextView, ViewInputs
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted, new_mask_embedding
+
+_STREAM = stream("mmlm.objectives.masked")
 
 MASKED = TextView("masked")
 
@@ -54,7 +57,7 @@ class MaskedLanguageModelling(TokenPrediction):
     def masked(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: true for the inputs that are masked."""
         columns = batch.tokens.shape[1] - 1
-        uniform = step_key.uniform(batch.caption_image_key, columns, Stream.MASKED_TEXT)
+        uniform = step_key.uniform(batch.caption_image_key, columns, _STREAM)
         places = torch.arange(columns, device=uniform.device)[None, :]
         maskable = (places > 0) & (places < (batch.lengths - 1)[:, None])
         # 2 is above every draw, so that the lowest draw of a caption is that of a maskable token if it has one.

@@ -14,7 +14,8 @@ from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
 from mmlm.core.precision import at_least_float32
 from mmlm.core.views import EMBED, StepKey
 from mmlm.objectives.objective import FusionObjective, required
-from mmlm.objectives.shared.negatives import NONE, Embedded, HardNegatives, NegativeRule
+from mmlm.objectives.shared.candidates import NONE
+from mmlm.objectives.shared.negatives import Embedded, HardNegatives, NegativeRule
 
 
 class Matching(FusionObjective):

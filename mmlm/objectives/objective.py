@@ -74,12 +74,31 @@ class Objective(nn.Module):
 
 
 class Comparison(Objective):
-    """A loss that compares images with texts across the whole batch and reads nothing but their embeddings."""
+    """A loss that compares images with texts across the whole batch and reads nothing but their embeddings.
+
+    A subclass overrides ``compare`` and keeps these rules. Otherwise several ranks train something else than one, or
+    wait for each other for ever.
+
+    - **Counts.** Each term is a sum over this rank's items and the number of items of *all* ranks, at least 1
+      (``sum_over_ranks``): then the values of all ranks add up to the loss of the whole batch. So do the figures.
+      ``counts`` is not called.
+    - **Collectives.** It gathers from the other ranks what it needs. Every rank calls the same collectives (``gather``,
+      ``sum_over_ranks``, ``Candidates.of``) in the same order, whatever is in its share of the batch: no condition on
+      the rank's own data may stand before one. The backward pass of ``gather`` is a collective too.
+    - **An empty rank**, one without any image that has a caption, returns a zero *with a gradient path*: a 0 that is
+      computed from ``image`` and ``text``, as a sum over no rows is (``image[:0].sum()``), and not ``torch.zeros(())``.
+      The other ranks wait for its backward pass. Every term has this path, on every rank.
+    - **Micro-batches** are not its business. It is called once for all of a rank's micro-batches (their embeddings are
+      the leaves of its graph then), and ``WeightedSum.compare`` hands each of them its share of the gradients. So it
+      may not add them up, nor count calls, nor draw random numbers that are not keyed.
+
+    ``Candidates`` has the positives and negatives of all ranks, tile by tile, and the hardest negatives.
+    """
 
     def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
         """All of this rank's image embeddings float32[B, E] and text embeddings float32[C, E] -> the rank's loss.
 
-        It gathers the embeddings of the other ranks itself; the counts of its terms are those of all ranks.
+        ``keys`` says which of them belong together. The rules are those of the class.
         """
         raise NotImplementedError
 

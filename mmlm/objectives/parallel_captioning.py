@@ -7,9 +7,10 @@ from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import ArgumentError
+from mmlm.core.keyed_random import stream
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
-from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.views import StepKey, TextPattern, TextView, ViewInputs
 from mmlm.objectives.kernels.linear_cross_entropy import token_cross_entropy
 from mmlm.objectives.objective import Objective, required
 from mmlm.objectives.shared.token_prediction import (
@@ -19,6 +20,8 @@ from mmlm.objectives.shared.token_prediction import (
     new_mask_embedding,
     states_at,
 )
+
+_STREAM = stream("mmlm.objectives.parallel_captioning")
 
 PARALLEL = TextView("parallel")
 
@@ -64,7 +67,7 @@ class ParallelCaptioning(Objective):
 
     def in_parallel(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C]: true for the captions that are predicted in parallel."""
-        uniform = step_key.uniform(batch.caption_image_key, 1, Stream.PARALLEL)[:, 0]
+        uniform = step_key.uniform(batch.caption_image_key, 1, _STREAM)[:, 0]
         return (uniform < self.share) & (batch.image_index != TEXT_ONLY)
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:

@@ -5,9 +5,12 @@ from torch import Tensor
 
 from mmlm.core.batch import Batch
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_random import stream
 from mmlm.core.model_output import ModelSizes
-from mmlm.core.views import StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.views import StepKey, TextPattern, TextView, ViewInputs
 from mmlm.objectives.shared.token_prediction import Captions, TokenPrediction, counted
+
+_STREAM = stream("mmlm.objectives.prefix")
 
 PREFIX = TextView("prefix")
 
@@ -47,7 +50,7 @@ class PrefixLanguageModelling(TokenPrediction):
 
     def visible(self, batch: Batch, step_key: StepKey) -> Tensor:
         """int64[C]: the length of each caption's prefix in inputs, from 1 to all of them."""
-        uniform = step_key.uniform(batch.caption_image_key, 1, Stream.PREFIX)[:, 0]
+        uniform = step_key.uniform(batch.caption_image_key, 1, _STREAM)[:, 0]
         return 1 + (uniform * (batch.lengths - 1)).long()
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:

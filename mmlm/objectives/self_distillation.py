@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import ArgumentError
+from mmlm.core.keyed_random import stream
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
-from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, Stream, View, ViewInputs
+from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, View, ViewInputs
 from mmlm.objectives.objective import Objective, required
+
+_STREAM = stream("mmlm.objectives.self_distillation")
 
 DRAWS = 4
 """Random numbers for one crop: its area, its shape, its horizontal and its vertical position."""
@@ -166,7 +169,7 @@ class SelfDistillation(Objective):
 
     def draw(self, batch: Batch, step_key: StepKey) -> ViewInputs:
         """uint8[num_local * B, 3, S, S]: the first crop of every image, then the second, and so on."""
-        draws = step_key.uniform(batch.image_key, DRAWS * self.num_local, Stream.LOCAL_VIEW).split(DRAWS, dim=1)
+        draws = step_key.uniform(batch.image_key, DRAWS * self.num_local, _STREAM).split(DRAWS, dim=1)
         return {LOCAL_CROPS: torch.cat([crops(batch.images, one, self.min_area, self.max_area) for one in draws])}
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:

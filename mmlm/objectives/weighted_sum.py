@@ -21,6 +21,7 @@ from mmlm.core.keyed_start import keyed_start
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
 from mmlm.core.views import CAPTION, StepKey, TextPattern, TextView, View, ViewInputs
+from mmlm.objectives.gradient_path import check_comparison, check_some_gradient
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective, required
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weights import Weight, WeightSchedule
@@ -210,7 +211,9 @@ class WeightedSum(nn.Module):
             with torch.enable_grad():
                 # New leaves: the graph of the comparison ends at the embeddings, which were made without a graph.
                 image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
-                loss = part.compare_with_teacher(ModelOutput(image, text, teacher=teacher), keys)
+                given = ModelOutput(image, text, teacher=teacher)
+                loss = part.compare_with_teacher(given, keys)
+                check_comparison(name, part, given, loss)
             found = {key: _differentiated(term, image, text, part) for key, term in loss.terms.items()}
             for i, (cached, figure) in enumerate(zip(cached_gradients, figures, strict=True)):
                 cached[name] = {key: one.for_micro_batch(i, images, texts) for key, one in found.items()}
@@ -237,14 +240,18 @@ class WeightedSum(nn.Module):
         terms: dict[str, Term] = {}
         figures: dict[str, Term] = {}
         weights = self.weights_at(step_key.step)
-        for name, objective in self.active(step_key.step).items():
+        active = self.active(step_key.step)
+        for name, objective in active.items():
             if name in totals.cached_gradients:
                 carried = {key: one.inject(output, objective) for key, one in totals.cached_gradients[name].items()}
                 loss = Loss(carried, totals.figures[name])
             else:
                 loss = objective(output, batch, step_key, totals.counts[name])
+                if isinstance(objective, Comparison):
+                    check_comparison(name, objective, output, loss)
             for key, term in loss.terms.items():
                 label = name if len(loss.terms) == 1 else f"{name}/{key}"
                 terms[label] = replace(term, weight=term.weight * weights[name])
             figures |= {f"{name}/{key}": figure.detached() for key, figure in loss.figures.items()}
+        check_some_gradient(active, output, terms.values())
         return Loss(terms, figures)

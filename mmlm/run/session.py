@@ -38,6 +38,7 @@ from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
 from mmlm.run.header import header_rows, run_costs
 from mmlm.run.preflight import Preflight, check_first_batch
+from mmlm.run.rehearsal import rehearse
 from mmlm.run.restore import RunCheckpoints, resume_run
 from mmlm.run.resume import record_config
 from mmlm.training.gradients import backward
@@ -129,6 +130,7 @@ class Session:
         """Trains from where the folder is, evaluates and reports; returns the exit status."""
         self._look_at_first_batch()
         if self.config.preflight:
+            self._rehearse()
             return 0
         with ExitStack() as stack:
 
@@ -163,6 +165,26 @@ class Session:
             self.console.line(preflight.text())
         check_first_batch(objective, batch, config.seed)
 
+    def _rehearse(self) -> None:
+        """Runs on a few examples what validation and the report will run. Raises UserError for a part that fails."""
+        experiment, config = self.experiment, self.config
+        experiment.model.eval()
+        with experiment.whole():
+            lines = rehearse(self._evaluation(), experiment.validation, config.samples, config.data.language)
+        for line in lines:
+            self.console.line(line)
+
+    def _evaluation(self) -> Evaluation:
+        experiment = self.experiment
+        return Evaluation.of(
+            experiment,
+            experiment.evaluators,
+            self.config.data.max_tokens,
+            experiment.device,
+            experiment.precision,
+            tick=self.watchdog.mark,
+        )
+
     def _record(self, costs: ModelCosts) -> None:
         """Writes into the folder what the run is made of, unless it is there. Rank 0 calls it."""
         experiment = self.experiment
@@ -174,15 +196,7 @@ class Session:
 
     def _train_and_finish(self) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status."""
-        experiment = self.experiment
-        evaluation = Evaluation.of(
-            experiment,
-            experiment.evaluators,
-            self.config.data.max_tokens,
-            experiment.device,
-            experiment.precision,
-            tick=self.watchdog.mark,
-        )
+        experiment, evaluation = self.experiment, self._evaluation()
         if experiment.state.step < self.config.train.steps:
             # Signals are caught until a run that stops has ended: another rank's may have come first, and this
             # one's is late.

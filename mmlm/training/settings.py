@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from mmlm.core.precision import Precision
+from mmlm.core.ranges import check_above_zero, check_at_least
 from mmlm.training.spikes import SpikeSettings
 
 
@@ -48,3 +49,18 @@ class FitSettings:
     best_metric: str | None = None
     """Evaluation value, larger is better, that decides the best checkpoint, such as val_style/captioning/CIDEr-D; it is
     then evaluated before the first step too. null keeps no best one."""
+
+    def __post_init__(self) -> None:
+        check_above_zero(
+            self,
+            "steps",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "diagnose_every",
+            "eval_every",
+            "save_every",
+            "keep_last",
+            "clip_norm",
+        )
+        check_at_least(self, {"max_skipped_steps": 0})

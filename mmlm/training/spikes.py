@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmlm.core.errors import UserError
+from mmlm.core.ranges import check_above_zero, check_at_least
 
 
 @dataclass
@@ -24,6 +25,10 @@ class SpikeSettings:
     """Losses, one an optimizer step, that a loss is compared with; there are no spikes before so many are known."""
     max_rewinds: int = 3
     """How often a run may go back; at one more spike it ends with an error."""
+
+    def __post_init__(self) -> None:
+        check_above_zero(self, "threshold")
+        check_at_least(self, {"max_rewinds": 0, "window": 2})
 
     def is_spike(self, loss: float, recent: Sequence[float]) -> bool:
         """Whether ``loss`` is one after the ``recent`` losses, oldest first."""

@@ -1,9 +1,13 @@
 """keyed_random: the numbers equal a plain-integer formula and depend on their key alone."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
-from mmlm.core.keyed_random import keyed_integer, keyed_permutation, keyed_uniform, stable_hash
+import mmlm
+from mmlm.core.keyed_random import keyed_integer, keyed_permutation, keyed_uniform, stable_hash, stream
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -123,3 +127,50 @@ def test_an_integer_depends_on_every_part_of_its_key_and_on_their_order():
     torch.manual_seed(max(found))
     low = {keyed_integer(0, step, rank) % 2**32 for step in range(1000) for rank in range(8)}
     assert len(low) > 7995, "torch's CPU generator takes 32 bits of its seed"
+
+
+# Streams by name
+
+RECORDED = {
+    "mmlm.data.loader.order": 0,
+    "mmlm.data.loader.augment": 1,
+    "mmlm.data.loader.captions": 2,
+    "mmlm.objectives.parallel_captioning": 16,
+    "mmlm.objectives.prefix": 17,
+    "mmlm.objectives.masked": 18,
+    "mmlm.objectives.shared.masked_patches": 19,
+    "mmlm.objectives.shared.negatives.texts": 20,
+    "mmlm.objectives.shared.negatives.images": 21,
+    "mmlm.objectives.self_distillation": 22,
+    "mmlm.model.patch_dropout": 23,
+}
+"""The streams that the published results were drawn from."""
+
+
+def shipped() -> list[str]:
+    """The names that the package calls ``stream`` with."""
+    calls = (
+        node
+        for file in sorted(Path(mmlm.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "stream"
+    )
+    return [ast.literal_eval(call.args[0]) for call in calls]
+
+
+def test_shipped_uses_draw_what_they_always_drew():
+    assert {name: stream(name) for name in RECORDED} == RECORDED
+    assert sorted(shipped()) == sorted(set(shipped())), "each has its own"
+    assert set(RECORDED) <= set(shipped())
+
+
+def test_a_stream_by_name_is_that_of_no_other_name():
+    names = ["", "a", "b", "order", "my_package.my_objective", *(f"owner {i}" for i in range(20_000))]
+    named = {stream(name) for name in names}
+    assert len(named) == len(names)
+    assert named.isdisjoint(range(1 << 32)), "no number that was given by hand"
+    assert stream("my_package.my_objective") == stream("my_package.my_objective") < 1 << 63
+    keys = torch.arange(5)
+    one, other = (keyed_uniform(0, 0, keys, 3, stream(name)) for name in ("a", "b"))
+    assert not torch.equal(one, other)
+    assert one[2, 1].item() == plain_uniform(0, 0, 2, 1, stream("a"))

@@ -32,6 +32,14 @@ def test_evaluation_gives_everything_once_in_order(tokenizer):
         assert torch.equal(images, Transform(16, None)([source[i].image for i in range(20)], None))
 
 
+def test_a_sample_is_one_batch_spread_over_the_split(tokenizer):
+    for size, wanted in {8: range(0, 20, 3), 3: range(0, 20, 7), 20: range(20), 99: range(20)}.items():
+        sample = evaluation(tokenizer, Pictures(20), size).sample()
+        assert (len(sample), sample.num_examples) == (1, len(wanted))
+        assert list(sample[0].ids) == [f"picture/{i}" for i in wanted]
+    assert len(evaluation(tokenizer, Pictures(0)).sample()) == 0
+
+
 def test_evaluation_reads_only_the_batch_that_is_asked_for(tokenizer):
     class Watched(Pictures):
         read: list[int]

@@ -4,8 +4,13 @@ import re
 
 import pytest
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
+from mmlm.experiment.config import DataSettings, InitSettings, ModelSettings, TeacherSettings
 from mmlm.experiment.config_checks import check_config
+from mmlm.experiment.config_file import config_text, parse_config
+from mmlm.launch.meeting import RankSettings
+from mmlm.training.settings import FitSettings
+from mmlm.training.spikes import SpikeSettings
 
 
 @pytest.mark.parametrize(
@@ -25,6 +30,52 @@ from mmlm.experiment.config_checks import check_config
 def test_numbers_and_settings_without_effect_are_refused(tiny_config, override, message):
     with pytest.raises(UserError, match=message):
         tiny_config(override)
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "message"),
+    [
+        (FitSettings, {"steps": 0}, "steps: 0 must be above 0"),
+        (FitSettings, {"micro_batch_size": -2}, "micro_batch_size: -2 must be above 0"),
+        (FitSettings, {"max_skipped_steps": -1}, "max_skipped_steps: -1 must be at least 0"),
+        (SpikeSettings, {"window": 1}, "window: 1 must be at least 2"),
+        (RankSettings, {"timeout_seconds": 0.0}, "timeout_seconds: 0.0 must be above 0"),
+        (DataSettings, {"image_size": 0}, "image_size: 0 must be above 0"),
+        (DataSettings, {"validation": {"a": 1}, "test": {"a": 1}}, "test.a: a validation split has this name too"),
+        (ModelSettings, {"width": 0}, "width: 0 must be above 0"),
+        (InitSettings, {"parts": ["encoder"]}, "parts: has no effect without init_from.run"),
+        (TeacherSettings, {"run": "a", "ema": True}, "ema: teacher.run is set too; give one of them"),
+    ],
+)
+def test_settings_check_themselves(settings, values, message):
+    with pytest.raises(ArgumentError, match=f"^{re.escape(message)}"):
+        settings(**values)
+    settings()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ranks.watchdog_seconds=0", "ranks.watchdog_seconds: 0.0 must be above 0"),
+        (
+            "ranks.watchdog_seconds=900",
+            "ranks.watchdog_seconds: 900 must be below ranks.timeout_seconds, 600, or the ranks give up before it "
+            "reports",
+        ),
+        ("model.width=0", "model.width: 0 must be above 0"),
+        ("train.spike.max_rewinds=-1", "train.spike.max_rewinds: -1 must be at least 0"),
+    ],
+)
+def test_what_settings_say_of_themselves_gets_their_key(tiny_config, override, message):
+    with pytest.raises(UserError) as refused:
+        tiny_config(override)
+    assert str(refused.value) == message
+
+
+def test_the_config_of_a_run_is_checked_when_it_is_read_again(tiny_config):
+    text = config_text(tiny_config()).replace("\n  steps: 3\n", "\n  steps: 0\n")
+    with pytest.raises(UserError, match=r"^train\.steps: 0 must be above 0$"):
+        parse_config(text, "runs/a/config.yaml")
 
 
 def test_two_places_to_start_from_are_refused(tiny_config):

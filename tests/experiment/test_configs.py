@@ -1,8 +1,11 @@
 """Every file of ``configs/``: each experiment and option composes and is accepted, and lists all that can be set."""
 
+import ast
 import dataclasses
 import importlib
 import inspect
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +37,16 @@ NEEDS = {
 EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own"), ("launcher", "none")}
 """Options that leave their slot empty."""
 GOES_WITH = {("bridge", "mlp"): ("decoder=prefix",)}
+
+
+TARGETS = sorted(
+    {
+        target
+        for file in CONFIG_DIR.rglob("*.yaml")
+        for target in re.findall(r"_target_: ([\w.]+)", file.read_text("utf-8"))
+    }
+)
+"""Every class and function that an option names."""
 
 
 def parts_of(node: object, slot: str) -> Iterator[tuple[str, dict[str, object]]]:
@@ -102,6 +115,31 @@ def test_a_part_file_lists_every_argument_and_no_other(compose, group, option):
             settings = dataclass_in(hints.get(key))
             if settings is not None and isinstance(value, Mapping):
                 assert set(value) == {field.name for field in dataclasses.fields(settings)}, f"{slot}.{key}"
+
+
+def unread(function: Callable[..., object]) -> list[str]:
+    """The arguments of a function that its body never reads."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    names = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    return [name for name in inspect.signature(function).parameters if name not in {*read, "self"}]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_part_takes_an_argument_that_it_does_not_use(target):
+    part = constructor(target)
+    init = part.__init__ if isinstance(part, type) else part
+    # The constructor of a dataclass is made by Python, and that of an empty class is ``object``'s.
+    if not dataclasses.is_dataclass(part) and inspect.isfunction(init) and init.__module__ != "typing":
+        assert unread(init) == []
+
+
+def test_an_unused_argument_is_found():
+    class Bridge:
+        def __init__(self, patch_width: int, grid: tuple[int, int], width: int) -> None:
+            self.widths = patch_width, width
+
+    assert unread(Bridge.__init__) == ["grid"]
 
 
 def test_files_start_with_what_they_are_for():

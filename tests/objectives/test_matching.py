@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
+from mmlm.core.keyed_random import stream
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
-from mmlm.core.views import CAPTION, EMBED, StepKey, Stream
+from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
@@ -99,8 +100,10 @@ def plain_pairs(image: Tensor, text: Tensor, batch: Batch, rule: str) -> Counter
     images = sorted({index[c] for c in captions})
     similarity = (image @ text.T).tolist()
     chosen = [(index[c], c, True) for c in captions]
-    by_image = STEP_KEY.uniform(batch.image_key, 1, Stream.NEGATIVE_TEXT)[:, 0].tolist()
-    by_text = STEP_KEY.uniform(batch.caption_image_key, 1, Stream.NEGATIVE_IMAGE)[:, 0].tolist()
+    by_image = STEP_KEY.uniform(batch.image_key, 1, stream("mmlm.objectives.shared.negatives.texts"))[:, 0].tolist()
+    by_text = STEP_KEY.uniform(batch.caption_image_key, 1, stream("mmlm.objectives.shared.negatives.images"))[
+        :, 0
+    ].tolist()
     for b in images:
         scores = {c: similarity[b][c] for c in captions if not are_positives(batch, b, c)}
         if scores:

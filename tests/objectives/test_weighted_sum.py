@@ -13,7 +13,8 @@ from mmlm.core.model_output import ModelOutput
 from mmlm.core.views import CAPTION, EMBED, StepKey, View, ViewInputs
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
-from mmlm.objectives.objective import Objective
+from mmlm.objectives.objective import Comparison, Objective
+from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.training.train_step import TrainStep
 
@@ -133,3 +134,54 @@ def test_train_step_holds_model_and_objective_and_passes_the_views():
     loss.total.backward()
     assert model.weight.grad.item() == pytest.approx(2 * 3 * 3 / 4)
     assert {name for name, _ in step.named_parameters()} == {"model.weight", "objective.objectives.a.factor"}
+
+
+# A loss that does not depend on what it has read
+
+
+class Cut(Comparison):
+    """A comparison that forgets its embeddings, as on a rank without images."""
+
+    views = frozenset({EMBED})
+
+    def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
+        return Loss({"cut": Term(torch.zeros(()), torch.tensor(1.0))})
+
+
+class Detached(Recorded):
+    """An objective that cuts off the model."""
+
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
+        return Loss({"only": super().forward(output, batch, step_key, counts).terms["only"].detached()})
+
+
+CUT = (
+    "objective.objectives.mine: the loss of Cut has no gradient path to the embeddings, which Comparison in "
+    "mmlm/objectives/objective.py asks for on every rank, an empty one too; compute it from image and text, also where "
+    "it is 0"
+)
+
+
+@pytest.mark.parametrize("others", [{}, {"captioning": Captioning()}])
+def test_a_comparison_without_a_gradient_path_is_named_in_one_pass_and_in_two(make_batch, make_output, alone, others):
+    batch = make_batch((0, 1, 1, 2), 3)
+    output = make_output(batch)
+    objective = WeightedSum({"mine": Cut(), **others}, dict.fromkeys(["mine", *others], 1.0))
+    with pytest.raises(UserError) as refused:
+        alone(objective, output, batch)
+    assert str(refused.value) == CUT
+    with pytest.raises(UserError) as refused:
+        objective.compare(output.image_embedding, output.text_embedding, (batch,), step=0)
+    assert str(refused.value) == CUT
+    with torch.no_grad():
+        assert alone(objective, output, batch).terms.keys() >= {"mine"}, "nothing is asked of an evaluation"
+
+
+def test_an_objective_that_detaches_is_named_and_a_frozen_model_is_not_its_fault(alone):
+    objective = WeightedSum({"mine": Detached(1.0, EMBED)}, {"mine": 1.0})
+    with pytest.raises(
+        UserError, match=r"^objective\.objectives\.mine: the loss of Detached has no gradient path to wh"
+    ):
+        alone(objective, output_of(), None)
+    frozen = ModelOutput(image_embedding=torch.ones(1, 1))
+    assert not alone(objective, frozen, None).total.requires_grad

@@ -1,5 +1,6 @@
 """The first batch: shown by ``preflight=true``, and refused where an objective has nothing to train on."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from mmlm.core.batch import Batch, Caption, Example
 from mmlm.core.errors import UserError
-from mmlm.core.views import PatchView, StepKey, Stream, TextPattern, TextView, ViewInputs
+from mmlm.core.keyed_random import stream
+from mmlm.core.views import PatchView, StepKey, TextPattern, TextView, ViewInputs
 from mmlm.data.collate import caption_encoder, collate, prepare
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
+from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.objective import FusionObjective, Objective
@@ -38,7 +41,7 @@ class Masked(Objective):
         return {MASKED: TextPattern(torch.full_like(batch.lengths, 2), masked), SOME: kept}
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
-        drawn = step_key.uniform(batch.image_key, 1, Stream.MASKED_PATCHES)[:, 0]
+        drawn = step_key.uniform(batch.image_key, 1, stream("my.masks"))[:, 0]
         return {"masked_patches": (drawn < self.share).sum()}
 
 
@@ -184,3 +187,62 @@ def test_a_data_set_without_captions_stops_before_there_is_a_run(train_tiny, wri
     assert refused.mistake.startswith("objective.objectives.captioning: the first batch has 0 tokens (4 images, 0 capt")
     assert "no caption" in refused.out
     assert not Path(tmp_path / "runs").exists()
+
+
+EVALUATORS = """
+import torch
+
+class Broken:
+    needs_decoder = False
+    def __init__(self, what="error"):
+        self.what = what
+    def __call__(self, split):
+        if self.what == "error":
+            {}["nothing"]
+        yield "score", torch.zeros(()) if self.what == "tensor" else 1.0
+"""
+
+
+@pytest.fixture
+def own_evaluators(tmp_path, monkeypatch) -> str:
+    (tmp_path / "my_evaluators.py").write_text(EVALUATORS, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "plugins=[my_evaluators]"
+
+
+def test_preflight_tries_evaluation_and_report(train_tiny):
+    outcome = train_tiny("preflight=true")
+    assert (
+        "validation: loss, retrieval, captioning, image_use_gap and the report's samples run on 8 of the 8 examples of "
+        "'validation'\n"
+    ) in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "error",
+            r"evaluators\.mine: Broken fails on 8 of the 8 examples of 'validation' \(KeyError: 'nothing'; .*py, l",
+        ),
+        (
+            "tensor",
+            r"evaluators\.mine: Broken fails on .* \(TypeError: Object of type Tensor is not JSON serializable; ",
+        ),
+    ],
+)
+def test_preflight_names_the_evaluator_that_fails(train_tiny, own_evaluators, tmp_path, what, message):
+    part = f"+evaluators.mine={{_target_: my_evaluators.Broken, what: {what}}}"
+    refused = train_tiny("preflight=true", own_evaluators, part)
+    assert re.match(message, refused.mistake)
+    assert not (tmp_path / "runs").exists()
+    assert train_tiny("preflight=true", own_evaluators, part.replace(what, "nothing")).status == 0
+
+
+def test_preflight_names_what_the_report_needs(train_tiny, monkeypatch):
+    def broken(model: ImageTextModel, batch: Batch) -> Tensor:
+        raise AttributeError("'MyBridge' object has no attribute 'patch_attention'")
+
+    monkeypatch.setattr(ImageTextModel, "attention_maps", broken)
+    refused = train_tiny("preflight=true").mistake
+    assert refused.startswith("samples: what the report shows fails on 8 of the 8 examples of 'validation' (Attribute")

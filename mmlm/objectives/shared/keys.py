@@ -59,17 +59,35 @@ def _shifted(image_index: Tensor, shift: int | Tensor) -> Tensor:
     return torch.where(image_index == TEXT_ONLY, image_index, image_index + shift)
 
 
-def positives(images: Keys, captions: Keys) -> Tensor:
-    """bool[B, C]: image b and caption c share a concept, or a caption of image b has caption c's text.
+@dataclass(frozen=True)
+class Labels:
+    """Integers that B images and C captions have, in pairs of int64[B] and int64[C], such as their concepts.
 
-    ``images`` gives the rows (with the captions that these images have), ``captions`` the columns.
+    An image and a caption are positives if they agree in one of the pairs.
     """
-    found = images.image_concept[:, None] == captions.caption_concept[None, :]
-    owned = images.has_image
-    table = own_texts(images.image_index[owned], images.caption_key[owned], len(images.image_concept))
-    for key in table.T:  # one column for each caption of the image that has the most
-        found |= key[:, None] == captions.caption_key[None, :]
-    return found & captions.has_image[None, :] & images.has_caption[:, None]
+
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, images: Keys, captions: Keys) -> "Labels":
+        """The labels by which they share a concept, or a caption of the image has the caption's text.
+
+        ``images`` gives the images (with the captions that these have), ``captions`` the captions. Images without a
+        caption and text-only captions have labels too, which mean nothing.
+        """
+        owned = images.has_image
+        table = own_texts(images.image_index[owned], images.caption_key[owned], len(images.image_concept))
+        # One pair for each caption of the image that has the most.
+        texts = tuple((key, captions.caption_key) for key in table.T)
+        return cls(((images.image_concept, captions.caption_concept), *texts))
+
+    def positive(self, rows: slice, columns: slice) -> Tensor:
+        """bool[r, c]: true for positives, with ``rows`` of the images and ``columns`` of the captions."""
+        (image, caption), *others = self.pairs
+        found = image[rows, None] == caption[None, columns]
+        for image, caption in others:
+            found |= image[rows, None] == caption[None, columns]
+        return found
 
 
 def own_texts(index: Tensor, key: Tensor, num_images: int) -> Tensor:

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.keyed_random import stream
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelSizes, VisiblePatches
 from mmlm.core.precision import at_least_float32
 from mmlm.core.timm_without_wandb import Block
-from mmlm.core.views import PatchView, StepKey, Stream, ViewInputs
+from mmlm.core.views import PatchView, StepKey, ViewInputs
 from mmlm.objectives.objective import Objective
+
+_STREAM = stream("mmlm.objectives.shared.masked_patches")
 
 
 def grid_positions(grid: tuple[int, int], width: int) -> Tensor:
@@ -100,7 +103,7 @@ class MaskedPatches(Objective):
 
     def kept(self, batch: Batch, step_key: StepKey) -> Tensor:
         """int64[B, K]: the numbers of the K patches of each image that the encoder sees, ascending."""
-        return step_key.chosen(batch.image_key, len(self.positions), self.num_kept, Stream.MASKED_PATCHES)
+        return step_key.chosen(batch.image_key, len(self.positions), self.num_kept, _STREAM)
 
     def num_masked(self, batch: Batch) -> Tensor:
         """int64[]: the number of masked patches of all images of the micro-batch."""

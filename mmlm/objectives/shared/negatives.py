@@ -1,4 +1,4 @@
-"""Hard negatives: for each image a text of another image and for each text another image, chosen from all ranks."""
+"""Hard negatives by a rule and a keyed draw: for each image a text, and for each text an image, out of all ranks'."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +11,16 @@ from torch import Tensor
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
 from mmlm.core.errors import ArgumentError
-from mmlm.core.views import StepKey, Stream
-from mmlm.objectives.shared.keys import Keys, positives
+from mmlm.core.keyed_random import stream
+from mmlm.core.views import StepKey
+from mmlm.objectives.shared.candidates import NONE
+from mmlm.objectives.shared.keys import Keys, Labels
+
+_TEXT_STREAM = stream("mmlm.objectives.shared.negatives.texts")
+_IMAGE_STREAM = stream("mmlm.objectives.shared.negatives.images")
 
 NegativeRule = Literal["sampled", "hardest"]
 
-NONE = -1
-"""Stands for the choice of a query that has no negative in the batch."""
 _TILE_SIZE = 1 << 22
 """The most similarities that are held at once."""
 _TILE_ROWS = 1024
@@ -81,25 +84,24 @@ class HardNegatives:
 
     def texts(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
         """int64[B]: for each image of the rank's ``own`` the number of a caption of ``everyone``, or ``NONE``."""
+        labels = Labels.of(own.keys, everyone.keys)
+        asks, offers = own.keys.has_caption, everyone.keys.has_image
 
         def allowed(rows: slice) -> Tensor:
-            negative = ~positives(_some_images(own.keys, rows), everyone.keys)
-            return negative & own.keys.has_caption[rows, None] & everyone.keys.has_image
+            return ~labels.positive(rows, slice(None)) & asks[rows, None] & offers
 
-        uniform = step_key.uniform(own.image_key, 1, Stream.NEGATIVE_TEXT)
+        uniform = step_key.uniform(own.image_key, 1, _TEXT_STREAM)
         return self._choose(own.image, everyone.text, everyone.text_key.argsort(stable=True), uniform, allowed)
 
     def images(self, own: Embedded, everyone: Embedded, step_key: StepKey) -> Tensor:
         """int64[C]: for each caption of the rank's ``own`` the number of an image of ``everyone``, or ``NONE``."""
+        labels = Labels.of(everyone.keys, own.keys)
+        asks, offers = own.keys.has_image, everyone.keys.has_caption
 
         def allowed(rows: slice) -> Tensor:
-            captions = _some_captions(own.keys, rows)
-            # positives() takes all captions of an image together, so these tiles run over the images, the columns here.
-            tiles = _tiles(len(everyone.image), len(captions.caption_key))
-            negative = torch.cat([~positives(_some_images(everyone.keys, images), captions) for images in tiles]).T
-            return negative & captions.has_image[:, None] & everyone.keys.has_caption
+            return ~labels.positive(slice(None), rows).T & asks[rows, None] & offers
 
-        uniform = step_key.uniform(own.text_key, 1, Stream.NEGATIVE_IMAGE)
+        uniform = step_key.uniform(own.text_key, 1, _IMAGE_STREAM)
         return self._choose(own.text, everyone.image, everyone.image_key.argsort(stable=True), uniform, allowed)
 
     def _choose(
@@ -146,24 +148,3 @@ def _tiles(rows: int, columns: int) -> Iterator[slice]:
     """Slices of the rows of a matrix such that a slice has at most ``_TILE_SIZE`` entries; none for an empty matrix."""
     count = max(1, min(_TILE_ROWS, _TILE_SIZE // max(1, columns)))
     return (slice(first, min(rows, first + count)) for first in range(0, rows if columns else 0, count))
-
-
-def _some_images(keys: Keys, rows: slice) -> Keys:
-    """The keys of the images in ``rows`` and of all captions that belong to them."""
-    theirs = (keys.image_index >= rows.start) & (keys.image_index < rows.stop)
-    return Keys(
-        image_concept=keys.image_concept[rows],
-        caption_concept=keys.caption_concept[theirs],
-        caption_key=keys.caption_key[theirs],
-        image_index=keys.image_index[theirs] - rows.start,
-    )
-
-
-def _some_captions(keys: Keys, rows: slice) -> Keys:
-    """The keys of all images and of the captions in ``rows``."""
-    return Keys(
-        image_concept=keys.image_concept,
-        caption_concept=keys.caption_concept[rows],
-        caption_key=keys.caption_key[rows],
-        image_index=keys.image_index[rows],
-    )

@@ -6,7 +6,8 @@ import torch
 from timm.layers import LayerNorm
 
 from mmlm.core.errors import UserError
-from mmlm.core.views import StepKey, Stream
+from mmlm.core.keyed_random import stream
+from mmlm.core.views import StepKey
 from mmlm.model.encoders.timm_any import TimmEncoder
 from mmlm.model.encoders.timm_vit import TimmVit
 
@@ -156,7 +157,7 @@ def test_patch_dropout_leaves_the_patches_that_it_is_given(name):
     encoder = small(name, patch_dropout=0.5, keep_prefix_tokens=True).double().train()
     assert (encoder.drops_patches, encoder.num_kept) == (True, 8)
     prefix = SMALL[name][2]
-    kept = StepKey().chosen(torch.arange(2), 16, encoder.num_kept, Stream.PATCH_DROPOUT)
+    kept = StepKey().chosen(torch.arange(2), 16, encoder.num_kept, stream("mmlm.model.patch_dropout"))
     assert encoder(pixels()).tokens.shape[1] == prefix + 16
     left = encoder(pixels(), kept).tokens
     assert left.shape[1] == prefix + 8

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mmlm.core.errors import UserError
-from mmlm.core.views import CAPTION, EMBED, KEPT_BY_DROPOUT, StepKey, Stream
+from mmlm.core.keyed_random import stream
+from mmlm.core.views import CAPTION, EMBED, KEPT_BY_DROPOUT, StepKey
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.projection import MlpProjection
 from mmlm.model.decoders.transformer import TransformerDecoder
@@ -136,7 +137,7 @@ def test_patch_dropout_leaves_the_patches_that_it_is_given():
     """Without attention (depth 0) each token is its patch."""
     encoder = small(32, depth=0, class_token=False, patch_dropout=0.5)
     assert (encoder.drops_patches, encoder.num_kept) == (True, 8)
-    kept = StepKey().chosen(torch.arange(3), 16, encoder.num_kept, Stream.PATCH_DROPOUT)
+    kept = StepKey().chosen(torch.arange(3), 16, encoder.num_kept, stream("mmlm.model.patch_dropout"))
     whole, left = encoder(pixels(3, 32)).tokens, encoder.train()(pixels(3, 32), kept).tokens
     torch.testing.assert_close(left, torch.stack([one[places] for one, places in zip(whole, kept, strict=True)]))
     assert encoder(pixels(3, 32)).tokens.shape == (3, 16, 16)

@@ -1,0 +1,50 @@
+"""Evaluation and the report's samples on a few examples, before training: what would fail hours later fails now."""
+
+import dataclasses
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from mmlm.core.errors import UserError
+from mmlm.core.wording import first_line
+from mmlm.data.evaluation_batches import EvaluationBatches
+from mmlm.evaluation.evaluate import Evaluation
+from mmlm.evaluation.samples import SampleSettings, collect_samples
+
+
+def rehearse(
+    evaluation: Evaluation, splits: Mapping[str, EvaluationBatches], samples: SampleSettings, language: str | None
+) -> list[str]:
+    """Runs all evaluators, and collects what the report shows, on one batch of each split; returns a line for each.
+
+    All ranks call it; the caller puts the model in eval mode. Raises UserError that names the part that fails.
+    """
+    lines = []
+    for name, batches in splits.items():
+        some = batches.sample()
+        at = f"on {some.num_examples} of the {batches.num_examples} examples of '{name}'"
+        with _named("encoder, bridge or text encoder", f"fails {at}"):
+            split = evaluation.encode(name, some)
+        for key, evaluator in evaluation.evaluators.items():
+            alone = dataclasses.replace(evaluation, evaluators={key: evaluator})
+            with _named(f"evaluators.{key}", f"{type(evaluator).__name__} fails {at}"):
+                json.dumps(alone.scores(split))  # as its values are written at the end
+        with _named("samples", f"what the report shows fails {at}"), evaluation.computing():
+            json.dumps(collect_samples(split, samples, language))
+        lines.append(f"{name}: {', '.join(evaluation.evaluators) or 'no evaluator'} and the report's samples run {at}")
+    return lines
+
+
+@contextmanager
+def _named(key: str, what: str) -> Iterator[None]:
+    """Turns every error of the block into a UserError in one line that begins with ``key``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+        place = f"{own[-1].filename}, line {own[-1].lineno}"
+        raise UserError(f"{key}: {what} ({type(error).__name__}: {first_line(error)}; {place})") from error
