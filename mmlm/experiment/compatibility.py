@@ -60,8 +60,13 @@ def check_compatible(config: Config) -> None:
 
 
 def check_evaluators(evaluators: Mapping[str, Evaluator], has_decoder: bool) -> None:
-    """UserError for an evaluator of captions if the model has no decoder."""
+    """UserError for what is no evaluator, and for an evaluator of captions if the model has no decoder."""
     for name, evaluator in evaluators.items():
+        if not isinstance(evaluator, Evaluator):
+            raise UserError(
+                f"evaluators.{name}: {type(evaluator).__name__} is no evaluator; it has to be called with a split, and "
+                "to have needs_decoder and figures (mmlm/evaluation/evaluators.py)"
+            )
         if evaluator.needs_decoder and not has_decoder:
             raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
 

@@ -1,5 +1,6 @@
 """An evaluator and an objective of somebody's own are shown everywhere, by what they declare of their numbers."""
 
+import importlib
 import json
 
 import pytest
@@ -135,3 +136,10 @@ def test_training_writes_the_declarations_before_its_first_step(train_tiny, tiny
     figures = json.loads((run_folder(tiny_config()) / "figures.json").read_text())
     assert figures["training"]["captioning/accuracy"]["share"]
     assert figures["evaluation"]["captioning/exact"]["name"] == "Exact"
+
+
+def test_an_evaluator_that_declares_nothing_at_all_is_refused_by_name(train_tiny, own_figures, monkeypatch):
+    own = importlib.import_module("own_figures")
+    monkeypatch.delattr(own.ZeroShot, "figures")
+    mistake = train_tiny(*own_figures).mistake
+    assert mistake.startswith("evaluators.zero_shot: ZeroShot is no evaluator; it has to be called with a split")
