@@ -1,21 +1,29 @@
 """``python -m mmlm.evaluate run=DIR``: scores of a trained run on its splits, added to its report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmlm.cli.exits import report_user_errors
+from mmlm.cli.hydra_config import evaluators_of
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
+from mmlm.core.figure import Figure, declared, in_order
 from mmlm.core.precision import Precision
-from mmlm.evaluation.evaluate import Evaluation
+from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_evaluators, build_splits
+from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
+from mmlm.experiment.config_file import config_text, parse_config
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.saved_run import load_run
 from mmlm.record.console import Console
 from mmlm.record.environment import precision_of_run
+from mmlm.record.figures import RunFigures, record_figures
 from mmlm.reports.page import write_report
 from mmlm.training.messages import describe_corrupt
+
+COUNTS = ("images", "captions")
+"""What ``Evaluation.write`` returns of a split besides the values of its evaluators."""
 
 
 @dataclass
@@ -26,6 +34,11 @@ class EvaluateSettings:
     """Run folder, or a folder with a single run below it."""
     splits: list[str] = field(default_factory=lambda: ["validation"])
     """Split names of the run's config; validation and test stand for all of that group."""
+    evaluators: str | None = None
+    """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
+    evaluators/NAME.yaml."""
+    plugins: list[str] = field(default_factory=list)
+    """Your own packages that evaluators may come from, besides those of the run."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Precision | None = None
@@ -37,7 +50,9 @@ def main(argv: list[str]) -> int:
     settings, _ = parse_key_values(argv, EvaluateSettings)
     device = choose_device(settings.device)
     run = load_run(settings.run, device)
-    config = run.config
+    config = _with_evaluators(run.config, settings)
+    evaluators = build_evaluators(config)
+    check_evaluators(evaluators, run.model.decoder is not None)
     precision = settings.precision or precision_of_run(config.train.precision, run.folder, device)
     chosen = _choose(config, settings.splits)
     splits = {
@@ -50,17 +65,31 @@ def main(argv: list[str]) -> int:
             f"data.{group}",
         ).items()
     }
-    evaluation = Evaluation.of(run, build_evaluators(config), config.data.max_tokens, device, precision)
+    figures = evaluation_figures(evaluators)
+    record_figures(run.folder, RunFigures(evaluation=figures))
+    evaluation = Evaluation.of(run, evaluators, config.data.max_tokens, device, precision)
     scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
     console = Console()
     console.line(f"{run.folder} at step {run.step}")
     for name, batches in splits.items():
         if batches.corrupt:
             console.line(describe_corrupt(name, batches.corrupt))
-    for line in _table(scores):
+    for line in _table(scores, figures):
         console.line(line)
     console.line(f"report: {write_report(run.folder)}")
     return 0
+
+
+def _with_evaluators(config: Config, settings: EvaluateSettings) -> Config:
+    """The run's config with the evaluators that the command asks for. Raises UserError."""
+    if settings.evaluators is None:
+        if settings.plugins:
+            raise UserError("plugins: has no effect without evaluators; the packages of the run are known to it")
+        return config
+    plugins = list(dict.fromkeys([*config.plugins, *settings.plugins]))
+    changed = replace(config, plugins=plugins, evaluators=evaluators_of(settings.evaluators))
+    # Read again as a config is: nodes may refer to other keys (``${data.language}``), and their arguments are checked.
+    return parse_config(config_text(changed), f"evaluators={settings.evaluators}")
 
 
 def _choose(config: Config, names: list[str]) -> set[str]:
@@ -78,15 +107,22 @@ def _choose(config: Config, names: list[str]) -> set[str]:
     return chosen
 
 
-def _table(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """One line a value, one column a split."""
-    names = list(dict.fromkeys(key for values in scores.values() for key in values))
+def _table(scores: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure]) -> list[str]:
+    """One line a value, one column a split; shares of 1 are in per cent. The counts of the split come first."""
+    known = list(dict.fromkeys(key for values in scores.values() for key in values))
+    names = [*(name for name in known if name in COUNTS), *in_order(figures, [n for n in known if n not in COUNTS])]
     width = max(len(name) for name in names)
     lines = [" " * width + "".join(f"{split:>15}" for split in scores)]
     for name in names:
-        cells = (values.get(name) for values in scores.values())
-        lines.append(f"{name:<{width}}" + "".join(f"{'-' if v is None else f'{v:.4g}':>15}" for v in cells))
+        cells = (_cell(values.get(name), declared(figures, name)) for values in scores.values())
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
     return lines
+
+
+def _cell(value: float | None, figure: Figure) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}%" if figure.share else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmlm import train
+from mmlm import evaluate, train
 from mmlm.experiment.build import build_freeze, build_model
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, Config
@@ -127,6 +127,22 @@ def test_the_part_of_ones_own_works_as_it_is_written(config_of, monkeypatch, tmp
     tokens = model.encoder(images).tokens
     assert model.bridge(tokens).memory.shape == (2, 1, config.model.width)
     assert torch.allclose(model.bridge.patch_attention(tokens).sum(dim=-1), torch.ones(2, 1))
+
+
+def test_the_evaluator_of_ones_own_works_as_it_is_written(trained, command, monkeypatch, tmp_path):
+    text = PARTS.read_text(encoding="utf-8").partition("### Numbers of your own")[2]
+    blocks = {name: text.partition(f"```{name}\n")[2].partition("```")[0] for name in ("python", "yaml", "bash")}
+    folder = trained("evaluators=retrieval")
+    (tmp_path / "zero_shot.py").write_text(blocks["python"], encoding="utf-8")
+    option = tmp_path / "my_configs" / "evaluators" / "named.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text(blocks["yaml"], encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = blocks["bash"].replace("runs/caption_base", str(folder)).replace("my_configs", str(option.parents[1]))
+    outcome = command(evaluate, *shlex.split(words.removeprefix("python -m mmlm.evaluate ")))
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "zero_shot/accuracy" in outcome.out
+    assert "are named right" in (folder / "report.html").read_text()
 
 
 # The house

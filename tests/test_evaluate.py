@@ -1,6 +1,8 @@
 """``python -m mmlm.evaluate``: the table it prints, the files it brings up to date, and what it refuses."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +40,9 @@ def test_evaluate_prints_a_table_and_brings_the_report_up_to_date(trained, comma
 )
 def test_mistakes_of_evaluate(trained, command, arguments, message):
     assert message in command(evaluate, f"run={trained()}", *arguments).mistake
+
+
+@pytest.mark.slow
+def test_hydra_is_left_alone_until_an_option_is_asked_for():
+    code = "import sys, mmlm.evaluate; print('hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -31,8 +31,18 @@ FLOOR_OF = {
 """Every package and its floor."""
 COMMANDS = 6
 """The floor of a file in ``mmlm/`` itself: it is a command."""
-OPTIONAL = {"wandb", "open_clip", "resvg_py", "peft", "liger_kernel", "cut_cross_entropy", "transformers", "matplotlib"}
-"""Heavy packages that a function may import where the option that needs them is built."""
+OPTIONAL = {
+    "wandb",
+    "open_clip",
+    "resvg_py",
+    "peft",
+    "liger_kernel",
+    "cut_cross_entropy",
+    "transformers",
+    "matplotlib",
+    "hydra",
+}
+"""Heavy packages that a function may import where what needs them is asked for."""
 
 
 def module_of(file: Path) -> str:

@@ -30,6 +30,7 @@ def test_a_run_folder(trained):
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
+        "figures.json",
         "checkpoints",
         "lock",
         "tokenizer",

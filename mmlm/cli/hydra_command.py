@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from mmlm.cli.exits import fail, say
-from mmlm.cli.hydra_config import explain_composing
+from mmlm.cli.hydra_config import explain_composing, store_schema
 from mmlm.core.errors import INTERRUPTED, USER_ERROR, UserError
 from mmlm.experiment.config_errors import explain, no_such_setting, not_set, unknown_keys
 
@@ -41,6 +41,7 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
         hydra: {run: {dir: .}, output_subdir: null, job: {chdir: false}}
     """
     config_dir = config_dir.resolve()
+    store_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra prints exceptions and exits by itself
     statuses: list[int] = []
     try:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmlm.core.errors import UserError
+from mmlm.core.figure import Figure, FigureGroup
 from mmlm.evaluation.caption_words import caption_words, normalised
 
 MAX_ORDER = 4
@@ -29,6 +30,40 @@ CIDER_SCALE = 10.0
 """CIDEr-D of a perfect caption of at least MAX_ORDER words."""
 BLEU_NUMERATOR, BLEU_DENOMINATOR = 1e-15, 1e-9
 """Constants that the reference adds to n-gram counts; they decide the example scores of captions without a match."""
+
+CAPTIONING = FigureGroup("Captioning", "How close is the caption that the decoder wrote to the true ones?")
+FIGURES = {
+    "exact": Figure(
+        "Exact",
+        "word for word a true caption",
+        CAPTIONING,
+        share=True,
+        higher_is_better=True,
+        shown=("table", "chart", "compare", "console"),
+        headline="{value} are captioned in exactly the right words",
+    ),
+    "CIDEr-D": Figure(
+        "CIDEr-D",
+        "shared runs of 1 to 4 words, rare ones count more; 0 to 10",
+        CAPTIONING,
+        higher_is_better=True,
+        shown=("table", "chart", "compare", "console"),
+    ),
+    "BLEU-4": Figure(
+        "BLEU-4",
+        "shared runs of 1 to 4 words, over the whole split; 0 to 1",
+        CAPTIONING,
+        higher_is_better=True,
+        shown=("table",),
+    ),
+    "ROUGE-L": Figure(
+        "ROUGE-L", "longest common sequence of words; 0 to 1", CAPTIONING, higher_is_better=True, shown=("table",)
+    ),
+    "BLEU-1": Figure("BLEU-1", "shared words", CAPTIONING, higher_is_better=True, shown=()),
+    "BLEU-2": Figure("BLEU-2", "shared runs of 1 and 2 words", CAPTIONING, higher_is_better=True, shown=()),
+    "BLEU-3": Figure("BLEU-3", "shared runs of 1 to 3 words", CAPTIONING, higher_is_better=True, shown=()),
+}
+"""What the names of ``CaptionScores.items`` are."""
 
 Words = Sequence[str]
 """A caption, split into words."""

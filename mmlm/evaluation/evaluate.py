@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from mmlm.core.distributed import gather_objects, gather_results, rank
+from mmlm.core.figure import Figure
 from mmlm.core.precision import Precision, computing
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
@@ -37,6 +38,20 @@ class Trained(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that goes with the model."""
         ...
+
+
+def _prefix(name: str) -> str:
+    """What stands in front of the names that an evaluator yields: its own name, except for retrieval's."""
+    return "" if name == "retrieval" else f"{name}/"
+
+
+def evaluation_figures(evaluators: Mapping[str, Evaluator]) -> dict[str, Figure]:
+    """What the values of ``Evaluation.scores`` are, as the evaluators declare it, by the same names."""
+    return {
+        f"{_prefix(name)}{key}": figure.under(_prefix(name))
+        for name, evaluator in evaluators.items()
+        for key, figure in evaluator.figures.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -79,8 +94,7 @@ class Evaluation:
         values: dict[str, float] = {}
         with self.computing():
             for name, evaluator in self.evaluators.items():
-                prefix = "" if name == "retrieval" else f"{name}/"
-                values |= {f"{prefix}{key}": value for key, value in evaluator(split)}
+                values |= {f"{_prefix(name)}{key}": value for key, value in evaluator(split)}
         # All ranks take rank 0's values: on unlike hardware they could differ in the last bit, and then the ranks would
         # disagree about which checkpoint is the best.
         return gather_objects(values)[0]
@@ -124,7 +138,7 @@ class Evaluation:
 
 
 def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:
-    """Adds splits to a file; results of another step are dropped, for they belong to other weights.
+    """Adds results to a file, by split and name; those of another step are dropped, for they belong to other weights.
 
     The file is replaced in one step: a run that is killed here leaves the one before.
     """
@@ -132,4 +146,5 @@ def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         kept = before["splits"] if before["step"] == step else {}
-    write_whole(file, json.dumps({"step": step, "splits": kept | dict(splits)}, ensure_ascii=False))
+    merged = {name: kept.get(name, {}) | values for name, values in splits.items()}
+    write_whole(file, json.dumps({"step": step, "splits": kept | merged}, ensure_ascii=False))

@@ -1,13 +1,15 @@
 """Evaluators: each takes an encoded split and yields ``(name, value)``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.figure import Figure
+from mmlm.evaluation import caption_scores, image_use, retrieval
 from mmlm.evaluation.caption_scores import score_captions
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
@@ -16,6 +18,7 @@ from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """The interface of an evaluator. The caller makes the yielded names unique (``split/evaluator/name``).
 
@@ -25,6 +28,9 @@ class Evaluator(Protocol):
 
     needs_decoder: bool
     """True if the evaluator writes or scores captions: it is refused for a model without a decoder."""
+    figures: Mapping[str, Figure]
+    """What the yielded names are: where and how the report, the console and comparisons show their values. A name that
+    is not declared here is shown under its own name."""
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields named values of ``split``."""
@@ -35,6 +41,7 @@ class Retrieval:
     """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts."""
 
     needs_decoder = False
+    figures: Mapping[str, Figure] = retrieval.FIGURES
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``image_to_text/R@1`` and so on, shares in [0, 1]."""
@@ -46,6 +53,15 @@ class CaptionLoss:
     """Teacher-forced cross-entropy of the reference captions, nats a token, every token weighing the same."""
 
     needs_decoder = True
+    figures: Mapping[str, Figure] = {
+        "captioning": Figure(
+            "caption loss",
+            "of the true captions, nats a token",
+            higher_is_better=False,
+            shown=("chart",),
+            beside="captioning",
+        )
+    }
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``captioning``."""
@@ -62,6 +78,7 @@ class CaptionQuality:
     """
 
     needs_decoder = True
+    figures: Mapping[str, Figure] = caption_scores.FIGURES
 
     def __init__(self, language: str | None = None) -> None:
         self.language = language
@@ -88,6 +105,7 @@ class ImageUse:
     """
 
     needs_decoder = True
+    figures: Mapping[str, Figure] = image_use.FIGURES
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -16,9 +16,25 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
+from mmlm.core.figure import Figure, FigureGroup
 
 DRAWS_AT_ONCE = 4_000_000
 """Concept draws held at a time, to bound the bootstrap's memory (8 bytes each, a few copies)."""
+
+FIGURES = {
+    "mean": Figure(
+        "Image-use gap",
+        "caption loss with shuffled images minus with the true ones, nats a token, with its 95% interval; 0 if the "
+        "image is ignored",
+        FigureGroup("Grounding", "Does the decoder use its image at all?"),
+        higher_is_better=True,
+        chance=0,
+        low="low",
+        high="high",
+        shown=("table", "chart", "console"),
+    )
+}
+"""What the names of ``ImageUseGap.items`` are."""
 
 
 @dataclass(frozen=True)

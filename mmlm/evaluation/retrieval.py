@@ -18,9 +18,44 @@ from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
+from mmlm.core.figure import Figure, FigureGroup, Place
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""
+
+IMAGE_TO_TEXT = FigureGroup(
+    "Image to text", "How often is a true caption of the image found among all captions of the split?"
+)
+TEXT_TO_IMAGE = FigureGroup(
+    "Text to image", "How often is an image of the caption found among all images of the split?"
+)
+
+
+def _recall(group: FigureGroup, cutoff: int, shown: tuple[Place, ...], headline: str = "") -> Figure:
+    """R@k of one direction. What chance gives depends on how many positives each query has, so it is not told."""
+    meaning = "it is the nearest" if cutoff == 1 else f"it is among the {cutoff} nearest"
+    name = f"R@{cutoff}"
+    title = f"{group.name}, {name}"
+    return Figure(
+        name, meaning, group, title, share=True, higher_is_better=True, shown=("table", *shown), headline=headline
+    )
+
+
+# Three ranks a direction would crowd the page with charts; the table has them all.
+FIGURES = {
+    "image_to_text/R@1": _recall(IMAGE_TO_TEXT, 1, ("compare", "console")),
+    "image_to_text/R@5": _recall(
+        IMAGE_TO_TEXT,
+        5,
+        ("chart", "compare", "console"),
+        "for {value} of {images} a true caption is among the five nearest{of_captions}",
+    ),
+    "image_to_text/R@10": _recall(IMAGE_TO_TEXT, 10, ()),
+    "text_to_image/R@1": _recall(TEXT_TO_IMAGE, 1, ()),
+    "text_to_image/R@5": _recall(TEXT_TO_IMAGE, 5, ("chart", "compare")),
+    "text_to_image/R@10": _recall(TEXT_TO_IMAGE, 10, ()),
+}
+"""What the names of ``RetrievalScores.items`` are."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ encode, so that every number comes out the same. Afterwards each rank has the wh
   shows a caption the image of another batch.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -24,6 +24,7 @@ from mmlm.core.distributed import broadcast_object, gather_results, rank, world_
 from mmlm.core.errors import UserError
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
+from mmlm.evaluation.texts import Concept, concepts_of, embed_texts
 from mmlm.model.model import ImageFeatures, ImageTextModel
 
 Result = TypeVar("Result")
@@ -92,8 +93,8 @@ def no_tick(doing: str) -> None:
 class EncodedSplit:
     """All batches of a split. Rows of images and captions count through the batches in order.
 
-    Every property is the same on all ranks. ``over_batches``, ``over_images`` and ``with_images_of`` are to be called
-    by all ranks alike, since they wait for one another.
+    Every property is the same on all ranks. ``over_batches``, ``over_images``, ``with_images_of`` and ``embed_texts``
+    are to be called by all ranks alike, since they wait for one another.
     """
 
     name: str
@@ -130,6 +131,23 @@ class EncodedSplit:
         return torch.cat([b.batch.image_concept for b in self.batches])
 
     @cached_property
+    def caption_concept(self) -> Tensor:
+        """int64[C]."""
+        return torch.cat([b.batch.caption_concept for b in self.batches])
+
+    @cached_property
+    def concepts(self) -> tuple[Concept, ...]:
+        """The distinct concepts of the images, each with its texts, in order of appearance.
+
+        An image without a concept in the data is one of its own.
+        """
+        return concepts_of(self.image_concept, self.caption_concept, self.captions)
+
+    def embed_texts(self, texts: Sequence[str], language: str | None = None) -> Tensor:
+        """float32[n, E], unit length: any texts as the model embeds captions of that language; see ``embed_texts``."""
+        return embed_texts(self.model, self.tokenizer, texts, language, self.max_tokens, self.device)
+
+    @cached_property
     def captions(self) -> tuple[Caption, ...]:
         """All C captions."""
         return tuple(caption for b in self.batches for caption in b.batch.captions)
@@ -151,9 +169,8 @@ class EncodedSplit:
     @cached_property
     def gallery(self) -> Gallery:
         """Images and distinct texts. Captions that read the same are one text, so that a wrong one counts once."""
-        caption_concept = torch.cat([b.batch.caption_concept for b in self.batches])
         caption_key = torch.cat([b.batch.caption_key for b in self.batches])
-        pairs = positive_pairs(self.image_concept, caption_concept, caption_key, self.image_index)
+        pairs = positive_pairs(self.image_concept, self.caption_concept, caption_key, self.image_index)
         kept, pairs = merge_equal_captions(pairs, caption_key)
         text_embedding = torch.cat([b.text_embedding for b in self.batches])
         return Gallery(

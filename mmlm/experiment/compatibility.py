@@ -10,6 +10,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.views import CAPTION, PatchView, TextView
 from mmlm.data.tokenizers.hugging_face import HuggingFace
 from mmlm.data.tokenizers.open_clip import OpenClip
+from mmlm.evaluation.evaluators import Evaluator
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,
@@ -56,10 +57,19 @@ def check_compatible(config: Config) -> None:
     with torch.device("meta"):
         teacher = None if config.teacher.run is None else _planned_teacher(config).sizes
         objective.connect(sizes_with_teacher(config, model.sizes, teacher))
-    if model.decoder is None:
-        for name, evaluator in build_evaluators(config).items():
-            if evaluator.needs_decoder:
-                raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
+    check_evaluators(build_evaluators(config), model.decoder is not None)
+
+
+def check_evaluators(evaluators: Mapping[str, Evaluator], has_decoder: bool) -> None:
+    """UserError for what is no evaluator, and for an evaluator of captions if the model has no decoder."""
+    for name, evaluator in evaluators.items():
+        if not isinstance(evaluator, Evaluator):
+            raise UserError(
+                f"evaluators.{name}: {type(evaluator).__name__} is no evaluator; it has to be called with a split, and "
+                "to have needs_decoder and figures (mmlm/evaluation/evaluators.py)"
+            )
+        if evaluator.needs_decoder and not has_decoder:
+            raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")
 
 
 def check_vocabulary(tokenizer: Mapping[str, object], parts: Mapping[str, TextEncoder | Decoder | None]) -> None:

@@ -1,12 +1,14 @@
 """InfoNCE between images and texts, with several positives per row."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mmlm.core.distributed import gather, sum_over_ranks
 from mmlm.core.errors import ArgumentError
+from mmlm.core.figure import Figure, loss_term, setting_of_training, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.views import EMBED
 from mmlm.objectives.kernels.tiled import cross_entropies
@@ -47,6 +49,11 @@ class InfoNCE(Comparison):
     """
 
     views = frozenset({EMBED})
+    figures: Mapping[str, Figure] = {
+        "contrastive": loss_term("softmax over similarities, mean of both directions, nats"),
+        "accuracy": share_of_training("accuracy", "share of the batch's images whose nearest text is a true one"),
+        "temperature": setting_of_training("temperature", "divides the similarities", title="temperature"),
+    }
 
     def __init__(
         self,

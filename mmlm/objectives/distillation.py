@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.precision import at_least_float32
@@ -32,6 +33,10 @@ class EmbeddingDistillation(Objective):
 
     views = frozenset({EMBED})
     needs_teacher = True
+    figures: Mapping[str, Figure] = {
+        "image": loss_term("1 - cosine of the teacher's and the student's embedding, mean over images"),
+        "text": loss_term("1 - cosine of the teacher's and the student's embedding, mean over captions"),
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,6 +88,11 @@ class AffinityDistillation(Comparison):
 
     views = frozenset({EMBED})
     needs_teacher = True
+    figures: Mapping[str, Figure] = {
+        "image_to_text": loss_term("divergence from the teacher's similarities of an image, nats"),
+        "text_to_image": loss_term("divergence from the teacher's similarities of a caption, nats"),
+        "agreement": share_of_training("agreement", "share of images whose nearest caption is also the teacher's"),
+    }
 
     def __init__(self, temperature: float = 0.05, chunk_size: int = 1024) -> None:
         super().__init__()
@@ -132,6 +142,10 @@ class CaptionDistillation(Objective):
 
     views = frozenset({CAPTION})
     needs_teacher = True
+    figures: Mapping[str, Figure] = {
+        "caption": loss_term("divergence from the teacher's distribution of the next token, nats a token"),
+        "agreement": share_of_training("agreement", "share of tokens that student and teacher hold likeliest alike"),
+    }
 
     def __init__(self, temperature: float = 2.0, chunk_size: int = 1024) -> None:
         super().__init__()

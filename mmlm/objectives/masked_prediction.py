@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlm.core.batch import Batch
+from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import WHOLE_IMAGE, StepKey, View
@@ -40,6 +41,12 @@ class MaskedPrediction(MaskedPatches):
 
     needs_teacher = True
     needs_average = True
+    figures: Mapping[str, Figure] = {
+        "masked_prediction": loss_term("mean squared error of the teacher's masked tokens"),
+        "explained": share_of_training(
+            "explained", "share of the teacher's masked tokens that is predicted; 0 for predicting 0"
+        ),
+    }
 
     def __init__(self, masked_share: float = 0.5, width: int = 96, depth: int = 2, num_heads: int = 3) -> None:
         super().__init__(masked_share, width, depth, num_heads)

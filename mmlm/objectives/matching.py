@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.distributed import gather, rank, sum_over_ranks
 from mmlm.core.errors import UserError
+from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
 from mmlm.core.precision import at_least_float32
@@ -56,6 +57,11 @@ class Matching(FusionObjective):
 
     views = frozenset({EMBED})
     pairs_per_image = 3
+    figures: Mapping[str, Figure] = {
+        "matching": loss_term("binary cross-entropy, nats a pair"),
+        "accuracy_matched": share_of_training("accuracy on pairs that match", "share of them that is judged right"),
+        "accuracy_unmatched": share_of_training("accuracy on hard negatives", "share of them that is judged right"),
+    }
 
     def __init__(self, negatives: NegativeRule = "sampled", temperature: float | None = 0.07) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
+from mmlm.core.figure import Figure
 from mmlm.core.loss import Loss
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
 from mmlm.core.views import StepKey, View, ViewInputs
@@ -38,6 +39,10 @@ class Objective(nn.Module):
     """True if ``forward`` reads ``ModelOutput.teacher``."""
     needs_average = False
     """True if the teacher has to be the moving average of the model and of this objective's own parameters."""
+    figures: Mapping[str, Figure] = {}
+    """What the names of its terms (``mmlm.core.figure.loss_term``) and figures are: where and how the report, the
+    console and comparisons show them. A figure that is not declared is shown under its own name, and an objective that
+    declares no term has one, of its own name."""
 
     @property
     def teacher_views(self) -> frozenset[View]:

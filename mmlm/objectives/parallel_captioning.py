@@ -8,6 +8,7 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_random import stream
+from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import StepKey, TextPattern, TextView, ViewInputs
@@ -52,6 +53,11 @@ class ParallelCaptioning(Objective):
     """
 
     views = frozenset({PARALLEL})
+    figures: Mapping[str, Figure] = {
+        "parallel_captioning": loss_term("cross-entropy of the tokens, nats a token"),
+        "accuracy_parallel": share_of_training("accuracy in parallel", "share of those tokens that are right"),
+        "accuracy_causal": share_of_training("accuracy from left to right", "share of those tokens that are right"),
+    }
 
     def __init__(self, share: float = 0.75, captions: Captions = "all", label_smoothing: float = 0.0) -> None:
         super().__init__()

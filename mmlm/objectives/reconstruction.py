@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.batch import Batch
+from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import StepKey
@@ -39,6 +40,13 @@ class MaskedReconstruction(MaskedPatches):
     Raises:
         UserError: sizes out of range, or a model whose encoder cannot see some patches only.
     """
+
+    figures: Mapping[str, Figure] = {
+        "reconstruction": loss_term("mean squared error of masked pixels"),
+        "explained": share_of_training(
+            "explained", "share of the masked pixels' variance that is predicted; 0 for predicting the mean"
+        ),
+    }
 
     def __init__(
         self,

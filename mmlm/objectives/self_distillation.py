@@ -12,6 +12,7 @@ from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_random import stream
+from mmlm.core.figure import Figure, loss_term
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, View, ViewInputs
@@ -109,6 +110,10 @@ class SelfDistillation(Objective):
     views = frozenset({LOCAL_CROPS})
     needs_teacher = True
     needs_average = True
+    figures: Mapping[str, Figure] = {
+        "self_distillation": loss_term("cross-entropy of crops with the teacher's view of the whole image, nats"),
+        "entropy": Figure("entropy", "of the teacher's distribution, nats", shown=("chart", "console")),
+    }
 
     center: Tensor
     """float32[K]: the running mean of the teacher's scores."""

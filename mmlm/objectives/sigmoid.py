@@ -1,6 +1,7 @@
 """The sigmoid loss between images and texts: a binary classification of every pair."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from mmlm.core.distributed import gather, sum_over_ranks
 from mmlm.core.errors import ArgumentError
+from mmlm.core.figure import Figure, loss_term, setting_of_training, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.views import EMBED
 from mmlm.objectives.kernels.gradients_in_forward import SavingContext
@@ -39,6 +41,12 @@ class Sigmoid(Comparison):
     """
 
     views = frozenset({EMBED})
+    figures: Mapping[str, Figure] = {
+        "sigmoid": loss_term("binary cross-entropy of all pairs, nats an image"),
+        "accuracy": share_of_training("accuracy", "share of the batch's images whose nearest text is a true one"),
+        "temperature": setting_of_training("temperature", "divides the similarities", title="temperature"),
+        "bias": setting_of_training("bias", "is added to the similarities"),
+    }
 
     def __init__(
         self,

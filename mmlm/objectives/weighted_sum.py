@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.figure import LOSS, Figure, loss_term
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
@@ -135,6 +136,22 @@ class WeightedSum(nn.Module):
     def named_parts(self) -> dict[str, Objective]:
         """The objectives by name; ``ModuleDict`` knows them as modules only."""
         return {name: cast(Objective, part) for name, part in self.objectives.items()}
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """What the names of the terms and figures of a loss of ``forward`` are, as the objectives declare it."""
+        found: dict[str, Figure] = {}
+        for name, part in self.named_parts().items():
+            terms = [key for key, figure in part.figures.items() if figure.group == LOSS]
+            if not terms:
+                found[name] = replace(loss_term(""), title=name)
+            for key, figure in part.figures.items():
+                own = figure.title or f"{name.replace('_', ' ')} {figure.name}"
+                label, title = f"{name}/{key}", own
+                if key in terms:
+                    label = title = name if len(terms) == 1 else label
+                found[label] = replace(figure.under(f"{name}/"), title=title)
+        return found
 
     def connect(self, sizes: ModelSizes) -> None:
         """See ``Objective``. An argument that does not fit ``sizes`` is told by its key in the config."""

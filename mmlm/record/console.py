@@ -90,14 +90,10 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows that ``step`` optimizer steps are done, and ``values``: the latest value of each loss term.
-
-        A value called ``examples_per_second`` is shown as the rate.
-        """
-        rate = values.get("examples_per_second")
+    def update(self, step: int, values: Mapping[str, float], rate: float | None = None) -> None:
+        """Shows that ``step`` optimizer steps are done, the newest ``values`` and the ``rate`` in examples a second."""
         pace = [] if rate is None else [f"{rate:.0f} examples/s"]
-        terms = [f"{name} {value:.4g}" for name, value in values.items() if name != "examples_per_second"]
+        terms = [f"{name} {value:.4g}" for name, value in values.items()]
         text = "  ".join([*pace, f"{self._left(step)} left", *terms])
         if self._bar is not None:
             # Cut here: on a narrow terminal, rich would squeeze every column instead of the last.

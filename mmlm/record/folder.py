@@ -4,6 +4,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
     config.yaml        the resolved config, from which the run is resumed and evaluated
     environment.json   command, commit, device and package versions (record/environment.py)
     metrics.jsonl      one row of metrics a line (record/metrics.py)
+    figures.json       what the names of metrics and scores are (record/figures.py)
     scores.json        the scores of every evaluated split (evaluation/evaluate.py)
     samples.json       examples of captions and retrieval, for the report
     report.html        the page for people (reports/page.py)
@@ -23,6 +24,7 @@ from mmlm.core.errors import UserError
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+FIGURES = "figures.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"
 REPORT = "report.html"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from mmlm.record.folder import REPORT, write_whole
+from mmlm.record.folder import FIGURES, REPORT, write_whole
 from mmlm.reports.curves_section import curves
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.reports.samples_section import samples_section
@@ -71,7 +71,7 @@ def format_flops(count: int) -> str:
 def _header(run: RunFolder) -> str:
     scores = newest_scores(run)
     name = "" if run.name is None else f"run <code>{escape(run.name)}</code>, seed {run.seed}"
-    said = headline(scores) if scores else ""
+    said = headline(scores, run.figures.evaluation) if scores else ""
     lead = f'<p class="lead">{said}</p>' if said else ""
     facts = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in _facts(run).items())
     return (
@@ -122,15 +122,16 @@ def _parts(run: RunFolder) -> str:
 def _scores(run: RunFolder) -> str:
     scores = newest_scores(run)
     table = (
-        scores_table(scores, split_colors(run))
+        scores_table(scores, split_colors(run), run.figures.evaluation)
         if scores and scores.splits
         else '<p class="note">Not evaluated yet.</p>'
     )
-    return f'<section id="scores"><h2>Scores</h2>{table}</section>'
+    note = f'<p class="note">{FIGURES} is damaged: what it explains is shown under plain names.</p>'
+    return f'<section id="scores"><h2>Scores</h2>{note * run.figures.damaged}{table}</section>'
 
 
 def _curves(run: RunFolder) -> str:
-    drawn = curves(run.metrics, split_colors(run)) or '<p class="note">Nothing logged yet.</p>'
+    drawn = curves(run.metrics, split_colors(run), run.figures) or '<p class="note">Nothing logged yet.</p>'
     return (
         '<section id="curves"><h2>Curves</h2><p class="note">Over optimizer steps. Faint: as logged; '
         f"strong: running mean. The number is where the strong line ends.</p>{drawn}</section>"

@@ -5,20 +5,22 @@
         environment.json   {"command", "git_commit", "git_dirty", "device", "precision",
                            "model": {"parameters": {part: count}, "flops": {part: count}}, ...}
         metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
+        figures.json       what the names of metrics and scores are (record/figures.py)
         scores.json        {"step", "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
         samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}
 
 Any file may be missing: a report can be made of a run that has just begun. A file that is there and cannot be
 understood is a ``UserError`` that names the file and the key. (A last line of ``metrics.jsonl`` that was cut off when
-the run was killed is left out.)
+the run was killed is left out. Without a sound ``figures.json`` all numbers are shown under their own names.)
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmlm.core.errors import UserError
+from mmlm.record.figures import RunFigures, read_figures
 from mmlm.record.folder import CONFIG, ENVIRONMENT, METRICS, SAMPLES, SCORES
 from mmlm.record.metrics import read_metrics
 from mmlm.reports.json_file import JsonNode, read_json, read_text
@@ -96,6 +98,8 @@ class RunFolder:
     """Text of ``config.yaml``."""
     environment: Mapping[str, object]
     """The object in ``environment.json``."""
+    figures: RunFigures = field(default_factory=RunFigures)
+    """What the names of metrics and scores are."""
 
     @property
     def experiment(self) -> str:
@@ -162,6 +166,7 @@ def read_run_folder(path: Path) -> RunFolder:
         samples={} if samples is None else parse_samples(JsonNode(samples, SAMPLES)),
         config=read_text(path / CONFIG) or "",
         environment=read_json(path / ENVIRONMENT) or {},
+        figures=read_figures(path),
     )
 
 

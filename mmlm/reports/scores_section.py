@@ -1,80 +1,18 @@
-"""The report's section of scores: a table of every split, with the meaning of each metric in plain words."""
+"""The report's section of scores: a table of every split, with the meaning of each figure in plain words."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 
+from mmlm.core.figure import OTHER, Figure, FigureGroup, declared, in_order, shown_in
 from mmlm.reports.run_folder import RunFolder, Scores, SplitScores
 
 SERIES_COLORS = 6
 """Number of colours for splits; a seventh split has the first one's colour again."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One row of the scores table: a metric with its name and its meaning in plain words."""
-
-    key: str
-    name: str
-    meaning: str
-    share: bool = False
-    """True for a share of 1, which is shown in per cent."""
-
-
-@dataclass(frozen=True)
-class MetricGroup:
-    """The rows of the scores table that answer one question."""
-
-    name: str
-    question: str
-    metrics: tuple[Metric, ...]
-
-
-def _recall(direction: str) -> tuple[Metric, ...]:
-    places = {1: "it is the nearest", 5: "it is among the 5 nearest", 10: "it is among the 10 nearest"}
-    return tuple(Metric(f"{direction}/R@{k}", f"R@{k}", place, share=True) for k, place in places.items())
-
-
 CROWDED = 3
 """With more splits than this, the table takes the layout for many columns."""
-
-GAP = "image_use_gap"
-
-GROUPS = (
-    MetricGroup(
-        "Image to text",
-        "How often is a true caption of the image found among all captions of the split?",
-        _recall("image_to_text"),
-    ),
-    MetricGroup(
-        "Text to image",
-        "How often is an image of the caption found among all images of the split?",
-        _recall("text_to_image"),
-    ),
-    MetricGroup(
-        "Captioning",
-        "How close is the caption that the decoder wrote to the true ones?",
-        (
-            Metric("captioning/exact", "Exact", "word for word a true caption", share=True),
-            Metric("captioning/CIDEr-D", "CIDEr-D", "shared runs of 1 to 4 words, rare ones count more; 0 to 10"),
-            Metric("captioning/BLEU-4", "BLEU-4", "shared runs of 1 to 4 words, over the whole split; 0 to 1"),
-            Metric("captioning/ROUGE-L", "ROUGE-L", "longest common sequence of words; 0 to 1"),
-        ),
-    ),
-    MetricGroup(
-        "Grounding",
-        "Does the decoder use its image at all?",
-        (
-            Metric(
-                f"{GAP}/mean",
-                "Image-use gap",
-                "caption loss with shuffled images minus with the true ones, nats a token, "
-                "with its 95% interval; 0 if the image is ignored",
-            ),
-        ),
-    ),
-)
 
 
 def split_colors(run: RunFolder) -> Mapping[str, str]:
@@ -115,30 +53,52 @@ def format_value(value: float | None, share: bool = False) -> str:
     return f"{value:.2g}" if size < 0.001 else f"{value:.3f}" if size < 1 else f"{value:.2f}"
 
 
-def headline(scores: Scores) -> str:
-    """One sentence (HTML) on the first split: what an audience should remember. Empty without these scores."""
+def headline(scores: Scores, figures: Mapping[str, Figure]) -> str:
+    """One sentence (HTML) on the first split: what an audience should remember. Empty without such scores.
+
+    It is made of the clauses that the evaluators declare.
+    """
     name, split = next(iter(scores.splits.items()), ("", SplitScores({})))
-    found, exact = split.values.get("image_to_text/R@5"), split.values.get("captioning/exact")
-    said = []
-    if found is not None and math.isfinite(found):
-        among = f" of {split.captions:,}" if split.captions else ""
-        images = f"{split.images:,} images" if split.images else "the images"
-        said.append(f"for <b>{100 * found:.0f}%</b> of {images} a true caption is among the five nearest{among}")
-    if exact is not None and math.isfinite(exact):
-        said.append(f"<b>{100 * exact:.0f}%</b> are captioned in exactly the right words")
-    return f"On <b>{escape(name)}</b>, {', and '.join(said)}." if said else ""
+    values = {key: value for key, value in split.values.items() if math.isfinite(value)}
+    clauses = {key: declared(figures, key).headline for key in in_order(figures, values)}
+    said = [_clause(text, declared(figures, key), values[key], split) for key, text in clauses.items() if text]
+    several = ", and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
+    return f"On <b>{escape(name)}</b>, {several}." if said else ""
 
 
-def scores_table(scores: Scores, colors: Mapping[str, str]) -> str:
-    """The table of the main scores, a row a metric with its meaning and a column a split, and a fold of all scores."""
+def _clause(text: str, figure: Figure, value: float, split: SplitScores) -> str:
+    """A declared clause as HTML. Only these words in braces are replaced, for whoever wrote the run wrote the text."""
+    shown = f"{100 * value:.0f}%" if figure.share else format_value(value)
+    words = {
+        "{value}": f"<b>{shown}</b>",
+        "{images}": f"{split.images:,} images" if split.images else "the images",
+        "{of_captions}": f" of {split.captions:,}" if split.captions else "",
+    }
+    html = escape(text)
+    for word, said in words.items():
+        html = html.replace(word, said)
+    return html
+
+
+def scores_table(scores: Scores, colors: Mapping[str, str], figures: Mapping[str, Figure]) -> str:
+    """The table of the main scores, a row a figure with its meaning and a column a split, and a fold of all scores."""
     head = "".join(_split_heading(name, split) for name, split in scores.splits.items())
-    body = "".join(_group_rows(group, scores, colors) for group in GROUPS)
-    # Next to many columns there is no room for the meaning of a metric: it goes below the name.
+    groups: dict[FigureGroup, list[str]] = {}
+    for key in shown_in("table", figures, _names(scores)):
+        groups.setdefault(declared(figures, key).group, []).append(key)
+    ordered = sorted(groups, key=lambda group: group == OTHER)  # stable: what belongs nowhere comes last
+    body = "".join(_group_rows(group, groups[group], scores, colors, figures) for group in ordered)
+    # Next to many columns there is no room for the meaning of a figure: it goes below the name.
     crowded = " crowded" if len(scores.splits) > CROWDED else ""
     return (
         f'<div class="scroll"><table class="scores{crowded}"><thead><tr><th scope="col"><span class="note">at step '
         f"{scores.step:,}</span></th>{head}</tr></thead>{body}</table></div>{_all_scores(scores)}"
     )
+
+
+def _names(scores: Scores) -> list[str]:
+    """Every score of any split, in order of appearance."""
+    return list(dict.fromkeys(name for split in scores.splits.values() for name in split.values))
 
 
 def _split_heading(name: str, split: SplitScores) -> str:
@@ -148,47 +108,66 @@ def _split_heading(name: str, split: SplitScores) -> str:
     return f'<th scope="col"><b>{escape(name)}</b>{unseen}{small}</th>'
 
 
-def _group_rows(group: MetricGroup, scores: Scores, colors: Mapping[str, str]) -> str:
-    known = [m for m in group.metrics if any(m.key in split.values for split in scores.splits.values())]
-    if not known:
-        return ""
+def _group_rows(
+    group: FigureGroup,
+    keys: Sequence[str],
+    scores: Scores,
+    colors: Mapping[str, str],
+    figures: Mapping[str, Figure],
+) -> str:
     columns = len(scores.splits) + 1
-    rows = "".join(
-        f'<tr><th scope="row"><div><span class="metric">{escape(metric.name)}</span>'
-        f'<span class="meaning">{escape(metric.meaning)}</span></div></th>'
-        + "".join(_score_cell(metric, split, colors[name]) for name, split in scores.splits.items())
-        + "</tr>"
-        for metric in known
-    )
+    rows = []
+    for key in keys:
+        figure = declared(figures, key)
+        cells = (_score_cell(key, figure, split, colors[name]) for name, split in scores.splits.items())
+        rows.append(
+            f'<tr><th scope="row"><div><span class="metric">{escape(figure.name)}</span>'
+            f'<span class="meaning">{escape(figure.meaning)}</span></div></th>{"".join(cells)}</tr>'
+        )
     return (
         f'<tbody><tr class="group"><th scope="rowgroup" colspan="{columns}"><p><b>{escape(group.name)}</b>'
-        f"{escape(group.question)}</p></th></tr>{rows}</tbody>"
+        f"{escape(group.question)}</p></th></tr>{''.join(rows)}</tbody>"
     )
 
 
-def _score_cell(metric: Metric, split: SplitScores, color: str) -> str:
-    value = split.values.get(metric.key)
-    extra = ""
-    if metric.share and value is not None and math.isfinite(value):
+def _score_cell(key: str, figure: Figure, split: SplitScores, color: str) -> str:
+    value, extra = split.values.get(key), ""
+    known = value is not None and math.isfinite(value)
+    if figure.share and value is not None and known:
         width = 100 * min(max(value, 0.0), 1.0)
         extra = f'<span class="share"><i style="width:{width:.1f}%;background:var(--{color})"></i></span>'
-    low, high = split.values.get(f"{GAP}/low"), split.values.get(f"{GAP}/high")
-    if metric.key == f"{GAP}/mean" and low is not None and high is not None:
-        digits = 2 if max(abs(low), abs(high)) >= 1 else 3
-        extra = f"<small>{low:.{digits}f} to {high:.{digits}f}</small>"
-        if not low > 0:
-            extra += '<span class="warning">not above 0</span>'
-    return f"<td>{format_value(value, metric.share)}{extra}</td>"
+    chance = split.values.get(figure.chance) if isinstance(figure.chance, str) else figure.chance
+    if known and chance:  # a level of 0 goes without saying
+        extra += f"<small>chance {format_value(chance, figure.share)}</small>"
+    low, high = split.values.get(figure.low), split.values.get(figure.high)
+    if low is not None and high is not None:
+        extra += f"<small>{_interval(low, high, figure.share)}</small>{_doubt(figure, low, high, chance)}"
+    return f"<td>{format_value(value, figure.share)}{extra}</td>"
+
+
+def _interval(low: float, high: float, share: bool) -> str:
+    """``0.400 to 0.600``: both ends with equally many digits."""
+    if share:
+        return f"{100 * low:.1f} to {100 * high:.1f}%"
+    digits = 2 if max(abs(low), abs(high)) >= 1 else 3
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _doubt(figure: Figure, low: float, high: float, chance: float | None) -> str:
+    """A warning if the interval does not lie beyond the level of a model that knows nothing."""
+    if chance is None or figure.higher_is_better is None:
+        return ""
+    beyond, side = (low > chance, "above") if figure.higher_is_better else (high < chance, "below")
+    return "" if beyond else f'<span class="warning">not {side} {format_value(chance, figure.share)}</span>'
 
 
 def _all_scores(scores: Scores) -> str:
-    names = dict.fromkeys(name for split in scores.splits.values() for name in split.values)
     head = "".join(f"<td><b>{escape(name)}</b></td>" for name in scores.splits)
     rows = "".join(
         f"<tr><th>{escape(name)}</th>"
         + "".join(f"<td>{format_value(split.values.get(name))}</td>" for split in scores.splits.values())
         + "</tr>"
-        for name in names
+        for name in _names(scores)
     )
     return (
         '<details class="more"><summary>Every score</summary><div class="scroll"><table class="plain">'

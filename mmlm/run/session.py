@@ -18,9 +18,10 @@ from mmlm.checkpoints.weights import copy_weights
 from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.distributed import on_rank_zero, rank, world_size
 from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
+from mmlm.core.figure import shown_in
 from mmlm.core.stop import ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
-from mmlm.evaluation.evaluate import Evaluation
+from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
@@ -32,6 +33,7 @@ from mmlm.launch.watchdog import Watchdog
 from mmlm.model.costs import ModelCosts
 from mmlm.record.console import Console
 from mmlm.record.environment import describe_environment, save_environment
+from mmlm.record.figures import RunFigures, record_figures
 from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, STACKS, TOKENIZER
 from mmlm.record.lock import RunLock
 from mmlm.record.metrics import MetricLog, NoLog
@@ -44,11 +46,8 @@ from mmlm.run.resume import record_config
 from mmlm.training.gradients import backward
 from mmlm.training.loop import FitParts, Interrupted, Watch, fit
 from mmlm.training.messages import NonFiniteLoss, describe_corrupt
-from mmlm.training.reporter import Reporter
+from mmlm.training.reporter import Reporter, training_figures
 from mmlm.training.train_step import inner
-
-SHOWN = ("image_to_text/R@1", "image_to_text/R@5", "captioning/exact", "captioning/CIDEr-D", "image_use_gap/mean")
-"""The values of each split that the console shows at the end."""
 
 _MISTAKE = "mistake"
 """Key in the store that ranks share: the first rank that finds a user's mistake claims it, and tells of it alone."""
@@ -128,6 +127,7 @@ class Session:
 
     def run(self) -> int:
         """Trains from where the folder is, evaluates and reports; returns the exit status."""
+        self._check_best_metric()
         self._look_at_first_batch()
         if self.config.preflight:
             self._rehearse()
@@ -147,6 +147,7 @@ class Session:
             state = self.experiment.state
             resume_run(self.config, state, self.folder, self.console)
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
+            on_rank_zero(lambda: record_figures(self.folder, self._figures()))
             report = self.folder / REPORT
             if state.step >= self.config.train.steps and report.exists():
                 self.console.line(f"finished already at step {state.step}; the report is {report}")
@@ -154,6 +155,16 @@ class Session:
                 self.console.line(f"to train again add name=second; to train on from these weights add {weights}")
                 return 0
             return self._train_and_finish()
+
+    def _check_best_metric(self) -> None:
+        """Raises UserError if the best checkpoint would be the worst one."""
+        name = self.config.train.best_metric or ""
+        figure = self._figures().evaluation.get(name.partition("/")[2])
+        if figure is not None and figure.higher_is_better is False:
+            raise UserError(
+                f"train.best_metric: '{name}' is the better the lower it is, and the checkpoint of the highest value "
+                "is kept; choose another"
+            )
 
     def _look_at_first_batch(self) -> None:
         """Raises UserError if an objective has nothing to train on in it; shows it first if that is asked for."""
@@ -194,6 +205,11 @@ class Session:
             environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs))
             save_environment(environment, self.folder)
 
+    def _figures(self) -> RunFigures:
+        """What the names of this run's metrics and scores are."""
+        objective = inner(self.experiment.state.train_step).objective
+        return RunFigures(training_figures(objective.figures), evaluation_figures(self.experiment.evaluators))
+
     def _train_and_finish(self) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status."""
         experiment, evaluation = self.experiment, self._evaluation()
@@ -226,7 +242,7 @@ class Session:
             parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
             try:
-                fit(state, settings, parts, Reporter(log, self.console), watch)
+                fit(state, settings, parts, Reporter(log, self.console, self._figures().training), watch)
             except (Interrupted, NonFiniteLoss):
                 writer.wait()  # both say that the state is saved
                 raise
@@ -263,8 +279,9 @@ class Session:
         for split, values in scores.items():
             if validation[split].corrupt:
                 self.console.line(describe_corrupt(split, validation[split].corrupt))
-            shown = (f"{key} {values[key]:.3f}" for key in SHOWN if key in values)
-            self.console.line(f"{split}: " + ", ".join(shown))
+            shown = shown_in("console", self._figures().evaluation, values)
+            if shown:
+                self.console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown))
         on_rank_zero(lambda: self.console.line(f"report: {write_report(self.folder)}"))
 
 

@@ -13,6 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.distributed import full_tensor, sum_over_ranks
+from mmlm.core.figure import Figure, FigureGroup
+
+DIAGNOSES = FigureGroup(
+    "Diagnoses",
+    "At some steps only. Gradients are those of the weighted objectives at the image tokens that the bridge reads; "
+    "a cosine below 0 says that two objectives pull against each other there. Embeddings that collapse have an "
+    "effective rank near 1.",
+)
+
+
+def _lines(name: str, meaning: str, log_scale: bool = False) -> Figure:
+    """A figure with a line for each objective, pair of objectives, modality or part of the model."""
+    return Figure(name, meaning, DIAGNOSES, shown=("chart",), family=True, log_scale=log_scale, noiseless=True)
+
+
+FIGURES = {
+    "gradient_at_bridge": _lines("gradient at the bridge", "norm of each objective's gradient", log_scale=True),
+    "gradient_cosine": _lines("cosine of gradients", "between the gradients of two objectives"),
+    "effective_rank": _lines("effective rank of embeddings", "number of directions that they use"),
+    "modality_gap": Figure(
+        "modality gap", "between the means of image and text embeddings", DIAGNOSES, shown=("chart",), noiseless=True
+    ),
+    "update_ratio": _lines("update to weight ratio", "how far a step moves the weights of a part", log_scale=True),
+}
+"""What the names of ``Diagnosis.values`` and ``WeightsBefore.update_ratios`` are."""
 
 NEGLIGIBLE = 1e-7
 """Singular values below this share of the largest are taken as 0: the square roots of what rounding leaves."""

@@ -1,14 +1,28 @@
 """What training tells: rows of metrics to the log, lines to the console."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmlm.core.distributed import gather_objects
+from mmlm.core.figure import Figure, declared, setting_of_training
 from mmlm.record.console import Console, Progress
 from mmlm.record.metrics import Log
+from mmlm.training.diagnosis import FIGURES as OF_DIAGNOSES
 from mmlm.training.messages import describe_corrupt
 from mmlm.training.train_state import TrainState
-from mmlm.training.window import Window
+from mmlm.training.window import Window, row_figures
+
+_OF_THE_LOOP = {
+    "lr": setting_of_training("learning rate", "of the last step"),
+    "examples_per_second": Figure("examples a second", "of all ranks; evaluations do not count", shown=("chart",)),
+    "skipped_steps": Figure("skipped steps", "left out since the start, for gradients that were not finite"),
+    "loss_scale": Figure("loss scale", "of float16", log_scale=True),
+}
+
+
+def training_figures(of_objectives: Mapping[str, Figure]) -> dict[str, Figure]:
+    """What the names in a row of training are: those that the objectives declare, and those of training itself."""
+    return {**_OF_THE_LOOP, **row_figures(of_objectives), **OF_DIAGNOSES}
 
 
 @dataclass(frozen=True)
@@ -17,21 +31,26 @@ class Reporter:
 
     log: Log
     console: Console
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    """What the names in a row are (``training_figures``); what is not declared is shown on the console."""
 
     def row(self, state: TrainState, lr: float, batch_size: int, progress: Progress) -> None:
         """Logs the means over the steps since the last row, shows them, and begins the next window. All ranks call it.
 
         ``batch_size`` is in examples of all ranks, ``lr`` the learning rate of the last step.
         """
-        row = state.window.means()
-        shown = {**row.shown, "lr": lr, "examples_per_second": state.window.rate(batch_size)}
+        row, rate = state.window.means(), state.window.rate(batch_size)
         # What does not concern a run is left out.
         skipped = {"skipped_steps": state.skipped_steps} if state.skipped_steps else {}
         scale = {} if state.loss_scale is None else {"loss_scale": state.loss_scale.scale.item()}
-        values = {**shown, **row.hidden, **skipped, **scale}
+        shown = {**row.shown, "lr": lr}
+        values = {**shown, "examples_per_second": rate, **row.hidden, **skipped, **scale}
         self.values(state, {f"train/{name}": value for name, value in values.items()})
-        progress.update(state.step, shown)
+        progress.update(state.step, {name: value for name, value in shown.items() if self._is_on_console(name)}, rate)
         state.window = Window()
+
+    def _is_on_console(self, name: str) -> bool:
+        return name not in self.figures or "console" in declared(self.figures, name).shown
 
     def values(self, state: TrainState, values: Mapping[str, float]) -> None:
         """Logs values of the run as it is now."""

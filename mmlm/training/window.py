@@ -11,10 +11,32 @@ import torch
 from torch import Tensor
 
 from mmlm.core.distributed import rank, sum_over_ranks
+from mmlm.core.figure import LOSS, TOTAL, WEIGHTED, Figure
 from mmlm.core.loss import Loss
 
 _LARGEST_LOG = 700.0
 """``exp`` of more is no float."""
+
+
+def row_figures(of_objectives: Mapping[str, Figure]) -> dict[str, Figure]:
+    """What the values of a row are, those of the objectives and those that are made of them here."""
+    terms = [label for label, figure in of_objectives.items() if figure.group == LOSS]
+    return {
+        TOTAL: Figure(
+            "total", "the weighted sum of all terms", LOSS, higher_is_better=False, shown=("chart", "console")
+        ),
+        **of_objectives,
+        "gradient_norm": Figure("gradient norm", "before clipping", shown=("chart", "console")),
+        # The report draws these by the name of their term.
+        **{f"{label}/{WEIGHTED}": Figure(WEIGHTED, "the term times its weight", LOSS, shown=()) for label in terms},
+        **{f"{label}/perplexity": _perplexity(label) for label in terms},
+    }
+
+
+def _perplexity(term: str) -> Figure:
+    title = f"{term.replace('/', ' ').replace('_', ' ')} perplexity"
+    meaning = "exp of the loss a token: among how many equally likely tokens it is as if to choose"
+    return Figure("perplexity", meaning, title=title, higher_is_better=False, log_scale=True, shown=("chart",))
 
 
 @dataclass
@@ -104,10 +126,10 @@ class Window:
 
     def add(self, loss: Loss, norm: Tensor) -> None:
         """A step's loss (this rank's share, without gradient) and the norm of its gradients (of all ranks)."""
-        self.shares.add("loss", loss.total)
+        self.shares.add(TOTAL, loss.total)
         for name, term in loss.terms.items():
             self.shares.add(name, term.value)
-            self.shares.add(f"{name}/weighted", term.weighted)
+            self.shares.add(f"{name}/{WEIGHTED}", term.weighted)
             if name not in self.terms:
                 self.terms.append(name)
             if term.of_tokens:
@@ -129,9 +151,9 @@ class Window:
         """The row. A term's mean is over the steps that had it; so is that of a figure. All ranks take part."""
         means, more = self.shares.over_ranks(), {}
         for name in self.terms:
-            weighted = means.pop(f"{name}/weighted")
+            weighted = means.pop(f"{name}/{WEIGHTED}")
             if name in self.reweighted:
-                more[f"{name}/weighted"] = weighted
+                more[f"{name}/{WEIGHTED}"] = weighted
             if name in self.of_tokens:
                 # Of the mean loss: the mean of exp would be larger.
                 more[f"{name}/perplexity"] = math.exp(min(means[name], _LARGEST_LOG))

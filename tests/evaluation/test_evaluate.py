@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmlm.core.batch import Caption, Example
-from mmlm.evaluation.evaluate import Evaluation
-from mmlm.evaluation.evaluators import CaptionLoss, Retrieval
+from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
+from mmlm.evaluation.evaluators import CaptionLoss, ImageUse, Retrieval
 from mmlm.evaluation.samples import SampleSettings
 from tests.evaluation.hand_made import ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
@@ -50,6 +50,28 @@ def test_values_are_named_after_split_and_evaluator(evaluation):
     assert values["one/loss/captioning"] == values["two/loss/captioning"] > 0
     assert "one/image_to_text/R@1" in values, "retrieval's names say it all"
     assert list(made.scores(made.encode("one", batches))) == [name[4:] for name in values if name.startswith("one/")]
+
+
+def test_declarations_have_the_names_of_the_values(evaluation):
+    evaluators = {"loss": CaptionLoss(), "retrieval": Retrieval(), "use": ImageUse()}
+    made, batches = evaluation(**evaluators)
+    figures = evaluation_figures(evaluators)
+    names = {name for one, figure in figures.items() for name in (one, *figure.helpers())}
+    assert names == made.scores(made.encode("one", batches)).keys()
+    assert (figures["use/mean"].low, figures["use/mean"].high) == ("use/low", "use/high")
+    assert figures["image_to_text/R@5"].share
+
+
+def test_values_of_other_evaluators_on_the_same_weights_stay(evaluation, tmp_path):
+    first, batches = evaluation(counted=Counted())
+    first.write(tmp_path, 7, {"val": batches}, NONE, None)
+    second, _ = evaluation(loss=CaptionLoss())
+    second.write(tmp_path, 7, {"val": batches}, NONE, None)
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["splits"]["val"]
+    assert scores.keys() == {"images", "captions", "counted/images", "counted/autocast", "loss/captioning"}
+    second.write(tmp_path, 8, {"val": batches}, NONE, None)
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["splits"]["val"]
+    assert scores.keys() == {"images", "captions", "loss/captioning"}, "those of other weights are dropped"
 
 
 def test_everything_is_computed_in_the_context_given(evaluation):

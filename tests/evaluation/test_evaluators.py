@@ -9,6 +9,7 @@ from torch import nn
 
 from mmlm.core.batch import TEXT_ONLY, Caption, Example
 from mmlm.core.errors import UserError
+from mmlm.evaluation import evaluators as module
 from mmlm.evaluation.evaluators import (
     CaptionLoss,
     CaptionQuality,
@@ -87,6 +88,19 @@ def test_retrieval_of_matching_and_of_swapped_embeddings(make_split):
         assert values["image_to_text/R@1"] == values["text_to_image/R@1"] == expected
         assert values["image_to_text/R@5"] == 1.0
         assert set(values) == {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+
+
+# Declarations
+
+
+def test_every_value_is_declared_and_what_is_declared_is_made(make_split):
+    shipped = [CaptionLoss, CaptionQuality, ImageUse, Retrieval]
+    own = {one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__}
+    assert own - {module.Evaluator} == set(shipped), "every evaluator of the package is tried"
+    split = make_split(examples())
+    for evaluator in shipped:
+        declared = {*evaluator.figures, *(name for one in evaluator.figures.values() for name in one.helpers())}
+        assert {name for name, _ in evaluator()(split)} == declared, evaluator
 
 
 # Image use

@@ -110,6 +110,8 @@ def facts(split: EncodedSplit) -> dict[str, Any]:
         "lengths": split.lengths,
         "pairs": split.gallery.pairs,
         "text_embedding": split.gallery.text_embedding,
+        "own texts": split.embed_texts([f"text {number}" for number in range(300)]),
+        "concepts": [(concept.key, [text.text for text in concept.texts]) for concept in split.concepts],
         "losses": caption_losses(split, None),
         "swapped losses": caption_losses(split, swap),
         "memory": torch.cat(split.over_batches(lambda item: item.features.memory)),

@@ -218,7 +218,7 @@ def test_plain_progress_prints_a_line_every_twentieth_with_rate_and_time_left():
     with Console(file, clock=clock).progress(200) as progress:
         for step in range(1, 201):
             clock.now = step * 0.5
-            progress.update(step, {"loss": 1 / step, "lr": 1e-5, "examples_per_second": 256.4})
+            progress.update(step, {"loss": 1 / step, "lr": 1e-5}, 256.4)
     lines = file.getvalue().splitlines()
     assert len(lines) == 20
     assert lines[0] == "step 10/200  256 examples/s  1:35 left  loss 0.1  lr 1e-05"
@@ -265,7 +265,7 @@ def test_the_live_bar_shows_terms_rate_and_time_left_and_lines_above_it(monkeypa
     console = Console(clock=clock)
     with console.progress(100) as progress:
         clock.now = 3.0
-        progress.update(50, {"loss": 1.25, "examples_per_second": 300.0})
+        progress.update(50, {"loss": 1.25}, 300.0)
         console.line("epoch 1 is done")
     shown = file.getvalue()
     for text in ("50/100", "300 examples/s", "0:03 left", "loss 1.25", "epoch 1 is done"):
@@ -277,7 +277,7 @@ def test_a_narrow_terminal_keeps_the_time_left(monkeypatch):
     terminal = rich.console.Console(file=file, force_terminal=True, width=70, highlight=False, color_system=None)
     monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
     with Console(clock=Clock()).progress(100) as progress:
-        progress.update(50, {f"term_{index}": 1.0 for index in range(20)} | {"examples_per_second": 300.0})
+        progress.update(50, {f"term_{index}": 1.0 for index in range(20)}, 300.0)
     last = [line for line in file.getvalue().splitlines() if "50/100" in line][-1]
     assert "300 examples/s  0:00 left" in last
     assert "…" in last

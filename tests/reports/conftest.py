@@ -9,6 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmlm.core.figure import Figure
+from mmlm.evaluation.evaluate import evaluation_figures
+from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval
+from mmlm.objectives.captioning import Captioning
+from mmlm.objectives.contrastive import InfoNCE
+from mmlm.objectives.objective import Objective
+from mmlm.objectives.weighted_sum import WeightedSum
+from mmlm.record.figures import RunFigures, record_figures
+from mmlm.training.reporter import training_figures
+
 
 def image_uri(shade: int) -> str:
     """A plain 8 x 8 picture as a data URI."""
@@ -68,6 +78,20 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def standard_figures() -> RunFigures:
+    """What a run of CoCa and another objective, ``parallel``, with the standard evaluators declares."""
+    objectives = {"contrastive": InfoNCE(), "captioning": Captioning(), "parallel": Objective()}
+    evaluators = {
+        "loss": CaptionLoss(),
+        "retrieval": Retrieval(),
+        "captioning": CaptionQuality(),
+        "image_use_gap": ImageUse(),
+    }
+    training = training_figures(WeightedSum(objectives, dict.fromkeys(objectives, 1.0)).figures)
+    contrastive = Figure("contrastive loss", shown=("chart",), beside="contrastive")
+    return RunFigures(training, evaluation_figures(evaluators) | {"loss/contrastive": contrastive})
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """``make_run(steps)``: a run folder with every file in it, after ``steps`` steps."""
@@ -93,6 +117,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             "model": {"parameters": {"encoder": 1_200_000, "decoder": 300_000}},
         }
         write_json(run / "environment.json", environment)
+        record_figures(run, standard_figures())
         return run
 
     return make

@@ -6,6 +6,8 @@ import pytest
 
 from mmlm import report
 from mmlm.core.errors import UserError
+from mmlm.core.figure import Figure, FigureGroup, loss_term
+from mmlm.record.figures import RunFigures, record_figures
 from mmlm.reports.page import format_count, format_duration, format_flops, write_report
 from mmlm.reports.samples_section import mark_words
 from mmlm.reports.scores_section import format_value
@@ -280,6 +282,99 @@ def test_any_objective_is_among_the_losses_by_its_plain_name(make_run):
     loss, training = text_of(written(folder)).split(" Training ", 1)
     assert "parallel train 1.50" in loss
     assert "gradient norm now 2.00" in training
+
+
+def add_values(folder, change_json, **values):
+    """Adds scores to every split, and to a row of the newest step."""
+    change_json(folder / "scores.json", lambda c: [split.update(values) for split in c["splits"].values()])
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 60} | {f"val_style/{name}": value for name, value in values.items()}) + "\n")
+
+
+def test_a_score_that_somebody_declares_is_shown_for_what_it_is(make_run, change_json):
+    folder = make_run()
+    naming = FigureGroup("Naming", "Does it know names?")
+    figure = Figure(
+        "Zero-shot",
+        "the nearest name is right",
+        naming,
+        title="Naming, zero-shot",
+        share=True,
+        higher_is_better=True,
+        chance="z/guess",
+        low="z/low",
+        high="z/high",
+        headline="{value} of {images} are named <right>",
+    )
+    record_figures(folder, RunFigures(evaluation={"z/a": figure}))
+    add_values(folder, change_json, **{"z/a": 0.25, "z/guess": 0.125, "z/low": 0.1, "z/high": 0.4})
+    page = written(folder)
+    text = text_of(page)
+    assert "among the five nearest of 1,400, 52% are captioned in exactly the right words, and 25% of" in text
+    assert "25% of 1,500 images are named &lt;right&gt;." in text
+    assert "Naming Does it know names? Zero-shot the nearest name is right 25.0% chance 12.5%" in text
+    assert "25.0% chance 12.5% 10.0 to 40.0% not above 12.5%" in text
+    assert "Naming, zero-shot val_style 25.0%" in text, "its chart"
+    assert "Other" not in text, "the ends of an interval and the level of chance have no row of their own"
+    assert Outline(page).open == []
+
+
+def test_a_figure_of_which_less_is_better_is_to_lie_below_chance(make_run, change_json):
+    folder = make_run()
+    figure = Figure("Error", higher_is_better=False, chance=0.5, low="e/low", high="e/high")
+    record_figures(folder, RunFigures(evaluation={"e/mean": figure}))
+    add_values(folder, change_json, **{"e/mean": 0.4, "e/low": 0.3, "e/high": 0.49})
+    assert "not below" not in text_of(written(folder))
+    add_values(folder, change_json, **{"e/high": 0.5})
+    assert "Error 0.400 chance 0.500 0.300 to 0.500 not below 0.500" in text_of(written(folder))
+
+
+def test_what_nobody_declares_is_shown_under_its_own_name(make_run, change_json):
+    folder = make_run()
+    add_values(folder, change_json, **{"probe/odd_thing": 0.25})
+    text = text_of(written(folder))
+    assert "Other What else was measured. probe/odd_thing 0.250" in text
+    validation = text.split(" Validation ", 1)[1].split(" Training ", 1)[0]
+    assert "probe odd thing val_style 0.250" in validation
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"training": {"loss": 3}, "evaluation": {}}'])
+def test_without_sound_declarations_everything_is_shown_under_its_own_name(make_run, content):
+    folder = make_run()
+    (folder / "figures.json").unlink()
+    if content is not None:
+        (folder / "figures.json").write_text(content)
+    page = written(folder)
+    text = text_of(page)
+    assert ("figures.json is damaged" in text) == (content is not None)
+    assert "Other What else was measured. image_to_text/R@1 0.523 0.250" in text
+    assert "image to text R@10 val_style 0.600" in text
+    training = text.split(" Training ", 1)[1]
+    assert "contrastive now" in training
+    assert Outline(page).open == []
+
+
+def test_training_figures_stand_where_they_are_declared_to(make_run):
+    folder = make_run(steps=5)
+    probes = FigureGroup("Probes", "At times.")
+    training = {
+        "pull": loss_term("nats"),
+        "pull/near": Figure("near", group=probes, share=True),
+        "pull/by_class": Figure("by class", group=probes, family=True),
+        "pull/silent": Figure("silent", shown=()),
+    }
+    record_figures(folder, RunFigures(training))
+    names = ("pull", "pull/near", "pull/by_class/cat", "pull/by_class/big_dog", "pull/silent")
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 6} | {f"train/{name}": 0.25 for name in names}) + "\n")
+    text = text_of(written(folder))
+    loss, probed = text.split(" Probes At times. ", 1)
+    assert "loss train 0.250" in loss
+    probed, rest = probed.split(" Training ", 1)
+    assert "near now 25.0%" in probed
+    assert "by class cat 0.250 big dog 0.250" in probed
+    assert "silent" not in text
+    assert "learning rate" in rest
 
 
 def test_an_interval_that_holds_zero_and_a_dirty_tree_are_said(make_run, change_json):

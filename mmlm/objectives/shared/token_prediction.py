@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.figure import loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import StepKey, TextView
@@ -52,6 +53,10 @@ class TokenPrediction(Objective):
         check_label_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
         self.views = frozenset({self.view})
+        self.figures = {
+            self.term: loss_term("cross-entropy of the predicted tokens, nats a token"),
+            "accuracy": share_of_training("accuracy", "share of the predicted tokens that are right"),
+        }
 
     def chosen(self, batch: Batch, step_key: StepKey) -> Tensor:
         """bool[C, T - 1]: true at the positions that are predicted, all within ``batch.target_mask``."""
