@@ -10,11 +10,12 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
+from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_errors import explain
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -30,6 +31,24 @@ def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
             return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(explain_composing(error, CONFIG_DIR, overrides)) from None
+
+
+def compose_checked(overrides: Sequence[str]) -> Config:
+    """The checked config of a command line. Raises UserError, also for a mandatory value that is not set."""
+    cfg = compose(overrides)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"needs {', '.join(f'{key}=VALUE' for key in missing)}")
+    try:
+        return check_config(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+
+
+def chosen_options(overrides: Sequence[str], slots: Sequence[str]) -> dict[str, str]:
+    """The option that a command line chooses for each slot. Raises UserError."""
+    choices = compose(overrides, with_hydra=True).hydra.runtime.choices
+    return {slot: str(choices[slot]) for slot in slots}
 
 
 def explain_composing(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:
