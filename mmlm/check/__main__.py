@@ -1,5 +1,7 @@
 """``python -m mmlm.check bridge=perceiver``: tries whether a part keeps the rules of its slot, in seconds."""
 
+import torch
+
 from mmlm.check.ranks import Ranks
 from mmlm.check.slots import SLOTS, check_slot
 from mmlm.check.tiny import slots_named, tiny_config
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> int:
         if token.startswith("-"):
             raise UserError(f"{token}: no such option; settings are written key=value, see --help")
     given = [hydra_override(token) for token in argv]
+    torch.set_num_threads(1)  # tiny sizes: several threads would only wait for one another
     config = tiny_config(given)
     with Ranks() as ranks:
         for slot in slots_named(given, list(SLOTS)):

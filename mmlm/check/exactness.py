@@ -117,26 +117,34 @@ class StepUnderTest:
         return whole_batch(self.config.data.image_size)
 
     @cached_property
-    def expected(self) -> Results:
-        """The results of one process on the whole batch."""
-        return self.of(self.batch)
+    def _in_training(self) -> tuple[Results, Results]:
+        """The results of one process in training mode, for two states of torch's generator."""
+        return self._run(self.batch, WHOLE, True, 0), self._run(self.batch, WHOLE, True, 1)
 
     @cached_property
     def training(self) -> bool:
         """Whether the step is tried in training mode: not if something drops out there, as no two passes are alike."""
-        return not _differing(self._run(self.batch, WHOLE, True, 0), self._run(self.batch, WHOLE, True, 1))
+        return not differing(*self._in_training)
+
+    @cached_property
+    def expected(self) -> Results:
+        """The results of one process on the whole batch."""
+        return self._in_training[0] if self.training else self.of(self.batch)
+
+    @cached_property
+    def with_other_draws(self) -> Results:
+        """The same, while torch draws other numbers."""
+        return self._in_training[1] if self.training else self.of(self.batch, seed=1)
 
     @cached_property
     def tolerance(self) -> float:
         """How exactly results can be compared: a language model may compute in float32 in between."""
         step = make_step(self.config).train(self.training)
-        one = results(step, self.batch, WHOLE, step_key(self.config))
-        step = make_step(self.config).train(self.training)
         with torch.no_grad():
             for parameter in step.parameters():
                 parameter.mul_(1 + 1e-13)
         other = results(step, self.batch, WHOLE, step_key(self.config))
-        moved = max((other[name] - value).abs().max().item() for name, value in one.items() if value.numel())
+        moved = max((other[name] - value).abs().max().item() for name, value in self.expected.items() if value.numel())
         return EXACT if moved < EXACT else CLOSE
 
     def of(self, batch: Batch, micro_batch: int = WHOLE, seed: int = 0) -> Results:
@@ -174,14 +182,14 @@ class StepUnderTest:
             expect_same(found[name], self.expected[name], f"{shown} of {what}", fix, self.tolerance, self.part_of(name))
 
 
-def _differing(one: Results, other: Results) -> list[str]:
+def differing(one: Results, other: Results) -> list[str]:
+    """The names of what is not equal bit for bit."""
     return [name for name, value in one.items() if not torch.equal(value, other[name])]
 
 
 def random_by_key(subject: StepUnderTest) -> None:
     """See ``CHECKS``."""
-    other = subject.of(subject.batch, seed=1)
-    found = _differing(subject.expected, other)
+    found = differing(subject.expected, subject.with_other_draws)
     fix = "draw by StepKey (uniform, chosen) and the example's key in training, and nothing in eval mode"
     expect(
         not found,
@@ -201,7 +209,8 @@ def finite(subject: StepUnderTest) -> None:
 def gradients(subject: StepUnderTest) -> None:
     """See ``CHECKS``."""
     step = make_step(subject.config).train(subject.training)
-    results(step, subject.batch, WHOLE, step_key(subject.config))
+    for name, parameter in step.named_parameters():
+        parameter.grad = subject.expected.get(name)
     if subject.slot == "objective":
         for name, parameter in step.named_parameters():
             if name.startswith("objective."):

@@ -15,7 +15,7 @@ from mmlm.data.sources import Source, read_example
 
 READ = 24
 """Number of examples that are read, spread over the source."""
-LISTED = 200
+LISTED = 50
 """Number of first examples whose captions are compared with what ``captions`` lists, if there are no more."""
 
 

@@ -29,11 +29,11 @@ LEFT_OUT = {
     ("decoder", "hugging_face_gated"): "needs a name, and its weights are downloaded",
     ("text_encoder", "hugging_face"): "needs a name, and its weights are downloaded",
     ("text_encoder", "clip"): "is downloaded",
+    ("text_encoder", "minilm"): "is the class and the architecture of bert_tiny, of a size that takes minutes",
     ("tokenizer", "hugging_face"): "needs a name, and is downloaded",
 }
 """Options that are not checked, and why."""
 COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
-    ("text_encoder", "minilm"): ("tokenizer=minilm",),
     ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
