@@ -27,6 +27,7 @@ FLOOR_OF = {
     "cli": 5,
     "pretrained": 5,
     "bench": 6,
+    "check": 6,
 }
 """Every package and its floor."""
 COMMANDS = 6

@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from mmlm.cli.hydra_config import compose
 from mmlm.core.errors import UserError
 from mmlm.core.wording import did_you_mean
-from mmlm.experiment.config import CONFIG_DIR, Config
-from mmlm.experiment.config_checks import check_config
-from mmlm.experiment.config_errors import explain
-from mmlm.model.protocols import MODEL_SLOTS
+from mmlm.experiment.config import CONFIG_DIR
 
 CANNOT_RUN = (UserError, torch.OutOfMemoryError, OSError)
 """Errors of a cell that is left out of the table: it is refused, too large, or needs a file to be downloaded."""
@@ -90,21 +84,3 @@ def publish(lines: Iterable[str], out: str | None) -> None:
     print(text)
     if out is not None:
         Path(out).write_text(text + "\n", encoding="utf-8")
-
-
-def compose_cell(overrides: Sequence[str]) -> Config:
-    """The checked config of a command line. Raises UserError, also for a mandatory value that is not set."""
-    cfg = compose(overrides)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"needs {', '.join(f'{key}=VALUE' for key in missing)}")
-    try:
-        return check_config(cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from None
-
-
-def chosen_options(overrides: Sequence[str], slots: Sequence[str] = MODEL_SLOTS) -> dict[str, str]:
-    """The option that a command line chooses for each slot. Raises UserError."""
-    choices = compose(overrides, with_hydra=True).hydra.runtime.choices
-    return {slot: str(choices[slot]) for slot in slots}

@@ -20,8 +20,6 @@ from mmlm.bench.cells import (
     check_at_least,
     check_choices,
     check_out,
-    chosen_options,
-    compose_cell,
     each_cell,
     left_out,
     publish,
@@ -29,6 +27,7 @@ from mmlm.bench.cells import (
 )
 from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
 from mmlm.cli.hydra_command import hydra_override
+from mmlm.cli.hydra_config import chosen_options, compose_checked
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import INTERRUPTED, UserError
 from mmlm.core.wording import did_you_mean
@@ -128,7 +127,7 @@ def main(argv: list[str]) -> int:
     _check(settings)
     reference = chosen_options(_command_line(settings), LEARNING_SLOTS)
     # A mistake that all cells share is reported here once, instead of as the reason why each of them is left out.
-    base = compose_cell(_command_line(settings))
+    base = compose_checked(_command_line(settings))
     choose_device(settings.device)
     if settings.split not in base.data.validation:
         known = base.data.validation
@@ -175,7 +174,7 @@ def _judge(slot: str, option: str, results: Results, settings: LearnsSettings) -
     """
     choice = f"{slot}={option}"
     try:
-        config = compose_cell(_command_line(settings, *COMPANIONS.get(choice, ()), choice))
+        config = compose_checked(_command_line(settings, *COMPANIONS.get(choice, ()), choice))
         if slot == "freeze" and _freezes_random_weights(config):
             return LeftOut(option, "freezes random weights; give pretrained ones: overrides=[init_from.run=DIR]")
         key = f"{identity(config)} seed={config.seed} {settings.split} {settings.examples or 'all'}"

@@ -16,8 +16,6 @@ from mmlm.bench.cells import (
     check_at_least,
     check_choices,
     check_out,
-    chosen_options,
-    compose_cell,
     each_cell,
     left_out,
     publish,
@@ -25,6 +23,7 @@ from mmlm.bench.cells import (
 )
 from mmlm.bench.measure import Trainer, build_trainer, take_turns
 from mmlm.cli.hydra_command import hydra_override
+from mmlm.cli.hydra_config import chosen_options, compose_checked
 from mmlm.cli.key_values import parse_key_values
 from mmlm.experiment.device import choose_device
 from mmlm.model.protocols import MODEL_SLOTS
@@ -102,7 +101,7 @@ def main(argv: list[str]) -> int:
     _check(settings)
     device = choose_device(settings.device)
     base = [f"experiment={settings.experiment}", *map(hydra_override, settings.overrides)]
-    options, trainer = chosen_options(base), _build(base, settings, device)
+    options, trainer = chosen_options(base, MODEL_SLOTS), _build(base, settings, device)
     reference = Reference(base, options, trainer, trainer.memory())
     tables: dict[str, list[Row | LeftOut]] = {slot: [] for slot in settings.slots}
     for slot, option in each_cell(settings.slots, settings.options):
@@ -120,7 +119,7 @@ def _check(settings: PartsSettings) -> None:
 
 def _build(overrides: Sequence[str], settings: PartsSettings, device: torch.device) -> Trainer:
     """The trainer of the model that a command line composes, after ``WARM_UP`` steps."""
-    config = compose_cell(overrides)
+    config = compose_checked(overrides)
     trainer = build_trainer(config, settings.batch_size or config.train.batch_size, settings.vocab_size, device)
     for _ in range(WARM_UP):
         trainer.step()

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
+from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_errors import explain
 
 if TYPE_CHECKING:
@@ -66,6 +67,24 @@ def evaluators_of(option: str) -> dict[str, Any]:
         folder = str(file.parent.parent).replace('"', '\\"')
         overrides = [f"evaluators={file.stem}", f'hydra.searchpath=["file://{folder}"]']
     return cast(dict[str, Any], OmegaConf.to_container(compose(overrides)[GROUP]))
+
+
+def compose_checked(overrides: Sequence[str]) -> Config:
+    """The checked config of a command line. Raises UserError, also for a mandatory value that is not set."""
+    cfg = compose(overrides)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"needs {', '.join(f'{key}=VALUE' for key in missing)}")
+    try:
+        return check_config(cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+
+
+def chosen_options(overrides: Sequence[str], slots: Sequence[str]) -> dict[str, str]:
+    """The option that a command line chooses for each slot. Raises UserError."""
+    choices = compose(overrides, with_hydra=True).hydra.runtime.choices
+    return {slot: str(choices[slot]) for slot in slots}
 
 
 def explain_composing(error: Exception, config_dir: Path, overrides: Sequence[str]) -> str:

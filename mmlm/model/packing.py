@@ -1,4 +1,4 @@
-"""Captions without their padding, and the values of each caption's image."""
+"""Captions without their padding, the values of each caption's image, and batches that are empty."""
 
 from dataclasses import dataclass
 
@@ -68,6 +68,14 @@ class Layout:
     def real(self, packed: Tensor) -> Tensor:
         """[P', ...] -> [P, ...]: real tokens only."""
         return packed if self.index is None else packed[: self.num_real]
+
+
+def at_least_one(rows: Tensor, value: int = 0) -> Tensor:
+    """[C, ...] -> the same, or one row of ``value`` if C is 0: models of transformers fail on an empty batch.
+
+    The caller takes the row away again (``result[:count]``), which also keeps the graph connected to every weight.
+    """
+    return rows if len(rows) else rows.new_full((1, *rows.shape[1:]), value)
 
 
 def rows_of(values: Tensor, image_index: Tensor) -> Tensor:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from mmlm.core.batch import TEXT_ONLY, Batch, Caption
+from mmlm.check import batch
+from mmlm.check.batch import TOKENS, VOCABULARY
+from mmlm.check.exactness import moving_average
+from mmlm.check.modules import stir
+from mmlm.core.batch import Batch
 from mmlm.core.views import StepKey
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
@@ -27,11 +30,10 @@ from mmlm.objectives.self_distillation import SelfDistillation
 from mmlm.objectives.sigmoid import Sigmoid
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.objectives.weights import Ramp
-from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.training.teacher import Teacher
 from mmlm.training.train_step import TrainStep
 
-PIXELS, TOKENS, VOCABULARY, WIDTH = 16, 8, 17, 16
+PIXELS, WIDTH = 16, 16
 STEP_KEY = StepKey(seed=3, step=5)
 
 
@@ -119,53 +121,17 @@ SUMS: Mapping[str, Sum] = {
 
 
 def whole_batch() -> Batch:
-    """Eight images and thirteen captions of unequal lengths.
-
-    Several captions an image, two images without any, two text-only captions; equal concepts and equal texts stand far
-    apart, so that they end up in different micro-batches and on different ranks.
-    """
-    generator = torch.Generator().manual_seed(1)
-    index = (0, 0, 1, 2, TEXT_ONLY, 3, 3, 4, 5, TEXT_ONLY, 7, 7, 4)
-    lengths = (3, 8, 2, 4, 5, 7, 3, 6, 6, 8, 4, 5, 3)
-    keys = (10, 11, 12, 13, 14, 15, 11, 16, 17, 18, 19, 20, 13)
-    tokens = torch.randint(3, VOCABULARY, (len(index), TOKENS), generator=generator)
-    tokens[:, 0] = 1
-    # No two texts have the same tokens: their embeddings would tie, and rounding alone would decide an accuracy.
-    tokens[12, 1] = 3 + (tokens[0, 1] - 2) % (VOCABULARY - 3)
-    for row, length in enumerate(lengths):
-        tokens[row, length - 1] = 2
-        tokens[row, length:] = 0
-    concept = torch.tensor([1, 2, 3, 4, 5, 1, 6, 3])
-    image_index = torch.tensor(index)
-    captioned = torch.where(image_index == TEXT_ONLY, 99, concept[image_index])
-    return Batch(
-        images=torch.randint(0, 256, (8, 3, PIXELS, PIXELS), generator=generator, dtype=torch.uint8),
-        tokens=tokens,
-        lengths=torch.tensor(lengths),
-        image_index=image_index,
-        image_concept=concept,
-        caption_concept=captioned,
-        caption_key=torch.tensor(keys),
-        ids=tuple(f"image{i}" for i in range(8)),
-        captions=tuple(Caption(str(key)) for key in keys),
-    )
+    """The kit's batch of eight images and thirteen captions, in small."""
+    return batch.whole_batch(PIXELS)
 
 
-SHARES: Mapping[int, tuple[tuple[int, ...], ...]] = {1: ((8,),), 2: ((5,), (3,)), 4: ((3,), (3,), (0,), (2,))}
+SHARES: Mapping[int, batch.Shares] = {1: (8,), 2: (5, 3), 4: (3, 3, 0, 2)}
 """Images of each rank, by the number of ranks: unequal on purpose, and none where nothing could be decoded."""
 
 
 def share_of(rank: int, world_size: int) -> Batch:
     """The part of ``whole_batch`` that a rank holds. The text-only captions are those of ranks 0 and the last."""
-    counts = [count for (count,) in SHARES[world_size]]
-    first, batch = sum(counts[:rank]), whole_batch()
-    rows = range(first, first + counts[rank])
-    text_only = (batch.image_index == TEXT_ONLY).nonzero().squeeze(1).tolist()
-    own = {text_only[0]: 0, text_only[1]: world_size - 1}
-    chosen = torch.tensor(
-        [own[c] == rank if c in own else int(i) in rows for c, i in enumerate(batch.image_index.tolist())]
-    )
-    return batch._part(rows, chosen)
+    return batch.share_of(whole_batch(), rank, SHARES[world_size])
 
 
 def make_step(parts: Sum, dtype: torch.dtype = torch.float64, patch_dropout: float = 0.0) -> TrainStep:
@@ -176,9 +142,9 @@ def make_step(parts: Sum, dtype: torch.dtype = torch.float64, patch_dropout: flo
     average = any(part.needs_average for part in objective.objectives.values())
     objective.connect(replace(model.sizes, teacher=model.sizes if average else taught.sizes))
     step = TrainStep(model, objective).to(dtype)
-    _stir(step)
+    stir(step, means="objective.")
     if average:
-        step.teacher = _average_of(step)
+        step.teacher = moving_average(step)
     elif objective.needs_teacher:
         step.teacher = Teacher(taught.to(dtype))
     return step.train()
@@ -190,42 +156,3 @@ def _model(embedding_width: int, patch_dropout: float = 0.0) -> ImageTextModel:
     bridge = AttentionalPooler(encoder.width, encoder.grid, WIDTH, num_heads=2, num_queries=2)
     decoder = TransformerDecoder(VOCABULARY, bridge.memory_width, TOKENS, width=WIDTH, num_heads=2)
     return ImageTextModel(encoder, bridge, decoder, embedding_width)
-
-
-def _average_of(step: TrainStep) -> Teacher:
-    """A moving average that has been elsewhere."""
-    average = ExponentialMovingAverage(step, 0.9)
-    teacher = Teacher.averaging(step.model, step.objective, average)
-    _stir(teacher.model)
-    _stir(teacher.objective)
-    return teacher
-
-
-@torch.no_grad()
-def _stir(module: nn.Module) -> None:
-    """Moves parameters and running means away from where they start: gates, biases and masks at 0 hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    means = [tensor for name, tensor in module.named_buffers() if name.startswith("objective.")]
-    for parameter in (*module.parameters(), *means):
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.add_((0.1 * noise).to(parameter.dtype))
-
-
-def shuffled(batch: Batch) -> Batch:
-    """The same batch with its images and captions in another order."""
-    images, captions = torch.arange(len(batch.images)).flip(0), torch.arange(len(batch.lengths)).roll(3)
-    place = torch.empty_like(images)
-    place[images] = torch.arange(len(images))
-    index = batch.image_index[captions]
-    return replace(
-        batch,
-        images=batch.images[images],
-        image_concept=batch.image_concept[images],
-        ids=tuple(batch.ids[i] for i in images.tolist()),
-        tokens=batch.tokens[captions],
-        lengths=batch.lengths[captions],
-        caption_concept=batch.caption_concept[captions],
-        caption_key=batch.caption_key[captions],
-        captions=tuple(batch.captions[c] for c in captions.tolist()),
-        image_index=torch.where(index == TEXT_ONLY, index, place[index]),
-    )

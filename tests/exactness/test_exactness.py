@@ -5,22 +5,23 @@ micro-batches each, on unequal shares of one batch, equal those of one process t
 to 1e-10 and in float32 to 1e-5. ``be_a_rank`` is what each rank does.
 """
 
+import functools
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmlm.core.batch import Batch
-from mmlm.core.distributed import sum_over_ranks, world_size
+from mmlm.check import exactness
+from mmlm.check.batch import shuffled
+from mmlm.core.distributed import world_size
 from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision, computing
 from mmlm.training.gradients import backward
 from mmlm.training.replicated import Replicated
-from mmlm.training.train_step import TrainStep
-from tests.exactness.cells import STEP_KEY, SUMS, make_step, share_of, shuffled, whole_batch
+from tests.exactness.cells import STEP_KEY, SUMS, make_step, share_of, whole_batch
 from tests.ranks import run_ranks
 
 MICRO_BATCHES = (8, 2, 1)
@@ -52,22 +53,8 @@ def micro_batches(dtype: torch.dtype, size: int) -> tuple[int, ...]:
     return MICRO_BATCHES if dtype == torch.float64 or size < 4 else MICRO_BATCHES[1:2]
 
 
-def results(step: TrainStep, batch: Batch, micro_batch: int, wrapper: nn.Module | None = None) -> dict[str, Tensor]:
-    """Loss, terms, figures and gradients, summed over ranks; and the running means of objectives, the same on each."""
-    loss = backward(wrapper or step, batch.split(micro_batch), STEP_KEY)
-    found = {f"term {name}": sum_over_ranks(term.value) for name, term in loss.terms.items()}
-    found |= {f"figure {name}": sum_over_ranks(figure.value) for name, figure in loss.figures.items()}
-    found |= {"total": sum_over_ranks(loss.total)}
-    found |= {f"running mean {name}": mean.clone() for name, mean in step.objective.named_buffers()}
-    gradients = {name: p.grad for name, p in step.named_parameters() if p.grad is not None}
-    return found | (gradients if wrapper else summed(gradients))
-
-
-def summed(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Over ranks, in one message."""
-    flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients.values()]))
-    parts = flat.split([gradient.numel() for gradient in gradients.values()])
-    return {name: part.view_as(gradients[name]) for name, part in zip(gradients, parts, strict=True)}
+results = functools.partial(exactness.results, key=STEP_KEY)
+"""Loss, figures and gradients of a step, as the kit compares them."""
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype, what: str) -> None:
@@ -137,7 +124,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
                 found[name, str(dtype), micro_batch] = results(make_step(parts, dtype), batch, micro_batch)
         for micro_batch in DDP_MICRO_BATCHES:
             step = make_step(parts)
-            under_ddp = results(step, batch, micro_batch, Replicated(step))
+            under_ddp = results(step, batch, micro_batch, wrapper=Replicated(step))
             found[name, str(torch.float64), f"{micro_batch} under DDP"] = under_ddp
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()

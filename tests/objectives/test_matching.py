@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.check.batch import shuffled
 from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stream
@@ -22,7 +23,7 @@ from mmlm.objectives.matching import Matching
 from mmlm.objectives.shared import negatives
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weighted_sum import WeightedSum
-from tests.exactness.cells import SUMS, make_step, shuffled, whole_batch
+from tests.exactness.cells import SUMS, make_step, whole_batch
 
 STEP_KEY = StepKey(seed=4, step=9)
 WIDTH = 5

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from mmlm.check.bridges import RELATIONS, SIZES, BridgeUnderTest
+from mmlm.check.modules import GENERAL
 from mmlm.core.views import CAPTION, EMBED
 from mmlm.experiment.build import build_model
 from mmlm.experiment.compatibility import check_compatible
@@ -45,33 +47,22 @@ def build(name: str, pool: bool = True) -> Bridge:
     return (BRIDGES | POOLING)[name](pool)
 
 
+def under_test(name: str, pool: bool) -> BridgeUnderTest:
+    """The bridge as the kit tries it."""
+    return BridgeUnderTest((BRIDGES | POOLING)[name], PATCH_WIDTH, N, pools=(pool,))
+
+
+@pytest.mark.parametrize("check", [*SIZES, *RELATIONS], ids=lambda check: check.run.__name__)
 @pytest.mark.parametrize(("name", "pool"), CASES)
-def test_the_outputs_have_the_sizes_that_it_tells(name, pool, make_patches):
-    bridge, x = build(name, pool), make_patches(N, PATCH_WIDTH).float()
-    for images in (x, x[:0]):  # and a batch without images
-        out = bridge(images)
-        assert out.memory.shape == (len(images), bridge.num_memory, bridge.memory_width)
-        assert (bridge.pooled_width is None) is (out.pooled is None) is not pool
-        if pool:
-            assert out.pooled.shape == (len(images), bridge.pooled_width)
-        assert bridge.patch_attention(images).shape == (len(images), bridge.num_memory, N)
+def test_it_keeps_the_rules_of_a_bridge(name, pool, check):
+    check.run(under_test(name, pool))
 
 
+@pytest.mark.parametrize("check", GENERAL, ids=lambda check: check.run.__name__)
 @pytest.mark.parametrize(("name", "pool"), CASES)
-def test_patch_attention_is_a_distribution_over_patches(name, pool, make_patches):
-    bridge = build(name, pool).double()
-    attention = bridge.patch_attention(make_patches(N, PATCH_WIDTH))
-    assert attention.dtype == torch.float32
-    assert attention.min() >= 0
-    torch.testing.assert_close(attention.sum(-1), torch.ones(3, bridge.num_memory))
-
-
-@pytest.mark.parametrize(("name", "pool"), CASES)
-def test_every_parameter_has_a_gradient(name, pool, make_patches):
-    bridge = build(name, pool).double()
-    out = bridge(make_patches(N, PATCH_WIDTH))
-    sum(t.sin().sum() for t in (out.memory, out.pooled) if t is not None).backward()
-    assert [n for n, p in bridge.named_parameters() if p.grad is None or not p.grad.any()] == []
+def test_it_keeps_the_rules_of_every_part(name, pool, check):
+    for module in under_test(name, pool).modules():
+        check.run(module)
 
 
 @pytest.mark.parametrize(("name", "pool"), [case for case in CASES if not case[1]])
@@ -82,16 +73,6 @@ def test_without_pooling_there_is_nothing_more_to_train(name, pool, make_patches
     assert all(p.grad is not None and p.grad.any() for p in bridge.parameters())
     sizes = [sum(p.numel() for p in b.parameters()) for b in (bridge, pooling)]
     assert sizes[1] - sizes[0] == (WIDTH if name in QUERYING else 0)
-
-
-@pytest.mark.parametrize(("name", "pool"), CASES)
-def test_an_image_does_not_depend_on_the_others(name, pool, make_patches):
-    bridge, x = build(name, pool).double(), make_patches(N, PATCH_WIDTH)
-    together, alone = bridge(x), bridge(x[1:2])
-    torch.testing.assert_close(together.memory[1:2], alone.memory, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(bridge.patch_attention(x)[1:2], bridge.patch_attention(x[1:2]))
-    if pool:
-        torch.testing.assert_close(together.pooled[1:2], alone.pooled, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", QUERYING)
@@ -110,25 +91,6 @@ def test_patches_may_be_dropped(name, make_patches):
     num_memory = bridge.num_memory if name in QUERYING else N - 5
     assert bridge(x).memory.shape == (3, num_memory, WIDTH)
     assert bridge.patch_attention(x).shape == (3, num_memory, N - 5)
-
-
-@pytest.mark.parametrize(("name", "pool"), CASES)
-def test_it_is_put_together_without_memory(name, pool):
-    with torch.device("meta"):
-        bridge = build(name, pool)
-        assert all(p.is_meta for p in bridge.parameters())
-        assert bridge(torch.empty(2, N, PATCH_WIDTH)).memory.shape == (2, bridge.num_memory, WIDTH)
-    assert {n: p.shape for n, p in bridge.named_parameters()} == {
-        n: p.shape for n, p in build(name, pool).named_parameters()
-    }
-
-
-@pytest.mark.parametrize(("name", "pool"), CASES)
-def test_it_runs_in_bfloat16(name, pool, make_patches):
-    bridge, x = build(name, pool), make_patches(N, PATCH_WIDTH).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        low = bridge(x).memory
-    torch.testing.assert_close(low.float(), bridge(x).memory, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["perceiver", "q_former", "cascaded"])

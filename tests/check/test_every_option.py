@@ -1,0 +1,65 @@
+"""Every option of every slot keeps all rules of its slot: the kit, on the folder of configs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from mmlm.check.ranks import Ranks
+from mmlm.check.slots import SLOTS, check_slot
+from mmlm.check.tiny import tiny_config
+from mmlm.experiment.config import CONFIG_DIR
+
+NOT_SLOTS = {
+    "experiment": "is made of options, which are checked",
+    "freeze": "says what trains: tests/model/grid and tests/optim/test_freeze.py",
+    "optim": "tests/optim/test_optim.py",
+    "schedule": "tests/optim/test_optim.py",
+    "parallel": "does not change the numbers: tests/training/test_parallel.py",
+    "launcher": "starts processes: tests/launch and tests/slurm",
+}
+"""Folders of configs whose options the kit does not check, and why, or where they are tested."""
+LEFT_OUT = {
+    ("bridge", "none"): "has no part",
+    ("decoder", "none"): "has no part",
+    ("text_encoder", "own"): "has no part",
+    ("encoder", "efficientnet_lite0"): "has batch norms, and is for freeze=lit",
+    ("encoder", "hugging_face"): "needs a name, and its weights are downloaded",
+    ("decoder", "hugging_face"): "needs a name, and its weights are downloaded",
+    ("decoder", "hugging_face_gated"): "needs a name, and its weights are downloaded",
+    ("text_encoder", "hugging_face"): "needs a name, and its weights are downloaded",
+    ("text_encoder", "clip"): "is downloaded",
+    ("text_encoder", "minilm"): "is the class and the architecture of bert_tiny, of a size that takes minutes",
+    ("tokenizer", "hugging_face"): "needs a name, and is downloaded",
+}
+"""Options that are not checked, and why."""
+COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
+    ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
+    ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
+    ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
+}
+"""What an option needs beside it; ``{shapes}`` is a folder of images with captions."""
+
+
+def options() -> list[tuple[str, str]]:
+    """Every option of the folder of configs, by slot."""
+    return sorted((file.parent.name, file.stem) for file in CONFIG_DIR.glob("*/*.yaml"))
+
+
+CHECKED = [option for option in options() if option[0] in SLOTS and option not in LEFT_OUT]
+
+
+def test_every_option_is_checked_or_left_out_for_a_reason():
+    slots = {slot for slot, _ in options()}
+    assert slots == set(SLOTS) | set(NOT_SLOTS)
+    assert set(LEFT_OUT) <= set(options())
+    assert len(CHECKED) > 50
+
+
+@pytest.mark.slow  # starts ranks
+@pytest.mark.parametrize(("slot", "option"), CHECKED, ids=map("=".join, CHECKED))
+def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path):
+    companions = [token.format(shapes=shapes) for token in COMPANIONS.get((slot, option), ())]
+    lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
+    assert len(lines) > 3
+    assert all(line.startswith("ok  ") for line in lines), lines
