@@ -73,7 +73,9 @@ def test_mistakes_are_told_with_their_cure(animals, tmp_path):
         return str(error.value)
 
     names = tmp_path / "names.json"
-    assert refused(tmp_path / "none").endswith("there is no such folder; give the one that holds a folder for each class")
+    assert refused(tmp_path / "none").endswith(
+        "there is no such folder; give the one that holds a folder for each class"
+    )
     (tmp_path / "flat").mkdir()
     assert "holds no folder; make one for each class" in refused(tmp_path / "flat")
     assert refused(animals, "a photo") == "caption: 'a photo' must have {} once, where the name of the class goes"
