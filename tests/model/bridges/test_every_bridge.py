@@ -16,6 +16,7 @@ from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.bridges.perceiver_resampler import PerceiverResampler
 from mmlm.model.bridges.projection import LinearProjection, MlpProjection
 from mmlm.model.bridges.q_former import QFormer
+from mmlm.model.bridges.token_learner import TokenLearner
 from mmlm.model.protocols import Bridge
 from mmlm.optim.optimizers import decays
 
@@ -29,6 +30,7 @@ BRIDGES: dict[str, Callable[[bool], Bridge]] = {
     "pooler": lambda pool: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=3, pool=pool),
     "perceiver": lambda pool: PerceiverResampler(PATCH_WIDTH, WIDTH, num_latents=3, pool=pool),
     "q_former": lambda pool: QFormer(PATCH_WIDTH, WIDTH, depth=3, num_queries=3, pool=pool),
+    "token_learner": lambda pool: TokenLearner(PATCH_WIDTH, WIDTH, num_tokens=3, hidden_width=WIDTH, pool=pool),
 }
 POOLING: dict[str, Callable[[bool], Bridge]] = {
     "patches": lambda _: AttentionalPooler(PATCH_WIDTH, GRID, WIDTH, num_queries=None),
@@ -38,7 +40,7 @@ POOLING: dict[str, Callable[[bool], Bridge]] = {
 """Those that cannot be built with ``pool`` false."""
 CASES = [(name, pool) for name in BRIDGES for pool in (True, False)] + [(name, True) for name in POOLING]
 SHUFFLED = ("linear_shuffled", "mlp_shuffled")
-QUERYING = ("pooler", "perceiver", "q_former", "parallel", "cascaded")
+QUERYING = ("pooler", "perceiver", "q_former", "parallel", "cascaded", "token_learner")
 OPTIONS = sorted(file.stem for file in (CONFIG_DIR / "bridge").glob("*.yaml") if file.stem != "none")
 
 
@@ -110,7 +112,7 @@ def test_caption_base_takes_every_bridge_with_either_fusion(option, decoder, com
     check_compatible(config)
     with torch.device("meta"):
         model = build_model(config, vocab_size=100, load_weights=False)
-    assert model.bridge.num_memory == (4 if option == "pixel_shuffle" else 16)
+    assert model.bridge.num_memory == {"pixel_shuffle": 4, "token_learner": 8}.get(option, 16)
     assert model.bridge.pooled_width == 144
 
 

@@ -1,0 +1,118 @@
+"""Zero-shot classification: an image belongs to the concept whose texts lie nearest to it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.figure import Figure, FigureGroup
+from mmlm.evaluation.split import EncodedSplit
+
+PLACE = "{}"
+"""The place of a concept's text in a template."""
+_IMAGES_AT_ONCE = 1024
+"""Images that are compared with all classes at once."""
+
+GROUP = FigureGroup("Zero-shot classification", "Is the image nearest to the texts of its own concept?")
+
+
+class ZeroShot:
+    """Accuracy among the concepts of a split, by their texts alone (CLIP, arXiv:2103.00020, section 3.1.4).
+
+    A class is a concept of the split that has a text. Each of its texts is put into each of ``templates``. The class is
+    embedded as the mean of these prompts' embeddings, brought to length 1. An image is given to the class of the
+    highest cosine similarity. Classes are known by their concept, never by a number, so that a split that lacks a class
+    shifts nothing. Images of a concept without a text do not count.
+
+    Classes of equal similarity share an image evenly: a model that embeds everything alike reaches chance.
+
+    Args:
+        templates: prompts with ``{}`` once; ``{}`` alone is the text itself.
+        language: the language of the prompts, and the only one whose texts name a concept; None takes all texts.
+
+    Raises:
+        ArgumentError: no template, or one without the place of the text.
+    """
+
+    needs_decoder = False
+    figures: Mapping[str, Figure] = {
+        "top1": Figure(
+            "Top 1",
+            "the nearest class is the image's own",
+            GROUP,
+            title="Zero-shot, top 1",
+            share=True,
+            higher_is_better=True,
+            chance="chance",
+            shown=("table", "chart", "compare", "console"),
+        ),
+        "top5": Figure("Top 5", "it is among the 5 nearest", GROUP, share=True, higher_is_better=True, shown=("table",)),
+        "by_class": Figure(
+            "Mean over classes", "top 1 of each class, every class weighing the same", GROUP, share=True,
+            higher_is_better=True, chance="chance", shown=("table",),
+        ),
+    }  # fmt: skip
+
+    def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
+        if not templates:
+            raise ArgumentError("templates: [] has no prompt; '{}' is the text itself")
+        for template in templates:
+            if template.count(PLACE) != 1:
+                raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
+        self.templates, self.language = tuple(templates), language
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        """Yields ``top1``, ``top5``, ``by_class`` and ``chance``, shares in [0, 1]. Raises UserError without texts."""
+        prompts: list[str] = []
+        owner: list[int] = []
+        number_of: dict[int, int] = {}
+        for concept in split.concepts:
+            texts = [text.text for text in concept.texts if self.language in (None, text.language)]
+            if texts:
+                number = number_of.setdefault(concept.key, len(number_of))
+                prompts += [template.replace(PLACE, text) for text in texts for template in self.templates]
+                owner += [number] * (len(prompts) - len(owner))
+        if not number_of:
+            raise UserError(f"evaluators: no concept of the split {split.name} has a text to know it by")
+        embedded = split.embed_texts(prompts, self.language)
+        sums = embedded.new_zeros(len(number_of), embedded.shape[1])
+        classes = F.normalize(sums.index_add(0, torch.tensor(owner, device=embedded.device), embedded), dim=1)
+        labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
+        known = labels >= 0
+        places = class_places(split.gallery.image_embedding[known], classes, labels[known])
+        yield "top1", within(places, 1).mean().item()
+        yield "top5", within(places, 5).mean().item()
+        yield "by_class", class_means(within(places, 1), labels[known]).mean().item()
+        yield "chance", 1 / len(number_of)
+
+
+def class_places(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+    """int64[B, 2]: for each image, how many classes are nearer than its own, and how many as near (its own included).
+
+    ``images`` float[B, E] and ``classes`` float[K, E] have unit length; ``labels`` int64[B] are numbers of classes.
+    """
+    found = [torch.zeros(0, 2, dtype=torch.int64, device=images.device)]
+    # Whatever autocast says: in half precision, many classes would be as near as another.
+    with torch.autocast(images.device.type, enabled=False):
+        for rows, of_rows in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
+            similar = rows.float() @ classes.float().T
+            own = similar.gather(1, of_rows[:, None])
+            found.append(torch.stack([(similar > own).sum(dim=1), (similar == own).sum(dim=1)], dim=1))
+    return torch.cat(found)
+
+
+def within(places: Tensor, count: int) -> Tensor:
+    """float64[B]: the chance of an image's own class to be among the ``count`` nearest, if chance breaks ties.
+
+    ``places`` int64[B, 2] is as ``class_places`` makes it.
+    """
+    nearer, alike = places.double().unbind(dim=1)
+    return ((count - nearer) / alike).clamp(0, 1)
+
+
+def class_means(values: Tensor, labels: Tensor) -> Tensor:
+    """float64[K]: the mean of float64[B] ``values`` over the images of each class that has images."""
+    _, number, count = labels.unique(return_inverse=True, return_counts=True)
+    return values.new_zeros(len(count)).index_add(0, number, values) / count
