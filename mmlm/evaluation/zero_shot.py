@@ -48,12 +48,19 @@ class ZeroShot:
             chance="chance",
             shown=("table", "chart", "compare", "console"),
         ),
-        "top5": Figure("Top 5", "it is among the 5 nearest", GROUP, share=True, higher_is_better=True, shown=("table",)),
-        "by_class": Figure(
-            "Mean over classes", "top 1 of each class, every class weighing the same", GROUP, share=True,
-            higher_is_better=True, chance="chance", shown=("table",),
+        "top5": Figure(
+            "Top 5", "it is among the 5 nearest", GROUP, share=True, higher_is_better=True, shown=("table",)
         ),
-    }  # fmt: skip
+        "by_class": Figure(
+            "Mean over classes",
+            "top 1 of each class, every class weighing the same",
+            GROUP,
+            share=True,
+            higher_is_better=True,
+            chance="chance",
+            shown=("table",),
+        ),
+    }
 
     def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
         if not templates:

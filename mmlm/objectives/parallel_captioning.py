@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import ArgumentError
-from mmlm.core.keyed_random import stream
 from mmlm.core.figure import Figure, loss_term, share_of_training
+from mmlm.core.keyed_random import stream
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import StepKey, TextPattern, TextView, ViewInputs

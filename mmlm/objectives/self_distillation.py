@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import ArgumentError
-from mmlm.core.keyed_random import stream
 from mmlm.core.figure import Figure, loss_term
+from mmlm.core.keyed_random import stream
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, View, ViewInputs
