@@ -375,6 +375,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 class Bert(nn.Module):
+    vocabulary = None
+
     def __init__(self, vocab_size: int, name_or_path: str, load_weights: bool = True) -> None:
         super().__init__()
         config = BertConfig.from_pretrained(name_or_path)
