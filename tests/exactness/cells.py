@@ -18,6 +18,7 @@ from mmlm.model.model import ImageTextModel
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.distillation import AffinityDistillation, CaptionDistillation, EmbeddingDistillation
+from mmlm.objectives.hardest_hinge import HardestHinge
 from mmlm.objectives.language_modelling import LanguageModelling
 from mmlm.objectives.masked import MaskedLanguageModelling
 from mmlm.objectives.masked_prediction import MaskedPrediction
@@ -59,6 +60,7 @@ SUMS: Mapping[str, Sum] = {
         {"contrastive": lambda: InfoNCE(0.3), "captioning": Captioning}, {"contrastive": 0.7, "captioning": 2.0}
     ),
     "own positives": Sum({"contrastive": lambda: InfoNCE(0.3, positives="own")}, {"contrastive": 1.0}),
+    "hardest hinge": Sum({"hardest_hinge": lambda: HardestHinge(0.5)}, {"hardest_hinge": 1.0}),
     "sigmoid": Sum({"sigmoid": lambda: Sigmoid(0.3, bias=-1.0)}, {"sigmoid": 1.0}),
     "sigmoid + captioning": Sum(
         {"sigmoid": lambda: Sigmoid(0.3, bias=-1.0, positives="text"), "captioning": Captioning},
