@@ -4,7 +4,17 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from mmlm.check import bridges, decoders, encoders, evaluators, objectives, sources, text_encoders, tokenizers
+from mmlm.check import (
+    bridges,
+    decoders,
+    encoders,
+    evaluators,
+    objectives,
+    optimizers,
+    sources,
+    text_encoders,
+    tokenizers,
+)
 from mmlm.check import transforms as image_transforms
 from mmlm.check.batch import VOCABULARY, whole_batch
 from mmlm.check.exactness import CHECKS as STEP_CHECKS
@@ -12,7 +22,7 @@ from mmlm.check.exactness import StepUnderTest
 from mmlm.check.modules import GENERAL, ModuleUnderTest
 from mmlm.check.ranks import Ranks
 from mmlm.check.report import passed
-from mmlm.experiment.build import build_source, build_transform, unfitted_tokenizer
+from mmlm.experiment.build import build_optim, build_schedule, build_source, build_transform, unfitted_tokenizer
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_checks import EMPTY_SLOTS
@@ -146,6 +156,17 @@ def check_evaluators(config: Config, ranks: Ranks) -> Iterator[str]:
             yield f"{line} ({name})"
 
 
+def check_optim(config: Config, ranks: Ranks) -> Iterator[str]:
+    """The rules of an optimizer."""
+    subject = optimizers.OptimizerUnderTest(partial(build_optim, config), config)
+    yield from passed(title("optim", config.optim), optimizers.CHECKS, subject)
+
+
+def check_schedule(config: Config, ranks: Ranks) -> Iterator[str]:
+    """The rules of a schedule of the learning rate."""
+    yield from passed(title("schedule", config.schedule), optimizers.SCHEDULE_CHECKS, build_schedule(config))
+
+
 SLOTS: Mapping[str, Callable[[Config, Ranks], Iterator[str]]] = {
     "encoder": check_encoder,
     "bridge": check_bridge,
@@ -156,6 +177,8 @@ SLOTS: Mapping[str, Callable[[Config, Ranks], Iterator[str]]] = {
     "tokenizer": check_tokenizer,
     "transform": check_transform,
     "evaluators": check_evaluators,
+    "optim": check_optim,
+    "schedule": check_schedule,
 }
 """The slots whose parts are checked, in the order of the data's way through the model."""
 

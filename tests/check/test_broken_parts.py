@@ -66,6 +66,11 @@ BROKEN = {
         "ReadsPixels": (r"2 and 3 ranks yield", r"'brightness' is .* on rank \d of 2 .*over_batches"),
         "DrawsAnew": (r"a second time it yields the same", r"'some' is .*; draw with a generator of a fixed seed"),
     },
+    "optim": {
+        "ForgetsBiases": (r"in one group", r"\S+ is in no group; put every parameter"),
+        "StepsNotSaved": (r"as if it had not stopped", r"after a stop \S+ is another one; keep all"),
+    },
+    "schedule": {"StartsAtZero": (r"the first step trains", r"the factor of step 0 of 1 is 0; begin above 0")},
 }
 """By slot and class: what the line says of the rule, and of what was found with what to do."""
 CASES = [(slot, name) for slot, parts in BROKEN.items() for name in parts]

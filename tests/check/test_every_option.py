@@ -13,8 +13,6 @@ from mmlm.experiment.config import CONFIG_DIR
 NOT_SLOTS = {
     "experiment": "is made of options, which are checked",
     "freeze": "says what trains: tests/model/grid and tests/optim/test_freeze.py",
-    "optim": "tests/optim/test_optim.py",
-    "schedule": "tests/optim/test_optim.py",
     "parallel": "does not change the numbers: tests/training/test_parallel.py",
     "launcher": "starts processes: tests/launch and tests/slurm",
 }
@@ -61,5 +59,5 @@ def test_every_option_is_checked_or_left_out_for_a_reason():
 def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path):
     companions = [token.format(shapes=shapes) for token in COMPANIONS.get((slot, option), ())]
     lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
-    assert len(lines) > 3
+    assert len(lines) > 1
     assert all(line.startswith("ok  ") for line in lines), lines

@@ -465,3 +465,37 @@ class OwnDice(Transform):
     def __call__(self, images: Sequence[Tensor], uniforms: Tensor | None) -> Tensor:
         pixels = super().__call__(images, uniforms)
         return torch.where(torch.rand(pixels.shape) < 0.1, 255, pixels).to(torch.uint8)
+
+
+# Optimizers and schedules
+
+
+class ForgetsBiases:
+    """Trains matrices only."""
+
+    def __call__(self, module: nn.Module, scales: Mapping[str, float]) -> torch.optim.Optimizer:
+        chosen = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+        return torch.optim.SGD([{"params": chosen, "lr": 0.01, "peak_lr": 0.01}])
+
+
+class StepsNotSaved:
+    """Makes ever smaller steps, and counts them where no checkpoint looks."""
+
+    def __call__(self, module: nn.Module, scales: Mapping[str, float]) -> torch.optim.Optimizer:
+        class Smaller(torch.optim.SGD):
+            taken = 0
+
+            def step(self, closure: None = None) -> None:
+                self.taken += 1
+                for group in self.param_groups:
+                    group["lr"] = group["peak_lr"] / self.taken
+                super().step()
+
+        return Smaller([{"params": list(module.parameters()), "lr": 0.01, "peak_lr": 0.01}])
+
+
+class StartsAtZero:
+    """Warms up from nothing."""
+
+    def __call__(self, step: int, num_steps: int) -> float:
+        return min(1.0, step / 10)
