@@ -33,6 +33,7 @@ NO_EMBEDDINGS = ("model.image_projection", "model.text_projection", "model.text_
 UNREACHED = {
     "contrastive": NO_CAPTIONS,
     "own positives": NO_CAPTIONS,
+    "hardest hinge": NO_CAPTIONS,
     "sigmoid": NO_CAPTIONS,
     "one that has not begun": NO_CAPTIONS,
     **dict.fromkeys(("captioning", "cappa", "prefix LM", "masked LM", "text-only LM"), NO_EMBEDDINGS),
