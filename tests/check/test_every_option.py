@@ -9,6 +9,7 @@ from mmlm.check.ranks import Ranks
 from mmlm.check.slots import SLOTS, check_slot
 from mmlm.check.tiny import tiny_config
 from mmlm.experiment.config import CONFIG_DIR
+from tests.conftest import COLOURS, SHAPES, draw
 
 NOT_SLOTS = {
     "experiment": "is made of options, which are checked",
@@ -32,11 +33,12 @@ LEFT_OUT = {
 }
 """Options that are not checked, and why."""
 COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
+    ("data", "class_folder"): ("data.train.folder={classes}", "data.validation.validation.folder={classes}"),
     ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
-"""What an option needs beside it; ``{shapes}`` is a folder of images with captions."""
+"""What an option needs beside it: ``{shapes}`` is a folder of images with captions, ``{classes}`` one of classes."""
 
 
 def options() -> list[tuple[str, str]]:
@@ -54,10 +56,20 @@ def test_every_option_is_checked_or_left_out_for_a_reason():
     assert len(CHECKED) > 50
 
 
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """A folder with a folder of images for each colour."""
+    for colour in COLOURS:
+        (tmp_path / "classes" / colour).mkdir(parents=True)
+        for shape in SHAPES:
+            draw(colour, shape).save(tmp_path / "classes" / colour / f"{shape}.png")
+    return tmp_path / "classes"
+
+
 @pytest.mark.slow  # starts ranks
 @pytest.mark.parametrize(("slot", "option"), CHECKED, ids=map("=".join, CHECKED))
-def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path):
-    companions = [token.format(shapes=shapes) for token in COMPANIONS.get((slot, option), ())]
+def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path, classes: Path):
+    companions = [token.format(shapes=shapes, classes=classes) for token in COMPANIONS.get((slot, option), ())]
     lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
     assert len(lines) > 1
     assert all(line.startswith("ok  ") for line in lines), lines
