@@ -46,6 +46,23 @@ def options() -> list[tuple[str, str]]:
     return sorted((file.parent.name, file.stem) for file in CONFIG_DIR.glob("*/*.yaml"))
 
 
+TWO_TOWERS = (
+    "bridge=none",
+    "decoder=none",
+    "text_encoder=transformer",
+    "encoder.pool=mean",
+    "objective.weights.captioning=0",
+    "evaluators=retrieval",
+)
+SETTINGS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "dropout": ("decoder", ("decoder.dropout=0.1",)),
+    "patch dropout": ("encoder", ("encoder.patch_dropout=0.5",)),
+    "kept class token": ("encoder", ("encoder.class_token=true", "encoder.keep_prefix_tokens=true")),
+    "the encoder of two towers": ("encoder", TWO_TOWERS),
+    "the objective of two towers": ("objective", TWO_TOWERS),
+}
+"""Settings that take other ways through the kit than the options as they are: the slot, and what is set."""
+
 CHECKED = [option for option in options() if option[0] in SLOTS and option not in LEFT_OUT]
 
 
@@ -72,4 +89,13 @@ def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes:
     companions = [token.format(shapes=shapes, classes=classes) for token in COMPANIONS.get((slot, option), ())]
     lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
     assert len(lines) > 1
+    assert all(line.startswith("ok  ") for line in lines), lines
+
+
+@pytest.mark.slow  # starts ranks
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_keep_the_rules(name: str, ranks: Ranks):
+    slot, overrides = SETTINGS[name]
+    lines = list(check_slot(slot, tiny_config(overrides), ranks))
+    assert len(lines) > 8
     assert all(line.startswith("ok  ") for line in lines), lines
