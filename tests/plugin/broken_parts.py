@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch, Caption, Example
 from mmlm.core.distributed import gather, sum_over_ranks
+from mmlm.core.figure import Figure
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput
 from mmlm.core.views import CAPTION, EMBED, StepKey
@@ -350,6 +351,7 @@ class MeanOfBatches:
     """Averages over the batches' means."""
 
     needs_decoder = True
+    figures: Mapping[str, Figure] = {}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         means = split.over_batches(lambda item: item.batch.lengths.double().mean())
@@ -360,6 +362,7 @@ class YieldsNan:
     """Divides 0 by 0."""
 
     needs_decoder = False
+    figures: Mapping[str, Figure] = {}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         yield "share", float(split.image_embedding[:0].mean())
@@ -369,6 +372,7 @@ class ReadsPixels:
     """Reads the pixels of batches that another rank holds."""
 
     needs_decoder = False
+    figures: Mapping[str, Figure] = {}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         yield "brightness", float(torch.cat([item.batch.images.flatten().double() for item in split.batches]).mean())
@@ -378,6 +382,7 @@ class DrawsAnew:
     """Looks at other captions each time."""
 
     needs_decoder = True
+    figures: Mapping[str, Figure] = {}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         losses = caption_losses(split, None)

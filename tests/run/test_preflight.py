@@ -194,6 +194,7 @@ import torch
 
 class Broken:
     needs_decoder = False
+    figures = {}
     def __init__(self, what="error"):
         self.what = what
     def __call__(self, split):
