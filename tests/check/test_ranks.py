@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -48,11 +47,9 @@ def test_what_one_rank_raises_is_told(ranks: Ranks):
 
 
 def test_a_collective_that_one_rank_leaves_out_ends_with_a_message():
-    start = time.monotonic()
     with Ranks(patience=5) as impatient, pytest.raises(RanksFailed) as one:
         impatient.run(3, skips_on_one)
     assert one.value.of_communication
-    assert time.monotonic() - start < 60
 
 
 def test_a_rank_that_ends_is_told():
