@@ -23,6 +23,7 @@ def test_a_part_of_ones_own_keeps_all_rules(command: Callable, own_parts: tuple[
     assert any("2 and 3 ranks" in line for line in rules)
 
 
+@pytest.mark.slow  # starts what ranks are forked from
 def test_a_broken_part_ends_with_one_line(command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     option = tmp_path / "bridge" / "mine.yaml"
     option.parent.mkdir()
@@ -32,6 +33,7 @@ def test_a_broken_part_ends_with_one_line(command: Callable, tmp_path: Path, mon
     assert re.match(r"bridge WrongMemoryWidth: broken rule: memory is float.*; set num_memory", outcome.mistake)
 
 
+@pytest.mark.slow  # starts what ranks are forked from
 def test_an_empty_slot_has_nothing_to_check(command: Callable):
     outcome = command(check, "text_encoder=own")
     assert outcome.out.splitlines()[1:] == ["--  the slot is empty: there is nothing to check"]
