@@ -1,13 +1,16 @@
 """Cells of the grid share their parts, on the meta device."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from mmlm.core.errors import UserError
 from mmlm.experiment.parts import build_part
+from mmlm.experiment.trial import tried
 from mmlm.optim.freeze import FreezePlan, check_plan
 from mmlm.optim.lora import Lora, add_adapters
 
@@ -16,7 +19,7 @@ MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 
 @pytest.fixture
 def built_once(monkeypatch) -> None:
-    """Parts on the meta device are built once for each node and widths, and each of their layers is adapted once.
+    """Parts on the meta device are built and tried once for each node and widths, and their layers adapted once.
 
     The cells share them: a cell's adapters are taken off when its plan has been checked, and kept for the next cell.
     """
@@ -39,6 +42,14 @@ def built_once(monkeypatch) -> None:
             raise UserError(str(built[key]))
         return built[key]
 
+    tested: set[object] = set()
+
+    def try_once(part: object, name: str, run: Callable[[torch.device], Callable[[nn.Module], Any]]) -> Any:
+        if part in tested:
+            return None
+        tested.add(part)
+        return tried(part, name, run)
+
     def adapt_once(model: nn.Module, lora: Lora, names: Collection[str]) -> None:
         layers = {name: model.get_submodule(name) for name in names}
         new = [name for name, layer in layers.items() if layer not in adapted]
@@ -60,5 +71,6 @@ def built_once(monkeypatch) -> None:
             replaced.clear()
 
     monkeypatch.setattr("mmlm.experiment.build.build_part", build_once)
+    monkeypatch.setattr("mmlm.experiment.contract.tried", try_once)
     monkeypatch.setattr("mmlm.optim.freeze.add_adapters", adapt_once)
     monkeypatch.setattr("mmlm.experiment.compatibility.check_plan", check_and_take_off)
