@@ -4,10 +4,10 @@
 # make types   check the types of mmlm/
 PYTHON ?= python3
 VENV := .venv
-# Two processes more than cores to test with: those of the SLURM tests and of the launchers mostly wait. All tests of a
-# file are run by one process, so that what a file starts (a cluster, a run to compare with) is started once. Not by
+# One process more than cores to test with: that of the SLURM tests mostly waits (two more were no faster). All tests of
+# a file are run by one process, so that what a file starts (a cluster, a run to compare with) is started once. Not by
 # --dist loadgroup: xdist 3.8 ignores groups under pytest 9.2.
-JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)')
+JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 BIN := $(VENV)/bin
 
 .PHONY: train test test-fast types lint clean

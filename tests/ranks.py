@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import warnings
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from mmlm.core.stop import SIGNALS
 
 _IMPORTED = ["timm", "mmlm.run.session", "pytest"]
 """Imported once by the server that ranks are forked from: a rank would need some seconds of each core for it."""
@@ -41,6 +44,8 @@ def run_ranks(folder: Path, size: int, module: str, timeout: float = 600) -> lis
 def _run_rank(module: str, folder: Path, rank: int, size: int) -> None:
     with _errors(folder, rank).open("wb") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
+    # An earlier test of this process may have started the server for its data workers, which are shielded from signals.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     warnings.simplefilter("error")
     torch.set_num_threads(1)
     import_module(module).be_a_rank(folder, rank, size)

@@ -47,7 +47,6 @@ class PixelShuffle:
                 f"{self.num_prefix_tokens} prefix tokens (class, registers); use an encoder without them or "
                 "pixel_shuffle=1"
             )
-
         if self.factor > 1 and self.drops_patches:
             raise ArgumentError(
                 f"pixel_shuffle: {self.factor} needs every patch, and the encoder leaves some out in training; "
