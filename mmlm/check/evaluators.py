@@ -13,6 +13,7 @@ from mmlm.check.modules import stir
 from mmlm.check.ranks import Ranks, RanksFailed
 from mmlm.check.report import Broken, Check, expect
 from mmlm.core.batch import Caption, Example
+from mmlm.core.figure import declared
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
@@ -96,7 +97,8 @@ class EvaluatorUnderTest:
 
 def values(subject: EvaluatorUnderTest) -> None:
     """See ``CHECKS``."""
-    needs_decoder = getattr(build(subject.config, subject.name), "needs_decoder", None)
+    evaluator = build(subject.config, subject.name)
+    needs_decoder = getattr(evaluator, "needs_decoder", None)
     told = f"needs_decoder is {needs_decoder!r}"
     expect(
         isinstance(needs_decoder, bool), told, "set needs_decoder = True if it writes or scores captions, else False"
@@ -107,6 +109,9 @@ def values(subject: EvaluatorUnderTest) -> None:
         fix = "yield a float (float(tensor)), and leave out a value that the split has nothing for"
         right = isinstance(value, float | int) and math.isfinite(value)
         expect(right, f"'{name}' is {value!r}", fix)
+        share = declared(evaluator.figures, name).share
+        fix = "divide a number of items by the number of all of them, or declare it without share"
+        expect(not share or 0 <= value <= 1, f"'{name}' is declared as a share and is {value!r}", fix)
     names = [name for name, _ in subject.yielded]
     twice = next((name for name in names if names.count(name) > 1), None)
     expect(twice is None, f"'{twice}' is yielded twice", "give every value a name of its own")
@@ -153,7 +158,7 @@ def _expect_equal(subject: EvaluatorUnderTest, found: Mapping[str, float], what:
 
 
 CHECKS: tuple[Check[EvaluatorUnderTest], ...] = (
-    Check("it yields finite numbers, each under a name of its own", values),
+    Check("it yields finite numbers, each under a name of its own, and shares within 0 and 1", values),
     Check("a second time it yields the same", repeatable),
     Check("the size of the batches changes no value", batch_sizes),
     Check("2 and 3 ranks yield what one process yields, on every rank", ranks),

@@ -11,6 +11,7 @@ from mmlm.check.batch import whole_batch
 from mmlm.check.exactness import make_step, step_key
 from mmlm.check.report import EXACT, Check, expect, raised
 from mmlm.core.batch import Batch
+from mmlm.core.figure import declared
 from mmlm.core.loss import Loss, Term
 from mmlm.core.views import View
 from mmlm.experiment.config import Config
@@ -91,6 +92,10 @@ def terms(subject: ObjectivesUnderTest) -> None:
         for kind, one in (("term", loss.terms), ("figure", loss.figures)):
             for label, term in one.items():
                 _expect_term(f"the {kind} '{label}'", term, name)
+                if declared(named[name].figures, label).share:
+                    value = float(term.local_sum / term.global_count)
+                    fix = "divide a number of items by the number of all of them, or declare it without share"
+                    expect(0 <= value <= 1, f"the {kind} '{label}' is declared as a share and is {value:g}", fix, name)
 
 
 def _expect_term(what: str, term: object, part: str) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,3 +92,22 @@ def computing(device: torch.device, precision: Precision) -> Iterator[None]:
             if device.type == "cpu":
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """A context in which float32 products are exact float32: no autocast, no TF32, no bf16 inside of kernels.
+
+    Afterwards the precision is what the process had chosen before.
+    """
+    mkldnn: Any = torch.backends.mkldnn  # torch adds ``matmul`` when it is imported, where a type checker cannot see it
+    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -9,9 +9,7 @@ Scores are float32 whatever autocast or the process's matmul precision say, sinc
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup, Place
+from mmlm.core.precision import exact_float32
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""
@@ -123,7 +122,7 @@ def best_positive_ranks(
 
 def _chunk_ranks(queries: Tensor, candidates: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """int64[Q] for float32[Q, E] queries; (rows, columns) int64[P] are their distinct positives, one or more each."""
-    with _exact_float32(queries.device):
+    with exact_float32(queries.device):
         scores = queries @ candidates.T
     positive_scores = scores[rows, columns]
     best = scores.new_full((len(queries),), -torch.inf).scatter_reduce_(0, rows, positive_scores, "amax")
@@ -131,25 +130,6 @@ def _chunk_ranks(queries: Tensor, candidates: Tensor, rows: Tensor, columns: Ten
     at_least_as_high = (scores >= best[:, None]).sum(dim=1)
     of_those_positive = torch.zeros_like(at_least_as_high).index_add_(0, rows, (positive_scores >= best[rows]).long())
     return 1 + at_least_as_high - of_those_positive
-
-
-@contextmanager
-def _exact_float32(device: torch.device) -> Iterator[None]:
-    """A context in which float32 products are exact float32: no autocast, no TF32, no bf16 inside of kernels.
-
-    Afterwards the precision is what the process had chosen before.
-    """
-    mkldnn: Any = torch.backends.mkldnn  # torch adds ``matmul`` when it is imported, where a type checker cannot see it
-    backends = (torch.backends.cuda.matmul, mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 def positive_pairs(image_concept: Tensor, caption_concept: Tensor, caption_key: Tensor, image_index: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
+from mmlm.core.precision import exact_float32
 from mmlm.evaluation.split import EncodedSplit
 
 PLACE = "{}"
@@ -101,8 +102,8 @@ def class_places(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
     ``images`` float[B, E] and ``classes`` float[K, E] have unit length; ``labels`` int64[B] are numbers of classes.
     """
     found = [torch.zeros(0, 2, dtype=torch.int64, device=images.device)]
-    # Whatever autocast says: in half precision, many classes would be as near as another.
-    with torch.autocast(images.device.type, enabled=False):
+    # In half precision, many classes would be as near as another.
+    with exact_float32(images.device):
         for rows, of_rows in zip(images.split(_IMAGES_AT_ONCE), labels.split(_IMAGES_AT_ONCE), strict=True):
             similar = rows.float() @ classes.float().T
             own = similar.gather(1, of_rows[:, None])

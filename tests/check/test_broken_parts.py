@@ -47,6 +47,7 @@ BROKEN = {
         "EmptyRankSkips": (r"2 and 3 ranks, one of them empty", r"rank 0 runs ALLGATHER, .*; call the same coll"),
         "ByRowNumber": (r"another order", r"term mine of another order: .*; use no number of a row"),
         "DrawsFromTorch": (r"keyed by seed, step and example", r"term mine is another one .*; draw by StepKey"),
+        "PerCent": (r"terms and figures are a sum", r"'right' is declared as a share and is 80; divide"),
         "CountsPadding": (r"counts are", r"the count 'tokens' is 91 for the batch and \d+ for its micro-batches"),
     },
     "data": {
@@ -63,6 +64,7 @@ BROKEN = {
     "evaluators": {
         "MeanOfBatches": (r"the size of the batches", r"'length' is \S+ in batches of 5 .*; collect sums"),
         "YieldsNan": (r"finite numbers", r"'share' is nan; yield a float"),
+        "InPerCent": (r"shares within 0 and 1", r"'right' is declared as a share and is 80.0; divide"),
         "ReadsPixels": (r"2 and 3 ranks yield", r"'brightness' is .* on rank \d of 2 .*over_batches"),
         "DrawsAnew": (r"a second time it yields the same", r"'some' is .*; draw with a generator of a fixed seed"),
     },

@@ -50,7 +50,7 @@ TOLERANCES = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rt
 
 
 def micro_batches(dtype: torch.dtype, size: int) -> tuple[int, ...]:
-    """Those of W ranks. Four ranks, one of them empty, show in float64 what can go wrong; the others show less again."""
+    """Those of W ranks. Four ranks, one of them empty, show in float64 what can go wrong; the others show less."""
     return MICRO_BATCHES if dtype == torch.float64 and size == 4 else MICRO_BATCHES[1:2]
 
 

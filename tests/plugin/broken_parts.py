@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch, Caption, Example
 from mmlm.core.distributed import gather, sum_over_ranks
-from mmlm.core.figure import Figure
+from mmlm.core.figure import Figure, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput
 from mmlm.core.views import CAPTION, EMBED, StepKey
@@ -344,6 +344,17 @@ class CountsPadding(Objective):
         return Loss({"size": Term(loss, counts["tokens"].to(loss.dtype))})
 
 
+class PerCent(Captioning):
+    """Declares a share, and gives per cent."""
+
+    figures: Mapping[str, Figure] = {**Captioning.figures, "right": share_of_training("right", "share of right tokens")}
+
+    def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
+        loss = super().forward(output, batch, step_key, counts)
+        count = loss.terms["captioning"].global_count
+        return Loss(loss.terms, {"right": Term(80 * count, count)})
+
+
 # Evaluators
 
 
@@ -366,6 +377,16 @@ class YieldsNan:
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         yield "share", float(split.image_embedding[:0].mean())
+
+
+class InPerCent:
+    """Declares a share, and yields per cent."""
+
+    needs_decoder = False
+    figures: Mapping[str, Figure] = {"right": Figure("right", share=True)}
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        yield "right", 80.0
 
 
 class ReadsPixels:

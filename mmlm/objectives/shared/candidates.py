@@ -44,6 +44,12 @@ class Candidates:
         own, captions = image[candidates.images], gather(text[candidates.captions])
 
     and goes on with ``tiles(own, captions)``, or with the choices of ``hardest(own, captions)``.
+
+    A rank has its own images and all captions. What is summed over the images of a caption is therefore a part on each
+    rank: ``gather(part[None])`` has those of all ranks, and ``own`` the columns of this rank's captions.
+
+    The similarities of ``tiles`` have a gradient, and autograd keeps each of them: only without gradient is the matrix
+    never whole in memory. With it, run what reads a tile in ``torch.utils.checkpoint`` (see ``decoupled.py``).
     """
 
     images: Tensor
