@@ -31,6 +31,10 @@ class Broken(Exception):  # noqa: N818 - a state of the part, caught in this fil
         self.found, self.fix, self.part = found, fix, part
 
 
+class SettingsError(UserError):
+    """Raised where a part cannot be built with the settings that it was given: no rule of its slot is broken."""
+
+
 @dataclass(frozen=True)
 class Check(Generic[Subject]):
     """One rule of a slot, and the function that tries whether a part keeps it."""
@@ -53,6 +57,8 @@ def passed(part: str, checks: Sequence[Check[Subject]], subject: Subject) -> Ite
         except Broken as broken:
             name = broken.part or part
             raise UserError(f"{name}: broken rule: {check.rule}: {broken.found}; {broken.fix}") from broken
+        except SettingsError:
+            raise
         except UserError as error:
             raise UserError(f"{part}: broken rule: {check.rule}: it refuses its input: {error}") from error
         except Exception as error:

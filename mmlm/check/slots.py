@@ -21,7 +21,8 @@ from mmlm.check.exactness import CHECKS as STEP_CHECKS
 from mmlm.check.exactness import StepUnderTest
 from mmlm.check.modules import GENERAL, ModuleUnderTest
 from mmlm.check.ranks import Ranks
-from mmlm.check.report import passed
+from mmlm.check.report import SettingsError, passed
+from mmlm.core.errors import UserError
 from mmlm.experiment.build import build_optim, build_schedule, build_source, build_transform, unfitted_tokenizer
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import Config
@@ -56,7 +57,11 @@ def _in_step(slot: str, config: Config, ranks: Ranks) -> Iterator[str]:
 
 
 def _built(config: Config, slot: str, runtime: Mapping[str, object]) -> Any:
-    return build_part(getattr(config, slot), slot, runtime, config.plugins)
+    """The part of a slot; raises SettingsError."""
+    try:
+        return build_part(getattr(config, slot), slot, runtime, config.plugins)
+    except UserError as error:
+        raise SettingsError(str(error)) from error
 
 
 def check_encoder(config: Config, ranks: Ranks) -> Iterator[str]:
