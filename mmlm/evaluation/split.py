@@ -80,7 +80,7 @@ class Gallery:
     text_embedding: Tensor
     """float32[K, E], one row a distinct text."""
     pairs: Tensor
-    """int64[P, 2]: (image row, text row)."""
+    """int64[P, 2]: (image row, text row); on the CPU, as ``positive_pairs`` makes it."""
     texts: tuple[str, ...]
     """The K distinct texts, in the order of ``text_embedding``."""
 
