@@ -32,6 +32,8 @@ class DataSettings:
     """Parts by split name: evaluated while training and at its end."""
     test: dict[str, Any] = field(default_factory=dict)
     """Parts by split name: evaluated only when asked for (``python -m mmlm.evaluate run=DIR splits=[test]``)."""
+    path: str | None = None
+    """Folder of a data set whose splits have their files in it: their settings name it as ``${data.path}``."""
     image_size: int = 32
     """Pixels a side."""
     max_tokens: int = 24
