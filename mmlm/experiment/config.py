@@ -32,6 +32,8 @@ class DataSettings:
     """Parts by split name: evaluated while training and at its end."""
     test: dict[str, Any] = field(default_factory=dict)
     """Parts by split name: evaluated only when asked for (``python -m mmlm.evaluate run=DIR splits=[test]``)."""
+    path: str | None = None
+    """Folder of a data set whose splits have their files in it: their settings name it as ``${data.path}``."""
     image_size: int = 32
     """Pixels a side."""
     max_tokens: int = 24
@@ -50,6 +52,17 @@ class DataSettings:
         both = self.validation.keys() & self.test.keys()
         if both:
             raise ArgumentError(f"test.{min(both)}: a validation split has this name too; give every split its own")
+        if self.path is not None and not _names(self.path, [self.train, self.validation, self.test]):
+            raise ArgumentError(f"path: no split of this data reads '{self.path}'; set data.train.folder and the like")
+
+
+def _names(path: str, settings: object) -> bool:
+    """Whether some setting, however deep it lies, is the path or begins with it."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        return any(_names(path, one) for one in settings)
+    return isinstance(settings, str) and settings.startswith(path)
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Every option of every slot keeps all rules of its slot: the kit, on the folder of configs."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,11 +35,13 @@ LEFT_OUT = {
 """Options that are not checked, and why."""
 COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "class_folder"): ("data.train.folder={classes}", "data.validation.validation.folder={classes}"),
+    ("data", "coco"): ("data.path={coco}",),
     ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
-"""What an option needs beside it: ``{shapes}`` is a folder of images with captions, ``{classes}`` one of classes."""
+"""What an option needs beside it: ``{shapes}`` is a folder of images with captions, ``{classes}`` one of classes,
+``{coco}`` one like COCO's."""
 
 
 def options() -> list[tuple[str, str]]:
@@ -83,10 +86,27 @@ def classes(tmp_path: Path) -> Path:
     return tmp_path / "classes"
 
 
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A folder like COCO's, with two captions for each image."""
+    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    images = [{"id": 9 + i, "file_name": f"{name}.png"} for i, name in enumerate(names)]
+    texts = [{"id": i, "image_id": 9 + i % len(names), "caption": f"a {name}"} for i, name in enumerate(2 * names)]
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (tmp_path / "coco" / split).mkdir()
+        for name in names:
+            draw(*name.split()).save(tmp_path / "coco" / split / f"{name}.png")
+        file = tmp_path / "coco" / "annotations" / f"captions_{split}.json"
+        file.write_text(json.dumps({"images": images, "annotations": texts}))
+    return tmp_path / "coco"
+
+
 @pytest.mark.slow  # starts ranks
 @pytest.mark.parametrize(("slot", "option"), CHECKED, ids=map("=".join, CHECKED))
-def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path, classes: Path):
-    companions = [token.format(shapes=shapes, classes=classes) for token in COMPANIONS.get((slot, option), ())]
+def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path, classes: Path, coco: Path):
+    folders = {"shapes": shapes, "classes": classes, "coco": coco}
+    companions = [token.format(**folders) for token in COMPANIONS.get((slot, option), ())]
     lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
     assert len(lines) > 1
     assert all(line.startswith("ok  ") for line in lines), lines
