@@ -4,6 +4,7 @@ Settings are dataclasses that stand next to the code they set, and check their o
 ``_target_`` nodes (see ``parts``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path

@@ -26,6 +26,7 @@ OPTIONS = sorted(
 """(group, option) of every part file."""
 NEEDS = {
     ("encoder", "hugging_face"): ("encoder.name_or_path=a",),
+    ("data", "class_folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("data", "mixture"): ("data.train.sources.own.folder=a", "data.validation.own.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),

@@ -347,12 +347,14 @@ class CountsPadding(Objective):
 class PerCent(Captioning):
     """Declares a share, and gives per cent."""
 
-    figures: Mapping[str, Figure] = {**Captioning.figures, "right": share_of_training("right", "share of right tokens")}
+    def __init__(self) -> None:
+        super().__init__()
+        self.figures = {**self.figures, "right": share_of_training("right", "share of right tokens")}
 
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         loss = super().forward(output, batch, step_key, counts)
-        count = loss.terms["captioning"].global_count
-        return Loss(loss.terms, {"right": Term(80 * count, count)})
+        right = 80 * self.chosen(batch, step_key).sum()
+        return Loss(loss.terms, {"right": Term(right, loss.terms["captioning"].global_count)})
 
 
 # Evaluators
