@@ -111,7 +111,7 @@ def values(subject: EvaluatorUnderTest) -> None:
         expect(right, f"'{name}' is {value!r}", fix)
         share = declared(evaluator.figures, name).share
         fix = "divide a number of items by the number of all of them, or declare it without share"
-        expect(not share or 0 <= value <= 1, f"'{name}' is declared as a share and is {value!r}", fix)
+        expect(not share or value <= 1, f"'{name}' is declared as a share and is {value!r}", fix)
     names = [name for name, _ in subject.yielded]
     twice = next((name for name in names if names.count(name) > 1), None)
     expect(twice is None, f"'{twice}' is yielded twice", "give every value a name of its own")
@@ -158,7 +158,7 @@ def _expect_equal(subject: EvaluatorUnderTest, found: Mapping[str, float], what:
 
 
 CHECKS: tuple[Check[EvaluatorUnderTest], ...] = (
-    Check("it yields finite numbers, each under a name of its own, and shares within 0 and 1", values),
+    Check("it yields finite numbers, each under a name of its own, and shares of at most 1", values),
     Check("a second time it yields the same", repeatable),
     Check("the size of the batches changes no value", batch_sizes),
     Check("2 and 3 ranks yield what one process yields, on every rank", ranks),

@@ -95,7 +95,7 @@ def terms(subject: ObjectivesUnderTest) -> None:
                 if declared(named[name].figures, label).share:
                     value = float(term.local_sum / term.global_count)
                     fix = "divide a number of items by the number of all of them, or declare it without share"
-                    expect(0 <= value <= 1, f"the {kind} '{label}' is declared as a share and is {value:g}", fix, name)
+                    expect(value <= 1, f"the {kind} '{label}' is declared as a share and is {value:g}", fix, name)
 
 
 def _expect_term(what: str, term: object, part: str) -> None:

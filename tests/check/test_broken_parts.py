@@ -64,7 +64,7 @@ BROKEN = {
     "evaluators": {
         "MeanOfBatches": (r"the size of the batches", r"'length' is \S+ in batches of 5 .*; collect sums"),
         "YieldsNan": (r"finite numbers", r"'share' is nan; yield a float"),
-        "InPerCent": (r"shares within 0 and 1", r"'right' is declared as a share and is 80.0; divide"),
+        "InPerCent": (r"shares of at most 1", r"'right' is declared as a share and is 80.0; divide"),
         "ReadsPixels": (r"2 and 3 ranks yield", r"'brightness' is .* on rank \d of 2 .*over_batches"),
         "DrawsAnew": (r"a second time it yields the same", r"'some' is .*; draw with a generator of a fixed seed"),
     },

@@ -61,6 +61,10 @@ SETTINGS: Mapping[str, tuple[str, Sequence[str]]] = {
     "dropout": ("decoder", ("decoder.dropout=0.1",)),
     "patch dropout": ("encoder", ("encoder.patch_dropout=0.5",)),
     "kept class token": ("encoder", ("encoder.class_token=true", "encoder.keep_prefix_tokens=true")),
+    "affinity distillation": (
+        "objective",
+        ("objective=coca_distillation", "objective.weights.affinity_distillation=1"),
+    ),
     "the encoder of two towers": ("encoder", TWO_TOWERS),
     "the objective of two towers": ("objective", TWO_TOWERS),
 }

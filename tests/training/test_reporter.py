@@ -9,7 +9,12 @@ import pytest
 import torch
 
 import mmlm.objectives
+from mmlm.check.batch import whole_batch
+from mmlm.check.exactness import make_step, step_key
+from mmlm.check.tiny import tiny_config
 from mmlm.core.figure import LOSS, Figure, family_of
+from mmlm.experiment.build import build_objective
+from mmlm.experiment.config import CONFIG_DIR
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.masked_patches import MaskedPatches
 from mmlm.objectives.shared.token_prediction import TokenPrediction
@@ -18,8 +23,13 @@ from mmlm.training.diagnosis import WeightsBefore
 from mmlm.training.gradients import backward
 from mmlm.training.reporter import training_figures
 from mmlm.training.window import Window
-from tests.exactness.cells import STEP_KEY, SUMS, make_step, whole_batch
+from tests.exactness import cells
 
+TRIED = [
+    *((f"objective={file.stem}",) for file in sorted((CONFIG_DIR / "objective").glob("*.yaml"))),
+    ("objective=coca_distillation", "objective.weights.affinity_distillation=1"),
+]
+"""Every option, and those settings that have an objective more."""
 BASES = {Objective, Comparison, FusionObjective, TokenPrediction, MaskedPatches}
 
 
@@ -34,14 +44,17 @@ def undeclared(figures: Mapping[str, Figure], names: Mapping[str, float]) -> lis
     return [name for name in names if name not in figures and family_of(figures, name) is None]
 
 
-def test_every_objective_is_tried():
-    assert {type(make()) for parts in SUMS.values() for make in parts.parts.values()} == shipped()
+def test_every_objective_stands_in_an_option():
+    """Which the kit tries, over ranks and micro-batches: see ``tests/check``."""
+    sums = [build_objective(tiny_config(settings)) for settings in TRIED]
+    assert {type(part) for one in sums for part in one.named_parts().values()} == shipped()
 
 
-@pytest.mark.parametrize("name", SUMS)
-def test_every_name_of_a_row_is_declared(name):
-    step = make_step(SUMS[name])
-    loss = backward(step, (whole_batch(),), STEP_KEY, diagnose=True)
+@pytest.mark.parametrize("settings", TRIED, ids=" ".join)
+def test_every_name_of_a_row_is_declared(settings):
+    config = tiny_config(settings)
+    step, key = make_step(config), step_key(config)
+    loss = backward(step, (whole_batch(config.data.image_size),), key, diagnose=True)
     window = Window()
     window.add(loss, torch.tensor(2.0))
     window.add_figures(WeightsBefore(step).update_ratios())
@@ -51,7 +64,8 @@ def test_every_name_of_a_row_is_declared(name):
     terms = {key for key, figure in step.objective.figures.items() if figure.group == LOSS}
     assert loss.terms.keys() <= terms
     assert terms.isdisjoint(loss.figures)
-    with_declaration = {key for key in step.objective.figures if key.partition("/")[0] in step.objective.active(5)}
+    begun = step.objective.active(key.step)
+    with_declaration = {name for name in step.objective.figures if name.partition("/")[0] in begun}
     made = loss.terms.keys() | loss.figures.keys()
     assert with_declaration - made <= {"reconstruction/explained"}, "what is declared is made"
 
@@ -63,7 +77,7 @@ def test_an_objective_that_declares_nothing_has_one_term_of_its_own_name():
 
 
 def test_terms_are_headed_by_their_label_and_figures_by_their_objective():
-    figures = make_step(SUMS["coca with distillation"]).objective.figures
+    figures = cells.make_step(cells.SUMS["coca with distillation"]).objective.figures
     headings = {name: figure.heading for name, figure in figures.items()}
     assert headings["captioning"] == "captioning"
     assert headings["captioning/accuracy"] == "captioning accuracy"

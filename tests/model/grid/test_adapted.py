@@ -1,8 +1,8 @@
-"""A third of the grid's cells is built or refused with the reason: the freeze plans with adapters, which take long."""
+"""Cells of the grid are built or refused with the reason: the freeze plans with adapters."""
 
 import pytest
 
-from tests.model.grid.cells import ADAPTED, check_cells, options, third
+from tests.model.grid.cells import ADAPTED, check_cells, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("built_once")]
 
@@ -10,4 +10,4 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("built_once")]
 @pytest.mark.parametrize("freeze", ADAPTED)
 @pytest.mark.parametrize("encoder", options("encoder"))
 def test_a_cell_is_built_or_refused_with_the_reason(encoder, freeze):
-    check_cells(encoder, freeze, third)
+    check_cells(encoder, freeze)

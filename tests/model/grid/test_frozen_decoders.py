@@ -1,4 +1,4 @@
-"""Each cell of the grid is built or refused with the reason: the freeze plans that freeze the decoder."""
+"""Cells of the grid are built or refused with the reason: the freeze plans that freeze the decoder."""
 
 import pytest
 
