@@ -233,15 +233,15 @@ def test_two_steps_of_the_real_command(tmp_path, pictures, start_process, finish
         return finish_process(start_process(*arguments, cwd=tmp_path))
 
     small = ("train.steps=2", "~data.validation.val_style", "samples.examples=2", "samples.attention=1", "device=cpu")
-    done = real("mmlm.train", "experiment=caption_base", *small, "name=two")
+    done = real("mmlm.train", "experiment=caption_base", "evaluators=retrieval", *small, "name=two")
     assert (done.status, done.err) == (0, "")
     assert "step 2/2" in done.out
     folder = tmp_path / "runs/caption_base/two/seed=0"
     assert f"report: {folder.relative_to(tmp_path)}/report.html" in done.out
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["command"].startswith("python -m mmlm.train experiment=caption_base train.steps=2")
+    assert environment["command"].startswith("python -m mmlm.train experiment=caption_base evaluators=retrieval train.steps=2")
 
-    done = real("mmlm.evaluate", "run=runs", "splits=[val_concepts]")
+    done = real("mmlm.evaluate", "run=runs", "splits=[val_concepts]", "evaluators=standard")
     assert (done.status, done.err) == (0, "")
     assert "image_use_gap/mean" in done.out
 

@@ -390,7 +390,7 @@ def test_a_signal_that_arrives_while_the_stopped_run_is_saved_does_not_end_it(tr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_process, command, number):
     """To the whole process group, as a terminal and SLURM do it, with a data worker in it; it names how to go on."""
     settings = (*tiny, "train.steps=100", "train.save_every=1000", "data.workers=1", "train.log_every=1")
