@@ -239,7 +239,7 @@ def test_two_steps_of_the_real_command(tmp_path, pictures, start_process, finish
     folder = tmp_path / "runs/caption_base/two/seed=0"
     assert f"report: {folder.relative_to(tmp_path)}/report.html" in done.out
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["command"].startswith("python -m mmlm.train experiment=caption_base evaluators=retrieval train.steps=2")
+    assert environment["command"].startswith("python -m mmlm.train experiment=caption_base evaluators=retrieval train")
 
     done = real("mmlm.evaluate", "run=runs", "splits=[val_concepts]", "evaluators=standard")
     assert (done.status, done.err) == (0, "")
