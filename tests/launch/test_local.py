@@ -50,11 +50,11 @@ def test_a_run_of_one_process_goes_on_with_four_ranks(here, straight_alone, alik
     close(straight_alone, folder_of("from_alone"))
 
 
-def test_a_run_of_two_ranks_goes_on_with_one_process_and_micro_batches(ordered, here, straight_alone, alike, folder_of):
+def test_a_run_of_two_ranks_goes_on_with_one_process(ordered, here, straight_alone, alike, folder_of):
     settings = (*alike, "name=from_together")
     stopped = ordered.run("mmlm.train", *settings, *LOCAL, fault="parent-SIGTERM:0:3")
     assert (stopped.status, stopped.err) == (STOPPED, ""), stopped
-    resumed = here(*settings, "train.micro_batch_size=1", "resume=changed")
+    resumed = here(*settings)
     assert (resumed.status, resumed.err) == (0, "")
     assert "resumed at step 4" in resumed.out
     close(straight_alone, folder_of("from_together"))
