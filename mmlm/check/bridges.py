@@ -79,13 +79,13 @@ def memory(subject: BridgeUnderTest) -> None:
             "pooled_width": (int, type(None)),
         }
         expect_attributes(bridge, kinds, "Bridge")
-        for images in (subject.patches(), subject.patches()[:0]):  # a rank may have no image
-            out = bridge(images)
-            expect(isinstance(out, BridgeOutput), f"forward returns a {type(out).__name__}", "return a BridgeOutput")
-            shape = (len(images), bridge.num_memory, bridge.memory_width)
-            fix = "set num_memory and memory_width to the sizes of the memory that forward returns"
-            expect_shape(out.memory, shape, "memory", "[B, num_memory, memory_width]", fix)
-            expect_floating(out.memory, torch.float64, "memory")
+        images = subject.patches()
+        out = bridge(images)
+        expect(isinstance(out, BridgeOutput), f"forward returns a {type(out).__name__}", "return a BridgeOutput")
+        shape = (len(images), bridge.num_memory, bridge.memory_width)
+        fix = "set num_memory and memory_width to the sizes of the memory that forward returns"
+        expect_shape(out.memory, shape, "memory", "[B, num_memory, memory_width]", fix)
+        expect_floating(out.memory, torch.float64, "memory")
 
 
 def pooled(subject: BridgeUnderTest) -> None:
@@ -94,30 +94,28 @@ def pooled(subject: BridgeUnderTest) -> None:
         told = bridge.pooled_width is not None
         fix = "set pooled_width to the width of the pooled vector if pool is true, and to None if it is false"
         expect(told == pool, f"pooled_width is {bridge.pooled_width} with pool={str(pool).lower()}", fix)
-        for images in (subject.patches(), subject.patches()[:0]):
-            out = bridge(images)
-            if not pool:
-                fix = "return BridgeOutput(memory) where pool is false, and build nothing for the pooled vector"
-                expect(out.pooled is None, "forward returns a pooled vector with pool=false", fix)
-            else:
-                shape = (len(images), cast(int, bridge.pooled_width))
-                expect_shape(out.pooled, shape, "pooled", "[B, pooled_width]", fix)
+        images = subject.patches()
+        out = bridge(images)
+        if not pool:
+            fix = "return BridgeOutput(memory) where pool is false, and build nothing for the pooled vector"
+            expect(out.pooled is None, "forward returns a pooled vector with pool=false", fix)
+        else:
+            shape = (len(images), cast(int, bridge.pooled_width))
+            expect_shape(out.pooled, shape, "pooled", "[B, pooled_width]", fix)
 
 
 def patch_attention(subject: BridgeUnderTest) -> None:
     """See ``SIZES``."""
     for _, bridge in subject.each():
-        for images in (subject.patches(), subject.patches()[:0]):
-            shares = bridge.patch_attention(images)
-            shape = (len(images), bridge.num_memory, subject.num_patches)
-            fix = "return for each memory token the share of each of the encoder's tokens in it"
-            expect_shape(shares, shape, "patch_attention", "[B, num_memory, N]", fix)
-            expect(
-                shares.dtype == torch.float32, f"patch_attention is {shares.dtype}", "return it in float32 (.float())"
-            )
-            expect(not (shares < 0).any(), "a share is negative", fix)
-            ones = torch.ones(len(images), bridge.num_memory)
-            expect_same(shares.sum(-1), ones, "the sum of a row", "divide each row by its sum, or take a softmax", 1e-5)
+        images = subject.patches()
+        shares = bridge.patch_attention(images)
+        shape = (len(images), bridge.num_memory, subject.num_patches)
+        fix = "return for each memory token the share of each of the encoder's tokens in it"
+        expect_shape(shares, shape, "patch_attention", "[B, num_memory, N]", fix)
+        expect(shares.dtype == torch.float32, f"patch_attention is {shares.dtype}", "return it in float32 (.float())")
+        expect(not (shares < 0).any(), "a share is negative", fix)
+        ones = torch.ones(len(images), bridge.num_memory)
+        expect_same(shares.sum(-1), ones, "the sum of a row", "divide each row by its sum, or take a softmax", 1e-5)
 
 
 def images_apart(subject: BridgeUnderTest) -> None:
@@ -138,7 +136,7 @@ def images_apart(subject: BridgeUnderTest) -> None:
 
 
 SIZES: tuple[Check[BridgeUnderTest], ...] = (
-    Check("memory is float[B, M, Dm], M = num_memory and Dm = memory_width, also of no image", memory),
+    Check("memory is float[B, M, Dm], M = num_memory and Dm = memory_width", memory),
     Check("pooled is float[B, pooled_width] exactly if the bridge was built with pool", pooled),
     Check("patch_attention is float32[B, M, N] and its rows sum to 1", patch_attention),
 )

@@ -69,26 +69,25 @@ def tokens(subject: EncoderUnderTest) -> None:
         "sees_some": (bool,),
     }
     expect_attributes(encoder, kinds, "Encoder")
-    for images in (subject.images(), subject.images()[:0]):  # a rank may have no image
-        out = encoder(images)
-        expect(isinstance(out, EncoderOutput), f"forward returns a {type(out).__name__}", "return an EncoderOutput")
-        shape = (len(images), _num_tokens(encoder), encoder.width)
-        fix = "set num_prefix_tokens, grid and width to the sizes of the tokens that forward returns"
-        expect_shape(out.tokens, shape, "tokens", "[B, num_prefix_tokens + rows * columns, width]", fix)
-        expect_floating(out.tokens, torch.float64, "tokens")
+    images = subject.images()
+    out = encoder(images)
+    expect(isinstance(out, EncoderOutput), f"forward returns a {type(out).__name__}", "return an EncoderOutput")
+    shape = (len(images), _num_tokens(encoder), encoder.width)
+    fix = "set num_prefix_tokens, grid and width to the sizes of the tokens that forward returns"
+    expect_shape(out.tokens, shape, "tokens", "[B, num_prefix_tokens + rows * columns, width]", fix)
+    expect_floating(out.tokens, torch.float64, "tokens")
 
 
 def pooled(subject: EncoderUnderTest) -> None:
     """See ``SIZES``."""
-    encoder = subject.new()
-    for images in (subject.images(), subject.images()[:0]):
-        out = encoder(images)
-        if encoder.pooled_width is None:
-            fix = "set pooled_width to its width, or return EncoderOutput(tokens) and leave pooling to the bridge"
-            expect(out.pooled is None, "forward returns a pooled vector and pooled_width is None", fix)
-        else:
-            fix = "return it, with pooled_width as its width, or set pooled_width to None"
-            expect_shape(out.pooled, (len(images), encoder.pooled_width), "pooled", "[B, pooled_width]", fix)
+    encoder, images = subject.new(), subject.images()
+    out = encoder(images)
+    if encoder.pooled_width is None:
+        fix = "set pooled_width to its width, or return EncoderOutput(tokens) and leave pooling to the bridge"
+        expect(out.pooled is None, "forward returns a pooled vector and pooled_width is None", fix)
+    else:
+        fix = "return it, with pooled_width as its width, or set pooled_width to None"
+        expect_shape(out.pooled, (len(images), encoder.pooled_width), "pooled", "[B, pooled_width]", fix)
 
 
 def images_apart(subject: EncoderUnderTest) -> None:
@@ -142,9 +141,7 @@ def resized(subject: EncoderUnderTest) -> None:
 
 
 SIZES: tuple[Check[EncoderUnderTest], ...] = (
-    Check(
-        "tokens are float[B, N, D], N = num_prefix_tokens + rows * columns of grid, D = width, also of no image", tokens
-    ),
+    Check("tokens are float[B, N, D], N = num_prefix_tokens + rows * columns of grid, D = width", tokens),
     Check("pooled is float[B, pooled_width], and None if pooled_width is None", pooled),
 )
 """The rules about the sizes and types of what an encoder returns, which all others build on."""

@@ -26,6 +26,7 @@ from mmlm.core.views import (
     View,
     ViewInputs,
 )
+from mmlm.model import never_empty
 from mmlm.model.attention import AttentionRecord
 from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Bridge, Decoder, Encoder, EncoderOutput, TextEncoder
@@ -103,10 +104,9 @@ class ImageTextModel(nn.Module):
         image_vector = image_tokens = image_pooled = memory = None
         if any(_sees_whole_images(view, drawn) for view in views):
             # Patch dropout belongs to training only: a teacher gets the same ``drawn``, but runs in eval mode.
-            if KEPT_BY_DROPOUT in drawn and self.encoder.training:
-                encoded = self.encoder(batch.images, _patches_drawn(drawn, KEPT_BY_DROPOUT))
-            else:
-                encoded = self.encoder(batch.images)
+            drops = KEPT_BY_DROPOUT in drawn and self.encoder.training
+            kept = _patches_drawn(drawn, KEPT_BY_DROPOUT) if drops else None
+            encoded = never_empty.encoded(self.encoder, batch.images, kept)
             image_tokens, image_pooled = encoded.tokens, encoded.pooled
             if probe:
                 image_tokens = _probe(image_tokens)
@@ -119,22 +119,20 @@ class ImageTextModel(nn.Module):
         if EMBED in views:
             image_embedding = self._embed_image(_needed(image_vector))
             if self.text_encoder is not None:
-                text_embedding = self._embed_text(self.text_encoder(batch.tokens, batch.lengths))
+                pooled = never_empty.encoded_text(self.text_encoder, batch.tokens, batch.lengths)
             else:
-                text = _needed(self.decoder).text(batch.tokens, batch.lengths)
-                text_embedding = self._embed_text(text.pooled)
+                text = never_empty.text_states(_needed(self.decoder), batch.tokens, batch.lengths)
+                pooled = text.pooled
+            text_embedding = self._embed_text(pooled)
 
         # One decoder pass for each text view, in the order of their names: a set has an order of its own in every
         # process, and dropout has to be the same in all. Captioning goes on from the text states made above.
         hidden: dict[View, Tensor] = {}
         for text_view in sorted((view for view in views if isinstance(view, TextView)), key=lambda view: view.name):
-            decoder, given = _needed(self.decoder), (batch.tokens, batch.lengths, _needed(memory), batch.image_index)
-            if text_view == CAPTION:
-                hidden[text_view] = decoder.hidden(*given, text)
-            else:
-                pattern = drawn[text_view]
-                assert isinstance(pattern, TextPattern), "the input of a text view is a pattern"
-                hidden[text_view] = decoder.hidden_by(*given, pattern)
+            pattern = None if text_view == CAPTION else drawn[text_view]
+            assert pattern is None or isinstance(pattern, TextPattern), "the input of a text view is a pattern"
+            given = (batch.tokens, batch.lengths, _needed(memory), batch.image_index)
+            hidden[text_view] = never_empty.hidden(_needed(self.decoder), *given, text, pattern)
 
         # Pixels other than the batch's images (crops, say) take a pass of their own.
         view_embedding: dict[View, Tensor] = {}
@@ -143,7 +141,7 @@ class ImageTextModel(nn.Module):
             if image_view in drawn:
                 pixels = drawn[image_view]
                 assert isinstance(pixels, Tensor), "the input of an image view is pixels"
-                vector, _ = self.through_bridge(self.encoder(pixels))
+                vector, _ = self.through_bridge(never_empty.encoded(self.encoder, pixels))
             view_embedding[image_view] = self._embed_image(_needed(vector))
 
         # A patch view also has its own pass: the encoder must see the listed patches only.
@@ -151,7 +149,7 @@ class ImageTextModel(nn.Module):
         for patch_view in views:
             if isinstance(patch_view, PatchView):
                 kept = _patches_drawn(drawn, patch_view)
-                patches[patch_view] = VisiblePatches(self.encoder.some_tokens(batch.images, kept), kept)
+                patches[patch_view] = VisiblePatches(never_empty.some_tokens(self.encoder, batch.images, kept), kept)
 
         return ModelOutput(
             image_embedding,
@@ -173,7 +171,7 @@ class ImageTextModel(nn.Module):
         # ``hidden`` gives one state for each token that has a next one. A padding column behind the end token makes the
         # end token such a token; each text then has ``pairs.lengths`` rows, of which the last is that of its end token.
         tokens, lengths = F.pad(pairs.tokens, (0, 1)), pairs.lengths + 1
-        hidden = _needed(self.decoder).hidden(tokens, lengths, _needed(output.memory), pairs.image_index)
+        hidden = never_empty.hidden(_needed(self.decoder), tokens, lengths, _needed(output.memory), pairs.image_index)
         return hidden[pairs.lengths.cumsum(0) - 1]
 
     @property
@@ -204,7 +202,7 @@ class ImageTextModel(nn.Module):
         """The vector float[B, Dp] that is projected to the image embedding, and the memory float[B, M, Dm]."""
         vector, memory = encoded.pooled, None
         if self.bridge is not None:
-            bridged = self.bridge(encoded.tokens)
+            bridged = never_empty.bridged(self.bridge, encoded.tokens)
             vector, memory = vector if bridged.pooled is None else bridged.pooled, bridged.memory
         return _needed(vector), memory
 
@@ -216,18 +214,19 @@ class ImageTextModel(nn.Module):
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """uint8[B, 3, S, S] -> embedding and memory."""
-        pooled, memory = self.through_bridge(self.encoder(images))
+        pooled, memory = self.through_bridge(never_empty.encoded(self.encoder, images))
         return ImageFeatures(self._embed_image(pooled), memory)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float32[C, E], unit length."""
         if self.text_encoder is not None:
-            return self._embed_text(self.text_encoder(tokens, lengths))
-        return self._embed_text(_needed(self.decoder).text(tokens, lengths).pooled)
+            return self._embed_text(never_empty.encoded_text(self.text_encoder, tokens, lengths))
+        return self._embed_text(never_empty.text_states(_needed(self.decoder), tokens, lengths).pooled)
 
     def caption_hidden(self, features: ImageFeatures, batch: Batch) -> Tensor:
         """float[P, D] at ``batch.target_mask``, reading ``features`` in place of the batch's images."""
-        return _needed(self.decoder).hidden(batch.tokens, batch.lengths, _needed(features.memory), batch.image_index)
+        given = (batch.tokens, batch.lengths, _needed(features.memory), batch.image_index)
+        return never_empty.hidden(_needed(self.decoder), *given)
 
     def start_decoding(self, features: ImageFeatures) -> Any:
         """An empty cache for ``decode``; caption i reads image i."""
@@ -245,7 +244,7 @@ class ImageTextModel(nn.Module):
         tokens that the encoder keeps. Text-only captions get zeros. Only for a decoder with ``records_attention``.
         """
         bridge = _needed(self.bridge)
-        patches = self.encoder(batch.images).tokens
+        patches = self.encoder(never_empty.at_least_one(batch.images)).tokens
         record = AttentionRecord()
         memory = bridge(patches).memory
         _needed(self.decoder).hidden(batch.tokens, batch.lengths, memory, batch.image_index, record=record)
@@ -275,7 +274,8 @@ def _probe(tensor: Tensor) -> Tensor:
     Without the node, the gradient at the tokens would include that of the pooled vector, which is computed from the
     same tokens. A frozen encoder's result needs no gradient; detaching it makes a leaf that can take one.
     """
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()
+    # A copy and no view: sharding hangs its hooks on it, and a view that somebody changes in place would lose them.
+    return tensor.clone() if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
 def _needed(part: Part | None) -> Part:

@@ -1,4 +1,4 @@
-"""Captions without their padding, the values of each caption's image, and batches that are empty."""
+"""Captions without their padding, and the values of each caption's image."""
 
 from dataclasses import dataclass
 
@@ -70,23 +70,11 @@ class Layout:
         return packed if self.index is None else packed[: self.num_real]
 
 
-def at_least_one(rows: Tensor, value: int = 0) -> Tensor:
-    """[C, ...] -> the same, or one row of ``value`` if C is 0: models of transformers fail on an empty batch.
-
-    The caller takes the row away again (``result[:count]``), which also keeps the graph connected to every weight.
-    """
-    return rows if len(rows) else rows.new_full((1, *rows.shape[1:]), value)
-
-
 def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
     """float[B, ...] -> float[C, ...]: the row of each caption's image.
 
-    A text-only caption gets row 0, so callers have to mask its result; zeros if there are no images.
+    A text-only caption gets row 0, so callers have to mask its result. There is at least one row.
     """
-    if len(values) == 0:
-        # Adding the sum of no values keeps the graph connected: DDP waits for a gradient of every parameter of
-        # encoder and bridge, also on a rank whose batch has no images.
-        return values.new_zeros(len(image_index), *values.shape[1:]) + values.sum()
     rows = image_index.clamp(min=0)
     # Several captions read one image, so the backward pass sums into a row. On an accelerator ``index_select`` sums
     # with atomic additions, in no fixed order, and indexing sums in a fixed order. On a CPU both are deterministic, and

@@ -4,6 +4,8 @@ Parts are built from left to right, and what is known by then is handed to the n
 ``BridgeInputs``, ``TextEncoderInputs`` and ``DecoderInputs`` say what that is. A constructor gets those of the fields
 that it has an argument of the same name for. It asks for what it uses and for no more; a config may not set them.
 
+A part is never called with no image (B is 0) or no caption (C is 0): see ``never_empty.py``.
+
 ``mmlm/experiment/contract.py`` refuses a part that breaks its protocol, by name and before anything real is built.
 """
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from mmlm.core.distributed import full_tensor, sum_over_ranks
 from mmlm.core.figure import Figure, FigureGroup
+from mmlm.core.loss import Loss
+from mmlm.core.model_output import ModelOutput
 
 DIAGNOSES = FigureGroup(
     "Diagnoses",
@@ -180,6 +182,36 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         wide = torch.promote_types(a.dtype, torch.float32)
         total = total + (a.to(wide) * b.to(wide)).flatten(1).sum(dim=1).double().sum()
     return total
+
+
+@dataclass(frozen=True)
+class Undiagnosed:
+    """The loss of a micro-batch, with its graph, and what a diagnosis of it looks at."""
+
+    loss: Loss
+    seen: tuple[Tensor, ...]
+    """See ``Diagnosis.of``; none if no image was looked at as a whole."""
+    image: Tensor | None
+    """float[B, E]: embeddings, without gradient."""
+    text: Tensor | None
+    """float[C, E]: likewise."""
+
+    @classmethod
+    def of(cls, loss: Loss, output: ModelOutput) -> "Undiagnosed":
+        """The loss, and what the model made that it is a loss of."""
+        seen = tuple(tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None)
+        embeddings = (output.image_embedding, output.text_embedding)
+        return cls(loss, seen, *(None if one is None else one.detach() for one in embeddings))
+
+    def diagnosed(self, scale: Tensor | None = None) -> Loss:
+        """The loss with its diagnosis, which costs a part of a backward pass for each objective. See ``Diagnosis.of``.
+
+        Patch views alone leave nothing to look at, and the loss has no diagnosis then.
+        """
+        if not self.seen:
+            return self.loss
+        found = Diagnosis.of(self.loss.by_objective(), self.seen, self.image, self.text, scale)
+        return replace(self.loss, diagnosis=found)
 
 
 PROJECTIONS = ("image_projection", "text_projection", "text_norm")

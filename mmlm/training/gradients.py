@@ -27,6 +27,8 @@ from mmlm.core.model_output import ModelOutput
 from mmlm.core.views import StepKey
 from mmlm.objectives.objective import required
 from mmlm.objectives.weighted_sum import BatchTotals
+from mmlm.training.diagnosis import Undiagnosed
+from mmlm.training.parallel import reduce_next, whole_after_forward
 from mmlm.training.replicated import Replicated
 from mmlm.training.train_step import inner
 
@@ -72,12 +74,17 @@ def backward(
     totals_of_each, states = _batch_totals(train_step, batches, step_key)
     losses = []
     for number, (batch, totals, state) in enumerate(zip(batches, totals_of_each, states, strict=True), start=1):
+        is_last = number == len(batches)
         if state is not None:
             state.restore()
-        with _reducing(train_step, number == len(batches)):
-            loss = train_step(batch, step_key, totals, diagnose=diagnose, scale=scale)
+        with _reducing(train_step, is_last):
+            made = train_step(batch, step_key, totals, diagnose=diagnose)
+            loss = made.loss if isinstance(made, Undiagnosed) else made
             if not loss.total.requires_grad:
                 raise UserError("freeze.frozen: nothing that trains has a part in the loss; freeze less")
+            if isinstance(made, Undiagnosed):
+                with whole_after_forward(train_step, is_last):
+                    loss = made.diagnosed(scale)
             (loss.total if scale is None else loss.total * scale).backward()
         losses.append(loss)
     if sharded:
@@ -99,8 +106,7 @@ def _reducing(train_step: nn.Module, is_last: bool) -> Iterator[None]:
             yield
         return
     if isinstance(train_step, FSDPModule):
-        train_step.set_requires_gradient_sync(is_last)
-        train_step.set_is_last_backward(is_last)
+        reduce_next(train_step, is_last)
     yield
 
 

@@ -115,6 +115,37 @@ class FSDP:
             _forget_passes(train_step)
 
 
+@contextmanager
+def whole_after_forward(train_step: nn.Module, is_last: bool) -> Iterator[None]:
+    """Lets a part of the graph of a forward pass be differentiated, as often as one likes, before its backward pass.
+
+    FSDP2 expects one pass of autograd after a forward pass: at the end of any it frees all gathered weights, and what
+    a second pass reads of them is gone. Within this context all weights are there (which takes the memory of all of
+    them), and nothing is freed, reduced or gathered ahead. So ranks need not differentiate alike; they enter and leave
+    together. The backward pass that follows frees each weight as ever, and reduces gradients if it ``is_last`` of its
+    step. Any module that is not sharded stays as it is.
+    """
+    if not isinstance(train_step, FSDPModule):
+        yield
+        return
+    _forget_passes(train_step)  # what is gathered already need not be gathered ahead
+    reduce_next(train_step, False)
+    for module in _sharded(train_step):
+        module.unshard()
+    train_step.set_reshard_after_backward(False)
+    try:
+        yield
+    finally:
+        train_step.set_reshard_after_backward(True)
+        reduce_next(train_step, is_last)
+
+
+def reduce_next(train_step: FSDPModule, reduces: bool) -> None:
+    """Says whether the next backward pass is the last one of a step, which reduces all gradients of the step."""
+    train_step.set_requires_gradient_sync(reduces)
+    train_step.set_is_last_backward(reduces)
+
+
 def _fsdp_state(module: nn.Module | FSDPModule) -> Any:
     """FSDP2's own state of a module. torch hangs it on the function that shards, which its annotations do not tell."""
     return fully_shard.state(module)  # type: ignore[attr-defined]

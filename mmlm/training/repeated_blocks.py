@@ -44,10 +44,13 @@ def compile_blocks(blocks: Collection[nn.Module]) -> None:
 
     Hooks of a block (sharding, gated cross-attention) run outside. Blocks of one class share what is compiled, and
     lengths that change are compiled once more, for all of them. Random numbers are torch's own, so that dropout is that
-    of a pass that is not compiled.
+    of a pass that is not compiled. The graph of a pass may be differentiated several times, as a diagnosis does.
     """
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILES * len(blocks))
+    # Else the first backward pass through a block writes into what its forward pass has kept. This takes as much more
+    # memory as one block keeps, while its backward pass runs.
+    torch._functorch.config.donated_buffer = False
     for block in blocks:
         compiled = torch.compile(block.forward, options={"fallback_random": True})
         block.forward = _with_gradients(compiled, block.forward)

@@ -15,7 +15,7 @@ from mmlm.model.model import ImageTextModel
 from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.weighted_sum import BatchTotals, WeightedSum
 from mmlm.optim.freeze import FreezePlan
-from mmlm.training.diagnosis import Diagnosis
+from mmlm.training.diagnosis import Undiagnosed
 from mmlm.training.replicated import unwrapped
 from mmlm.training.teacher import Teacher
 
@@ -97,8 +97,7 @@ class TrainStep(nn.Module):
         totals: BatchTotals | None = None,
         only_embed: bool = False,
         diagnose: bool = False,
-        scale: Tensor | None = None,
-    ) -> Loss | Embeddings:
+    ) -> Loss | Embeddings | Undiagnosed:
         """The loss of one micro-batch, unscaled.
 
         Args:
@@ -106,8 +105,7 @@ class TrainStep(nn.Module):
             step_key: seed and optimizer step, which all random choices depend on.
             totals: what the micro-batch has to know of the whole batch; None: it is all that this rank has.
             only_embed: returns the embeddings instead (under ``no_grad``), made with the same random numbers.
-            diagnose: the loss gets a diagnosis, which costs a part of a backward pass for each objective.
-            scale: float32[], the loss scale that a diagnosis differentiates at.
+            diagnose: returns the loss with what a diagnosis of it has to know.
         """
         left = self.model.draw(batch, step_key)
         if only_embed:
@@ -127,11 +125,8 @@ class TrainStep(nn.Module):
             teacher = self._needed_teacher()(batch, taught, drawn, step_key.step)
             output = replace(output, teacher=teacher)
         loss = self.objective(output, batch, step_key, totals)
-        seen = [tensor for tensor in (output.image_tokens, output.image_pooled) if tensor is not None]
-        if diagnose and seen:  # patch views alone leave nothing to look at
-            embeddings = output.image_embedding, output.text_embedding
-            loss = replace(loss, diagnosis=Diagnosis.of(loss.by_objective(), seen, *embeddings, scale))
-        return self._with_every_parameter(loss, step_key.step)
+        loss = self._with_every_parameter(loss, step_key.step)
+        return Undiagnosed.of(loss, output) if diagnose else loss
 
     def _teacher_embeddings(self, batch: Batch, step_key: StepKey) -> ModelOutput | None:
         comparisons = self.objective.comparisons(step_key.step).values()

@@ -15,7 +15,7 @@ from tests.conftest import COLOURS, SHAPES, draw
 NOT_SLOTS = {
     "experiment": "is made of options, which are checked",
     "freeze": "says what trains: tests/model/grid and tests/optim/test_freeze.py",
-    "parallel": "does not change the numbers: tests/training/test_parallel.py",
+    "parallel": "does not change the numbers: tests/exactness/test_shared.py",
     "launcher": "starts processes: tests/launch and tests/slurm",
 }
 """Folders of configs whose options the kit does not check, and why, or where they are tested."""

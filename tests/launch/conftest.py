@@ -1,5 +1,6 @@
 """One uninterrupted run of two ranks for each module, and commands in processes of their own and in this one."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmlm import train
-from tests.conftest import PLUGIN, Outcome, run_here, write_shapes
+from tests.conftest import PLUGIN, Outcome, run_here, write_lines, write_shapes
 from tests.launch.processes import ALIKE, FOREIGN, LOCAL, RANDOM, Commands, commands, environment_of, tiny_on
 
 
@@ -69,11 +70,22 @@ def here(
     return run
 
 
+@pytest.fixture(scope="module")
+def alike(place: Path, tiny_there: tuple[str, ...]) -> tuple[str, ...]:
+    """The command line of ``ALIKE``, on images of which three cannot be read and one has no caption."""
+    folder = write_shapes(place / "uneven")
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines[1:6:2]:
+        (folder / line["image"]).write_bytes((folder / line["image"]).read_bytes()[:60])
+    write_lines(folder, [{"image": lines[0]["image"], "captions": []}, *lines[1:]])
+    return (*tiny_there, *ALIKE, f"data.train.folder={folder}")
+
+
 @pytest.fixture
-def straight_alone(here: Callable[..., Outcome], tiny_there: tuple[str, ...], folder_of: Callable[[str], Path]) -> Path:
+def straight_alone(here: Callable[..., Outcome], alike: tuple[str, ...], folder_of: Callable[[str], Path]) -> Path:
     """The folder of ``ALIKE`` by a single process that nothing happened to, trained once."""
     folder = folder_of("straight_alone")
     if not folder.exists():
-        outcome = here(*tiny_there, *ALIKE, "name=straight_alone")
+        outcome = here(*alike, "name=straight_alone")
         assert (outcome.status, outcome.err) == (0, ""), outcome
     return folder

@@ -22,6 +22,7 @@ RANDOM = (*FAULTY, "transform=augment", "decoder.dropout=0.1", "train.ema_decay=
 RANDOM = (*RANDOM, "train.save_every=2")
 """A run with all kinds of randomness and state in it, and faults to order; an epoch has 2 steps."""
 ALIKE = (*FAULTY, "train.steps=6", "train.save_every=2", "train.ema_decay=0.9", "train.eval_every=3")
+ALIKE = (*ALIKE, "train.diagnose_every=2")
 """One without dropout, whose draws are a rank's own: any number of ranks trains the same run."""
 FOREIGN = ("HYDRA", "SLURM", "MMLM", "OWN_FAULT")
 """How variables begin that commands must not find in the environment of the tests."""

@@ -6,7 +6,7 @@ import pytest
 
 from mmlm import evaluate, export
 from mmlm.core.errors import STOPPED
-from tests.launch.processes import ALIKE, LOCAL, RANDOM, commands
+from tests.launch.processes import LOCAL, RANDOM, commands
 from tests.launch.test_local import close
 from tests.run.test_resume import assert_same_runs, rows
 
@@ -16,10 +16,10 @@ FSDP = ("parallel=fsdp", *LOCAL)
 
 
 @pytest.fixture(scope="module")
-def stopped(place, tiny_there, folder_of):
+def stopped(place, alike, folder_of):
     """A run of ``ALIKE`` that two ranks stopped at step 4."""
     with commands(place) as started:
-        settings = (*tiny_there, *ALIKE, *FSDP, "name=fsdp_stopped")
+        settings = (*alike, *FSDP, "name=fsdp_stopped")
         outcome = started.run("mmlm.train", *settings, fault="parent-SIGTERM:0:3")
     assert (outcome.status, outcome.err) == (STOPPED, ""), outcome
     return folder_of("fsdp_stopped")
@@ -37,10 +37,10 @@ def test_stopped_and_resumed_it_is_never_stopped(ordered, here, tiny_there, fold
 
 
 @pytest.mark.parametrize("then", [(), ("parallel=ddp", *LOCAL)])
-def test_a_single_process_and_ddp_go_on_with_it(here, stopped, straight_alone, tiny_there, folder_of, then):
+def test_a_single_process_and_ddp_go_on_with_it(here, stopped, straight_alone, alike, folder_of, then):
     name = "fsdp_then_ddp" if then else "fsdp_then_alone"
     shutil.copytree(stopped.parent, folder_of(name).parent)
-    resumed = here(*tiny_there, *ALIKE, *then, f"name={name}")
+    resumed = here(*alike, *then, f"name={name}")
     assert (resumed.status, resumed.err) == (0, ""), resumed
     assert "resumed at step 4" in resumed.out
     close(folder_of(name), straight_alone)

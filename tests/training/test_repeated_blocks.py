@@ -218,7 +218,10 @@ def test_a_compiled_training_step_is_the_same_at_any_length(activation_checkpoin
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @BY_DYNAMO
 def test_really_compiled_blocks_compute_the_same():
-    """With dropout: compiled passes draw torch's own random numbers. And computed again in the backward pass."""
+    """With dropout: compiled passes draw torch's own random numbers. And computed again in the backward pass.
+
+    And differentiated before it, as a diagnosis does, which leaves what the backward pass needs.
+    """
     torch._dynamo.reset()
     tokens, lengths = torch.randint(1, 9, (3, 6), generator=torch.Generator().manual_seed(0)), torch.tensor([6, 2, 4])
     found = []
@@ -234,7 +237,9 @@ def test_really_compiled_blocks_compute_the_same():
         assert list(tower.state_dict()) == names
         torch.manual_seed(1)
         loss = (tower(tokens, lengths) * torch.arange(24.0).view(3, 8).sin()).sum()
+        before = torch.autograd.grad(loss, list(tower.parameters()), retain_graph=True)
         loss.backward()
         found.append({"loss": loss.detach()} | {name: p.grad for name, p in tower.named_parameters()})
+        assert all(torch.equal(p.grad, gradient) for p, gradient in zip(tower.parameters(), before, strict=True))
     close(found[1], found[0])
     close(found[2], found[0])

@@ -24,7 +24,7 @@ from mmlm.model.decoders.language_model import (
     makes_attention_explicit,
 )
 from mmlm.model.hugging_face_loading import fit_vocabulary
-from mmlm.model.packing import at_least_one, rows_of
+from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Fusion, TextStates
 
 
@@ -149,11 +149,9 @@ class HuggingFaceDecoder(nn.Module):
     def text(self, tokens: Tensor, lengths: Tensor) -> TextStates:
         """See ``Decoder``. A pass of the LM without any image; the pooled vector is the state at the end token."""
         self._check_length(tokens.shape[1])
-        count = len(tokens)
-        tokens, lengths = at_least_one(tokens), at_least_one(lengths, 1)
         states = self._run(self._embed(tokens))
         pooled = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return TextStates(states[:count], pooled[:count])
+        return TextStates(states, pooled)
 
     def hidden(
         self,
@@ -165,10 +163,7 @@ class HuggingFaceDecoder(nn.Module):
         record: AttentionRecord | None = None,
     ) -> Tensor:
         """See ``Decoder``. ``text`` is not used, since the image changes the LM's layers from the first one on."""
-        # The caption that ``at_least_one`` adds to an empty batch has one token, which predicts nothing: the result
-        # still has no row.
-        tokens, lengths = at_least_one(tokens), at_least_one(lengths, 1)
-        image_index, inputs = at_least_one(image_index, TEXT_ONLY), tokens[:, :-1]
+        inputs = tokens[:, :-1]
         self._check_length(inputs.shape[1])
         if self.fusion == "prefix":
             return self._hidden_after_prefix(inputs, lengths - 1, memory, image_index, record)

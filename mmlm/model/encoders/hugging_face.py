@@ -31,7 +31,6 @@ from mmlm.model.hugging_face_loading import (
     random_model,
     saved_config,
 )
-from mmlm.model.packing import at_least_one
 from mmlm.model.protocols import EncoderOutput
 
 _CLIP = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
@@ -127,8 +126,7 @@ class HuggingFaceVision(nn.Module):
 
     def forward(self, images: Tensor) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the model's own mean and deviation."""
-        pixels = self.normalize(at_least_one(images))
-        tokens = self.tower(pixel_values=pixels).last_hidden_state[: len(images)]
+        tokens = self.tower(pixel_values=self.normalize(images)).last_hidden_state
         if self._late_norm is not None:
             tokens = self.tower.get_submodule(self._late_norm)(tokens)
         return self.readout(tokens)

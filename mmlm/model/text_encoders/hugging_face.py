@@ -22,7 +22,7 @@ from mmlm.model.hugging_face_loading import (
     random_model,
     saved_config,
 )
-from mmlm.model.packing import Layout, at_least_one
+from mmlm.model.packing import Layout
 from mmlm.model.protocols import OPEN_CLIP
 from mmlm.model.text_encoders.pooling import Pool, pooled
 
@@ -83,13 +83,11 @@ class HuggingFaceText(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float[C, D], after the last norm."""
-        count = len(tokens)
-        tokens, lengths = at_least_one(tokens), at_least_one(lengths, 1)
         real = Layout.mask(lengths, tokens.shape[1])
         # Padding gets the encoder's own padding id, since RoBERTa computes positions from where that id stands.
         tokens = tokens.masked_fill(~real, self.text_model.config.pad_token_id or 0)
         states = self.text_model(input_ids=tokens, attention_mask=real.long()).last_hidden_state
-        return pooled(states, lengths, self.pool)[:count]
+        return pooled(states, lengths, self.pool)
 
 
 # Configs

@@ -190,13 +190,6 @@ def test_text_only_captions_are_the_lm_alone_and_disturb_no_other(architecture, 
 
 
 @pytest.mark.parametrize(("architecture", "fusion"), KINDS)
-def test_a_batch_of_text_alone_needs_no_image(architecture, fusion):
-    decoder, index = make_decoder(architecture, fusion), torch.full_like(IMAGE_INDEX, TEXT_ONLY)
-    without = hidden_of(decoder, memory=make_memory(0), image_index=index)
-    torch.testing.assert_close(without, hidden_of(decoder, image_index=index), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(("architecture", "fusion"), KINDS)
 def test_text_is_the_lm_alone_and_pooled_at_the_end_token(architecture, fusion):
     decoder, tokens = make_decoder(architecture, fusion), make_tokens()
     hidden_of(decoder, tokens)

@@ -141,8 +141,6 @@ def test_text_only_captions_read_no_image_and_are_what_text_makes_of_them(cell):
     torch.testing.assert_close(hidden[~text_only & (IMAGE_INDEX >= 0)], padded(hidden_of(decoder))[[0, 2]])
     hidden[text_only].square().sum().backward()
     assert memory.grad.abs().max() == 0
-    alone = hidden_of(decoder, tokens, memory=make_memory(0), image_index=torch.full_like(index, TEXT_ONLY))
-    torch.testing.assert_close(padded(alone)[text_only], hidden[text_only], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -223,14 +221,6 @@ def test_gradients_reach_every_parameter_and_the_memory(cell, attention, gated, 
     (hidden_of(decoder, memory=memory) @ decoder.head_weight.T).square().sum().backward()
     for name, tensor in [*decoder.named_parameters(), ("memory", memory)]:
         assert tensor.grad.abs().max() > 0, name
-
-
-def test_a_batch_without_captions_gives_nothing():
-    decoder = make_decoder()
-    none = torch.zeros(0, dtype=torch.int64)
-    assert decoder.text(none.view(0, T), none).pooled.shape == (0, WIDTH)
-    assert decoder.hidden(none.view(0, T), none, make_memory(), none).shape == (0, WIDTH)
-    assert decoder.hidden(none.view(0, T), none, make_memory(0), none, record=AttentionRecord()).shape == (0, WIDTH)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -203,18 +203,6 @@ def test_text_only_captions_see_no_image_and_disturb_no_other(fusion, positions,
     assert all(p.grad.isfinite().all() for p in decoder.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(("fusion", "positions"), KINDS)
-def test_a_batch_of_text_alone_needs_no_image(fusion, positions):
-    decoder, tokens = make_decoder(fusion, positions), make_tokens()
-    index = torch.full_like(IMAGE_INDEX, TEXT_ONLY)
-    memory = make_memory(0).requires_grad_()
-    without = hidden_of(decoder, tokens, memory=memory, image_index=index)
-    beside = hidden_of(decoder, tokens, memory=make_memory(), image_index=index)
-    torch.testing.assert_close(without, beside, rtol=1e-12, atol=1e-12)
-    without.square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in decoder.parameters() if p.grad is not None)
-
-
 CHUNKS = {"one by one": [1] * T, "all at once": [T], "in chunks": [3, 1, 4], "start alone": [1, 5, 2]}
 
 

@@ -104,12 +104,6 @@ def test_order_of_tokens_matters():
         assert (one - other).abs().max() > 1e-4, positions
 
 
-def test_no_texts_give_no_vectors():
-    none = torch.zeros(0, dtype=torch.int64)
-    for attention, pool, positions in KINDS:
-        assert make_encoder(attention, pool, positions)(none.view(0, T), none).shape == (0, WIDTH)
-
-
 def test_dropout_acts_in_training_only():
     encoder, tokens = make_encoder(dropout=0.5), make_tokens()
     torch.manual_seed(0)
