@@ -64,6 +64,7 @@ BROKEN = {
         "MeanOfBatches": (r"the size of the batches", r"'length' is \S+ in batches of 5 .*; collect sums"),
         "YieldsNan": (r"finite numbers", r"'share' is nan; yield a float"),
         "ReadsPixels": (r"2 and 3 ranks yield", r"'brightness' is .* on rank \d of 2 .*over_batches"),
+        "RequiresTooLittle": (r"requires no more than", r"fails on a split with an image without .*; leave out what"),
         "DrawsAnew": (r"a second time it yields the same", r"'some' is .*; draw with a generator of a fixed seed"),
     },
     "optim": {
