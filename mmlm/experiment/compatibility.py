@@ -18,6 +18,8 @@ from mmlm.experiment.build import (
     build_objective,
     build_optim,
     build_parallel,
+    build_schedule,
+    build_transform,
     sizes_with_teacher,
 )
 from mmlm.experiment.config import Config
@@ -42,6 +44,9 @@ def check_compatible(config: Config) -> None:
     or anything real is built. Each part makes one pass too, to see that it keeps its protocol (``contract.py``). Raises
     UserError.
     """
+    # Parts that need no data are made once, for what they refuse.
+    build_transform(config)
+    build_schedule(config)
     check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)
     objective = build_objective(config)
     plan = build_freeze(config)
