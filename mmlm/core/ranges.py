@@ -51,9 +51,10 @@ _LARGEST_RATIO = 1000
 
 def check_ratio(name: str, ratio: float, width: int) -> None:
     """ArgumentError unless ``ratio`` gives a feed-forward layer over ``width`` inputs a hidden unit at least."""
-    if not 0 < ratio <= _LARGEST_RATIO or int(width * ratio) < 1:
-        rule = "leaves no hidden units" if ratio <= _LARGEST_RATIO else "is no ratio"
-        raise ArgumentError(f"{name}: {ratio} {rule}; use one above 0 and at most {_LARGEST_RATIO}, such as 4.0")
+    if not ratio <= _LARGEST_RATIO:
+        raise ArgumentError(f"{name}: {ratio} must be above 0 and at most {_LARGEST_RATIO}, such as 4.0")
+    if ratio <= 0 or int(width * ratio) < 1:
+        raise ArgumentError(f"{name}: {ratio} leaves no hidden units; use one above 0, such as 4.0")
 
 
 _COUNT = re.compile(r"(size|dim|dims|width|depth|depths|heads|layer|layers|stride|embd|positions|embeddings)s?$")

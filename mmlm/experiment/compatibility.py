@@ -11,6 +11,7 @@ from mmlm.core.views import CAPTION, PatchView, TextView
 from mmlm.data.tokenizers.hugging_face import HuggingFace
 from mmlm.data.tokenizers.open_clip import OpenClip
 from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.requires import Requires, Requiring
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,
@@ -72,6 +73,11 @@ def check_evaluators(evaluators: Mapping[str, Evaluator], has_decoder: bool) -> 
             raise UserError(
                 f"evaluators.{name}: {type(evaluator).__name__} is no evaluator; it has to be called with a split, and "
                 "to have needs_decoder and figures (mmlm/evaluation/evaluators.py)"
+            )
+        if isinstance(evaluator, Requiring) and not isinstance(evaluator.requires, Requires):
+            raise UserError(
+                f"evaluators.{name}: its requires is a {type(evaluator.requires).__name__}; make it a Requires "
+                "(mmlm/evaluation/requires.py)"
             )
         if evaluator.needs_decoder and not has_decoder:
             raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")

@@ -123,6 +123,9 @@ def check_settings(settings: Mapping[str, object], config: PreTrainedConfig, sup
     heads, groups = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         raise ArgumentError(f"settings.num_key_value_heads: {groups} does not divide num_attention_heads={heads}")
+    head_width = settings.get("head_dim")
+    if isinstance(head_width, int) and head_width % 2:
+        raise ArgumentError(f"settings.head_dim: {head_width} must be even, for rotary positions")
 
 
 # Models

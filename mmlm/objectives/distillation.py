@@ -14,7 +14,7 @@ from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.precision import at_least_float32
-from mmlm.core.ranges import check_counts, check_positive
+from mmlm.core.ranges import check_positive
 from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.objectives.objective import Comparison, Objective, required
 from mmlm.objectives.shared.keys import Keys
@@ -98,7 +98,7 @@ class AffinityDistillation(Comparison):
     def __init__(self, temperature: float = 0.05, chunk_size: int = 1024) -> None:
         super().__init__()
         check_positive("temperature", temperature)
-        check_counts({"chunk_size": chunk_size})
+        check_positive("chunk_size", chunk_size)
         self.temperature, self.chunk_size = temperature, chunk_size
 
     def compare_with_teacher(self, embedded: ModelOutput, keys: Keys) -> Loss:
@@ -151,7 +151,7 @@ class CaptionDistillation(Objective):
     def __init__(self, temperature: float = 2.0, chunk_size: int = 1024) -> None:
         super().__init__()
         check_positive("temperature", temperature)
-        check_counts({"chunk_size": chunk_size})
+        check_positive("chunk_size", chunk_size)
         self.temperature, self.chunk_size = temperature, chunk_size
 
     def connect(self, sizes: ModelSizes) -> None:

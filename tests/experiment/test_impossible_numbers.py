@@ -106,8 +106,8 @@ def problem(cfg: DictConfig, key: str, value: float, check: Callable[[DictConfig
     try:
         check(changed)
     except UserError as error:
-        said, parent, name = str(error), *key.rpartition(".")[::2]
-        parent = parent.rpartition(".")[0] if name.isdigit() else parent
+        said = str(error)
+        parent, _, name = key.rstrip("0123456789").rstrip(".").rpartition(".")  # of a number in a list: the list
         if "\n" in said:
             return f"{key}={value}: several lines: {said}"
         names_it = name in said or said.startswith((f"{parent}:", f"{parent}."))
@@ -161,8 +161,8 @@ def test_rules_in_words():
         (lambda: check_positive("rate", math.nan), "rate: nan must be above 0"),
         (lambda: check_heads(0, 2), "width: 0 must be at least 1"),
         (lambda: check_heads(8, 3), "num_heads: 3 does not divide the width 8; choose one that does"),
-        (lambda: check_ratio("mlp_ratio", 0.0, 8), "mlp_ratio: 0.0 leaves no hidden units; use one above 0 and at "),
-        (lambda: check_ratio("mlp_ratio", math.nan, 8), "mlp_ratio: nan is no ratio"),
+        (lambda: check_ratio("mlp_ratio", 0.0, 8), "mlp_ratio: 0.0 leaves no hidden units; use one above 0, "),
+        (lambda: check_ratio("mlp_ratio", math.nan, 8), "mlp_ratio: nan must be above 0 and at most 1000"),
         (lambda: check_ratio("mlp_ratio", 0.1, 8), "mlp_ratio: 0.1 leaves no hidden units"),
         (lambda: check_library_settings({"n_layer": 0}, {}), "settings.n_layer: 0 must be at least 1"),
         (lambda: check_library_settings({"dims": [8, 0]}, {}), "settings.dims: 0 must be at least 1"),

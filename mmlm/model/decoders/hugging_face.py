@@ -134,6 +134,8 @@ class HuggingFaceDecoder(nn.Module):
             raise ArgumentError(f"cross_every: {every} must lie between 1 and the LM's {len(layers)} layers")
         if heads < 1 or config.hidden_size % heads:
             raise ArgumentError(f"cross_heads: {heads} does not divide the LM's width {config.hidden_size}")
+        if mlp_ratio <= 0:
+            raise ArgumentError(f"cross_mlp_ratio: {mlp_ratio} must be above 0, such as 4")
         check_ratio("cross_mlp_ratio", mlp_ratio, config.hidden_size)
         for number, layer in enumerate(layers[every - 1 :: every]):
             with keyed_start(f"gated_blocks.{number}"):

@@ -122,7 +122,8 @@ class TimmVit(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
-        check_counts({"width": width, "depth": depth, "num_heads": num_heads})
+        check_counts({"width": width, "num_heads": num_heads})
+        check_counts({"depth": depth}, least=0)
         sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads}
         sizes = {key: value for key, value in sizes.items() if value is not None}
         if stem not in ("patch", "convolution"):
