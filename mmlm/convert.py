@@ -108,6 +108,13 @@ def import_weights(file: Path, model: str, folder: Path) -> None:
     # Clamped as the objective clamps it; the outer max is needed since exp(-ln 100) may come out a little below 0.01.
     temperature = max(math.exp(-min(max(scale.item(), 0.0), math.log(100))), 0.01)
     config = _composed(experiment, settings | {TEMPERATURE_KEY: f"{temperature:.8g}"})
+    # The bridge of a CLIP is ours, and so is the number of its heads.
+    width, heads = config.model.width, int(config.bridge["num_heads"])
+    if width % heads:
+        raise UserError(
+            f"model: text_cfg.width={width} has to be a multiple of {heads}, the heads of the bridge to the captioning "
+            f"decoder that experiment={experiment} adds (bridge.num_heads)"
+        )
     own = _with_clip(config, weights) if experiment == CLIP else coca_from_open_clip(weights, _shapes(config))
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{name}": tensor for name, tensor in own.items()} | {SCALE_KEY: scale}

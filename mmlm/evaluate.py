@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_config import evaluators_of
@@ -9,12 +10,15 @@ from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, declared, in_order
 from mmlm.core.precision import Precision
+from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
+from mmlm.evaluation.requires import SplitFindings
 from mmlm.experiment.build import build_evaluators, build_splits
 from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_text, parse_config
 from mmlm.experiment.device import choose_device
+from mmlm.experiment.experiment import find_splits
 from mmlm.experiment.saved_run import load_run
 from mmlm.record.console import Console
 from mmlm.record.environment import precision_of_run
@@ -55,21 +59,23 @@ def main(argv: list[str]) -> int:
     check_evaluators(evaluators, run.model.decoder is not None)
     precision = settings.precision or precision_of_run(config.train.precision, run.folder, device)
     chosen = _choose(config, settings.splits)
-    splits = {
-        name: batches
-        for group in ("validation", "test")
-        for name, batches in build_splits(
-            config,
-            run.tokenizer,
-            {k: v for k, v in getattr(config.data, group).items() if k in chosen},
-            f"data.{group}",
-        ).items()
-    }
+    splits: dict[str, EvaluationBatches] = {}
+    findings: list[SplitFindings] = []
+    for group in ("validation", "test"):
+        nodes = {name: node for name, node in getattr(config.data, group).items() if name in chosen}
+        of_group = build_splits(config, run.tokenizer, nodes, f"data.{group}")
+        findings.append(find_splits(of_group, f"data.{group}", run.tokenizer, evaluators).accepted())
+        splits |= of_group
+    console = Console()
+    for line in chain.from_iterable(found.lines for found in findings):
+        console.line(line)
     figures = evaluation_figures(evaluators)
     record_figures(run.folder, RunFigures(evaluation=figures))
-    evaluation = Evaluation.of(run, evaluators, config.data.max_tokens, device, precision)
+    without = {split: names for found in findings for split, names in found.without.items()}
+    evaluation = Evaluation.of(
+        run, evaluators, config.data.max_tokens, device, precision, without=without, tell=console.line
+    )
     scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
-    console = Console()
     console.line(f"{run.folder} at step {run.step}")
     for name, batches in splits.items():
         if batches.corrupt:

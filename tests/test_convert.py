@@ -193,6 +193,13 @@ def test_nothing_is_unpickled(files, command, tmp_path, monkeypatch):
         (None, {"multimodal_cfg": None}, "its configuration has no multimodal_cfg, so it is no CLIP or CoCa"),
         (None, {"text_cfg": {}}, "text_cfg.embed_cls=False has no counterpart in our model; it has to be True"),
         (None, {"embed_dim": None}, "embed_dim=None has to be a whole number"),
+        ("vision_cfg", {"layers": 0}, "vision_cfg.layers=0 has to be at least 1"),
+        ("vision_cfg", {"width": 20}, "vision_cfg.width=20 has to be a multiple of vision_cfg.head_width=12"),
+        ("vision_cfg", {"image_size": 20}, "vision_cfg.image_size=20 has to be a multiple of vision_cfg.patch_size=8"),
+        ("vision_cfg", {"attn_pooler_heads": 3}, "embed_dim=16 has to be a multiple of vision_cfg.attn_pooler_heads=3"),
+        ("vision_cfg", {"attn_pooler_queries": 1}, "vision_cfg.attn_pooler_queries=1 has to be at least 2"),
+        ("text_cfg", {"heads": 3}, "text_cfg.width=16 has to be a multiple of text_cfg.heads=3"),
+        ("text_cfg", {"heads": -2}, "text_cfg.heads=-2 has to be at least 1"),
     ],
 )
 def test_models_that_ours_cannot_be_are_refused(files, command, tmp_path, section, change, message):
@@ -200,6 +207,16 @@ def test_models_that_ours_cannot_be_are_refused(files, command, tmp_path, sectio
     files[1].write_text(json.dumps(changed))
     mistake = command(convert, f"from_open_clip={files[0]}", f"model={files[1]}", f"to={tmp_path / 'a'}").mistake
     assert message in mistake
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("width", [20, 28])
+def test_a_clip_whose_width_the_added_bridge_cannot_share_is_refused(files, command, tmp_path, width):
+    vision = {key: MODEL["vision_cfg"][key] for key in ("image_size", "layers", "width", "head_width", "patch_size")}
+    text = MODEL["text_cfg"] | {"width": width, "embed_cls": False}
+    files[1].write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    mistake = command(convert, f"from_open_clip={files[0]}", f"model={files[1]}", f"to={tmp_path / 'a'}").mistake
+    assert mistake.startswith(f"model: text_cfg.width={width} has to be a multiple of 8, the heads of the bridge")
     assert not (tmp_path / "a").exists()
 
 

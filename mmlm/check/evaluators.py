@@ -14,10 +14,13 @@ from mmlm.check.ranks import Ranks, RanksFailed
 from mmlm.check.report import Broken, Check, expect
 from mmlm.core.batch import Caption, Example
 from mmlm.core.figure import declared
+from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
+from mmlm.data.sources import texts_of
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.requires import Requires, SplitTexts, required_by
 from mmlm.evaluation.split import EncodedSplit, encode_split
 from mmlm.experiment.build import build_evaluators, build_model
 from mmlm.experiment.config import Config
@@ -56,9 +59,9 @@ def examples() -> _Examples:
     return made
 
 
-def encoded(config: Config, batch_size: int) -> EncodedSplit:
-    """The split, in float64; each rank has its share of the batches."""
-    source = examples()
+def encoded(config: Config, batch_size: int, source: _Examples | None = None) -> EncodedSplit:
+    """The split of ``source`` (null: of ``examples``), in float64; each rank has its share of the batches."""
+    source = examples() if source is None else source
     tokenizer = BytePair(300)
     tokenizer.fit(source.captions())
     torch.manual_seed(0)
@@ -148,6 +151,47 @@ def ranks(subject: EvaluatorUnderTest) -> None:
             _expect_equal(subject, one, f"on rank {number} of {size}", fix, 0)
 
 
+def odd_splits() -> dict[str, _Examples]:
+    """Splits that data of the wild has, by what is odd about them."""
+    usual = examples()
+    images = [example for example in usual if example.image is not None]
+    silent = replace(images[0], captions=())
+    return {
+        "an image without captions": _Examples([silent, *usual[1:]]),
+        "no text alone": _Examples(images),
+        "one image": _Examples(images[1:2]),
+        "two images": _Examples([replace(image, concept=None) for image in images[:2]]),
+        "one concept": _Examples([replace(image, concept="concept0") for image in images]),
+        "a concept in most images": _Examples(
+            [replace(image, concept="concept0" if row > 1 else None) for row, image in enumerate(images)]
+        ),
+        "one image with a caption": _Examples([images[1], *(replace(image, captions=()) for image in images[2:5])]),
+    }
+
+
+def requirements(subject: EvaluatorUnderTest) -> None:
+    """See ``CHECKS``."""
+    evaluator = build(subject.config, subject.name)
+    requires = required_by(evaluator)
+    if requires is None:
+        return
+    right = isinstance(requires, Requires)
+    expect(right, f"requires is a {type(requires).__name__}", "make it a Requires (mmlm/evaluation/requires.py)")
+    for what, source in odd_splits().items():
+        texts = SplitTexts("tiny", tuple(texts_of(source)))
+        if texts.lacking(requires) is not None:
+            continue
+        fix = "leave out what has no score, or say in requires that a split may not be so"
+        try:
+            found = dict(evaluator(encoded(subject.config, BATCH_SIZES[0], source)))
+        except Exception as error:
+            raise Broken(
+                f"it fails on a split with {what} ({type(error).__name__}: {first_line(error)})", fix
+            ) from error
+        odd = next((name for name, value in found.items() if not math.isfinite(value)), None)
+        expect(odd is None, f"'{odd}' is {found.get(odd or '')} for a split with {what}", fix)
+
+
 def _expect_equal(subject: EvaluatorUnderTest, found: Mapping[str, float], what: str, fix: str, most: float) -> None:
     wanted = dict(subject.yielded)
     names = found.keys() ^ wanted.keys()
@@ -161,6 +205,7 @@ CHECKS: tuple[Check[EvaluatorUnderTest], ...] = (
     Check("it yields finite numbers, each under a name of its own, and shares of at most 1", values),
     Check("a second time it yields the same", repeatable),
     Check("the size of the batches changes no value", batch_sizes),
+    Check("a split of which it requires no more than there is has finite scores", requirements),
     Check("2 and 3 ranks yield what one process yields, on every rank", ranks),
 )
 """The rules of an evaluator."""

@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 
 from mmlm.check.report import Check, expect
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import CorruptImage
-from mmlm.data.sources import Source, read_example
+from mmlm.data.sources import ListsTexts, Source, read_example
 
 READ = 24
 """Number of examples that are read, spread over the source."""
@@ -122,6 +122,18 @@ def captions(subject: SourceUnderTest) -> None:
         expect(left is None, "captions() goes on after the last example", "yield the captions of the examples only")
 
 
+def texts(subject: SourceUnderTest) -> None:
+    """See ``CHECKS``."""
+    if not isinstance(subject.source, ListsTexts):
+        return
+    fix = "yield id, captions, concept and whether there is an image of every example, in their order"
+    listed = list(subject.source.texts())
+    expect(len(listed) == len(subject.source), f"texts() lists {len(listed)} examples", fix)
+    for row, example in subject.examples.items():
+        wanted = ExampleTexts(example.id, example.captions, example.concept, example.image is not None)
+        expect(listed[row] == wanted, f"texts() gives {listed[row]} for example {row}, '{example.id}'", fix)
+
+
 def _texts(found: Iterable[Caption]) -> str:
     return ", ".join(repr(caption.text) for caption in itertools.islice(found, 2)) or "nothing"
 
@@ -154,6 +166,7 @@ CHECKS: tuple[Check[SourceUnderTest], ...] = (
     Check("the same number gives the same example, in whatever order they are read", read_twice),
     Check("different examples have different ids", ids),
     Check("captions() lists the captions of all examples in order", captions),
+    Check("texts() lists all examples without their pixels, in order", texts),
     Check("a pickled copy, which a data worker gets, has the same examples", pickled),
     Check("opened a second time it has the same examples", opened_twice),
 )

@@ -38,6 +38,17 @@ class Example:
 
 
 @dataclass(frozen=True)
+class ExampleTexts:
+    """An example without its pixels: what a source knows of it without decoding an image. See ``Example``."""
+
+    id: str
+    captions: tuple[Caption, ...]
+    concept: str | None
+    has_image: bool
+    """False for text only."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch on one device; the only class that defines padding and the shift between inputs and targets.
 

@@ -52,8 +52,12 @@ def shown(value: object) -> str:
     """A value as a config writes it, cut to 60 characters."""
     if value is None:
         return "null"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return cut(str(value).lower() if isinstance(value, bool) else repr(value), 60)
+
+
+def cut(text: str, most: int) -> str:
+    """``text`` of at most ``most`` characters; one that is longer ends in three dots."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def describe(hint: object) -> str:

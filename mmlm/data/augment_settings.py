@@ -1,5 +1,6 @@
 """The augmentation of training images: each setting, what it varies, and its range."""
 
+import math
 from dataclasses import dataclass
 
 from mmlm.core.errors import ArgumentError
@@ -50,8 +51,13 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         """Raises UserError for a value outside of its range."""
-        _check("scale", self.scale, 0 < self.scale[0] <= self.scale[1], "two positive numbers, the smaller first")
-        _check("stretch", self.stretch, self.stretch >= 1, "at least 1")
+        _check(
+            "scale",
+            self.scale,
+            0 < self.scale[0] <= self.scale[1] < math.inf,
+            "two positive numbers, the smaller first",
+        )
+        _check("stretch", self.stretch, 1 <= self.stretch < math.inf, "at least 1")
         _check("shear", self.shear, 0 <= self.shear < 90, "at least 0 and below 90 degrees")
         _check("fill", self.fill, 0 <= self.fill <= 255, "between 0 and 255")
         low, high = self.erase_area

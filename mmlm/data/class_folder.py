@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.images import read_image
@@ -71,6 +71,12 @@ class ClassFolder:
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
         return (self._caption_of(file.parts[0]) for file in self._files)
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See ``ListsTexts``."""
+        for file in self._files:
+            concept = file.parts[0]
+            yield ExampleTexts(file.as_posix(), (self._caption_of(concept),), concept, True)
 
     def _caption_of(self, concept: str) -> Caption:
         return Caption(self._caption.replace(PLACE, self._words[concept]), self._language)

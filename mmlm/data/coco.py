@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.data.images import read_image
 
@@ -81,6 +81,11 @@ class CocoCaptions:
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
         return (Caption(text.as_py(), self._language) for text in self._captions.flatten())
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See ``ListsTexts``."""
+        for name, captions in zip(self._names, self._captions, strict=True):
+            yield ExampleTexts(name.as_py(), tuple(Caption(t, self._language) for t in captions.as_py()), None, True)
 
 
 def _read(file: Path) -> tuple[list[str], list[list[str]]]:

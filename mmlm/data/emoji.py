@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.data.emoji_splits import SPLITS, division_of, family_of
 from mmlm.data.images import decode_image
@@ -80,6 +80,11 @@ class Emoji:
         """Every caption of every image, in order, without decoding an image."""
         for captions in self._captions:
             yield from captions
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """Every example without its image; see ``ListsTexts``."""
+        for id, captions, concept in zip(self._ids, self._captions, self._concepts, strict=True):
+            yield ExampleTexts(id, captions, concept, True)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_decoded": {}}

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-from mmlm.core.batch import Batch, Caption, Example
+from mmlm.core.batch import Batch, Caption, Example, ExampleTexts
 from mmlm.core.errors import UserError
 from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
-from mmlm.data.sources import Source, read_example
+from mmlm.data.sources import Source, read_example, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 
@@ -28,6 +29,10 @@ class _Spaced:
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
         raise NotImplementedError("a split's captions come with its batches")
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See ``ListsTexts``."""
+        return islice(texts_of(self.source), 0, None, max(1, self.every))
 
 
 class EvaluationBatches:
@@ -64,6 +69,10 @@ class EvaluationBatches:
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
         return len(self._source)
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """Every example without its pixels, in order, without decoding an image (see ``texts_of``)."""
+        return texts_of(self._source)
 
     def sample(self) -> "EvaluationBatches":
         """One batch of its examples, evenly spaced over all of them, as a split of its own."""

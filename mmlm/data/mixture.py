@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError
 from mmlm.core.wording import did_you_mean
-from mmlm.data.sources import Source
+from mmlm.data.sources import Source, texts_of
 
 
 class Mixture:
@@ -55,3 +55,9 @@ class Mixture:
         """See :class:`mmlm.data.sources.Source`; the captions of repeated examples are repeated."""
         for _, source in self._turns:
             yield from source.captions()
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See :class:`mmlm.data.sources.ListsTexts`; repeated examples are repeated."""
+        for name, source in self._turns:
+            for example in texts_of(source):
+                yield replace(example, id=f"{name}/{example.id}")

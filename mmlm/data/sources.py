@@ -6,15 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, CorruptImage, UserError
-from mmlm.core.wording import first_line
+from mmlm.core.wording import cut, first_line
 from mmlm.data.images import decode_image, read_image
 
 
@@ -34,6 +34,32 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class ListsTexts(Protocol):
+    """A source that lists its examples without decoding an image, as all of ours do.
+
+    What evaluators need of a split is checked by this list before training.
+    """
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """Every example without its pixels, in order: those with an image that cannot be decoded too."""
+        ...
+
+
+def texts_of(source: Source) -> Iterator[ExampleTexts]:
+    """Every example of ``source`` without its pixels, in order.
+
+    A source that cannot list them is read once; images that cannot be decoded are then passed over.
+    """
+    if isinstance(source, ListsTexts):
+        yield from source.texts()
+        return
+    for index in range(len(source)):
+        example = read_example(source, index)
+        if isinstance(example, Example):
+            yield ExampleTexts(example.id, example.captions, example.concept, example.image is not None)
+
+
 def read_example(source: Source, index: int) -> Example | CorruptImage:
     """The example, or the error as a value: a corrupt image is dropped from its batch and named in it."""
     try:
@@ -47,6 +73,8 @@ class _Entry:
     """One image (or one text without an image) with all that the lines of a captions file say about it."""
 
     image: str | None
+    line: int
+    """The first line about it, from 1."""
     captions: list[Caption] = field(default_factory=list)
     concept: str | None = None
 
@@ -82,7 +110,7 @@ class ImageFolder:
             raise UserError(f"{path}: has no line; write one for each image")
         self._ids = list(entries)
         self._entries = list(entries.values())
-        self._check_images()
+        self._check_images(path)
 
     def __len__(self) -> int:
         """Number of images (and texts without one)."""
@@ -99,14 +127,30 @@ class ImageFolder:
         for entry in self._entries:
             yield from entry.captions
 
-    def _check_images(self) -> None:
-        named = [entry.image for entry in self._entries if entry.image is not None]
-        missing = [image for image in named if not (self._folder / image).is_file()]
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See :class:`ListsTexts`."""
+        for id, entry in zip(self._ids, self._entries, strict=True):
+            yield ExampleTexts(id, tuple(entry.captions), entry.concept, entry.image is not None)
+
+    def _check_images(self, captions: Path) -> None:
+        named = [entry for entry in self._entries if entry.image is not None]
+        missing = [entry for entry in named if not _is_file(self._folder / str(entry.image))]
         if missing:
+            first = missing[0]
             count = f"{len(missing)} of {len(named)} images are missing"
+            name = cut(f"{self._folder / str(first.image)}", 200)
             raise UserError(
-                f"{self._folder / missing[0]}: there is no such file ({count}); add them or remove their lines"
+                f"{name}: there is no such file ({count}), first in line {first.line} of {captions.name}; add them or "
+                "remove their lines"
             )
+
+
+def _is_file(path: Path) -> bool:
+    """False also for what cannot be the name of a file: one that is too long (a caption, say), or with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) -> None:
@@ -131,7 +175,7 @@ def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) ->
         if not isinstance(fields.get(key), str | None):
             raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
     image, concept = fields["image"], fields.get("concept")
-    entry = entries.setdefault(f"line {number}" if image is None else image, _Entry(image, concept=concept))
+    entry = entries.setdefault(f"line {number}" if image is None else image, _Entry(image, number, concept=concept))
     if entry.concept != concept:
         raise UserError(
             f"{where}: gives {image} the concept {concept!r}, an earlier line {entry.concept!r}; choose one"
@@ -189,15 +233,13 @@ class ParquetTable:
     def __getitem__(self, index: int) -> Example:
         """See :class:`Source`."""
         number, row = self._rows[index]
-        path = self._paths[number]
-        id = f"{path.name}/{row}" if self._ids is None else str(self._ids[number][row].as_py())
-        concept = None if self._concepts is None else self._concepts[number][row].as_py()
+        id = self._id(number, row)
         image = self._images[number][row].as_py()
         return Example(
             id=id,
-            image=None if image is None else _decode_cell(image, id, path.parent),
+            image=None if image is None else _decode_cell(image, id, self._paths[number].parent),
             captions=tuple(self._row_captions(self._captions[number][row].as_py())),
-            concept=None if concept is None else str(concept),
+            concept=self._concept(number, row),
         )
 
     def captions(self) -> Iterator[Caption]:
@@ -205,6 +247,21 @@ class ParquetTable:
         for column in self._captions:
             for value in column.to_pylist():
                 yield from self._row_captions(value)
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See :class:`ListsTexts`."""
+        for number, row in self._rows:
+            captions = tuple(self._row_captions(self._captions[number][row].as_py()))
+            yield ExampleTexts(
+                self._id(number, row), captions, self._concept(number, row), self._images[number][row].is_valid
+            )
+
+    def _id(self, number: int, row: int) -> str:
+        return f"{self._paths[number].name}/{row}" if self._ids is None else str(self._ids[number][row].as_py())
+
+    def _concept(self, number: int, row: int) -> str | None:
+        concept = None if self._concepts is None else self._concepts[number][row].as_py()
+        return None if concept is None else str(concept)
 
     def _row_captions(self, value: str | list[str | None] | None) -> Iterator[Caption]:
         texts = value if isinstance(value, list) else [value]

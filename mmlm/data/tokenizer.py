@@ -89,6 +89,21 @@ def same_tokens(one: Tokenizer, other: Tokenizer, captions: Iterable[Caption]) -
     return True
 
 
+_COUNTED = 10_000
+"""Number of first captions that ``describe_cut`` counts among: a second of work."""
+
+
+def describe_cut(tokenizer: Tokenizer, captions: Iterable[Caption], max_tokens: int) -> str | None:
+    """How many of the first captions have more than ``max_tokens`` tokens, in words; None if none has."""
+    some = list(itertools.islice(captions, _COUNTED + 1))
+    counted = some[:_COUNTED]
+    longer = [c for c in counted if len(tokenizer.encode(c.text, c.language, max_tokens + 1)) > max_tokens]
+    if not longer:
+        return None
+    of = f"the first {len(counted):,}" if len(some) > len(counted) else f"{len(counted):,}"
+    return f"{len(longer):,} of {of} captions are longer than data.max_tokens={max_tokens} and lose their tail"
+
+
 def frame(start: int, ids: list[int], end: int, max_tokens: int) -> list[int]:
     """Start, as many of ``ids`` as fit, end."""
     if max_tokens < 2:

@@ -6,17 +6,21 @@ results.
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 
-from mmlm.core.distributed import gather_objects, gather_results, rank
+from mmlm.core.distributed import gather_objects, gather_results, rank, world_size
+from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.core.precision import Precision, computing
+from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
@@ -54,6 +58,15 @@ def evaluation_figures(evaluators: Mapping[str, Evaluator]) -> dict[str, Figure]
     }
 
 
+def evaluator_of(name: str, evaluators: Mapping[str, Evaluator]) -> str | None:
+    """The evaluator whose value has the name ``name`` among ``Evaluation.scores``; None if none of them claims it."""
+    for key, evaluator in evaluators.items():
+        prefix = _prefix(key)
+        if (prefix and name.startswith(prefix)) or name in evaluation_figures({key: evaluator}):
+            return key
+    return None
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Evaluators with a model, and the precision and device to compute on. The caller puts the model in eval mode."""
@@ -67,6 +80,10 @@ class Evaluation:
     """Makes the context to compute in: autocast to the run's precision."""
     tick: Callable[[str], None] = no_tick
     """Called before each batch that this rank works on, with what it does ("evaluating validation, batch 3 of 12")."""
+    without: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By split: the evaluators that are left out of it (``requires.find_lacking``)."""
+    tell: Callable[[str], None] = no_tick
+    """Tells the user, on every rank, of an evaluator that could not score a split."""
 
     @classmethod
     def of(
@@ -77,10 +94,12 @@ class Evaluation:
         device: torch.device,
         precision: Precision,
         tick: Callable[[str], None] = no_tick,
+        without: Mapping[str, Collection[str]] = MappingProxyType({}),
+        tell: Callable[[str], None] = no_tick,
     ) -> "Evaluation":
         """The evaluation of an experiment or a run, in ``precision`` on ``device``."""
         context = functools.partial(computing, device, precision)
-        return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick)
+        return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick, without, tell)
 
     def encode(self, name: str, batches: EvaluationBatches) -> EncodedSplit:
         """The split ``name``, encoded for all evaluators; sets ``batches.corrupt`` to the images that were left out."""
@@ -90,14 +109,32 @@ class Evaluation:
         return split
 
     def scores(self, split: EncodedSplit) -> dict[str, float]:
-        """The values of one split by ``evaluator/name``; retrieval's names have no prefix (``image_to_text/R@1``)."""
+        """The values of one split by ``evaluator/name``; retrieval's names have no prefix (``image_to_text/R@1``).
+
+        An evaluator that cannot score the split costs its own values only, and is told of in one line.
+        """
         values: dict[str, float] = {}
-        with self.computing():
-            for name, evaluator in self.evaluators.items():
-                values |= {f"{_prefix(name)}{key}": value for key, value in evaluator(split)}
+        for name in self.evaluators:
+            if name in self.without.get(split.name, ()):
+                continue
+            try:
+                found = self.values_of(name, split)
+                json.dumps(found)  # a value that could not be written would take those of the others with it
+                values |= found
+            except Exception as error:
+                # An error that another rank has not met would leave the ranks out of step; the contract of evaluators
+                # promises that for mistakes of the data only.
+                if world_size() > 1 and not isinstance(error, UserError):
+                    raise
+                self.tell(f"{split.name}: no scores of evaluators.{name}: {_told(error)}")
         # All ranks take rank 0's values: on unlike hardware they could differ in the last bit, and then the ranks would
         # disagree about which checkpoint is the best.
         return gather_objects(values)[0]
+
+    def values_of(self, name: str, split: EncodedSplit) -> dict[str, float]:
+        """The values of one evaluator, by the names of ``scores``. Raises what the evaluator raises."""
+        with self.computing():
+            return {f"{_prefix(name)}{key}": value for key, value in self.evaluators[name](split)}
 
     def all_scores(self, splits: Mapping[str, EvaluationBatches]) -> dict[str, float]:
         """The values of every split, by ``split/evaluator/name``."""
@@ -135,6 +172,22 @@ class Evaluation:
 
         gather_results(merge)
         return scores
+
+
+def _told(error: Exception) -> str:
+    """An error of an evaluator in one line: of a bug, the kind and the place too."""
+    return (
+        str(error)
+        if isinstance(error, UserError)
+        else f"{type(error).__name__}: {first_line(error)} ({place_of(error)})"
+    )
+
+
+def place_of(error: Exception) -> str:
+    """``FILE, line N``: the innermost line of an error that stands outside of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or list(frames)
+    return f"{own[-1].filename}, line {own[-1].lineno}"
 
 
 def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.evaluation import caption_scores, image_use, retrieval
 from mmlm.evaluation.caption_scores import score_captions
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
+from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.retrieval import score_retrieval
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
@@ -31,21 +33,30 @@ class Evaluator(Protocol):
     figures: Mapping[str, Figure]
     """What the yielded names are: where and how the report, the console and comparisons show their values. A name that
     is not declared here is shown under its own name."""
+    # An evaluator may also have ``requires: Requires`` (mmlm/evaluation/requires.py): what it needs of a split, checked
+    # by the split's texts before the first step. Without it, a split that it cannot score is found when it is called.
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields named values of ``split``."""
+        """Yields named values of ``split``. Raises UserError for a split that it cannot score."""
         ...
 
 
 class Retrieval:
-    """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts."""
+    """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts.
+
+    Images that no text belongs to, and texts that belong to no image, are left out: as queries and as candidates.
+    """
 
     needs_decoder = False
+    # Among images of one concept every text is right.
+    requires = Requires(by_concept=True, concepts=2)
     figures: Mapping[str, Figure] = retrieval.FIGURES
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``image_to_text/R@1`` and so on, shares in [0, 1]."""
-        gallery = split.gallery
+        gallery = split.gallery.paired()
+        if not len(gallery.pairs):
+            raise UserError(f"no image of the split '{split.name}' has a caption to be found by")
         yield from score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs).items()
 
 
@@ -53,6 +64,7 @@ class CaptionLoss:
     """Teacher-forced cross-entropy of the reference captions, nats a token, every token weighing the same."""
 
     needs_decoder = True
+    requires = Requires(text_alone=True)
     figures: Mapping[str, Figure] = {
         "captioning": Figure(
             "caption loss",
@@ -66,6 +78,8 @@ class CaptionLoss:
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``captioning``."""
         tokens = split.lengths - 1
+        if not len(tokens):
+            raise UserError(f"the split '{split.name}' has no caption")
         yield "captioning", float((caption_losses(split, None) * tokens).sum() / tokens.sum())
 
 
@@ -82,9 +96,10 @@ class CaptionQuality:
 
     def __init__(self, language: str | None = None) -> None:
         self.language = language
+        self.requires = Requires(language, own_texts=True)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields the scores over the images that have a reference in the language."""
+        """Yields the scores over the images that have a reference in the language. Raises UserError without one."""
         generated = generate_captions(split, self.language)
         candidates, references = [], []
         for caption, texts in zip(generated, split.references, strict=True):
@@ -92,6 +107,9 @@ class CaptionQuality:
             if wanted:
                 candidates.append(caption)
                 references.append(wanted)
+        if not references:
+            which = "" if self.language is None else f" in '{self.language}'"
+            raise UserError(f"no image of the split '{split.name}' has a caption{which}")
         yield from score_captions(candidates, references).items()
 
 
@@ -105,17 +123,20 @@ class ImageUse:
     """
 
     needs_decoder = True
+    requires = Requires(concepts=2, largest_share=0.5)
     figures: Mapping[str, Figure] = image_use.FIGURES
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``mean``, ``low`` and ``high``."""
+        """Yields ``mean``, ``low`` and ``high``. Raises UserError for a split of too few concepts."""
         swap = shuffled_images(split.image_concept, self.seed).to(split.image_index.device)
         own, other = caption_losses(split, None), caption_losses(split, swap)
         paired = split.image_index != TEXT_ONLY
         concept = split.image_concept[split.image_index[paired]]
+        if len(concept.unique()) < 2:
+            raise UserError(f"the captions of the split '{split.name}' are not of two concepts of images at least")
         yield from image_use_gap(own[paired], other[paired], concept, seed=self.seed).items()
 
 

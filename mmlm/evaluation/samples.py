@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmlm.core.batch import Batch, Caption
+from mmlm.core.ranges import check_at_least
 from mmlm.data.collate import caption_encoder
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import generate_captions
@@ -31,6 +32,9 @@ class SampleSettings:
     """Captions with the images retrieved for them, evenly spaced over the split's texts."""
     attention: int = 8
     """How many of the examples also show the decoder's attention, if the decoder can record it."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, {"examples": 0, "queries": 0, "attention": 0})
 
 
 def spaced(count: int, total: int) -> list[int]:

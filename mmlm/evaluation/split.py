@@ -84,6 +84,17 @@ class Gallery:
     texts: tuple[str, ...]
     """The K distinct texts, in the order of ``text_embedding``."""
 
+    def paired(self) -> "Gallery":
+        """The gallery without the images that no text belongs to and the texts that belong to no image."""
+        images, image_of_pair = self.pairs[:, 0].unique(return_inverse=True)
+        texts, text_of_pair = self.pairs[:, 1].unique(return_inverse=True)
+        return Gallery(
+            image_embedding=self.image_embedding[images.to(self.image_embedding.device)],
+            text_embedding=self.text_embedding[texts.to(self.text_embedding.device)],
+            pairs=torch.stack([image_of_pair, text_of_pair], dim=1),
+            texts=tuple(self.texts[row] for row in texts.tolist()),
+        )
+
 
 def no_tick(doing: str) -> None:
     """The ``tick`` of an evaluation whose progress nobody watches: it does nothing."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.precision import exact_float32
+from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 
 PLACE = "{}"
@@ -70,6 +71,7 @@ class ZeroShot:
             if template.count(PLACE) != 1:
                 raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
         self.templates, self.language = tuple(templates), language
+        self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``top1``, ``top5``, ``by_class`` and ``chance``, shares in [0, 1]. Raises UserError without texts."""
@@ -83,7 +85,7 @@ class ZeroShot:
                 prompts += [template.replace(PLACE, text) for text in texts for template in self.templates]
                 owner += [number] * (len(prompts) - len(owner))
         if not number_of:
-            raise UserError(f"evaluators: no concept of the split {split.name} has a text to know it by")
+            raise UserError(f"no concept of the split '{split.name}' has a text to know it by")
         embedded = split.embed_texts(prompts, self.language)
         sums = embedded.new_zeros(len(number_of), embedded.shape[1])
         classes = F.normalize(sums.index_add(0, torch.tensor(owner, device=embedded.device), embedded), dim=1)

@@ -11,6 +11,7 @@ from mmlm.core.views import CAPTION, PatchView, TextView
 from mmlm.data.tokenizers.hugging_face import HuggingFace
 from mmlm.data.tokenizers.open_clip import OpenClip
 from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.requires import Requires, Requiring
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,
@@ -18,6 +19,8 @@ from mmlm.experiment.build import (
     build_objective,
     build_optim,
     build_parallel,
+    build_schedule,
+    build_transform,
     sizes_with_teacher,
 )
 from mmlm.experiment.config import Config
@@ -42,6 +45,9 @@ def check_compatible(config: Config) -> None:
     or anything real is built. Each part makes one pass too, to see that it keeps its protocol (``contract.py``). Raises
     UserError.
     """
+    # Parts that need no data are made once, for what they refuse.
+    build_transform(config)
+    build_schedule(config)
     check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)
     objective = build_objective(config)
     plan = build_freeze(config)
@@ -67,6 +73,11 @@ def check_evaluators(evaluators: Mapping[str, Evaluator], has_decoder: bool) -> 
             raise UserError(
                 f"evaluators.{name}: {type(evaluator).__name__} is no evaluator; it has to be called with a split, and "
                 "to have needs_decoder and figures (mmlm/evaluation/evaluators.py)"
+            )
+        if isinstance(evaluator, Requiring) and not isinstance(evaluator.requires, Requires):
+            raise UserError(
+                f"evaluators.{name}: its requires is a {type(evaluator.requires).__name__}; make it a Requires "
+                "(mmlm/evaluation/requires.py)"
             )
         if evaluator.needs_decoder and not has_decoder:
             raise UserError(f"evaluators.{name}: there is no decoder to evaluate; use evaluators=retrieval")

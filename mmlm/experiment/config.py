@@ -50,6 +50,15 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_above_zero(self, "image_size", "evaluation_batch_size")
+        # Written as the loader writes it, which refuses these numbers too.
+        for name, least, why in (
+            ("max_tokens", 3, ": start, a token, end"),
+            ("captions_per_image", 1, "; null takes all"),
+            ("workers", 0, ""),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ArgumentError(f"{name}={value} must be at least {least}{why}")
         both = self.validation.keys() & self.test.keys()
         if both:
             raise ArgumentError(f"test.{min(both)}: a validation split has this name too; give every split its own")

@@ -12,9 +12,17 @@ from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.loader import TrainLoader
-from mmlm.data.sources import Source
+from mmlm.data.sources import Source, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.requires import (
+    SplitFindings,
+    SplitTexts,
+    check_languages,
+    check_start,
+    find_lacking,
+    required_by,
+)
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,
@@ -55,6 +63,8 @@ class Experiment:
     tokenizer: Tokenizer
     validation: Mapping[str, EvaluationBatches]
     evaluators: Mapping[str, Evaluator]
+    findings: SplitFindings
+    """What the validation splits lack for the evaluators, and what the user is told of that."""
     train_source: Source
     device: torch.device
     precision: Precision
@@ -70,7 +80,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
     """All parts of a training run, its tokenizer fitted (or restored from ``folder``). Writes nothing.
 
     ``device`` None is the one that the config names. Raises UserError for parts that do not fit together, a batch size
-    that the data or the ranks cannot share, and a language that the tokenizer lacks.
+    that the data or the ranks cannot share, and a language that the tokenizer lacks or that training never sees.
     """
     seed_everything(config.seed)
     device = device or choose_device(config.device)
@@ -101,6 +111,12 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
         world_size(),
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
+    evaluators = build_evaluators(config)
+    # A decoder captions the report's samples, whatever is evaluated.
+    required = [required_by(evaluator) for evaluator in evaluators.values()]
+    if config.decoder is not None or any(requires is not None and requires.own_texts for requires in required):
+        check_start(config.data.language, source.captions(), tokenizer)
+    findings = find_splits(validation, "data.validation", tokenizer, evaluators)
 
     # The model, in this order: weights of another run are copied by the names that they have without adapters, then
     # adapters are added, and only then can the freeze plan be checked against every name that there is.
@@ -139,12 +155,26 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
         model=model,
         tokenizer=tokenizer,
         validation=validation,
-        evaluators=build_evaluators(config),
+        evaluators=evaluators,
+        findings=findings,
         train_source=source,
         device=device,
         precision=broadcast_object(precision_of_run(settings.precision, folder, device), 0),
         parallel=parallel,
     )
+
+
+def find_splits(
+    splits: Mapping[str, EvaluationBatches], slot: str, tokenizer: Tokenizer, evaluators: Mapping[str, Evaluator]
+) -> SplitFindings:
+    """Asks the evaluators about the texts of splits, whose nodes stand below ``slot``.
+
+    Raises UserError for a caption in a language that the tokenizer does not know.
+    """
+    texts = {name: SplitTexts(f"{slot}.{name}", tuple(batches.texts())) for name, batches in splits.items()}
+    for one in texts.values():
+        check_languages(one, tokenizer)
+    return find_lacking(texts, evaluators)
 
 
 def optimizer_by_step(train_step: TrainStep, optim: OptimizerPart) -> Callable[[int, Optimizer], Optimizer]:
@@ -177,7 +207,11 @@ def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
     if brought is not None:
         tokenizer.restore(brought)
     else:
-        tokenizer.fit(source.captions())
+        try:
+            tokenizer.fit(source.captions())
+        except UserError:
+            check_languages(SplitTexts("data.train", tuple(texts_of(source))), tokenizer)  # names the example
+            raise
     return tokenizer
 
 

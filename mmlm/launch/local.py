@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, ArgumentError, UserError
+from mmlm.core.ranges import check_positive
 from mmlm.core.stop import handled
 from mmlm.launch.meeting import ATTEMPT, COMMAND
 
@@ -44,8 +45,7 @@ class Local:
         for name, value, least in (("threads", threads, 1), ("max_restarts", max_restarts, 0)):
             if value is not None and value < least:
                 raise ArgumentError(f"{name}: {value} must be at least {least}")
-        if not grace_seconds > 0:
-            raise ArgumentError(f"grace_seconds: {grace_seconds} must be above 0")
+        check_positive("grace_seconds", grace_seconds)
         self.processes = processes or max(1, torch.cuda.device_count())
         self.max_restarts = max_restarts
         self.threads = threads

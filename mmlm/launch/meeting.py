@@ -38,6 +38,10 @@ class Backend(StrEnum):
     nccl = "nccl"
 
 
+LONGEST_TIMEOUT = 1e8
+"""Seconds: three years, which is within what every clock and library can wait."""
+
+
 @dataclass
 class RankSettings:
     """Settings of how ranks communicate and watch each other."""
@@ -51,6 +55,8 @@ class RankSettings:
 
     def __post_init__(self) -> None:
         check_above_zero(self, "timeout_seconds", "watchdog_seconds")
+        if self.timeout_seconds > LONGEST_TIMEOUT:
+            raise ArgumentError(f"timeout_seconds: {self.timeout_seconds:g} must be at most {LONGEST_TIMEOUT:g}")
         if self.watchdog_seconds >= self.timeout_seconds:
             raise ArgumentError(
                 f"watchdog_seconds: {self.watchdog_seconds:g} must be below ranks.timeout_seconds, "

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.errors import ArgumentError
+from mmlm.core.ranges import check_heads
 
 
 @dataclass
@@ -58,8 +59,7 @@ class MultiHeadAttention(nn.Module):
         self, width: int, num_heads: int, memory_width: int | None = None, num_key_value_heads: int | None = None
     ) -> None:
         super().__init__()
-        if width < 1 or num_heads < 1 or width % num_heads:
-            raise ArgumentError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
+        check_heads(width, num_heads)
         key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
         if key_value_heads < 1 or num_heads % key_value_heads:
             raise ArgumentError(

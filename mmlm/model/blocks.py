@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.ranges import check_counts, check_ratio
 from mmlm.model.attention import MultiHeadAttention
 
 INIT_STD = 0.02
@@ -120,9 +120,6 @@ def init_linears(module: nn.Module, num_residual_layers: int | None = None) -> N
 
 
 def check_sizes(counts: Mapping[str, int], width: int, mlp_ratio: float) -> None:
-    """UserError if one of ``counts`` (arguments by name) is below 1, or a feed-forward layer has no hidden units."""
-    for key, value in counts.items():
-        if value < 1:
-            raise ArgumentError(f"{key}: {value} must be at least 1")
-    if int(width * mlp_ratio) < 1:
-        raise ArgumentError(f"mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 4.0")
+    """ArgumentError if the width or one of ``counts`` (by name) is below 1, or a feed-forward has no hidden units."""
+    check_counts({**counts, "width": width})
+    check_ratio("mlp_ratio", mlp_ratio, width)

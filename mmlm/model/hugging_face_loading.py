@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.local_files import locate
+from mmlm.core.ranges import check_library_settings
 from mmlm.core.wording import closest, did_you_mean, first_line, listed
 
 TEXT_SUPPLIED: Mapping[str, str] = dict.fromkeys(
@@ -107,7 +108,10 @@ def change_config(config: PreTrainedConfig, settings: Mapping[str, object], supp
 
 
 def check_settings(settings: Mapping[str, object], config: PreTrainedConfig, supplied: Mapping[str, str]) -> None:
-    """UserError for a key that is ``supplied`` by the run, or that the config lacks (transformers accepts any key)."""
+    """UserError for a key that is ``supplied`` by the run, or that the config lacks (transformers accepts any key).
+
+    Also for a number out of range, which transformers would take.
+    """
     public = sorted(key for key in {*vars(config), *config.attribute_map} if not key.startswith("_"))
     for key in settings:
         if key in supplied:
@@ -115,6 +119,13 @@ def check_settings(settings: Mapping[str, object], config: PreTrainedConfig, sup
         if key not in public:
             hint = did_you_mean(key, public)
             raise ArgumentError(f"settings.{key}: {config.model_type} has no such setting{hint}")
+    check_library_settings(settings, {key: getattr(config, key, None) for key in settings})
+    heads, groups = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise ArgumentError(f"settings.num_key_value_heads: {groups} does not divide num_attention_heads={heads}")
+    head_width = settings.get("head_dim")
+    if isinstance(head_width, int) and head_width % 2:
+        raise ArgumentError(f"settings.head_dim: {head_width} must be even, for rotary positions")
 
 
 # Models

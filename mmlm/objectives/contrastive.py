@@ -64,6 +64,8 @@ class InfoNCE(Comparison):
         positives: Positives = "concept",
     ) -> None:
         super().__init__()
+        if not 1 <= max_scale < math.inf:
+            raise ArgumentError(f"max_scale: {max_scale} must be at least 1 and finite; CLIP's is 100")
         if not 1 / max_scale <= temperature <= 1:
             raise ArgumentError(f"temperature: {temperature} must lie in [1 / max_scale, 1] = [{1 / max_scale:g}, 1]")
         check_label_smoothing(label_smoothing)

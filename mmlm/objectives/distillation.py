@@ -9,11 +9,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather
-from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
 from mmlm.core.precision import at_least_float32
+from mmlm.core.ranges import check_positive
 from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.objectives.objective import Comparison, Objective, required
 from mmlm.objectives.shared.keys import Keys
@@ -96,8 +97,8 @@ class AffinityDistillation(Comparison):
 
     def __init__(self, temperature: float = 0.05, chunk_size: int = 1024) -> None:
         super().__init__()
-        _check_positive("temperature", temperature)
-        _check_positive("chunk_size", chunk_size)
+        check_positive("temperature", temperature)
+        check_positive("chunk_size", chunk_size)
         self.temperature, self.chunk_size = temperature, chunk_size
 
     def compare_with_teacher(self, embedded: ModelOutput, keys: Keys) -> Loss:
@@ -149,8 +150,8 @@ class CaptionDistillation(Objective):
 
     def __init__(self, temperature: float = 2.0, chunk_size: int = 1024) -> None:
         super().__init__()
-        _check_positive("temperature", temperature)
-        _check_positive("chunk_size", chunk_size)
+        check_positive("temperature", temperature)
+        check_positive("chunk_size", chunk_size)
         self.temperature, self.chunk_size = temperature, chunk_size
 
     def connect(self, sizes: ModelSizes) -> None:
@@ -238,8 +239,3 @@ def _of_teacher(sizes: ModelSizes) -> ModelSizes:
     if sizes.teacher is None:
         raise UserError("teacher.run: there is no teacher to learn from; give teacher.run=DIR or teacher.ema=true")
     return sizes.teacher
-
-
-def _check_positive(key: str, value: float) -> None:
-    if not value > 0:
-        raise ArgumentError(f"{key}: {value} must be above 0")

@@ -15,6 +15,7 @@ from mmlm.core.figure import Figure, loss_term
 from mmlm.core.keyed_random import stream
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
+from mmlm.core.ranges import check_counts
 from mmlm.core.views import WHOLE_IMAGE, ImageView, StepKey, View, ViewInputs
 from mmlm.objectives.objective import Objective, required
 
@@ -139,17 +140,15 @@ class SelfDistillation(Objective):
             "hidden_width": hidden_width,
             "bottleneck_width": bottleneck_width,
         }
-        for key, value in sizes.items():
-            if value < 1:
-                raise ArgumentError(f"{key}: {value} must be at least 1")
+        check_counts(sizes)
         if not 0 < min_area <= max_area <= 1:
             raise ArgumentError(
                 f"min_area: {min_area} and max_area={max_area} must be shares in order, above 0, at most 1"
             )
-        if not 0 < teacher_temperature < student_temperature:
+        if not 0 < teacher_temperature < student_temperature < math.inf:
             raise ArgumentError(
                 f"teacher_temperature: {teacher_temperature} must be above 0 and below student_temperature="
-                f"{student_temperature}, or there is nothing to learn from it"
+                f"{student_temperature}, which is finite, or there is nothing to learn from it"
             )
         if not 0 <= center_momentum < 1:
             raise ArgumentError(f"center_momentum: {center_momentum} must lie in [0, 1)")

@@ -122,6 +122,7 @@ def open_clip_sizes(config: Mapping[str, object]) -> ClipSizes:
         sections[name] = dict(section)
     sections[""] = {key: value for key, value in config.items() if key not in sections}
     sizes = {name: _sizes(name, section, rules[name]) for name, section in sections.items()}
+    _check_multiples(sizes)
     vision, text = sizes["vision_cfg"], sizes["text_cfg"]
     common = ClipSizes(
         image_size=vision["image_size"],
@@ -145,6 +146,11 @@ def _with_decoder(common: ClipSizes, vision: Mapping[str, int], decoder: Mapping
             raise UserError(f"model: {name}={value} must be the width of the text, {common.width}, in our model")
     if decoder["heads"] != common.heads:
         raise UserError(f"model: multimodal_cfg.heads={decoder['heads']} must be text_cfg.heads={common.heads}")
+    if common.width % vision["attn_pooler_heads"]:
+        heads = vision["attn_pooler_heads"]
+        raise UserError(f"model: embed_dim={common.width} has to be a multiple of vision_cfg.attn_pooler_heads={heads}")
+    if vision["attn_pooler_queries"] < 2:
+        raise UserError("model: vision_cfg.attn_pooler_queries=1 has to be at least 2: one is the image's embedding")
     return CocaSizes(
         **dataclasses.asdict(common),
         pooler_heads=vision["attn_pooler_heads"],
@@ -168,4 +174,19 @@ def _sizes(name: str, section: _Section, same: _Section) -> dict[str, int]:
     missing = [key for key, value in found.items() if value is None]
     if missing:
         raise UserError(f"model: {prefix}{missing[0]} is missing")
+    for key, value in found.items():
+        if value < 1:
+            raise UserError(f"model: {prefix}{key}={value} has to be at least 1")
     return found
+
+
+def _check_multiples(sizes: Mapping[str, Mapping[str, int]]) -> None:
+    """UserError for a size that is no multiple of another one that cuts it into equal pieces."""
+    vision, text = sizes["vision_cfg"], sizes["text_cfg"]
+    for key, value, by, part in (
+        ("vision_cfg.image_size", vision["image_size"], "vision_cfg.patch_size", vision["patch_size"]),
+        ("vision_cfg.width", vision["width"], "vision_cfg.head_width", vision["head_width"]),
+        ("text_cfg.width", text["width"], "text_cfg.heads", text["heads"]),
+    ):
+        if value % part:
+            raise UserError(f"model: {key}={value} has to be a multiple of {by}={part}")

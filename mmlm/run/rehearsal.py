@@ -1,15 +1,14 @@
 """Evaluation and the report's samples on a few examples, before training: what would fail hours later fails now."""
 
-import dataclasses
 import json
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from mmlm.core.errors import UserError
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
-from mmlm.evaluation.evaluate import Evaluation
+from mmlm.evaluation.evaluate import Evaluation, place_of
+from mmlm.evaluation.requires import SplitTexts, required_by
 from mmlm.evaluation.samples import SampleSettings, collect_samples
 
 
@@ -26,13 +25,19 @@ def rehearse(
         at = f"on {some.num_examples} of the {batches.num_examples} examples of '{name}'"
         with _named("encoder, bridge or text encoder", f"fails {at}"):
             split = evaluation.encode(name, some)
+        texts, scored = SplitTexts(name, tuple(some.texts())), []
         for key, evaluator in evaluation.evaluators.items():
-            alone = dataclasses.replace(evaluation, evaluators={key: evaluator})
+            requires = required_by(evaluator)
+            # A few examples can have too little for an evaluator that the whole split is enough for.
+            too_few = requires is not None and texts.lacking(requires) is not None
+            if too_few or key in evaluation.without.get(name, ()):
+                continue
             with _named(f"evaluators.{key}", f"{type(evaluator).__name__} fails {at}"):
-                json.dumps(alone.scores(split))  # as its values are written at the end
+                json.dumps(evaluation.values_of(key, split))  # as its values are written at the end
+            scored.append(key)
         with _named("samples", f"what the report shows fails {at}"), evaluation.computing():
             json.dumps(collect_samples(split, samples, language))
-        lines.append(f"{name}: {', '.join(evaluation.evaluators) or 'no evaluator'} and the report's samples run {at}")
+        lines.append(f"{name}: {', '.join(scored) or 'no evaluator'} and the report's samples run {at}")
     return lines
 
 
@@ -44,7 +49,4 @@ def _named(key: str, what: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-        place = f"{own[-1].filename}, line {own[-1].lineno}"
-        raise UserError(f"{key}: {what} ({type(error).__name__}: {first_line(error)}; {place})") from error
+        raise UserError(f"{key}: {what} ({type(error).__name__}: {first_line(error)}; {place_of(error)})") from error

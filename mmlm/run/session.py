@@ -21,7 +21,8 @@ from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
 from mmlm.core.figure import shown_in
 from mmlm.core.stop import ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
-from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
+from mmlm.data.tokenizer import describe_cut
+from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
@@ -129,7 +130,9 @@ class Session:
         """Trains from where the folder is, evaluates and reports; returns the exit status."""
         self._check_best_metric()
         self._look_at_first_batch()
+        self.experiment.findings.accepted()
         if self.config.preflight:
+            self._tell_findings()
             self._rehearse()
             return 0
         with ExitStack() as stack:
@@ -142,6 +145,7 @@ class Session:
             costs = run_costs(self.config, self.experiment)
             on_rank_zero(lambda: self._record(costs))
             self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))
+            self._tell_findings()
 
             # Only a run that could be resumed has its config recorded: a change that does not work leaves no trace.
             state = self.experiment.state
@@ -165,6 +169,25 @@ class Session:
                 f"train.best_metric: '{name}' is the better the lower it is, and the checkpoint of the highest value "
                 "is kept; choose another"
             )
+        split, _, value = name.partition("/")
+        without = self.experiment.findings.without.get(split, {})
+        evaluator = evaluator_of(value, self.experiment.evaluators)
+        if evaluator in without:
+            raise UserError(
+                f"train.best_metric: '{name}' is not evaluated: evaluators.{evaluator} is left out of the split "
+                f"{split}, which {without[evaluator]}"
+            )
+
+    def _tell_findings(self) -> None:
+        """Says what is not trained or scored of the data, before the first step."""
+        experiment = self.experiment
+        if rank() == 0:
+            captions, most = experiment.train_source.captions(), self.config.data.max_tokens
+            cut = describe_cut(experiment.tokenizer, captions, most)
+            if cut is not None:
+                self.console.line(f"data.train: {cut}")
+        for line in experiment.findings.lines:
+            self.console.line(line)
 
     def _look_at_first_batch(self) -> None:
         """Raises UserError if an objective has nothing to train on in it; shows it first if that is asked for."""
@@ -194,6 +217,8 @@ class Session:
             experiment.device,
             experiment.precision,
             tick=self.watchdog.mark,
+            without=experiment.findings.without,
+            tell=self.console.line,
         )
 
     def _record(self, costs: ModelCosts) -> None:

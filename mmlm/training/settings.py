@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mmlm.core.errors import ArgumentError
 from mmlm.core.precision import Precision
 from mmlm.core.ranges import check_above_zero, check_at_least
 from mmlm.training.spikes import SpikeSettings
@@ -64,3 +65,5 @@ class FitSettings:
             "clip_norm",
         )
         check_at_least(self, {"max_skipped_steps": 0})
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ArgumentError(f"ema_decay: {self.ema_decay} must lie in [0, 1), such as 0.999; null turns it off")

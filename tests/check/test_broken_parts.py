@@ -66,6 +66,7 @@ BROKEN = {
         "YieldsNan": (r"finite numbers", r"'share' is nan; yield a float"),
         "InPerCent": (r"shares of at most 1", r"'right' is declared as a share and is 80.0; divide"),
         "ReadsPixels": (r"2 and 3 ranks yield", r"'brightness' is .* on rank \d of 2 .*over_batches"),
+        "RequiresTooLittle": (r"requires no more than", r"fails on a split with an image without .*; leave out what"),
         "DrawsAnew": (r"a second time it yields the same", r"'some' is .*; draw with a generator of a fixed seed"),
     },
     "optim": {

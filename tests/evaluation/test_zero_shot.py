@@ -79,7 +79,7 @@ def test_the_order_of_the_data_does_not_matter(make_split):
 def test_a_class_needs_a_text_in_the_language(make_split):
     split = make_split(examples(WORDS), languages=("en", "de"))
     assert dict(ZeroShot(language="en")(split))["chance"] == pytest.approx(1 / 3)
-    with pytest.raises(UserError, match=r"^evaluators: no concept of the split hand_made has a text"):
+    with pytest.raises(UserError, match=r"^no concept of the split 'hand_made' has a text"):
         list(ZeroShot(language="de")(split))
 
 

@@ -17,6 +17,7 @@ from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import caption_losses
+from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 from mmlm.model.attention import AttentionRecord
 from mmlm.model.bridges.projection import LinearProjection
@@ -399,6 +400,17 @@ class ReadsPixels:
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         yield "brightness", float(torch.cat([item.batch.images.flatten().double() for item in split.batches]).mean())
+
+
+class RequiresTooLittle:
+    """Reads the first caption of every image, and does not say that it needs one."""
+
+    needs_decoder = False
+    requires = Requires()
+    figures: Mapping[str, Figure] = {}
+
+    def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
+        yield "length", float(sum(len(captions[0].text) for captions in split.references))
 
 
 class DrawsAnew:

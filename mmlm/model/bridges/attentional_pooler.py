@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.ranges import check_heads
 from mmlm.model.attention import MultiHeadAttention, attention_weights, identity_attention
 from mmlm.model.blocks import FeedForward, init_linears
 from mmlm.model.protocols import BridgeOutput
@@ -48,6 +49,7 @@ class AttentionalPooler(nn.Module):
     ) -> None:
         super().__init__()
         _check_queries(num_queries, contrastive, pool)
+        check_heads(width, num_heads)
         self.memory_width, self.pooled_width = width, width if pool else None
         self.num_memory = num_queries or num_prefix_tokens + grid[0] * grid[1]
         self.contrastive = contrastive

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mmlm.core.errors import ArgumentError
+from mmlm.core.ranges import check_counts, check_ratio
 from mmlm.model.blocks import init_linears
 from mmlm.model.bridges.pixel_shuffle import PixelShuffle
 from mmlm.model.protocols import BridgeOutput
@@ -58,6 +58,7 @@ class LinearProjection(_Projection):
         drops_patches: bool = False,
         pool: bool = True,
     ) -> None:
+        check_counts({"width": width})
         shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens, drops_patches)
         projection = nn.Linear(pixel_shuffle**2 * patch_width, width)
         super().__init__(patch_width, width, shuffle, projection, pool)
@@ -88,9 +89,9 @@ class MlpProjection(_Projection):
         drops_patches: bool = False,
         pool: bool = True,
     ) -> None:
+        check_counts({"width": width})
+        check_ratio("mlp_ratio", mlp_ratio, patch_width)
         hidden = int(patch_width * mlp_ratio)
-        if hidden < 1:
-            raise ArgumentError(f"mlp_ratio: {mlp_ratio} leaves no hidden units; use one above 0, such as 2.0")
         shuffle = PixelShuffle(grid, pixel_shuffle, num_prefix_tokens, drops_patches)
         inputs = pixel_shuffle**2 * patch_width
         projection = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, width))

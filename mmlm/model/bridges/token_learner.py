@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.errors import ArgumentError
+from mmlm.core.ranges import check_counts
 from mmlm.model.blocks import init_linears
 from mmlm.model.protocols import BridgeOutput
 
@@ -22,16 +22,14 @@ class TokenLearner(nn.Module):
     the number of patches, and need no grid, so that class tokens and patch dropout are allowed.
 
     Raises:
-        ArgumentError: fewer than 1 token, or an MLP without a hidden unit.
+        ArgumentError: fewer than 1 token, or a width below 1.
     """
 
     def __init__(
         self, patch_width: int, width: int, num_tokens: int = 8, hidden_width: int = 64, pool: bool = True
     ) -> None:
         super().__init__()
-        for name, value in (("num_tokens", num_tokens), ("hidden_width", hidden_width)):
-            if value < 1:
-                raise ArgumentError(f"{name}: {value} must be at least 1")
+        check_counts({"width": width, "num_tokens": num_tokens, "hidden_width": hidden_width})
         self.num_memory = num_tokens
         self.memory_width, self.pooled_width = width, width if pool else None
         self.norm = nn.LayerNorm(patch_width)

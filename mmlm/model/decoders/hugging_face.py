@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.ranges import check_ratio
 from mmlm.model.attention import AttentionRecord
 from mmlm.model.blocks import init_linears
 from mmlm.model.decoders.gated_cross_attention import GatedCrossAttention, Memory, reading
@@ -133,8 +134,9 @@ class HuggingFaceDecoder(nn.Module):
             raise ArgumentError(f"cross_every: {every} must lie between 1 and the LM's {len(layers)} layers")
         if heads < 1 or config.hidden_size % heads:
             raise ArgumentError(f"cross_heads: {heads} does not divide the LM's width {config.hidden_size}")
-        if not mlp_ratio > 0:
+        if mlp_ratio <= 0:
             raise ArgumentError(f"cross_mlp_ratio: {mlp_ratio} must be above 0, such as 4")
+        check_ratio("cross_mlp_ratio", mlp_ratio, config.hidden_size)
         for number, layer in enumerate(layers[every - 1 :: every]):
             with keyed_start(f"gated_blocks.{number}"):
                 block = GatedCrossAttention(config.hidden_size, heads, memory_width, mlp_ratio)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.ranges import check_dropout
 from mmlm.model.attention import AttentionRecord
 from mmlm.model.blocks import INIT_STD, init_linears
 from mmlm.model.decoders.recurrent_layers import (
@@ -85,8 +86,7 @@ class RecurrentDecoder(nn.Module):
         super().__init__()
         if width < 1 or num_layers < 1:
             raise ArgumentError(f"width: {width} and num_layers={num_layers} must both be at least 1")
-        if not 0 <= dropout < 1:
-            raise ArgumentError(f"dropout: {dropout} must lie in [0, 1); 0 turns it off")
+        check_dropout(dropout)
         self.width, self.vocab_size, self.text_width = width, vocab_size, width
         self.cell = CELLS[cell]
         self.token_embedding = nn.Embedding(vocab_size, width)

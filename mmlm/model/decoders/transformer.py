@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.ranges import check_dropout, check_heads, check_ratio
 from mmlm.core.views import TextPattern
 from mmlm.model.attention import AttentionRecord, KeyValueCache, visible_mask
 from mmlm.model.blocks import INIT_STD, NORMS, FeedForwardKind, Norm, init_linears, sinusoidal_positions
@@ -122,8 +123,10 @@ class TransformerDecoder(nn.Module):
                 f"unimodal_layers: {unimodal_layers} and multimodal_layers={multimodal_layers} must both be at "
                 "least 1: the first give the text embedding, the others see the image"
             )
-        if not 0 <= dropout < 1:
-            raise ArgumentError(f"dropout: {dropout} must lie in [0, 1); 0 turns it off")
+        # Of three matrices, a gated feed-forward layer has two thirds of the hidden units each.
+        check_heads(width, num_heads)
+        check_ratio("mlp_ratio", mlp_ratio, round(width * 2 / 3) if feed_forward == "swiglu" else width)
+        check_dropout(dropout)
         if fusion == "prefix" and (alternating or memory_norm):
             raise ArgumentError(
                 "fusion: a prefix has no cross-attention, so alternating and memory_norm would do nothing; "

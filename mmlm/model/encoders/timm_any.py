@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.ranges import check_library_settings
 from mmlm.core.timm_without_wandb import Eva, VisionTransformer, timm
 from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
@@ -193,6 +194,7 @@ def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: in
             raise ArgumentError(f"settings.{key}: has a key of its own; set {_OURS[key]}")
         if key in ("num_classes", "in_chans", "global_pool"):
             raise ArgumentError(f"settings.{key}: is not free: the encoder reads colour images and has no head")
+    check_library_settings(settings, {})
 
 
 def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:

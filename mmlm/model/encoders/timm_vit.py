@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.errors import ArgumentError
+from mmlm.core.ranges import check_counts
 from mmlm.core.timm_without_wandb import VisionTransformer, to_2tuple
 from mmlm.model.encoders.positions import resized_positions
 from mmlm.model.encoders.readout import Normalize, Pool, Readout
@@ -121,6 +122,8 @@ class TimmVit(nn.Module):
     ) -> None:
         super().__init__()
         check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
+        check_counts({"width": width, "num_heads": num_heads})
+        check_counts({"depth": depth}, least=0)
         sizes = {"embed_dim": width, "depth": depth, "num_heads": num_heads}
         sizes = {key: value for key, value in sizes.items() if value is not None}
         if stem not in ("patch", "convolution"):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
-from mmlm.model.blocks import INIT_STD, init_linears, sinusoidal_positions
+from mmlm.core.ranges import check_dropout, check_heads
+from mmlm.model.blocks import INIT_STD, check_sizes, init_linears, sinusoidal_positions
 from mmlm.model.packing import Layout
 from mmlm.model.text_encoders.pooling import pooled
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
@@ -57,10 +58,9 @@ class TransformerTextEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ArgumentError(f"num_layers: {num_layers} must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ArgumentError(f"dropout: {dropout} must lie in [0, 1); 0 turns it off")
+        check_sizes({"num_layers": num_layers}, width, mlp_ratio)
+        check_heads(width, num_heads)
+        check_dropout(dropout)
         if positions == "rotary" and (width // num_heads) % 2:
             raise ArgumentError(f"positions: rotary needs an even head width, not {width} / {num_heads}")
         self.width, self.max_tokens, self.packed = width, max_tokens, packed

@@ -11,6 +11,7 @@ from mmlm.core.keyed_random import stream
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelSizes, VisiblePatches
 from mmlm.core.precision import at_least_float32
+from mmlm.core.ranges import check_heads
 from mmlm.core.timm_without_wandb import Block
 from mmlm.core.views import PatchView, StepKey, ViewInputs
 from mmlm.objectives.objective import Objective
@@ -60,8 +61,7 @@ class MaskedPatches(Objective):
             raise ArgumentError(f"masked_share: {masked_share} must lie between 0 and 1, such as 0.75")
         if width < 4 or width % 4:
             raise ArgumentError(f"width: {width} must be a multiple of 4, for positions of rows and columns")
-        if num_heads < 1 or width % num_heads:
-            raise ArgumentError(f"num_heads: {num_heads} does not divide the width {width}; choose one that does")
+        check_heads(width, num_heads)
         if depth < 1:
             raise ArgumentError(f"depth: {depth} must be at least 1, or patches would not see each other")
         self.masked_share, self.width = masked_share, width
