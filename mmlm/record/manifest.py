@@ -188,12 +188,14 @@ def read_recorded(file: Path, folder: Path | None = None) -> bytes:
     Raises DamagedFileError, and FileNotFoundError as reading does.
     """
     folder = folder or file.parent
-    # The file first: whatever stands there now has been announced by now.
-    content = file.read_bytes()
-    reason = read_manifest(folder).fault(file.relative_to(folder).as_posix(), content)
-    if reason is not None:
-        raise DamagedFileError(file, reason)
-    return content
+    while True:
+        content = file.read_bytes()
+        reason = read_manifest(folder).fault(file.relative_to(folder).as_posix(), content)
+        if reason is None:
+            return content
+        # A run that is training may have written between the two, and what it then announced is not what was read.
+        if file.read_bytes() == content:
+            raise DamagedFileError(file, reason)
 
 
 def check_files(folder: Path, below: str = "", spared: Collection[str] = ()) -> None:

@@ -158,7 +158,7 @@ class Own(Retrieval):
 
 
 @pytest.fixture
-def foreign(trained, tmp_path, monkeypatch) -> Path:
+def foreign(trained, tmp_path, monkeypatch) -> Iterator[Path]:
     """A run that names the package ``foreign_parts``, and says itself that this is allowed."""
     folder = trained("evaluators=retrieval")
     (tmp_path / "foreign_parts.py").write_text(PLUGIN)
@@ -168,7 +168,8 @@ def foreign(trained, tmp_path, monkeypatch) -> Path:
     values["evaluators"] = {"own": {"_target_": "foreign_parts.Own"}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     accept(folder, "config.yaml")
-    return folder
+    yield folder
+    sys.modules.pop("foreign_parts", None)
 
 
 def test_every_command_asks_before_it_takes_a_plug_in(foreign, command, train_tiny, shapes, tmp_path):
@@ -195,7 +196,6 @@ def test_every_command_asks_before_it_takes_a_plug_in(foreign, command, train_ti
 
 def test_resuming_compares_the_folder_s_config_and_builds_none_of_it(foreign, train_tiny):
     mistake = train_tiny("evaluators=retrieval").mistake
-    assert "holds a run of another config (evaluators.own._target_: None -> " not in mistake
     assert "evaluators.own._target_: foreign_parts.Own -> None" in mistake
     assert "foreign_parts" not in sys.modules
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from mmlm.reports.page import write_report
 
-EVIL = "\"'></style></pre></script><script>alert(1)</script><img src=x onerror=alert(1)><a href=javascript:alert(1)>{value}"
+EVIL = (
+    "\"'></style></pre></script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    "<a href=javascript:alert(1)>{value}"
+)
 """Ends every element that it may stand in, and every attribute, in either kind of quotes."""
 
 
@@ -26,67 +29,20 @@ class Page(HTMLParser):
 def poisoned(value: Any) -> Any:
     """``value`` with the text behind every key and at the end of every string, but for what a reader looks for."""
     if isinstance(value, dict):
-        return {f"{key}{EVIL if is_name(key, inner) else ''}": poisoned(inner) for key, inner in value.items()}
+        return {f"{key}{EVIL if key not in KNOWN.split() else ''}": poisoned(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [poisoned(item) for item in value]
-    return f"{value}{EVIL}" if isinstance(value, str) and not value.startswith("data:") else value
+    read = isinstance(value, str) and (value.startswith("data:") or value in ("table", "chart", "compare", "console"))
+    return f"{value}{EVIL}" if isinstance(value, str) and not read else value
 
 
-KNOWN = [
-    "step",
-    "examples",
-    "seconds",
-    "splits",
-    "images",
-    "captions",
-    "description",
-    "queries",
-    "id",
-    "image",
-    "generated",
-    "exact",
-    "nearest_captions",
-    "attention",
-    "words",
-    "grid",
-    "maps",
-    "text",
-    "similarity",
-    "match",
-    "caption",
-    "command",
-    "git_commit",
-    "git_dirty",
-    "device",
-    "packages",
-    "model",
-    "parameters",
-    "flops",
-    "training",
-    "evaluation",
-    "name",
-    "meaning",
-    "group",
-    "question",
-    "title",
-    "share",
-    "higher_is_better",
-    "chance",
-    "low",
-    "high",
-    "shown",
-    "headline",
-    "beside",
-    "family",
-    "log_scale",
-    "noiseless",
-    "precision",
-]
-
-
-def is_name(key: str, inner: Any) -> bool:
-    """Whether a key is a name that somebody gave, and not a key of the format."""
-    return key not in KNOWN
+KNOWN = """
+step examples seconds splits images captions description queries id image generated exact nearest_captions attention
+words grid maps text similarity match caption command git_commit git_dirty device packages model parameters flops
+training evaluation name meaning group question title share higher_is_better chance low high shown headline beside
+family log_scale noiseless precision
+"""
+"""Keys of the formats of the files. Any other key is a name that somebody gave."""
 
 
 def test_nothing_that_a_run_holds_becomes_an_element(make_run):
