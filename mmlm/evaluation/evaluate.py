@@ -163,5 +163,6 @@ def _merge(
         file.replace(aside)
         tell(f"{file} was damaged and is now {aside.name}; it is written anew, without splits evaluated earlier")
     merged = {name: kept.get(name, {}) | values for name, values in splits.items()}
-    content = {"step": step, "precision": precision, "splits": kept | merged}
+    taken = {} if precision is None else {"precision": precision}
+    content = {"step": step, **taken, "splits": kept | merged}
     write_recorded(file, json.dumps(content, ensure_ascii=False))
