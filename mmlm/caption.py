@@ -1,7 +1,7 @@
 """``python -m mmlm.caption run=DIR IMAGE...``: writes one caption an image with a trained run."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ class CaptionSettings:
     """Language to caption in; null takes the run's own."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> int:
     if not paths:
         raise UserError("no image given; usage: python -m mmlm.caption run=DIR IMAGE...")
     device = choose_device(settings.device)
-    run = load_run(settings.run, device)
+    run = load_run(settings.run, device, settings.plugins)
     config, model, tokenizer = run.config, run.model, run.tokenizer
     if model.decoder is None:
         raise UserError(f"run: {run.folder} has no decoder to write captions; give a run that was trained with one")

@@ -1,12 +1,13 @@
 """``python -m mmlm.compare runs=[A,B] out=FOLDER``: shows curves and scores of several runs side by side."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
-from mmlm.core.errors import UserError
-from mmlm.record.folder import find_run
+from mmlm.core.errors import PROGRAM, UserError
+from mmlm.record.folder import FIGURES, find_run
 from mmlm.reports.comparison import draw_curves, score_table
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 
@@ -45,6 +46,8 @@ def _read(given: list[str]) -> dict[str, RunFolder]:
     for entry in given:
         name, colon, folder = entry.partition(":")
         run = read_run_folder(find_run(folder if colon else entry))
+        if run.figures.damaged:
+            print(f"{PROGRAM}: {run.path / FIGURES} is damaged: what it explains is under plain names", file=sys.stderr)
         name = name if colon else run.experiment
         if name in runs:
             raise UserError(f"runs: two are called '{name}'; name them apart, as in runs=[first:FOLDER,second:FOLDER]")

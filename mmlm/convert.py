@@ -3,8 +3,8 @@
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,10 +22,10 @@ from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_file import config_values, load_config, save_config
 from mmlm.experiment.device import seed_everything
 from mmlm.experiment.parts import dotted
-from mmlm.experiment.saved_run import model_weights, trained_weights
+from mmlm.experiment.saved_run import model_weights, save_tokenizer, trained_weights
 from mmlm.pretrained.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
 from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
-from mmlm.record.folder import CHECKPOINTS, CONFIG, TOKENIZER, find_run
+from mmlm.record.folder import CHECKPOINTS, CONFIG, find_run
 
 COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
 """The experiments whose models are open_clip's CoCa, and open_clip's CLIP followed by a captioning decoder."""
@@ -79,6 +79,8 @@ class ConvertSettings:
     """Run folder to write."""
     run: str | None = None
     """Run folder to read, or a folder with a single run below it."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
     to_open_clip: str | None = None
     """File to write open_clip weights to: .safetensors, or any other name for a PyTorch state dict."""
 
@@ -87,10 +89,10 @@ def main(argv: list[str]) -> int:
     """Converts one way or the other, as the settings say; returns the exit status. Raises UserError."""
     settings, _ = parse_key_values(argv, ConvertSettings)
     match settings:
-        case ConvertSettings(str(file), str(model), str(folder), None, None):
+        case ConvertSettings(str(file), str(model), str(folder), None, _, None):
             import_weights(Path(file), model, Path(folder))
-        case ConvertSettings(None, None, None, str(run), str(out)):
-            export_coca(run, Path(out))
+        case ConvertSettings(None, None, None, str(run), plugins, str(out)):
+            export_coca(run, Path(out), plugins)
         case _:
             raise UserError("give from_open_clip=, model= and to=, or run= and to_open_clip=; see --help")
     return 0
@@ -119,8 +121,7 @@ def import_weights(file: Path, model: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{name}": tensor for name, tensor in own.items()} | {SCALE_KEY: scale}
     save_checkpoint(folder / CHECKPOINTS, 0, {"model": state}, {})
-    (folder / TOKENIZER).mkdir()
-    unfitted_tokenizer(config).save(folder / TOKENIZER)
+    save_tokenizer(unfitted_tokenizer(config), folder)
     save_config(config, folder / CONFIG)  # last: without it the folder is no run
     print(f"{folder}: experiment={experiment} with {len(weights)} tensors of {file}")
     if experiment == CLIP:
@@ -128,12 +129,15 @@ def import_weights(file: Path, model: str, folder: Path) -> None:
     print(f"to train on from it add: init_from.run={folder} {TEMPERATURE_KEY}={temperature:.4g}")
 
 
-def export_coca(run: str, file: Path) -> None:
-    """Writes the weights of a run as open_clip's. Raises UserError if its model is none of open_clip's CoCas."""
+def export_coca(run: str, file: Path, plugins: Collection[str] = ()) -> None:
+    """Writes the weights of a run as open_clip's. Raises UserError if its model is none of open_clip's CoCas.
+
+    ``plugins`` are the packages, besides mmlm, that the run's config may name parts of.
+    """
     if file.exists():
         raise UserError(f"to_open_clip: {file} is there already; give a name that is not")
     folder = find_run(run)
-    config = load_config(folder / CONFIG)
+    config = load_config(folder / CONFIG, plugins)
     _check_architecture(config)
     _, weights = trained_weights(folder, config)
     if SCALE_KEY not in weights:

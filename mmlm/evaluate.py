@@ -21,7 +21,6 @@ from mmlm.experiment.device import choose_device
 from mmlm.experiment.experiment import find_splits
 from mmlm.experiment.saved_run import load_run
 from mmlm.record.console import Console
-from mmlm.record.environment import precision_of_run
 from mmlm.record.figures import RunFigures, record_figures
 from mmlm.reports.page import write_report
 from mmlm.training.messages import describe_corrupt
@@ -42,22 +41,21 @@ class EvaluateSettings:
     """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
     evaluators/NAME.yaml."""
     plugins: list[str] = field(default_factory=list)
-    """Your own packages that evaluators may come from, besides those of the run."""
+    """Packages, besides mmlm, that the run and the evaluators may take parts from: naming one allows it to run code."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    precision: Precision | None = None
-    """auto, fp32, bf16 or fp16; null takes what the run was trained in."""
+    precision: Precision = Precision.fp32
+    """fp32, in which an exported model computes and in which a run takes its last scores; or auto, bf16, fp16."""
 
 
 def main(argv: list[str]) -> int:
     """Evaluates the splits, prints a table of the scores and rewrites the report; returns the exit status."""
     settings, _ = parse_key_values(argv, EvaluateSettings)
     device = choose_device(settings.device)
-    run = load_run(settings.run, device)
+    run = load_run(settings.run, device, settings.plugins)
     config = _with_evaluators(run.config, settings)
     evaluators = build_evaluators(config)
     check_evaluators(evaluators, run.model.decoder is not None)
-    precision = settings.precision or precision_of_run(config.train.precision, run.folder, device)
     chosen = _choose(config, settings.splits)
     splits: dict[str, EvaluationBatches] = {}
     findings: list[SplitFindings] = []
@@ -73,10 +71,10 @@ def main(argv: list[str]) -> int:
     record_figures(run.folder, RunFigures(evaluation=figures))
     without = {split: names for found in findings for split, names in found.without.items()}
     evaluation = Evaluation.of(
-        run, evaluators, config.data.max_tokens, device, precision, without=without, tell=console.line
+        run, evaluators, config.data.max_tokens, device, settings.precision, without=without, tell=console.line
     )
     scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
-    console.line(f"{run.folder} at step {run.step}")
+    console.line(f"{run.folder} at step {run.step}, scored in {evaluation.precision}")
     for name, batches in splits.items():
         if batches.corrupt:
             console.line(describe_corrupt(name, batches.corrupt))
@@ -89,11 +87,8 @@ def main(argv: list[str]) -> int:
 def _with_evaluators(config: Config, settings: EvaluateSettings) -> Config:
     """The run's config with the evaluators that the command asks for. Raises UserError."""
     if settings.evaluators is None:
-        if settings.plugins:
-            raise UserError("plugins: has no effect without evaluators; the packages of the run are known to it")
         return config
-    plugins = list(dict.fromkeys([*config.plugins, *settings.plugins]))
-    changed = replace(config, plugins=plugins, evaluators=evaluators_of(settings.evaluators))
+    changed = replace(config, evaluators=evaluators_of(settings.evaluators))
     # Read again as a config is: nodes may refer to other keys (``${data.language}``), and their arguments are checked.
     return parse_config(config_text(changed), f"evaluators={settings.evaluators}")
 

@@ -1,6 +1,7 @@
 """``python -m mmlm.export run=DIR to=FOLDER``: writes the model of a run as a folder in Hugging Face layout."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 
@@ -8,7 +9,7 @@ import torch
 
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
-from mmlm.core.errors import UserError
+from mmlm.core.errors import PROGRAM, UserError
 from mmlm.experiment.saved_run import load_run
 from mmlm.optim.lora import merge_adapters
 from mmlm.pretrained.card import model_card
@@ -26,6 +27,8 @@ class ExportSettings:
     """Folder to write; it must be new, or empty."""
     license: str | None = None
     """Licence of the weights for the model card, an identifier of the hub such as mit; null leaves it unstated."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
 
 
 def main(argv: list[str]) -> int:
@@ -34,9 +37,9 @@ def main(argv: list[str]) -> int:
     to = Path(settings.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to: {to} is there already and not an empty folder; give a new one")
-    run = load_run(settings.run, torch.device("cpu"))
+    run = load_run(settings.run, torch.device("cpu"), settings.plugins)
     merge_adapters(run.model)  # the loader of the folder builds the model without adapters
-    card = model_card(read_run_folder(run.folder), run.config, run.step, settings.license)
+    card = model_card(read_run_folder(run.folder, _tell), run.config, run.step, settings.license)
     model = MmlmModel.from_run(run, card)
     # Written beside ``to`` and renamed at the end: whoever finds ``to`` finds a whole folder.
     saving = to.with_name(f".saving-{to.name}")
@@ -53,6 +56,10 @@ def main(argv: list[str]) -> int:
     print(f"{run.folder} at step {run.step} -> {to} ({size / 1e6:.1f} MB)")
     print(f"load it: from mmlm.pretrained import from_pretrained; model = from_pretrained({str(to)!r})")
     return 0
+
+
+def _tell(line: str) -> None:
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_file import config_text, parse_config
 from mmlm.experiment.run_identity import run_folder
 from mmlm.launch.meeting import Meeting, RankInfo, rank_from_environment
-from mmlm.record.folder import CHECKPOINTS, CONFIG
+from mmlm.record.folder import CHECKPOINTS, CONFIG, MANIFEST
 from mmlm.run.resume import begin_or_go_on, record_config
 from mmlm.run.session import command, make_folder, train_run
 
@@ -58,8 +58,9 @@ def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
     newest = latest_checkpoint(folder / CHECKPOINTS)[0] if config.resume is Resume.changed else None
     record_config(config, folder, 0 if newest is None else step_of(newest))
     status = launcher(folder, command())
-    if new and status == USER_ERROR and [file.name for file in folder.iterdir()] == [CONFIG]:
-        (folder / CONFIG).unlink()  # the parts could not even be built: there is no run to keep a folder for
+    if new and status == USER_ERROR and {file.name for file in folder.iterdir()} <= {CONFIG, MANIFEST}:
+        for name in (CONFIG, MANIFEST):  # the parts could not even be built: there is no run to keep a folder for
+            (folder / name).unlink(missing_ok=True)
         folder.rmdir()
     return status
 

@@ -6,7 +6,7 @@ Launchers start this command. The config has been composed and checked by then, 
 import os
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
@@ -22,15 +22,18 @@ from mmlm.run.session import train_run
 class WorkerSettings:
     """Train a run folder that a launcher has prepared: start it, or go on from its last checkpoint."""
 
+    plugins: list[str] = field(default_factory=list)
+    """The packages, besides mmlm, that the launched config may name parts of."""
+
 
 def main(argv: list[str]) -> int:
     """Trains the run folder; returns the exit status. Raises UserError."""
-    _, folders = parse_key_values(argv, WorkerSettings, "RUN")
+    settings, folders = parse_key_values(argv, WorkerSettings, "RUN")
     if len(folders) != 1:
         raise UserError(f"give one run folder, such as runs/NAME/HASH/seed=0; there are {len(folders)}")
     _stop_with_the_parent()
     folder = find_run(folders[0])
-    return train_run(load_config(folder / CONFIG), folder, Meeting(rank_from_environment(os.environ)))
+    return train_run(load_config(folder / CONFIG, settings.plugins), folder, Meeting(rank_from_environment(os.environ)))
 
 
 def _stop_with_the_parent() -> None:

@@ -180,6 +180,8 @@ def test_a_value_that_hydra_cannot_read_is_refused_in_one_line(command):
 def test_a_run_folder_that_cannot_be_read(trained, train_tiny):
     folder: Path = trained()
     (folder / "config.yaml").write_text("train: {stepz: 3}\n")
+    assert "config.yaml: is damaged (it does not have the checksum it was written with)" in train_tiny().mistake
+    (folder / "manifest.jsonl").unlink()  # as in a run that is older than the manifest
     assert "train.stepz: no such setting; did you mean train.steps?" in train_tiny().mistake
 
 

@@ -31,7 +31,8 @@ def exported(trained, command, tmp_path):
 
 def test_the_folder_holds_the_weights_that_the_run_exports(exported, shapes):
     folder, to, printed = exported("train.ema_decay=0.9")
-    names = ["README.md", "byte_pair.json", "config.json", "model.safetensors", "preprocessor_config.json"]
+    names = ["README.md", "byte_pair.json", "config.json", "manifest.jsonl", "model.safetensors"]
+    names += ["preprocessor_config.json"]
     assert sorted(file.name for file in to.iterdir()) == names
     assert sorted(file.name for file in to.parent.iterdir()) == ["model"]
     run = load_run(str(folder), torch.device("cpu"))
@@ -75,7 +76,7 @@ def test_the_card_tells_where_the_model_comes_from(exported):
     assert config["train"]["steps"] == 3
     assert config["data"]["train"]["folder"] == "shapes"
     scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
-    assert "| | `validation` |\n|---|---|\n| images | 8 |\n" in card
+    assert "Taken in fp32.\n\n| | `validation` |\n|---|---|\n| images | 8 |\n" in card
     assert f"| image_to_text/R@1 | {scores['image_to_text/R@1']:.4g} |" in card
 
 
@@ -83,7 +84,10 @@ def test_scores_of_other_weights_are_left_out(exported, trained, tmp_path, comma
     folder, _, _ = exported()
     content = json.loads((folder / "scores.json").read_text())
     (folder / "scores.json").write_text(json.dumps(content | {"step": 2}))
-    assert command(export, f"run={folder}", f"to={tmp_path / 'other'}").status == 0
+    outcome = command(export, f"run={folder}", f"to={tmp_path / 'other'}")
+    assert outcome.status == 0
+    assert outcome.err.startswith(f"mmlm: left out: {folder / 'scores.json'}: is damaged (")
+    assert outcome.err.count("\n") == 1
     card = (tmp_path / "other" / "README.md").read_text()
     assert "These weights have not been scored." in card
     assert "The weights: not stated by whoever exported it" in card
@@ -99,7 +103,7 @@ def test_mistakes_of_export(exported, command, tmp_path):
         ((f"run={folder}", f"to={tmp_path / 'file' / 'x'}"), "cannot be written (Not a directory)"),
         (("run=nowhere", "to=x"), "run: nowhere is no run folder (it has no config.yaml)"),
         ((f"run={folder}",), "to: required, and not set"),
-        ((f"run={folder}", "tp=x"), "tp: no such setting; there are: license, run, to"),
+        ((f"run={folder}", "tp=x"), "tp: no such setting; there are: license, plugins, run, to"),
     ]:
         assert message in command(export, *arguments).mistake
     checkpoint = next(folder.glob("checkpoints/step=*/model.safetensors"))

@@ -33,6 +33,7 @@ def test_a_run_folder(trained):
         "figures.json",
         "checkpoints",
         "lock",
+        "manifest.jsonl",
         "tokenizer",
         "samples.json",
         "scores.json",

@@ -18,6 +18,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises on a file that would run code; nothing is unpickled here
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from mmlm.checkpoints.files import (
     CorruptCheckpointError,
     abandon,
     begin,
+    checksum,
     explained,
     finish,
     flush,
@@ -48,8 +50,11 @@ from mmlm.checkpoints.sharded import NO_LAYOUT, Separated, lay_out, read_sharded
 from mmlm.checkpoints.weights import Weights, read_weights, save_weights
 from mmlm.core.distributed import agreed
 from mmlm.core.errors import UserError
+from mmlm.core.wording import first_line
 
 _BEST = "best.json"
+_REASON = 120
+"""Characters of a library's own message that our message repeats."""
 _SHARDED_STATE = "state"
 """Folder below ``sharded/`` for the state's sharded tensors; no group of weights may have this name."""
 
@@ -146,7 +151,7 @@ def load_checkpoint(folder: Path, layout: Weights = NO_LAYOUT, verified: bool = 
     manifest = read_manifest(folder) if verified else verify(folder)
     groups = [file.removesuffix(SUFFIX) for file in manifest.files if "/" not in file and file != STATE]
     weights = {name: _read_group(folder, name, manifest.aliases.get(name, {}), layout) for name in groups}
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    state = _read_state(folder)
     # The state.pt of a sharded run has None in the place of each sharded tensor, which is filled in by its path.
     parts: Mapping[str, Tensor] = {}
     if (folder / SHARDED / _SHARDED_STATE).is_dir():
@@ -157,6 +162,17 @@ def load_checkpoint(folder: Path, layout: Weights = NO_LAYOUT, verified: bool = 
         return parts[path] if path in parts else lay_out(path, leaf, layout)
 
     return Checkpoint(manifest.step, weights, map_leaves(state, complete))
+
+
+def _read_state(folder: Path) -> Any:
+    """The content of state.pt, read without running code from it. Raises CorruptCheckpointError."""
+    try:
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, TypeError) as error:
+        reason = first_line(error)[:_REASON]
+        raise CorruptCheckpointError(
+            folder, f"{STATE} holds more than plain values, or is no such file, and is not read ({reason})"
+        ) from None
 
 
 def load_weights(folder: Path, group: str = "model") -> dict[str, Tensor]:
@@ -195,7 +211,8 @@ def latest_checkpoint(root: Path, at_most: int | None = None) -> tuple[Path | No
 def mark_best(root: Path, folder: Path, metric: str, score: float) -> None:
     """Records ``folder`` (a checkpoint in ``root``) as the best so far by ``metric``, with its ``score``."""
     # Flushed before it is renamed: after a power cut, the name could otherwise stand for an empty file.
-    write_json(root / f"{_BEST}.new", {"folder": folder.name, "metric": metric, "score": score})
+    record: dict[str, object] = {"folder": folder.name, "metric": metric, "score": score}
+    write_json(root / f"{_BEST}.new", record | {"checksum": checksum(record)})
     flush(root / f"{_BEST}.new")
     os.replace(root / f"{_BEST}.new", root / _BEST)
 
@@ -206,7 +223,9 @@ def best_checkpoint(root: Path) -> Best | None:
     if not file.exists():
         return None
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_bytes())
+        if record.pop("checksum", None) not in (None, checksum(record)):
+            raise ValueError("it does not have the checksum it was written with")
         folder = root / record["folder"]
         best = Best(folder, step_of(folder), record["metric"], float(record["score"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -104,7 +104,7 @@ def finish(saving: Path, step: int, aliases: Mapping[str, Mapping[str, str]]) ->
         file.relative_to(saving).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files
     }
     record = {"step": step, "saved": time.time(), "files": entries} | ({"aliases": aliases} if aliases else {})
-    write_json(saving / MANIFEST, record | {"checksum": _checksum(record)})
+    write_json(saving / MANIFEST, record | {"checksum": checksum(record)})
     # Contents first, then the name: a rename may reach the disk before the bytes of the files that it moves.
     for path in (*saving.rglob("*"), saving):
         flush(path)
@@ -149,9 +149,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{folder}: there is no such checkpoint")
     file = folder / MANIFEST
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_bytes())
         # The manifest has a checksum of its own: with a changed checksum in it, an intact file would count as damaged.
-        intact = record.pop("checksum", None) in (None, _checksum(record))
+        intact = record.pop("checksum", None) in (None, checksum(record))
         aliases = {group: dict(names) for group, names in record.get("aliases", {}).items()}
         manifest = Manifest(int(record["step"]), dict(record["files"]), aliases, float(record["saved"]))
         complete = STATE in manifest.files and all(
@@ -188,8 +188,8 @@ def verify(folder: Path, group: str | None = None) -> Manifest:
     return manifest
 
 
-def _checksum(record: Mapping[str, object]) -> str:
-    """The SHA-256, in hexadecimal, of the manifest's entries other than the checksum."""
+def checksum(record: Mapping[str, object]) -> str:
+    """The SHA-256, in hexadecimal, of what a manifest (or another record) holds besides its checksum."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -3,12 +3,14 @@
 import difflib
 import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -91,8 +93,12 @@ class ImageFolder:
     id is the image's path inside the folder, or ``line <number>`` for text only.
     """
 
-    def __init__(self, folder: str | Path, captions: str = "captions.jsonl") -> None:
-        """Reads the captions file and checks that every image is there. UserError names the line that is wrong."""
+    def __init__(self, folder: str | Path, captions: str = "captions.jsonl", outside: bool = False) -> None:
+        """Reads the captions file and checks that every image is there. UserError names the line that is wrong.
+
+        ``outside`` allows it to name images that do not lie in ``folder`` (``../a.png``, ``/home/a.png``): a captions
+        file from elsewhere should not choose among the files of this machine.
+        """
         self._folder = Path(folder)
         if not self._folder.is_dir():
             raise UserError(f"{self._folder}: there is no such folder; give the one that holds {captions}")
@@ -105,7 +111,7 @@ class ImageFolder:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    _add_line(entries, line, f"{path}:{number}", number)
+                    _add_line(entries, line, f"{path}:{number}", number, outside)
         if not entries:
             raise UserError(f"{path}: has no line; write one for each image")
         self._ids = list(entries)
@@ -153,7 +159,20 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) -> None:
+def _lies_outside(name: str) -> bool:
+    """Whether a path, seen from a folder, leads out of it. It is told by the name: a link may lead anywhere."""
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+
+
+def _check_inside(name: str | None, where: str, outside: bool) -> None:
+    """UserError for an image outside of the folder of its captions, unless ``outside`` allows it."""
+    if name is not None and not outside and _lies_outside(name):
+        raise UserError(
+            f"{where}: the image {name!r} lies outside of the folder; move it there, or allow it: data....outside=true"
+        )
+
+
+def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int, outside: bool) -> None:
     """Adds one line of a captions file to ``entries`` (by example id). ``where`` is ``file:line``, for messages."""
     try:
         fields = json.loads(line)
@@ -175,6 +194,7 @@ def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int) ->
         if not isinstance(fields.get(key), str | None):
             raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
     image, concept = fields["image"], fields.get("concept")
+    _check_inside(image, where, outside)
     entry = entries.setdefault(f"line {number}" if image is None else image, _Entry(image, number, concept=concept))
     if entry.concept != concept:
         raise UserError(
@@ -199,13 +219,15 @@ class ParquetTable:
         concept_column: str | None = None,
         id_column: str | None = None,
         language: str | None = None,
+        outside: bool = False,
     ) -> None:
         """Reads the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of all captions.
 
-        Without ``id_column`` an example's id is the name of its file and its row: ``train.parquet/17``. Raises
-        UserError for a missing or unreadable file, a missing column, a column of another type, or no rows.
+        Without ``id_column`` an example's id is the name of its file and its row: ``train.parquet/17``. ``outside``
+        allows images by paths that lead out of the folder of the file. Raises UserError for a missing or unreadable
+        file, a missing column, a column of another type, such a path that is not allowed, or no rows.
         """
-        self._arguments = (files, image_column, caption_column, concept_column, id_column, language)
+        self._arguments = (files, image_column, caption_column, concept_column, id_column, language, outside)
         self._language = language
         paths = _expand(files)
         wanted = (image_column, caption_column, concept_column, id_column)
@@ -213,6 +235,7 @@ class ParquetTable:
         tables = [_read_columns(path, columns) for path in paths]
         for path, table in zip(paths, tables, strict=True):
             _check_types(path, table, image_column, caption_column)
+            _check_paths(path, table[image_column], outside)
         self._rows = [(number, row) for number, table in enumerate(tables) for row in range(len(table))]
         if not self._rows:
             raise UserError(f"{paths[0]}: has no rows")
@@ -306,6 +329,15 @@ def _read_columns(path: Path, columns: list[str]) -> pa.Table:
         return pq.read_table(path, columns=columns, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
+
+
+def _check_paths(path: Path, images: pa.ChunkedArray, outside: bool) -> None:
+    """Raises UserError for an image, of those without bytes, that lies outside of the folder of its table."""
+    if not pa.types.is_struct(images.type) or images.type.get_field_index("path") < 0:
+        return
+    without_bytes = pc.is_null(pc.struct_field(images, "bytes"))
+    for name in pc.struct_field(images, "path").filter(without_bytes).unique().to_pylist():
+        _check_inside(name, str(path), outside)
 
 
 def _check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:

@@ -27,7 +27,8 @@ from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.samples import SampleSettings, collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
-from mmlm.record.folder import SAMPLES, SCORES, write_whole
+from mmlm.record.folder import SAMPLES, SCORES
+from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
 
 
 class Trained(Protocol):
@@ -83,7 +84,9 @@ class Evaluation:
     without: Mapping[str, Collection[str]] = field(default_factory=dict)
     """By split: the evaluators that are left out of it (``requires.find_lacking``)."""
     tell: Callable[[str], None] = no_tick
-    """Tells the user, on every rank, of an evaluator that could not score a split."""
+    """Tells the user, on every rank, of what could not be scored, or was damaged."""
+    precision: str | None = None
+    """The name of the precision that ``computing`` means, which is written beside the scores; None: unknown."""
 
     @classmethod
     def of(
@@ -99,7 +102,8 @@ class Evaluation:
     ) -> "Evaluation":
         """The evaluation of an experiment or a run, in ``precision`` on ``device``."""
         context = functools.partial(computing, device, precision)
-        return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick, without, tell)
+        name = precision.on(device).name
+        return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick, without, tell, name)
 
     def encode(self, name: str, batches: EvaluationBatches) -> EncodedSplit:
         """The split ``name``, encoded for all evaluators; sets ``batches.corrupt`` to the images that were left out."""
@@ -167,8 +171,8 @@ class Evaluation:
 
         def merge() -> None:
             if rank() == 0:
-                _merge(folder / SCORES, step, scores)
-                _merge(folder / SAMPLES, step, shown)
+                for file, results in ((folder / SCORES, scores), (folder / SAMPLES, shown)):
+                    _merge(file, step, self.precision, results, self.tell)
 
         gather_results(merge)
         return scores
@@ -190,14 +194,26 @@ def place_of(error: Exception) -> str:
     return f"{own[-1].filename}, line {own[-1].lineno}"
 
 
-def _merge(file: Path, step: int, splits: Mapping[str, Any]) -> None:
+def _merge(
+    file: Path, step: int, precision: str | None, splits: Mapping[str, Any], tell: Callable[[str], None]
+) -> None:
     """Adds results to a file, by split and name; those of another step are dropped, for they belong to other weights.
 
-    The file is replaced in one step: a run that is killed here leaves the one before.
+    So are those of another precision: the figures of a file, and of a table, are taken in one. The file is replaced in
+    one step: a run that is killed here leaves the one before. A damaged file is put aside, and told of.
     """
     kept: dict[str, Any] = {}
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        kept = before["splits"] if before["step"] == step else {}
+    try:
+        before = json.loads(read_recorded(file))
+        if (before["step"], before.get("precision", precision)) == (step, precision):
+            kept = {str(name): dict(values) for name, values in before["splits"].items()}
+    except FileNotFoundError:
+        pass
+    except (DamagedFileError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        aside = file.with_name(f"{file.name}.damaged")
+        file.replace(aside)
+        tell(f"{file} was damaged and is now {aside.name}; it is written anew, without splits evaluated earlier")
     merged = {name: kept.get(name, {}) | values for name, values in splits.items()}
-    write_whole(file, json.dumps({"step": step, "splits": kept | merged}, ensure_ascii=False))
+    taken = {} if precision is None else {"precision": precision}
+    content = {"step": step, **taken, "splits": kept | merged}
+    write_recorded(file, json.dumps(content, ensure_ascii=False))

@@ -74,7 +74,7 @@ def build_freeze(config: Config) -> FreezePlan:
 
 def build_launcher(config: Config) -> Launcher:
     """The launcher that starts the ranks; the config names one."""
-    return _build(config, "launcher", {"processes": config.processes})
+    return _build(config, "launcher", {"processes": config.processes, "plugins": config.plugins})
 
 
 def unfitted_tokenizer(config: Config) -> Tokenizer:

@@ -171,7 +171,7 @@ def _objectives(objective: WeightedSum) -> dict[str, Objective]:
 def _planned_teacher(config: Config) -> ImageTextModel:
     """The model of ``teacher.run``, without weights. Raises UserError if it cannot read the batches of this run."""
     folder = find_run(cast(str, config.teacher.run))
-    theirs = load_config(folder / CONFIG)
+    theirs = load_config(folder / CONFIG, config.plugins)
     size, most = theirs.data.image_size, theirs.data.max_tokens
     if config.data.image_size != size:
         raise UserError(f"data.image_size: {config.data.image_size}, and the teacher {folder} sees images of {size}")

@@ -28,7 +28,7 @@ PART_SLOTS: Mapping[str, tuple[str, ...]] = {
     "transform": ("image_size",),
     "optim": (),
     "schedule": (),
-    "launcher": ("processes",),
+    "launcher": ("processes", "plugins"),
     "parallel": (),
 }
 """Each slot and the arguments that ``build`` supplies to its part, if its constructor asks for them."""
@@ -43,9 +43,7 @@ def check_config(cfg: DictConfig) -> Config:
 
     Builds nothing; nodes of parts stay plain mappings. Raises UserError in one line for the first fault.
     """
-    _check_settings(cfg, Config)
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config), "a config is composed on the schema, so OmegaConf makes a Config of it"
+    config = settings_of(cfg)
     for slot, runtime in PART_SLOTS.items():
         if getattr(config, slot) is not None or slot not in EMPTY_SLOTS:
             check_part(getattr(config, slot), slot, runtime, config.plugins)
@@ -56,6 +54,17 @@ def check_config(cfg: DictConfig) -> Config:
     for name, node in config.evaluators.items():
         check_part(node, f"evaluators.{name}", EVALUATOR_ARGUMENTS, config.plugins)
     _check_together(config)
+    return config
+
+
+def settings_of(cfg: DictConfig) -> Config:
+    """The composed config as its dataclass, once every number is in its range; parts are not looked at.
+
+    Raises UserError.
+    """
+    _check_settings(cfg, Config)
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config), "a config is composed on the schema, so OmegaConf makes a Config of it"
     return config
 
 

@@ -39,7 +39,7 @@ from mmlm.experiment.build import (
 )
 from mmlm.experiment.config import Config
 from mmlm.experiment.device import choose_device, seed_everything
-from mmlm.experiment.saved_run import initialise_from, load_teacher, start_weights, tokenizer_folder
+from mmlm.experiment.saved_run import initialise_from, load_teacher, restore_tokenizer, start_weights, tokenizer_folder
 from mmlm.model.model import ImageTextModel
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.freeze import check_plan
@@ -122,7 +122,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
     # adapters are added, and only then can the freeze plan be checked against every name that there is.
     model = build_model(config, tokenizer.vocab_size)
     if config.init_from.run is not None or config.init_from.weights is not None:
-        initialise_from(model, config.init_from, *start_weights(config.init_from))
+        initialise_from(model, config.init_from, *start_weights(config.init_from, config.plugins))
     plan = build_freeze(config)
     plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
@@ -201,11 +201,11 @@ def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
     tokenizer = unfitted_tokenizer(config)
     saved = folder / TOKENIZER
     if saved.is_dir():
-        tokenizer.restore(saved)
+        restore_tokenizer(tokenizer, saved)
         return tokenizer
     brought = tokenizer_folder(config.init_from)
     if brought is not None:
-        tokenizer.restore(brought)
+        restore_tokenizer(tokenizer, brought)
     else:
         try:
             tokenizer.fit(source.captions())

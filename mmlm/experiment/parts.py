@@ -28,10 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.wording import LISTS, MAPPINGS, describe, did_you_mean, shown
+from mmlm.experiment.kinds import KINDS, NO_KIND, Kind, kinds_of_slot
 from mmlm.experiment.targets import resolve
-
-HOME = "mmlm"
-"""The package whose classes and functions any config may name."""
 
 _NOTHING: Mapping[str, object] = types.MappingProxyType({})
 _UNIONS = (typing.Union, types.UnionType)
@@ -76,8 +74,8 @@ class _Rules:
 
     runtime: frozenset[str]
     """Names of the arguments that are supplied when the part is built, and that a config may not set."""
-    packages: tuple[str, ...]
-    """Packages that a ``_target_`` may lie in."""
+    plugins: tuple[str, ...]
+    """Packages, besides mmlm, that a ``_target_`` may lie in."""
 
 
 def check_part(node: object, slot: str, runtime: Collection[str] = (), plugins: Collection[str] = ()) -> None:
@@ -85,9 +83,10 @@ def check_part(node: object, slot: str, runtime: Collection[str] = (), plugins: 
 
     ``slot`` is the key of the node in the config (``data.train``) and heads every message. ``runtime`` names the
     arguments that are supplied when it is built (widths, a tokenizer): a signature may ask for them, a config may not
-    set them. ``plugins`` are the packages, besides ``mmlm``, that the user allowed by name. Raises UserError.
+    set them. ``plugins`` are the packages, besides ``mmlm``, that the user allowed by name. What the slot accepts of
+    mmlm follows from its key (``kinds.py``). Raises UserError.
     """
-    _plan_part(_plain(node), slot, _Rules(frozenset(runtime), (HOME, *plugins)))
+    _plan_part(_plain(node), slot, _Rules(frozenset(runtime), tuple(plugins)), kinds_of_slot(slot))
 
 
 def build_part(
@@ -99,7 +98,8 @@ def build_part(
     is annotated, a list becomes the annotated tuple or set, a string the Path, an int the float, and a mapping the
     dataclass. Raises UserError, and whatever a constructor raises; an ArgumentError becomes a UserError with the key.
     """
-    return _plan_part(_plain(node), slot, _Rules(frozenset(runtime), (HOME, *plugins))).run(runtime)
+    rules = _Rules(frozenset(runtime), tuple(plugins))
+    return _plan_part(_plain(node), slot, rules, kinds_of_slot(slot)).run(runtime)
 
 
 def _plain(node: object) -> object:
@@ -120,11 +120,14 @@ def _run(value: object, runtime: Mapping[str, object]) -> object:
     return value
 
 
-def _plan_part(node: object, slot: str, rules: _Rules) -> _Call:
-    """Checks a node, the parts nested in it included, and returns the call that builds it. Raises UserError."""
+def _plan_part(node: object, slot: str, rules: _Rules, kinds: Collection[Kind]) -> _Call:
+    """Checks a node, the parts nested in it included, and returns the call that builds it. Raises UserError.
+
+    ``kinds`` are what may stand there (``kinds.py``).
+    """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{slot}: {shown(node)} is not a part; it needs a mapping with a '_target_'")
-    target = resolve(node["_target_"], slot, rules.packages)
+    target = resolve(node["_target_"], slot, kinds, rules.plugins)
     return _plan_call(target, {key: value for key, value in node.items() if key != "_target_"}, slot, rules)
 
 
@@ -280,13 +283,20 @@ def _fit_list(value: Sequence[object], kind: object, arguments: Sequence[object]
 def _fit_part(node: Mapping[str, object], hint: object, key: str, rules: _Rules) -> _Call:
     """The call that builds a nested part. If a class is annotated, the part's class has to be a subclass of it.
 
-    A Protocol is not checked (that would take an instance), nor is the return value of a target that is a function.
+    A Protocol is not checked (that would take an instance), nor is the return value of a target that is a function:
+    both come from a package that the user has allowed, for of mmlm only the annotated kind is accepted.
     """
-    call = _plan_part(node, key, rules)
     members = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
     kinds = [typing.get_origin(member) or member for member in members]
+    # An annotation that says nothing allows a part of any kind, and one of another class none of mmlm's.
+    named = [KINDS[kind] for kind in kinds if kind in KINDS]
+    call = _plan_part(node, key, rules, named or (NO_KIND if _says_something(kinds) else tuple(KINDS.values())))
     if not inspect.isclass(call.target) or not all(inspect.isclass(kind) for kind in kinds):
         return call
     if any(kind is object or typing.Protocol in kind.__bases__ or issubclass(call.target, kind) for kind in kinds):
         return call
     raise UserError(f"{key}: {call.target.__name__} is not {describe(hint)}")
+
+
+def _says_something(kinds: Sequence[object]) -> bool:
+    return not any(kind in (object, typing.Any) or isinstance(kind, typing.TypeVar) for kind in kinds)

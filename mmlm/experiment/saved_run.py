@@ -1,8 +1,11 @@
 """A run that has trained already: its weights and its tokenizer, and how another run starts or learns from it."""
 
 import json
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import cast
 
 import torch
@@ -23,7 +26,10 @@ from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.lora import merge_adapters
 from mmlm.record.folder import CHECKPOINTS, CONFIG, TOKENIZER, find_run
+from mmlm.record.manifest import announce, check_files
 
+CARD = "README.md"
+"""The model card of an exported model, which people edit at the hub: it is not compared with the manifest."""
 MODEL_TYPE = "mmlm"
 """``model_type`` in the config.json of an exported model."""
 
@@ -81,6 +87,29 @@ def is_exported(folder: Path) -> bool:
         return False
 
 
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes a tokenizer into a run folder that has none, whole or not at all, with its files in the manifest."""
+    saving = folder / f".{TOKENIZER}.{os.getpid()}"
+    rmtree(saving, ignore_errors=True)  # of a process that was killed
+    saving.mkdir()
+    tokenizer.save(saving)
+    files = [file for file in saving.rglob("*") if file.is_file()]
+    announce(folder, {f"{TOKENIZER}/{file.relative_to(saving).as_posix()}": file.read_bytes() for file in files})
+    saving.rename(folder / TOKENIZER)
+
+
+def restore_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Restores a tokenizer from the folder of a run's or of an exported model's, if its files are as they were written.
+
+    Raises UserError.
+    """
+    if folder.name == TOKENIZER:
+        check_files(folder.parent, TOKENIZER)
+    else:
+        check_files(folder, spared=[CARD])
+    tokenizer.restore(folder)
+
+
 def initialise_from(model: ImageTextModel, start: InitSettings, source: Path, given: Weights) -> None:
     """Copies the named parts' weights out of ``given``; image positions are resized to the new grid.
 
@@ -129,7 +158,7 @@ def load_teacher(
     """The model of ``teacher.run``; None if that is not set. Raises UserError for a teacher with other token ids."""
     if config.teacher.run is None:
         return None
-    run = load_run(config.teacher.run, device)
+    run = load_run(config.teacher.run, device, config.plugins)
     views: set[View] = set()
     for part in objective.objectives.values():
         views |= cast(Objective, part).teacher_views
@@ -156,12 +185,15 @@ class TrainedRun:
     tokenizer: Tokenizer
 
 
-def load_run(path: str, device: torch.device) -> TrainedRun:
-    """Loads the run at ``path``, or the only run below it, with the weights it exports. Raises UserError."""
+def load_run(path: str, device: torch.device, plugins: Collection[str] = ()) -> TrainedRun:
+    """Loads the run at ``path``, or the only run below it, with the weights it exports.
+
+    ``plugins`` are the packages, besides mmlm, that its config may name parts of. Raises UserError.
+    """
     folder = find_run(path)
-    config = load_config(folder / CONFIG)
+    config = load_config(folder / CONFIG, plugins)
     tokenizer = unfitted_tokenizer(config)
-    tokenizer.restore(folder / TOKENIZER)
+    restore_tokenizer(tokenizer, folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
     build_freeze(config).add_adapters(model)
     step, weights = exported_weights(folder, config)
@@ -169,17 +201,21 @@ def load_run(path: str, device: torch.device) -> TrainedRun:
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
 
 
-def start_weights(start: InitSettings) -> tuple[Path, dict[str, Tensor]]:
+def start_weights(start: InitSettings, plugins: Collection[str] = ()) -> tuple[Path, dict[str, Tensor]]:
     """The file or run folder that ``init_from`` names, and the model's weights in it. Raises UserError.
 
     Adapters of the other run are merged into the weights that they adapt: this run may have others, or none.
+    ``plugins`` are the packages, besides mmlm, that the other run's config may name parts of.
     """
     if start.weights is not None:
-        return Path(start.weights), model_weights(read_weights(Path(start.weights)))
+        file = Path(start.weights)
+        if is_exported(file.parent):
+            check_files(file.parent, spared=[CARD])
+        return file, model_weights(read_weights(file))
     folder = find_run(cast(str, start.run))
-    config = load_config(folder / CONFIG)
+    config = load_config(folder / CONFIG, plugins)
     if build_freeze(config).lora is None:
         return folder, exported_weights(folder, config)[1]
-    model = load_run(str(folder), torch.device("cpu")).model
+    model = load_run(str(folder), torch.device("cpu"), plugins).model
     merge_adapters(model)
     return folder, model.state_dict()

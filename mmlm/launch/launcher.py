@@ -1,5 +1,6 @@
 """The interface of launchers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,3 +15,11 @@ class Launcher(Protocol):
         cannot be started.
         """
         ...
+
+
+def worker_arguments(folder: Path, plugins: Sequence[str]) -> list[str]:
+    """The arguments of ``python -m mmlm.worker``: what a launcher has each rank do for the prepared run in ``folder``.
+
+    ``plugins`` are packages that its config may name parts of, which a worker does not take from the folder's word.
+    """
+    return [str(folder), *([f"plugins=[{','.join(plugins)}]"] if plugins else [])]

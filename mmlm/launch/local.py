@@ -17,6 +17,7 @@ import torch.distributed as dist
 from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, ArgumentError, UserError
 from mmlm.core.ranges import check_positive
 from mmlm.core.stop import handled
+from mmlm.launch.launcher import worker_arguments
 from mmlm.launch.meeting import ATTEMPT, COMMAND
 
 PARENT_PIPE = "MMLM_PARENT_PIPE"
@@ -31,6 +32,8 @@ class Local:
         max_restarts: how often all ranks are started again, from the last checkpoint, after one of them has died.
         threads: CPU threads per rank; None divides the machine's cores among the ranks, unless OMP_NUM_THREADS is set.
         grace_seconds: how long the other ranks may take to end by themselves after one has failed.
+        plugins: packages that the config may name parts of. The setting ``plugins``, which a worker does not take from
+            the folder.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Local:
         max_restarts: int = 2,
         threads: int | None = None,
         grace_seconds: float = 30.0,
+        plugins: Sequence[str] = (),
     ) -> None:
         if processes is not None and processes < 1:
             raise UserError(f"processes: {processes} must be at least 1")
@@ -50,6 +54,7 @@ class Local:
         self.max_restarts = max_restarts
         self.threads = threads
         self.grace_seconds = grace_seconds
+        self.plugins = plugins
 
     def __call__(self, folder: Path, command: str) -> int:
         """Trains the prepared run in ``folder``; returns the exit status. See ``Launcher``."""
@@ -77,7 +82,7 @@ class Local:
         try:
             for rank in range(self.processes):
                 environment = self._environment(rank, port, attempt, command) | {PARENT_PIPE: str(ours)}
-                arguments = [sys.executable, "-m", "mmlm.worker", str(folder)]
+                arguments = [sys.executable, "-m", "mmlm.worker", *worker_arguments(folder, self.plugins)]
                 # In a session of its own, a rank does not get the terminal's Ctrl-C as well: this process passes it on.
                 process = subprocess.Popen(arguments, env=environment, pass_fds=(ours,), start_new_session=True)
                 ranks.processes.append(process)

@@ -5,10 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.launch.launcher import worker_arguments
 from mmlm.launch.meeting import COMMAND
 from mmlm.launch.requeue import MAX_RESTARTS
 
@@ -61,6 +63,8 @@ class Slurm:
 
     processes: int | None = None
     """The top-level setting ``processes``, which is for one machine only; refused here unless null."""
+    plugins: Sequence[str] = ()
+    """The top-level setting ``plugins``, which a worker does not take from the folder."""
     partition: str | None = None
     """Queue of the cluster; null takes the default (``sinfo`` lists them)."""
     account: str | None = None
@@ -157,6 +161,7 @@ class Slurm:
         if self.requeue:
             before.append(f"export {MAX_RESTARTS}={self.max_restarts}")
         python = shlex.quote(self.python or sys.executable)
+        worker = shlex.join(worker_arguments(folder, self.plugins))
         # Repeated for srun, which since SLURM 22.05 does not take this option over from the job.
         cpus = f" --cpus-per-task={self.cpus_per_task}" if self.cpus_per_task is not None else ""
         return SCRIPT.format(
@@ -166,7 +171,7 @@ class Slurm:
             options="\n".join(f"#SBATCH {option}" for option in self._options(folder)),
             before="".join(f"{line}\n" for line in [*before, *self.setup]),
             # --kill-on-bad-exit: when one rank fails, SLURM ends the others, which would wait for it until a timeout.
-            step=f"srun --kill-on-bad-exit=1{cpus} {python} -m mmlm.worker {shlex.quote(str(folder))}",
+            step=f"srun --kill-on-bad-exit=1{cpus} {python} -m mmlm.worker {worker}",
             end=RESTART.format(limit=MAX_RESTARTS) if self.requeue else "# Not requeued, whatever the status.",
         )
 

@@ -107,7 +107,7 @@ class WeightedSum(nn.Module):
             positive weight, two objectives that choose pairs, or two that draw for one text view.
     """
 
-    def __init__(self, objectives: Mapping[str, nn.Module], weights: Mapping[str, Weight]) -> None:
+    def __init__(self, objectives: Mapping[str, Objective], weights: Mapping[str, Weight]) -> None:
         super().__init__()
         if objectives.keys() != weights.keys():
             odd = ", ".join(sorted(objectives.keys() ^ weights.keys()))

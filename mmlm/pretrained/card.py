@@ -83,7 +83,8 @@ def _scores(scores: Scores | None, step: int) -> str:
     lines = [f"| | {' | '.join(f'`{name}`' for name in scores.splits)} |", "|---" * (len(scores.splits) + 1) + "|"]
     lines += [_row("images", [split.images for split in scores.splits.values()])]
     lines += [_row(name, [split.values.get(name) for split in scores.splits.values()]) for name in names]
-    return "\n".join(lines)
+    said = f"Taken in {scores.precision}.\n\n" if scores.precision else ""
+    return said + "\n".join(lines)
 
 
 def _row(name: str, values: list[float | None]) -> str:

@@ -15,23 +15,25 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import first_line
 from mmlm.data.transforms import Transform
 from mmlm.experiment.config import Config, DataSettings, ModelSettings
-from mmlm.experiment.saved_run import MODEL_TYPE
+from mmlm.experiment.config_checks import PART_SLOTS
+from mmlm.experiment.parts import check_part
+from mmlm.experiment.saved_run import CARD, MODEL_TYPE
+from mmlm.experiment.targets import HOME
 from mmlm.model.protocols import MODEL_SLOTS
+from mmlm.record.folder import MANIFEST
+from mmlm.record.manifest import announce_files
 
 FORMAT = 1
 """The version of the files' layout; raised by one whenever an older reader would misread them."""
 CONFIG_FILE = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
-CARD = "README.md"
 SLOTS = (*MODEL_SLOTS, "tokenizer", "transform")
 """The slots whose parts are saved: all that is needed to use a model."""
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model", CARD, *(f"{slot}/{CONFIG_FILE}" for slot in MODEL_SLOTS))
-"""Patterns of the files that are fetched from the hub."""
+"""Patterns of the files of a saved model."""
 _HERE = "./"
 """The beginning of ``name_or_path`` of a saved part: the folder of its config lies below the model's folder."""
-_PACKAGES: Mapping[str, str] = {"tokenizer": "mmlm.data.", "transform": "mmlm.data."}
-"""The package of a slot's parts, if it is not ``mmlm.model.``: a saved model may name nothing else of mmlm."""
 
 
 class MmlmConfig(PretrainedConfig):
@@ -156,18 +158,31 @@ def read_json_file(file: Path) -> dict[str, Any]:
 
 
 def check_targets(config: MmlmConfig, plugins: Collection[str]) -> None:
-    """UserError if a node names anything but a part: a folder from elsewhere must not run code of its choice."""
-    for slot, node in config.parts.items():
-        home = _PACKAGES.get(slot, "mmlm.model.")
+    """UserError if a node names anything but a part of its slot, or of a package that the user has allowed.
+
+    Nothing is imported but what may be built: a folder from elsewhere must not run code of its choice.
+    """
+    for slot in SLOTS:
+        node = config.parts.get(slot)
         for target in _targets(node):
             package = target.split(".")[0]
-            if package == "mmlm" and not target.startswith(home):
-                raise UserError(f"{CONFIG_FILE}: parts.{slot}: '{target}' is none of the parts in {home}*")
-            if package != "mmlm" and package not in plugins:
+            if package != HOME and not any(target.startswith(f"{plugin}.") for plugin in plugins):
                 raise UserError(
                     f"{CONFIG_FILE}: parts.{slot} is '{target}'; if you trust the package '{package}' to run code, "
                     f"allow it: from_pretrained(..., plugins=['{package}'])"
                 )
+        if node is None:
+            continue
+        try:
+            check_part(node, slot, PART_SLOTS[slot], plugins)
+        except UserError as error:
+            raise UserError(f"{CONFIG_FILE}: parts.{error}") from None
+
+
+def record_files(folder: Path) -> None:
+    """Writes the manifest of a model that has been saved in ``folder``."""
+    files = {file for pattern in _FILES for file in folder.glob(pattern) if file.is_file()}
+    announce_files(folder, files)
 
 
 def _targets(node: object) -> Iterator[str]:
@@ -234,7 +249,7 @@ def download(
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
                 force_download=force_download,
-                allow_patterns=list(_FILES),
+                allow_patterns=[*_FILES, MANIFEST],
             )
         )
     except (OSError, ValueError, HfHubHTTPError) as error:

@@ -13,6 +13,7 @@
     (the tokenizer's files)
     decoder/config.json        if a part is a pretrained model of transformers: its config, so that no hub is needed
     README.md                  the model card
+    manifest.jsonl             the SHA-256 of each of these files
 
 ``transformers.AutoModel.from_pretrained`` gives the same object once this module is imported. ``MmlmModel`` is no
 ``transformers.PreTrainedModel``, whose loading builds on the meta device, makes non-persistent buffers (normalisation,
@@ -43,11 +44,10 @@ from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.evaluation.decoding import write_captions
 from mmlm.experiment.build import build_model, build_transform, unfitted_tokenizer
-from mmlm.experiment.saved_run import TrainedRun
+from mmlm.experiment.saved_run import CARD, TrainedRun
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.pretrained.files import (
-    CARD,
     PREPROCESSOR,
     WEIGHTS,
     MmlmConfig,
@@ -60,7 +60,10 @@ from mmlm.pretrained.files import (
     portable,
     preprocessor,
     read_config,
+    record_files,
 )
+from mmlm.record.folder import MANIFEST
+from mmlm.record.manifest import check_files
 
 _FROM_AUTO = {"trust_remote_code", "code_revision", "adapter_kwargs", "_from_auto", "_commit_hash"}
 """Arguments that ``AutoModel`` adds for every model. They are ignored: no code is ever loaded from a folder."""
@@ -133,6 +136,7 @@ class MmlmModel(nn.Module):
         folder = Path(folder_or_name)
         if not folder.is_dir():
             folder = download(str(folder_or_name), revision, token, cache_dir, local_files_only, force_download)
+        check_files(folder, spared=[CARD])
         config = config or read_config(folder)
         check_targets(config, plugins)
         here = as_config(located(config, folder), plugins)
@@ -161,6 +165,7 @@ class MmlmModel(nn.Module):
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)  # of a model that was saved there before
             self.config.save_pretrained(folder)
             for slot in MODEL_SLOTS:
                 inner = _pretrained_part(self.model, slot)
@@ -172,6 +177,7 @@ class MmlmModel(nn.Module):
             (folder / PREPROCESSOR).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
             if self.card is not None:
                 (folder / CARD).write_text(self.card, encoding="utf-8")
+            record_files(folder)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error}); give another folder") from error
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from mmlm.core.precision import Precision
-from mmlm.record.folder import ENVIRONMENT, write_whole
+from mmlm.record.folder import ENVIRONMENT
+from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
 
 PACKAGES = (  # those that can change a number, or how it is shown
     "mmlm",
@@ -81,20 +82,22 @@ def device_name(device: torch.device) -> str:
 def precision_of_run(configured: Precision, folder: Path, device: torch.device) -> Precision:
     """The precision of a run, with ``auto`` resolved: to what ``folder`` has on record, or else for ``device``.
 
-    Without the record, a run that is resumed on another machine could go on in another precision.
+    Without the record, a run that is resumed on another machine could go on in another precision. Raises
+    DamagedFileError for a record that ``auto`` needs and that is damaged.
     """
+    file = folder / ENVIRONMENT
+    if configured is not Precision.auto or not file.is_file():
+        return configured.on(device)
     try:
-        recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("precision")
-    except (OSError, ValueError):
-        recorded = None
-    if configured is Precision.auto and recorded in Precision.__members__:
-        return Precision[recorded]
-    return configured.on(device)
+        recorded = json.loads(read_recorded(file)).get("precision")
+    except (ValueError, AttributeError):
+        raise DamagedFileError(file, "it holds no JSON object") from None
+    return Precision[recorded] if recorded in Precision.__members__ else configured.on(device)
 
 
 def save_environment(environment: Environment, folder: Path) -> None:
     """Writes ``environment.json``, whole or not at all: a resumed run takes its precision from it."""
-    write_whole(folder / ENVIRONMENT, json.dumps(asdict(environment), indent=2) + "\n")
+    write_recorded(folder / ENVIRONMENT, json.dumps(asdict(environment), indent=2) + "\n")
 
 
 def _git(*arguments: str) -> str | None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.core.figure import Figure, FigureGroup, Place
-from mmlm.record.folder import FIGURES, write_whole
+from mmlm.record.folder import FIGURES
+from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ def record_figures(folder: Path, figures: RunFigures) -> None:
         part: {name: _values(figure) for name, figure in of_part.items()}
         for part, of_part in zip(_PARTS, (whole.training, whole.evaluation), strict=True)
     }
-    write_whole(folder / FIGURES, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_recorded(folder / FIGURES, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_figures(folder: Path) -> RunFigures:
     """The declarations in a run folder; none if there is no ``figures.json``, or if it is damaged."""
     try:
-        content = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+        content = json.loads(read_recorded(folder / FIGURES))
         training, evaluation = ({n: _figure(values) for n, values in content[part].items()} for part in _PARTS)
         return RunFigures(training, evaluation)
     except FileNotFoundError:
         return RunFigures()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # no JSON, or JSON of another shape
+    except (DamagedFileError, OSError, ValueError, TypeError, KeyError, AttributeError):  # or JSON of another shape
         return RunFigures(damaged=True)
 
 

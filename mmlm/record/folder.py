@@ -8,6 +8,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
     scores.json        the scores of every evaluated split (evaluation/evaluate.py)
     samples.json       examples of captions and retrieval, for the report
     report.html        the page for people (reports/page.py)
+    manifest.jsonl     the SHA-256 of each of these files (record/manifest.py)
     tokenizer/         files of the tokenizer, if it has any
     checkpoints/       what a run is resumed from; checkpoints/files.py names the files inside
     stacks/            where ranks stood when one of them stalled (launch/watchdog.py)
@@ -28,6 +29,7 @@ FIGURES = "figures.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"
 REPORT = "report.html"
+MANIFEST = "manifest.jsonl"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 STACKS = "stacks"

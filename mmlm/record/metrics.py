@@ -5,9 +5,11 @@ The JSONL file is the record, which reports read. The copy at wandb may fail wit
 
 import json
 import math
+import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
 from mmlm.record.folder import METRICS, WANDB_ID, write_whole
+from mmlm.record.manifest import Growing, Prefix, announce_prefixes, read_recorded, text_of, write_recorded
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -24,6 +27,8 @@ _RESERVED = ("step", "examples", "seconds")
 """Names in a row that no metric may have."""
 _WANDB_SECONDS = 15.0
 """How long wandb may take to start, once to log in and once to begin the run."""
+_ROWS = 200
+"""Rows after which the file is put on record in the manifest; it is at the end of a run, and of a part of one, too."""
 _UPLOAD_SECONDS = 60.0
 """How long wandb may take, at the end of a run, to upload what is left."""
 
@@ -112,6 +117,8 @@ class MetricLog:
         self._tell = tell
         self.path = run_folder / METRICS
         self._file: TextIO | None = None
+        self._written = Growing()
+        self._unannounced = 0
         self._wandb: Run | None = None
         if settings.wandb != WandbMode.disabled:
             try:
@@ -136,7 +143,10 @@ class MetricLog:
         rows = read_metrics(self.path) if self.path.exists() else []
         kept = [row for row in rows if step is not None and row["step"] <= step]
         self._close_file()
-        write_whole(self.path, "".join(_line(row) for row in kept))
+        text = "".join(_line(row) for row in kept)
+        before = [Prefix.of(self.path.read_bytes())] if self.path.exists() else []
+        announce_prefixes(self.path.parent, METRICS, Prefix.of(text.encode()), *before)
+        write_whole(self.path, text)
         return len(rows) - len(kept)
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -146,8 +156,14 @@ class MetricLog:
         row = {"step": step, "examples": examples, "seconds": seconds, **values}
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(row))
+            self._written = Growing(self.path.read_bytes())
+        line = _line(row)
+        self._file.write(line)
         self._file.flush()
+        self._written.add(line.encode())
+        self._unannounced += 1
+        if self._unannounced >= _ROWS:
+            self._announce()
         self._to_wandb(lambda run: run.log(row))
 
     def close(self, failed: bool = False) -> None:
@@ -158,8 +174,18 @@ class MetricLog:
 
     def _close_file(self) -> None:
         if self._file is not None:
+            # A full disk has been told of, or will be by whoever writes next: rows that are not on record do no harm.
+            with suppress(OSError):
+                self._announce()
             self._file.close()
             self._file = None
+
+    def _announce(self) -> None:
+        """Puts what the file holds by now on record, once it is on the disk."""
+        assert self._file is not None, "rows are put on record while they are written"
+        os.fsync(self._file.fileno())
+        announce_prefixes(self.path.parent, METRICS, self._written.prefix)
+        self._unannounced = 0
 
     def _to_wandb(self, action: Callable[["Run"], None]) -> None:
         if self._wandb is None:
@@ -172,12 +198,16 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Reads the rows of a ``metrics.jsonl``, but for a last row that is cut off. Any other bad row is a UserError."""
+    """Reads the rows of a ``metrics.jsonl``, but for a last row that is cut off. Any other bad row is a UserError.
+
+    Raises DamagedFileError if the file does not begin with what is on record of it.
+    """
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = text_of(path, read_recorded(path)).split("\n")
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append({name: _number(value) for name, value in json.loads(line).items()})
+            if line:
+                rows.append({name: _number(value) for name, value in json.loads(line).items()})
         except (ValueError, TypeError, AttributeError):
             # A process that was killed while it wrote leaves half of the last row, and of no other.
             if number < len(lines):
@@ -243,8 +273,8 @@ def _wandb_id(run_folder: Path) -> str:
     """The id of this run folder at wandb, made once and kept in a file, so that a resumed run continues its curves."""
     file = run_folder / WANDB_ID
     if not file.exists():
-        file.write_text(secrets.token_hex(4))
-    return file.read_text().strip()
+        write_recorded(file, secrets.token_hex(4))
+    return text_of(file, read_recorded(file)).strip()
 
 
 def _left_out(error: Exception) -> str:

@@ -108,12 +108,17 @@ def _split_table(
     """The table of one split: a row for each run that was scored on it."""
     values = {name: of_run.splits[split].values for name, of_run in all_scores.items() if split in of_run.splits}
     scores = _compared(figures, dict.fromkeys(score for of_run in values.values() for score in of_run))
-    head = [f"`{split}`", *(_column(score, declared(figures, score)) for score in scores), "steps", "minutes"]
+    # The precision that scores were taken in can move them alone: it stands in the head, or in each row if it differs.
+    taken = {name: all_scores[name].precision or "unknown precision" for name in values}
+    same = next(iter(taken.values())) if len(set(taken.values())) == 1 else None
+    steps = f"steps, scored in {same}" if same else "steps, scored in ..."
+    head = [f"`{split}`", *(_column(score, declared(figures, score)) for score in scores), steps, "minutes"]
     lines = [head, ["---"] * len(head)]
     for name, of_run in values.items():
         found = ((of_run.get(score), declared(figures, score).share) for score in scores)
         cells = ["-" if v is None else f"{100 * v:.1f}" if share else f"{v:.2f}" for v, share in found]
-        lines.append([name, *cells, f"{all_scores[name].step:,}", f"{runs[name].metrics.seconds / 60:.1f}"])
+        step = f"{all_scores[name].step:,}" + ("" if same else f" in {taken[name]}")
+        lines.append([name, *cells, step, f"{runs[name].metrics.seconds / 60:.1f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

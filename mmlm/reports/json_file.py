@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.core.errors import UserError
+from mmlm.record.manifest import read_recorded
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file, or None if there is no such file. Bytes that are not UTF-8 become a replacement mark."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    """The text of a file, or None if there is no such file. Bytes that are not UTF-8 become a replacement mark.
+
+    Raises DamagedFileError for a file that is not as it was written; so does ``read_json``.
+    """
+    return read_recorded(path).decode(errors="replace") if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, object] | None:
     """The object in a JSON file, or None if there is no such file. ``UserError`` if it holds anything else."""
-    text = read_text(path)
-    if text is None:
+    if not path.is_file():
         return None
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = json.loads(read_recorded(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); evaluate the run again, or remove the file") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not an object; evaluate the run again")

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from mmlm.record.folder import FIGURES, REPORT, write_whole
+from mmlm.record.folder import FIGURES, REPORT
+from mmlm.record.manifest import write_recorded
 from mmlm.reports.curves_section import curves
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.reports.samples_section import samples_section
@@ -23,7 +24,7 @@ def write_report(run_folder: Path) -> Path:
     """
     page = render_page(read_run_folder(run_folder))
     target = run_folder / REPORT
-    write_whole(target, page)
+    write_recorded(target, page)
     return target
 
 

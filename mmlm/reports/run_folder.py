@@ -6,7 +6,8 @@
                            "model": {"parameters": {part: count}, "flops": {part: count}}, ...}
         metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
         figures.json       what the names of metrics and scores are (record/figures.py)
-        scores.json        {"step", "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
+        scores.json        {"step", "precision"?,
+                            "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
         samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}
 
 Any file may be missing: a report can be made of a run that has just begun. A file that is there and cannot be
@@ -15,9 +16,10 @@ the run was killed is left out. Without a sound ``figures.json`` all numbers are
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from mmlm.core.errors import UserError
 from mmlm.record.figures import RunFigures, read_figures
@@ -25,6 +27,8 @@ from mmlm.record.folder import CONFIG, ENVIRONMENT, METRICS, SAMPLES, SCORES
 from mmlm.record.metrics import read_metrics
 from mmlm.reports.json_file import JsonNode, read_json, read_text
 from mmlm.reports.samples import SplitSamples, parse_samples
+
+Result = TypeVar("Result")
 
 _COUNTERS = ("step", "examples", "seconds")
 
@@ -83,6 +87,8 @@ class Scores:
     step: int
     """Optimizer step of the weights that were scored."""
     splits: Mapping[str, SplitScores]
+    precision: str | None = None
+    """The precision that they were scored in; None if the file does not say (of a run older than that)."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,12 @@ class RunFolder:
         return {part: count for part, count in counts.items() if isinstance(count, int) and count > 0}
 
 
-def read_run_folder(path: Path) -> RunFolder:
+def read_run_folder(path: Path, tell: Callable[[str], None] | None = None) -> RunFolder:
     """Reads a run folder, finished or not.
 
     Raises ``UserError`` when ``path`` is no folder, holds neither ``config.yaml`` nor ``metrics.jsonl``, or when one of
-    its files cannot be understood.
+    its files is damaged or cannot be understood. With ``tell``, scores and samples for which that holds are left out
+    instead, and ``tell`` is given the line.
     """
     if not path.is_dir():
         raise UserError(f"run={path}: no such folder; give a run folder such as runs/<experiment>/<name>/seed=0")
@@ -158,16 +165,28 @@ def read_run_folder(path: Path) -> RunFolder:
             f"run={path}: not a run folder (it holds neither {CONFIG} nor {METRICS}); "
             "give one such as runs/<experiment>/<name>/seed=0"
         )
-    scores, samples = read_json(path / SCORES), read_json(path / SAMPLES)
+    scores, samples = _result(path / SCORES, _parse_scores, tell), _result(path / SAMPLES, parse_samples, tell)
     return RunFolder(
         path=path,
         metrics=_read_metrics(path / METRICS),
-        scores=None if scores is None else _parse_scores(JsonNode(scores, SCORES)),
-        samples={} if samples is None else parse_samples(JsonNode(samples, SAMPLES)),
+        scores=scores,
+        samples=samples or {},
         config=read_text(path / CONFIG) or "",
         environment=read_json(path / ENVIRONMENT) or {},
         figures=read_figures(path),
     )
+
+
+def _result(file: Path, parse: Callable[[JsonNode], Result], tell: Callable[[str], None] | None) -> Result | None:
+    """What ``parse`` makes of a file; None without the file, and if it is bad and ``tell`` is there to hear it."""
+    try:
+        content = read_json(file)
+        return None if content is None else parse(JsonNode(content, file.name))
+    except UserError as error:
+        if tell is None:
+            raise
+        tell(f"left out: {error}")
+        return None
 
 
 def _read_metrics(path: Path) -> Metrics:
@@ -191,6 +210,7 @@ def _parse_scores(root: JsonNode) -> Scores:
     return Scores(
         step=root.get("step", int).value,
         splits={name: _parse_split_scores(splits.get(name, dict)) for name in splits.value},
+        precision=root.get("precision", str).value if root.value.get("precision") is not None else None,
     )
 
 

@@ -90,9 +90,10 @@ def scores_table(scores: Scores, colors: Mapping[str, str], figures: Mapping[str
     body = "".join(_group_rows(group, groups[group], scores, colors, figures) for group in ordered)
     # Next to many columns there is no room for the meaning of a figure: it goes below the name.
     crowded = " crowded" if len(scores.splits) > CROWDED else ""
+    taken = f", in {escape(scores.precision)}" if scores.precision else ""
     return (
         f'<div class="scroll"><table class="scores{crowded}"><thead><tr><th scope="col"><span class="note">at step '
-        f"{scores.step:,}</span></th>{head}</tr></thead>{body}</table></div>{_all_scores(scores)}"
+        f"{scores.step:,}{taken}</span></th>{head}</tr></thead>{body}</table></div>{_all_scores(scores)}"
     )
 
 

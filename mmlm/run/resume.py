@@ -1,15 +1,17 @@
 """What becomes of a run that is in the folder already: ``resume=auto``, ``changed`` and ``never``."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
 from mmlm.experiment.config import Config, Resume
-from mmlm.experiment.config_file import load_config, save_config
+from mmlm.experiment.config_file import recorded_config, save_config
 from mmlm.experiment.run_identity import differences
 from mmlm.record.folder import ASIDE, CHECKPOINTS, CONFIG
 from mmlm.record.lock import RunLock
+from mmlm.record.manifest import DamagedFileError
 
 _SHOWN = 10
 """Differences that a message lists."""
@@ -22,13 +24,19 @@ def begin_or_go_on(config: Config, folder: Path) -> list[str]:
 
     To be called once a command, before anything is built. With ``resume=never`` a run that is there is renamed to
     ``<folder>.before-<n>``. Raises UserError if it has another config and ``resume`` is ``auto``, or if the change
-    cannot have an effect any more, or if another process is writing it.
+    cannot have an effect any more, or if another process is writing it. The config that is there is only compared:
+    what is built, and which plug-ins it may come from, is up to ``config``.
     """
     file = folder / CONFIG
     if config.resume is Resume.never:
         there = file.exists() or (folder / CHECKPOINTS).exists()
         return [f"what was in {folder} is now in {_move_aside(folder)}"] if there and not config.preflight else []
-    changed = differences(load_config(file), config) if file.exists() else []
+    try:
+        changed = differences(recorded_config(file), config) if file.exists() else []
+    except DamagedFileError as error:
+        if config.resume is Resume.changed:
+            return [f"{error.file} is damaged, and is written anew by this command's config"]
+        raise
     if not changed:
         return []
     shown = listed(changed, _SHOWN, "; ", "; and")
@@ -50,8 +58,9 @@ def record_config(config: Config, folder: Path, step: int) -> None:
     """
     file = folder / CONFIG
     if file.exists():
-        if not differences(load_config(file), config):
-            return
+        with suppress(DamagedFileError):  # written anew; ``begin_or_go_on`` has told of it
+            if not differences(recorded_config(file), config):
+                return
         kept = folder / f"config.before-step={step:06d}.yaml"
         if not kept.exists():  # changed twice at one step: what led to it is in the first
             shutil.copyfile(file, kept)

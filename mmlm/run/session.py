@@ -19,6 +19,7 @@ from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.distributed import on_rank_zero, rank, world_size
 from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
 from mmlm.core.figure import shown_in
+from mmlm.core.precision import Precision
 from mmlm.core.stop import ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
 from mmlm.data.tokenizer import describe_cut
@@ -27,7 +28,7 @@ from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.experiment import Experiment, build_experiment
-from mmlm.experiment.saved_run import exported_weights
+from mmlm.experiment.saved_run import exported_weights, save_tokenizer
 from mmlm.launch.meeting import COMMAND, Meeting, Starter, is_lost_connection, joined
 from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
@@ -208,14 +209,15 @@ class Session:
         for line in lines:
             self.console.line(line)
 
-    def _evaluation(self) -> Evaluation:
+    def _evaluation(self, precision: Precision | None = None) -> Evaluation:
+        """The evaluators with the model as it is; ``precision`` None is the one that the run trains in."""
         experiment = self.experiment
         return Evaluation.of(
             experiment,
             experiment.evaluators,
             self.config.data.max_tokens,
             experiment.device,
-            experiment.precision,
+            precision or experiment.precision,
             tick=self.watchdog.mark,
             without=experiment.findings.without,
             tell=self.console.line,
@@ -225,7 +227,7 @@ class Session:
         """Writes into the folder what the run is made of, unless it is there. Rank 0 calls it."""
         experiment = self.experiment
         if not (self.folder / TOKENIZER).is_dir():
-            experiment.tokenizer.save(self.folder / TOKENIZER)
+            save_tokenizer(experiment.tokenizer, self.folder)
         if not (self.folder / ENVIRONMENT).exists():
             environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs))
             save_environment(environment, self.folder)
@@ -237,16 +239,17 @@ class Session:
 
     def _train_and_finish(self) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status."""
-        experiment, evaluation = self.experiment, self._evaluation()
+        experiment = self.experiment
         if experiment.state.step < self.config.train.steps:
             # Signals are caught until a run that stops has ended: another rank's may have come first, and this
             # one's is late.
             with stop_request() as request:
                 try:
-                    self._train(evaluation, Watch(request, self.watchdog.mark))
+                    self._train(self._evaluation(), Watch(request, self.watchdog.mark))
                 except Interrupted as stop:
                     return self._stopped(stop.step)
-        self._finish(evaluation)
+        # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these scores.
+        self._finish(self._evaluation(Precision.fp32))
         return 0
 
     def _train(self, evaluation: Evaluation, watch: Watch) -> None:
@@ -300,7 +303,8 @@ class Session:
         copy_weights(own, laid_out, f"report: {self.folder}")
         experiment.model.eval()
         with experiment.whole():
-            scores = evaluation.write(self.folder, step, validation, self.config.samples, self.config.data.language)
+            settings, language = self.config.samples, self.config.data.language
+            scores = evaluation.write(self.folder, step, validation, settings, language)
         for split, values in scores.items():
             if validation[split].corrupt:
                 self.console.line(describe_corrupt(split, validation[split].corrupt))

@@ -13,6 +13,7 @@ from PIL import Image
 from mmlm.core.batch import Caption
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.data.sources import ImageFolder, ParquetTable
+from tests.conftest import draw
 
 
 def png(colour: str = "red", size: tuple[int, int] = (4, 3)) -> bytes:
@@ -189,3 +190,28 @@ def test_parquet_errors_name_the_file_and_the_column(tmp_path):
     pq.write_table(empty, tmp_path / "empty.parquet")
     with pytest.raises(UserError, match=r"empty\.parquet: has no rows"):
         ParquetTable(tmp_path / "empty.parquet")
+
+
+OUTSIDE = ["../a.png", "x/../../a.png", "/a.png", "x/../../shapes/a.png"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_image_outside_of_its_folder_is_refused_unless_that_is_allowed(tmp_path, write_captions, name):
+    folder = tmp_path / "shapes"
+    write_captions(folder, [{"image": name, "caption": "a"}])
+    with pytest.raises(UserError, match=r"jsonl:1: the image '.*' lies outside of the folder; .*outside=true"):
+        ImageFolder(folder)
+    with pytest.raises(UserError, match="there is no such file"):
+        ImageFolder(folder, outside=True)
+    table = pa.table({"image": [{"bytes": None, "path": name}], "caption": ["a"]})
+    pq.write_table(table, folder / "a.parquet")
+    with pytest.raises(UserError, match="lies outside of the folder"):
+        ParquetTable(folder / "a.parquet")
+    assert len(ParquetTable(folder / "a.parquet", outside=True)) == 1
+
+
+def test_a_path_that_turns_back_into_its_folder_is_inside(tmp_path, write_captions):
+    write_captions(tmp_path, [{"image": "x/../a.png", "caption": "a"}])
+    (tmp_path / "x").mkdir()
+    draw("red", "square").save(tmp_path / "a.png")
+    assert len(ImageFolder(tmp_path)) == 1

@@ -14,6 +14,7 @@ from mmlm.experiment.saved_run import load_run
 from mmlm.optim.lora import is_adapter, plain_name
 from mmlm.pretrained.model import MmlmModel
 from mmlm.record.folder import CHECKPOINTS, TOKENIZER
+from mmlm.record.manifest import accept
 from tests.conftest import OTHER_TOKENIZER
 from tests.equality import same, weights_of
 
@@ -130,6 +131,7 @@ def test_the_file_of_an_exported_model_brings_its_tokenizer(trained, build, tmp_
     other = tmp_path / "other"
     write_captions(other, [{"image": f"../shapes/{f.name}", "caption": "ein rotes Haus"} for f in shapes.glob("*.png")])
     data = (f"data.train.folder={other}", f"data.validation.validation.folder={other}")
+    data += ("data.train.outside=true", "data.validation.validation.outside=true")
     weights = f"init_from.weights={tmp_path / 'saved' / 'model.safetensors'}"
     brought, own = build(*data, weights).tokenizer, build(*data, weights, "init_from.parts=[encoder]").tokenizer
     ids = [tokenizer.encode("ein rotes Haus", None, 24) for tokenizer in (brought, run.tokenizer, own)]
@@ -140,6 +142,7 @@ def test_a_run_whose_weights_do_not_fit_its_config_is_one_line(trained):
     folder = trained()
     file = folder / "config.yaml"
     file.write_text(file.read_text().replace("  depth: 1\n", "  depth: 2\n", 1))
+    accept(folder, file.name)
     with pytest.raises(UserError, match=r"does not fit this model: 12 missing there \('encoder\.vit\.blocks\.1\."):
         load_run(str(folder), CPU)
 

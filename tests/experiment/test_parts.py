@@ -203,36 +203,39 @@ def test_a_nested_part_has_to_be_of_the_annotated_class():
     [
         (
             "os.system",
-            "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.*, my_parts.*, broken_parts.*",
+            "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.model.encoders.*, my_parts.*, "
+            "broken_parts.*",
         ),
         ("mmlmx.Caption", "encoder: _target_ 'mmlmx.Caption' is not allowed"),
         ("mmlm", "encoder: _target_ 'mmlm' is not allowed"),
-        # Names that the package merely imports do not become its parts.
+        # What is no encoder: functions, parts of other slots, and helpers of encoders.
+        ("mmlm.checkpoints.files.remove", "encoder: _target_ 'mmlm.checkpoints.files.remove' is not allowed"),
+        ("mmlm.model.bridges.q_former.QFormer", "encoder: _target_ 'mmlm.model.bridges.q_former.QFormer' is not"),
         (
-            "mmlm.checkpoints.weights.save_file",
-            "encoder: _target_ 'mmlm.checkpoints.weights.save_file': mmlm.checkpoints.weights has no 'save_file'",
+            "mmlm.model.encoders.timm_vit.ConvolutionalStem",
+            "encoder: _target_ 'mmlm.model.encoders.timm_vit.ConvolutionalStem' is no Encoder; there are: TimmVit",
         ),
+        # Names that a module merely imports do not become its parts.
         (
-            "mmlm.checkpoints.checkpoint.os.system",
-            "encoder: _target_ 'mmlm.checkpoints.checkpoint.os.system': there is no module",
+            "mmlm.model.encoders.timm_vit.ArgumentError",
+            "encoder: _target_ 'mmlm.model.encoders.timm_vit.ArgumentError': mmlm.model.encoders.timm_vit has no",
         ),
         ("my_parts.os.system", "encoder: _target_ 'my_parts.os.system': there is no module 'my_parts.os'"),
+        ("my_parts.UserError", "encoder: _target_ 'my_parts.UserError': my_parts has no 'UserError'"),
         ("my_parts._private", "encoder: _target_ 'my_parts._private' is not the dotted name of a public"),
         (
-            "mmlm.core.batch.Caption.__init__",
-            "encoder: _target_ 'mmlm.core.batch.Caption.__init__' is not the dotted name",
+            "mmlm.model.encoders.timm_vit.TimmVit.__init__",
+            "encoder: _target_ 'mmlm.model.encoders.timm_vit.TimmVit.__init__' is not allowed",
         ),
         (
-            "mmlm.core.batch.TEXT_ONLY",
-            "encoder: _target_ 'mmlm.core.batch.TEXT_ONLY': mmlm.core.batch has no 'TEXT_ONLY'",
+            "mmlm.model.encoders.timm_vit.TimmVt",
+            "encoder: _target_ 'mmlm.model.encoders.timm_vit.TimmVt': mmlm.model.encoders.timm_vit has no 'TimmVt'; "
+            "did you mean 'TimmVit'?",
         ),
         (
-            "mmlm.core.batch.Captoin",
-            "encoder: _target_ 'mmlm.core.batch.Captoin': mmlm.core.batch has no 'Captoin'; did you mean 'Caption'?",
-        ),
-        (
-            "mmlm.core.bacth.Caption",
-            "encoder: _target_ 'mmlm.core.bacth.Caption': there is no module 'mmlm.core.bacth'; did you mean 'batch'?",
+            "mmlm.model.encoders.timm_vt.TimmVit",
+            "encoder: _target_ 'mmlm.model.encoders.timm_vt.TimmVit': there is no module "
+            "'mmlm.model.encoders.timm_vt'; did you mean 'timm_vit'?",
         ),
         ("broken_parts.X", "encoder: broken_parts needs the package 'surely_not_installed'; install it"),
         ("my_parts.Fragile", "encoder: Fragile annotates an argument with 'NotImported', which its module does not"),

@@ -27,6 +27,7 @@ from mmlm.experiment.saved_run import TrainedRun, load_run
 from mmlm.model.model import ImageTextModel
 from mmlm.pretrained.files import FORMAT, MmlmConfig
 from mmlm.pretrained.model import MmlmModel, from_pretrained
+from mmlm.record.manifest import accept
 
 TEXTS = ["a red square", "a blue circle and more"]
 
@@ -96,7 +97,8 @@ def test_a_model_comes_back_bit_for_bit(make, tmp_path, pictures, overrides):
     again = tmp_path / "again"
     after.save_pretrained(again)
     files = sorted(file.name for file in again.iterdir())
-    assert files == ["README.md", "byte_pair.json", "config.json", "model.safetensors", "preprocessor_config.json"]
+    names = ["README.md", "byte_pair.json", "config.json", "manifest.jsonl", "model.safetensors"]
+    assert files == [*names, "preprocessor_config.json"]
     for name in files:
         assert (again / name).read_bytes() == (tmp_path / "saved" / name).read_bytes(), name
 
@@ -126,6 +128,7 @@ import sys
 sys.modules["hydra"] = None
 import json
 from PIL import Image
+from mmlm.record.manifest import accept
 from mmlm.pretrained.model import from_pretrained
 model = from_pretrained({str(saved)!r})
 pictures = [Image.open({str(file)!r})]
@@ -244,11 +247,18 @@ def edit(folder, **changes) -> None:
     """Changes config.json."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    accept(folder, file.name)
 
 
 def other_part(folder, slot: str, **changes) -> None:
     parts = json.loads((folder / "config.json").read_text())["parts"]
     edit(folder, parts=parts | {slot: parts[slot] | changes})
+
+
+def older(folder) -> Path:
+    """The folder, without a manifest: as an older version saved it."""
+    (folder / "manifest.jsonl").unlink()
+    return folder
 
 
 def shorten(file) -> None:
@@ -257,9 +267,10 @@ def shorten(file) -> None:
 
 DAMAGE = [
     (lambda f: shutil.rmtree(f), "there is no such folder; give the one that python -m mmlm.export wrote"),
-    (lambda f: (f / "config.json").unlink(), "is no saved model (it has no config.json)"),
-    (lambda f: (f / "config.json").write_text("{"), "config.json: cannot be read"),
-    (lambda f: (f / "config.json").write_text("[]"), "config.json: holds no JSON object"),
+    (lambda f: (f / "config.json").unlink(), "config.json: is damaged (it is missing)"),
+    (lambda f: older(f).joinpath("config.json").unlink(), "is no saved model (it has no config.json)"),
+    (lambda f: older(f).joinpath("config.json").write_text("{"), "config.json: cannot be read"),
+    (lambda f: older(f).joinpath("config.json").write_text("[]"), "config.json: holds no JSON object"),
     (lambda f: edit(f, model_type="bert"), "holds a model of type 'bert', not 'mmlm'"),
     (
         lambda f: edit(f, mmlm_format=FORMAT + 1, mmlm_version="9.1"),
@@ -271,13 +282,20 @@ DAMAGE = [
     (lambda f: edit(f, max_tokens=9), "'model.decoder.position_embedding' is [24, 32] there and [9, 32] here"),
     (lambda f: other_part(f, "encoder", depth=2), "missing there ('model.encoder.vit.blocks.1."),
     (lambda f: other_part(f, "encoder", depht=2), "encoder.depht: TimmVit takes no 'depht'; did you mean 'depth'?"),
-    (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: there is no such file of weights"),
-    (lambda f: shorten(f / "model.safetensors"), "model.safetensors: is damaged or no safetensors file"),
-    (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors: is damaged or no safetensors file"),
-    (lambda f: (f / "byte_pair.json").unlink(), "there is no saved BytePair tokenizer"),
-    (lambda f: (f / "preprocessor_config.json").unlink(), "is no saved model (it has no preprocessor_config.json)"),
+    (lambda f: shorten(f / "model.safetensors"), "model.safetensors: is damaged (it does not have the checksum it was"),
+    (lambda f: older(f).joinpath("model.safetensors").unlink(), "model.safetensors: there is no such file of weights"),
+    (lambda f: shorten(older(f) / "model.safetensors"), "model.safetensors: is damaged or no safetensors file"),
     (
-        lambda f: (f / "preprocessor_config.json").write_text('{"trim": 0.5}'),
+        lambda f: older(f).joinpath("model.safetensors").write_bytes(b""),
+        "model.safetensors: is damaged or no safetensors file",
+    ),
+    (lambda f: older(f).joinpath("byte_pair.json").unlink(), "there is no saved BytePair tokenizer"),
+    (
+        lambda f: older(f).joinpath("preprocessor_config.json").unlink(),
+        "is no saved model (it has no preprocessor_config.json)",
+    ),
+    (
+        lambda f: older(f).joinpath("preprocessor_config.json").write_text('{"trim": 0.5}'),
         "preprocessor_config.json: image_processor_type=None does not belong to this model",
     ),
 ]
@@ -298,9 +316,12 @@ def test_a_folder_that_is_none_or_damaged_is_one_line(saved, damage, message):
         (
             "encoder",
             "mmlm.checkpoints.checkpoint.prune",
-            "parts.encoder: 'mmlm.checkpoints.checkpoint.prune' is none of the parts in mmlm.model.",
+            "config.json: parts.encoder: _target_ 'mmlm.checkpoints.checkpoint.prune' is not allowed; it may only name "
+            "mmlm.model.encoders.*",
         ),
-        ("tokenizer", "mmlm.model.model.ImageTextModel", "is none of the parts in mmlm.data.*"),
+        ("tokenizer", "mmlm.model.model.ImageTextModel", "is not allowed; it may only name mmlm.data.tokenizers.*"),
+        ("tokenizer", "mmlm.data.prepare_emoji.write", "is not allowed; it may only name mmlm.data.tokenizers.*"),
+        ("transform", "mmlm.data.emoji_tools.sources.fetch", "is not allowed; it may only name mmlm.data.transforms.*"),
         ("decoder", "os.system", "allow it: from_pretrained(..., plugins=['os'])"),
         ("decoder", "my_parts.Decoder", "if you trust the package 'my_parts' to run code, allow it"),
     ],
@@ -357,7 +378,8 @@ def test_pushing_uploads_all_files(monkeypatch, make):
 
     monkeypatch.setattr("mmlm.pretrained.model.HfApi", Api)
     assert make().push_to_hub("someone/model") == "https://hub/someone/model"
-    files = ["README.md", "byte_pair.json", "config.json", "model.safetensors", "preprocessor_config.json"]
+    files = ["README.md", "byte_pair.json", "config.json", "manifest.jsonl", "model.safetensors"]
+    files += ["preprocessor_config.json"]
     assert uploaded == [("someone/model", files)]
 
 

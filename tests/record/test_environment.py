@@ -12,6 +12,7 @@ import torch
 from mmlm.core.precision import Precision
 from mmlm.record import environment
 from mmlm.record.environment import describe_environment, device_name, precision_of_run, save_environment
+from mmlm.record.manifest import DamagedFileError
 
 CPU = torch.device("cpu")
 
@@ -99,5 +100,9 @@ def test_auto_is_what_the_run_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert precision_of_run(Precision.auto, tmp_path, CPU) is Precision.bf16
     assert precision_of_run(Precision.fp16, tmp_path, CPU) is Precision.fp16
-    (tmp_path / "environment.json").write_text("{}")  # of a run from before there was auto
+    (tmp_path / "environment.json").write_text("{}")
+    with pytest.raises(DamagedFileError, match="remove it: all works without it but precision=auto"):
+        precision_of_run(Precision.auto, tmp_path, CPU)
+    assert precision_of_run(Precision.bf16, tmp_path, CPU) is Precision.bf16, "what is not asked does no harm"
+    (tmp_path / "manifest.jsonl").unlink()  # of a run from before there was auto
     assert precision_of_run(Precision.auto, tmp_path, CPU) is Precision.fp32

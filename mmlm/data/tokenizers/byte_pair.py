@@ -9,6 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.wording import first_line
 from mmlm.data.tokenizer import frame, normalise_text, one_thread, until_end
 
 
@@ -113,10 +114,15 @@ class BytePair:
         except ValueError as error:
             raise UserError(f"{path}: is damaged ({error}); restore it from a copy") from None
         settings = {"languages": list(self._languages), "lowercase": self._lowercase}
+        if not isinstance(content, dict) or not {*settings, "model"} <= content.keys():
+            raise UserError(f"{path}: is damaged (it lacks a key that it was saved with); restore it from a copy")
         for name, value in settings.items():
             if content[name] != value:
                 raise UserError(f"{path}: was saved with {name}={content[name]}, but tokenizer.{name}={value}")
-        self._model = tokenizers.Tokenizer.from_str(json.dumps(content["model"]))
+        try:
+            self._model = tokenizers.Tokenizer.from_str(json.dumps(content["model"]))
+        except Exception as error:  # the package raises nothing more exact
+            raise UserError(f"{path}: is damaged ({first_line(error)}); restore it from a copy") from None
 
     def _prepare(self, text: str) -> str:
         """The text that is encoded. Lower-casing may undo NFC, so it is normalised again."""

@@ -30,7 +30,7 @@ class HuggingFace:
         from transformers import AutoTokenizer  # takes a second, which other tokenizers do without
 
         # Special tokens written in a text are split into pieces like any other text.
-        model = AutoTokenizer.from_pretrained(place, split_special_tokens=True)
+        model = AutoTokenizer.from_pretrained(place, split_special_tokens=True, trust_remote_code=False)
         self._model = model
         # Vocabularies of encoders (BERT) have no begin and end: their class token and separator serve as such.
         end = model.eos_token_id if model.eos_token_id is not None else model.sep_token_id
@@ -82,5 +82,5 @@ class HuggingFace:
         """Reads the files that :meth:`save` wrote. UserError if they cannot be loaded."""
         try:
             self._load(str(folder))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of damaged files; the package tokenizers raises nothing more exact
             raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
