@@ -8,6 +8,7 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
-from mmlm.record.folder import METRICS, WANDB_ID, write_whole
+from mmlm.record.folder import METRICS, WANDB_ID, unwritten, write_whole
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -140,14 +141,20 @@ class MetricLog:
         return len(rows) - len(kept)
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Appends one row and hands it to the operating system at once, so that a killed process loses none."""
+        """Appends one row and hands it to the operating system at once, so that a killed process loses none.
+
+        Raises UserError if the disk is full or cannot be written to.
+        """
         if clash := [name for name in values if name in _RESERVED]:
             raise ValueError(f"a metric cannot be called '{clash[0]}'")
         row = {"step": step, "examples": examples, "seconds": seconds, **values}
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(_line(row))
-        self._file.flush()
+        try:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise unwritten(self.path, error) from error
         self._to_wandb(lambda run: run.log(row))
 
     def close(self, failed: bool = False) -> None:
@@ -158,7 +165,8 @@ class MetricLog:
 
     def _close_file(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a row that could not be written, which has been told
+                self._file.close()
             self._file = None
 
     def _to_wandb(self, action: Callable[["Run"], None]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
-from tests.faults.file_kinds import KINDS
+from tests.faults.all_kinds import KINDS
 from tests.faults.kinds import Kind
 from tests.faults.rounds import Round, kind_of, play
 from tests.faults.table import table

@@ -9,8 +9,8 @@ import torch
 
 from mmlm.core.errors import UserError
 from tests.faults.__main__ import FaultSettings, chosen, main, read_rounds, run
+from tests.faults.all_kinds import KINDS
 from tests.faults.compare import differ
-from tests.faults.file_kinds import KINDS
 from tests.faults.rounds import Round, kind_of
 from tests.faults.table import table
 
@@ -29,12 +29,13 @@ def test_faults_do_not_change_what_is_trained(tmp_path, capfd):
     assert list((tmp_path / "rounds").iterdir()) == []
 
 
-def test_fifty_rounds_have_each_kind_three_times():
-    played = [kind_of(number, 0, KINDS).name for number in range(50)]
+def test_a_hundred_rounds_have_each_kind_four_times():
+    played = [kind_of(number, 0, KINDS).name for number in range(100)]
     counts = Counter(played)
     assert set(counts) == {kind.name for kind in KINDS}
-    assert min(counts.values()) >= 3
-    assert played != [kind_of(number, 1, KINDS).name for number in range(50)]
+    assert len(KINDS) >= 20
+    assert min(counts.values()) >= 4
+    assert played != [kind_of(number, 1, KINDS).name for number in range(100)]
 
 
 def test_one_bit_is_a_difference():
