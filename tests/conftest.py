@@ -109,6 +109,16 @@ def mark_is_right(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(subprocess.Popen, "__init__", checked)
 
 
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """A command under test has a terminal that may be closed, also where the tests themselves run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 # Data
 
 

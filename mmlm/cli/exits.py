@@ -9,11 +9,11 @@ import errno
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 from mmlm.core.errors import INTERRUPTED, PROGRAM, USER_ERROR, UserError
-from mmlm.core.output import discard_output, is_unread
+from mmlm.core.output import discard_output, is_unread, to_stderr
 from mmlm.core.stop import KILLED, EndedBySignal, ended_by_signals
 
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -39,6 +39,10 @@ def told_in_one_line(is_rank: bool = False) -> Iterator[None]:
     try:
         with nullcontext() if is_rank else ended_by_signals():
             yield
+    except SystemExit:  # as after --help
+        if is_unread():
+            discard_output()
+        raise
     except UserError as error:
         fail(str(error), USER_ERROR)
     except EndedBySignal as end:
@@ -57,8 +61,7 @@ def told_in_one_line(is_rank: bool = False) -> Iterator[None]:
 
 def say(message: str) -> None:
     """Prints a message to stderr on one line, headed by the program's name; nowhere if stderr is gone."""
-    with suppress(OSError):
-        print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+    to_stderr(f"{PROGRAM}: {' '.join(message.split())}")
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Standard output that goes away: a pipe whose reader has ended, a closed terminal, a full disk. No reason to stop."""
+"""Output that goes away: a pipe whose reader has ended, a closed terminal, a full disk. It is no reason to stop."""
 
 import os
 import select
@@ -54,6 +54,12 @@ class LastingOutput:
         self._gone = True
         if self._file is None:
             discard_output()
+
+
+def to_stderr(text: str) -> None:
+    """Prints a line to stderr, at once; nowhere if that is gone."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def discard_output() -> None:

@@ -3,6 +3,7 @@
 import atexit
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import weakref
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from mmlm.core.errors import PROGRAM, UserError
+from mmlm.core.output import to_stderr
 from mmlm.core.stop import children_spared, ignore_stop_signals
 from mmlm.data.collate import Prepared
 
@@ -86,10 +88,10 @@ def from_workers(loader: DataLoader) -> Iterator[Prepared | UserError]:
                     yield shared.prepared()
                 else:
                     yield shared
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            if not _has_lost_a_worker(error):
                 raise
-            reason = str(error)
+            reason = str(error) or "a data worker is gone"
         _shut_down(loader)
         if replaced == _MOST_REPLACED:
             raise UserError(
@@ -98,6 +100,13 @@ def from_workers(loader: DataLoader) -> Iterator[Prepared | UserError]:
             )
         replaced += 1
         _say(f"{reason}; the data workers are started again ({replaced} of {_MOST_REPLACED})")
+
+
+def _has_lost_a_worker(error: Exception) -> bool:
+    """Whether a worker is gone, rather than that something has failed in one: torch tells that as "Caught ..."."""
+    if isinstance(error, RuntimeError):
+        return re.match(r"DataLoader worker .* (exited unexpectedly|is killed by signal)", str(error)) is not None
+    return not str(error).startswith("Caught ")  # pixels that it has announced cannot be fetched from it
 
 
 def _begin(loader: DataLoader) -> Iterator[Prepared | Unshared | UserError]:
@@ -128,7 +137,7 @@ def hand_over(prepared: Prepared) -> Prepared | Unshared:
 
 
 def _say(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+    to_stderr(f"{PROGRAM}: {text}")
 
 
 def _shut_down(loader: DataLoader) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, ArgumentError, UserError
+from mmlm.core.output import to_stderr
 from mmlm.core.stop import KILLED, handled
 from mmlm.launch.meeting import ATTEMPT, COMMAND
 
@@ -215,4 +216,4 @@ def _outcome(ended: Mapping[int, int], hung: Sequence[int], asked: str | None) -
 
 
 def _say(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+    to_stderr(f"{PROGRAM}: {text}")

@@ -60,7 +60,7 @@ def write_whole(file: Path, text: str) -> None:
 def unwritten(file: Path, error: OSError) -> UserError:
     """The error about a file that could not be written."""
     return UserError(
-        f"{file} could not be written ({error.strerror}); free space there and make that folder writable, then give "
+        f"{file} could not be written ({error.strerror}); free space there, or make that folder writable, then give "
         "the same command again"
     )
 

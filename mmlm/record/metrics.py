@@ -6,7 +6,6 @@ The JSONL file is the record, which reports read. The copy at wandb may fail wit
 import json
 import math
 import secrets
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
+from mmlm.core.output import to_stderr
 from mmlm.record.folder import METRICS, WANDB_ID, unwritten, write_whole
 
 if TYPE_CHECKING:
@@ -49,10 +49,6 @@ class MetricsSettings:
     """wandb user or team; null is the account's default."""
     tags: list[str] = field(default_factory=list)
     """wandb tags."""
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 class Log(Protocol):
@@ -102,7 +98,7 @@ class MetricLog:
         settings: MetricsSettings,
         config: Mapping[str, Any],
         run_name: str,
-        tell: Callable[[str], None] = _to_stderr,
+        tell: Callable[[str], None] = to_stderr,
     ) -> None:
         """Starts the copy at wandb if ``settings`` ask for it; ``metrics.jsonl`` is opened by the first row.
 

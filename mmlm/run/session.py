@@ -19,6 +19,7 @@ from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.distributed import on_rank_zero, rank, world_size
 from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
 from mmlm.core.figure import shown_in
+from mmlm.core.output import to_stderr
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
@@ -66,7 +67,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
                 device = choose_device(config.device, here.local_rank)
                 stack.enter_context(joined(meeting, config.ranks, device))
             seconds, stacks = config.ranks.watchdog_seconds, folder / STACKS
-            watchdog = Watchdog(seconds, stacks, here.rank, here.world_size, meeting.store, _to_stderr)
+            watchdog = Watchdog(seconds, stacks, here.rank, here.world_size, meeting.store, to_stderr)
             stack.enter_context(watchdog)
             with _told_once(meeting):
                 experiment = build_experiment(config, folder, device)
@@ -77,7 +78,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
         status = USER_ERROR if meeting.is_claimed(_MISTAKE) else LOST
         if status == LOST:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            _to_stderr(f"{PROGRAM}: rank {here.rank} has lost the others and ends ({lines[0]})")
+            to_stderr(f"{PROGRAM}: rank {here.rank} has lost the others and ends ({lines[0]})")
         # Not through the interpreter's exit: threads of the broken process group may wait for ever.
         sys.stderr.flush()
         os._exit(status)
@@ -97,10 +98,6 @@ def _told_once(meeting: Meeting) -> Iterator[None]:
                 forbid_requeue()
             raise
         sys.exit(USER_ERROR)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,10 @@ def test_a_rank_leaves_signals_to_the_operating_system(number):
 def test_a_command_whose_output_nobody_reads_ends_like_any_program(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
-    with handlers_kept(), os.fdopen(writing, "w") as file, pytest.raises(SystemExit) as exited:
+    with handlers_kept(), os.fdopen(writing, "w") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        report_user_errors(lambda argv: print("a line"))
+        with pytest.raises(SystemExit) as exited:
+            report_user_errors(lambda argv: print("a line"))
     assert exited.value.code == 128 + signal.SIGPIPE
 
 

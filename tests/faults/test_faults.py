@@ -64,6 +64,24 @@ def test_the_table_counts_rounds_statuses_and_equals():
     assert lines[-1] == "| all | | 2 | | | 1/2 |"
 
 
+def test_the_same_command_plays_what_is_left(tmp_path, monkeypatch, capsys):
+    played = []
+
+    def one(number, kind, seed, out):
+        played.append(number)
+        if number == 3:
+            raise KeyboardInterrupt
+        return Round(number, kind.name, 1, 0, "row 1", [75, 0], [3], 20.0, True, [])
+
+    monkeypatch.setattr("tests.faults.__main__.play", one)
+    with pytest.raises(KeyboardInterrupt):
+        main([f"out={tmp_path}", "total=5"])
+    monkeypatch.setattr("tests.faults.__main__.play", lambda number, *rest: one(number + 10, *rest))
+    assert main([f"out={tmp_path}", "total=5"]) == 0
+    assert played == [0, 1, 2, 3, 13, 14]
+    assert "2 of 2, round 14: " in capsys.readouterr().out
+
+
 def test_an_unknown_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match="kinds: there is no 'SIGTREM'; there are: SIGTERM, SIGINT"):
         main([f"out={tmp_path}", "kinds=[SIGTREM]"])
