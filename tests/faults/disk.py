@@ -61,6 +61,7 @@ def make_read_only(folder: Path) -> str:
 def make_writable(folder: Path) -> None:
     """Takes back what ``make_read_only`` did."""
     if os.geteuid() != 0:
-        folder.chmod(0o755)
+        if folder.exists():
+            folder.chmod(0o755)
     elif os.path.ismount(folder):
         _done("umount", "--lazy", str(folder))

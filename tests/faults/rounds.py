@@ -53,11 +53,14 @@ def play(number: int, kind: Kind, seed: int, out: Path) -> Round:
     """Plays round ``number``. Its folder is left behind where it failed."""
     begun, rng = time.monotonic(), random.Random(f"{seed}/{number}/{kind.name}")
     folder = out / "rounds" / f"{number:03d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "runs").mkdir(parents=True)
     variant, workers = kind.variant(rng), rng.choice(list(kind.workers))
-    data = Path(shutil.copytree(_data(out), folder / "shapes")) if kind.own_data else _data(out)
+    data = folder / "shapes" if kind.own_data else _data(out)
     training = Training(variant, data, folder / "runs", workers)
+    make_writable(training.checkpoints)  # a round that was killed may have left it otherwise
+    shutil.rmtree(folder, ignore_errors=True)
+    training.runs.mkdir(parents=True)
+    if kind.own_data:
+        shutil.copytree(_data(out), data)
     reference = _reference(variant, out)
     with ExitStack() as stack:
         on_disk = kind.small_disk and rng.random() < 0.5 and stack.enter_context(small_disk(training.runs))
