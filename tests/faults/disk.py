@@ -63,5 +63,5 @@ def make_writable(folder: Path) -> None:
     if os.geteuid() != 0:
         if folder.exists():
             folder.chmod(0o755)
-    elif os.path.ismount(folder):
+    else:  # nothing where nothing is mounted; os.path.ismount does not see a folder that is mounted on itself
         _done("umount", "--lazy", str(folder))
