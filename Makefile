@@ -1,4 +1,4 @@
-# make train   install into .venv and train the first experiment (under 8 minutes on 2 CPU cores)
+# make train   install into .venv and train the first experiment (7 to 10 minutes on 2 CPU cores)
 # make test    install into .venv with the development tools and run the tests
 # make test-fast  those tests that start no process: some minutes, for use while working
 # make types   check the types of mmlm/

@@ -69,7 +69,7 @@ def _as_rank_zero(meeting: Meeting) -> None:
     """Composes the config on rank 0, publishes it to the other ranks, and trains. Ends the process."""
     if any(flag in sys.argv[1:] for flag in ("-m", "--multirun")):
         raise UserError("--multirun: several runs cannot share these ranks; start each by itself, or use launcher=")
-    run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME)
+    run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME, is_rank=True)
 
 
 def _as_other_rank(meeting: Meeting) -> int:
@@ -88,11 +88,11 @@ def start() -> None:
     if rank_info.alone:
         run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME)
     if rank_info.rank > 0:
-        report_user_errors(lambda argv: _as_other_rank(meeting))
+        report_user_errors(lambda argv: _as_other_rank(meeting), is_rank=True)
     # Rank 0. If it ends before the config is published, the others have to be told, or they would wait for it.
     status = 1
     try:
-        report_user_errors(lambda argv: _as_rank_zero(meeting))
+        report_user_errors(lambda argv: _as_rank_zero(meeting), is_rank=True)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
         raise

@@ -51,4 +51,4 @@ def _stop_with_the_parent() -> None:
 
 
 if __name__ == "__main__":
-    report_user_errors(main)
+    report_user_errors(main, is_rank=True)

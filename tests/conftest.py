@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mmlm.cli import hydra_config
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_command import hydra_override, run_hydra
 from mmlm.core.batch import Example
+from mmlm.core.stop import SIGNALS
 from mmlm.evaluation.split import EncodedSplit, encode_split
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
 from mmlm.experiment.config_checks import check_config
@@ -104,6 +107,16 @@ def mark_is_right(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         start(process, args, *rest, **options)
 
     monkeypatch.setattr(subprocess.Popen, "__init__", checked)
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """A command under test has a terminal that may be closed, also where the tests themselves run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 # Data
@@ -255,13 +268,24 @@ def plain_hydra(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("mmlm.reports.curves_section.draw_chart", lambda *lines, **how: "<svg></svg>")
 
 
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """A command that has stopped ignores signals until its process ends, which here goes on."""
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+    try:
+        yield
+    finally:
+        for one, own in before.items():
+            signal.signal(one, own)
+
+
 def run_here(
     module: object, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]
 ) -> Outcome:
     """``python -m <module> <arguments>``, in this process."""
     monkeypatch.setattr(sys, "argv", ["mmlm", *arguments])
     captured.readouterr()
-    with pytest.raises(SystemExit) as exited:
+    with handlers_kept(), pytest.raises(SystemExit) as exited:
         run_hydra(train.main, CONFIG_DIR, CONFIG_NAME) if module is train else report_user_errors(module.main)
     return Outcome(exited.value.code or 0, *captured.readouterr())
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,38 @@ def test_every_study_has_its_row():
     linked = re.findall(r"^\| \[(\w+)\]\((\w+)/README\.md\)", text, flags=re.MULTILINE)
     studies = {page.parent.name for page in STUDIES} - {"experiments"}
     assert sorted(linked) == sorted((study, study) for study in studies)
+
+
+def test_every_promise_is_guarded_by_tests_that_exist():
+    """The table of tests/README.md: a promise, and the files or folders of tests that would notice."""
+    table = TESTS.read_text(encoding="utf-8").partition("| promise | guarded by |\n|---|---|\n")[2].partition("\n\n")[0]
+    lines = table.splitlines()
+    assert len(lines) > 10
+    for line in lines:
+        _, promise, guards, _ = re.split(r"(?<!\\)\|", line)
+        named = [ROOT / name for name in re.findall(r"`([^`]+)`", guards)]
+        assert named, promise
+        for place in named:
+            assert place.is_dir() or re.fullmatch(r"test_\w+\.py", place.name), place
+            assert place.is_file() or any(place.rglob("test_*.py")), place
+
+
+def git(*words: str) -> str:
+    """What git says of this repository; nothing if it is none, or not whole."""
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@pytest.mark.skipif(git("rev-parse", "--is-shallow-repository") != "false", reason="the history is not here")
+def test_every_commit_that_a_record_names_is_in_the_history_or_told_to_be_missing():
+    told = re.search(
+        r"commits that the pages name \(([^)]*)\) are not in the history",
+        " ".join((ROOT / "experiments" / "README.md").read_text(encoding="utf-8").split()),
+    )
+    missing = set(re.findall(r"`([0-9a-f]{7})`", told.group(1)))
+    for page in (README, TESTS, *STUDIES):
+        for commit in set(re.findall(r"`([0-9a-f]{7})`", page.read_text(encoding="utf-8"))):
+            assert (git("cat-file", "-t", commit) == "commit") != (commit in missing), (page, commit)
 
 
 # What fits

@@ -71,7 +71,8 @@ class Toy(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
         self.nan_at, self.noise, self.spikes_at = nan_at, noise, spikes_at
         self.signal_at: int | None = None
-        """The batch in which SIGTERM comes."""
+        """The batch in which ``signal`` comes."""
+        self.signal = signal.SIGTERM
         self.numbers: list[int] = []
         self.draws: list[float] = []
         self.autocast: list[bool] = []
@@ -88,7 +89,7 @@ class Toy(nn.Module):
         self.draws.append(drawn.item())
         if number == self.signal_at:
             self.signal_at = None
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(self.signal)
         error = (self.weight - 1 + self.noise * drawn).square().sum()
         if number in self.nan_at:
             error = error * math.nan

@@ -7,6 +7,7 @@ drawings, and has to caption and to match drawings by an artist it has not seen.
 import dataclasses
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned
 from mmlm.cli.hydra_command import hydra_override
 from mmlm.cli.hydra_config import chosen_options, compose_checked
 from mmlm.cli.key_values import parse_key_values
-from mmlm.core.errors import INTERRUPTED, UserError
+from mmlm.core.errors import UserError
+from mmlm.core.stop import KILLED
 from mmlm.core.wording import did_you_mean
 from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config
@@ -137,9 +139,9 @@ def main(argv: list[str]) -> int:
     for slot, option in each_cell(settings.slots, settings.options):
         try:
             tables[slot][option] = _judge(slot, option, results, settings)
-        except Interrupted:
+        except Interrupted as stop:
             print("interrupted; what has been trained is kept where out is set", file=sys.stderr)
-            return INTERRUPTED
+            return KILLED + signal.Signals[stop.signal_name]
     publish(_document(tables, reference, base, settings, argv), settings.out)
     found = [row for table in tables.values() for row in table.values()]
     return int(any(isinstance(row, Learned) and row.missed() for row in found))

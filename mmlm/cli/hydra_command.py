@@ -19,17 +19,24 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
-from mmlm.cli.exits import fail, say
+from mmlm.cli.exits import fail, say, told_in_one_line
 from mmlm.cli.hydra_config import explain_composing, store_schema
-from mmlm.core.errors import INTERRUPTED, USER_ERROR, UserError
+from mmlm.core.errors import STOPPED, USER_ERROR, UserError
+from mmlm.core.stop import KILLED
 from mmlm.experiment.config_errors import explain, no_such_setting, not_set, unknown_keys
+
+
+class _JobStopped(BaseException):
+    """Carries the status of a job that was told to stop through Hydra, which would start the next job of a sweep."""
 
 
 class _Bug(BaseException):
     """Carries an exception of ``main`` through Hydra, which would print a line of its own about an ``Exception``."""
 
 
-def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config_name: str) -> NoReturn:
+def run_hydra(
+    main: Callable[[DictConfig], int | None], config_dir: Path, config_name: str, is_rank: bool = False
+) -> NoReturn:
     """Composes the config from ``config_dir`` and the command line, runs ``main(cfg)`` and exits with its status.
 
     Hydra's own commands (``--help``, ``--cfg job``, ``--info``, ``--multirun``) work as ever. Before ``main`` starts,
@@ -44,20 +51,20 @@ def run_hydra(main: Callable[[DictConfig], int | None], config_dir: Path, config
     store_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra prints exceptions and exits by itself
     statuses: list[int] = []
-    try:
-        _check_flags(sys.argv[1:])
-        sys.argv[1:] = [hydra_override(token) for token in sys.argv[1:]]
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
-            _task(main, config_dir, statuses)
-        )()
-    except _Bug as bug:
-        raise bug.args[0] from bug.args[0].__cause__
-    except UserError as error:
-        fail(str(error), USER_ERROR)
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        fail(explain_composing(error, config_dir, sys.argv[1:]), USER_ERROR)
+    with told_in_one_line(is_rank):
+        try:
+            _check_flags(sys.argv[1:])
+            sys.argv[1:] = [hydra_override(token) for token in sys.argv[1:]]
+            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
+                _task(main, config_dir, statuses)
+            )()
+            sys.stdout.flush()
+        except _JobStopped as stopped:
+            sys.exit(stopped.args[0])
+        except _Bug as bug:
+            raise bug.args[0] from bug.args[0].__cause__
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            fail(explain_composing(error, config_dir, sys.argv[1:]), USER_ERROR)
     sys.exit(next(filter(None, statuses), 0))
 
 
@@ -79,8 +86,9 @@ def _task(
     """A function for Hydra to call once a job, which runs ``main`` and adds its exit status to ``statuses``.
 
     (Hydra drops the return value of a job.) A user's mistake is printed at once and the sweep goes on with its next
-    job; a bug ends the sweep. A launcher of Hydra may run the job in another process, whose ``statuses`` nobody reads:
-    there a mistake or a bad status is raised, for the launcher to hand back.
+    job; a bug ends the sweep, and so does a job that was told to stop: whoever stops a sweep means all of it. A
+    launcher of Hydra may run the job in another process, whose ``statuses`` nobody reads: there a mistake or a bad
+    status is raised, for the launcher to hand back.
     """
     process = os.getpid()
 
@@ -98,6 +106,8 @@ def _task(
             raise _Bug(error) if here else error from error.__cause__
         if status and not here:
             raise UserError(f"the job ended with status {status}")
+        if status == STOPPED or status > KILLED:
+            raise _JobStopped(status)
         statuses.append(status)
 
     return task

@@ -5,6 +5,7 @@ Without a process group, every function here returns its input: there is one ran
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmlm.core.errors import UserError
+from mmlm.core.stop import StopAsked
 
 Value = TypeVar("Value")
 
@@ -156,8 +158,9 @@ def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
     """Makes the ranks of ``group`` agree on how the body ended: if it raises on one rank, it raises on all.
 
     The rank where the body failed raises its own exception. The other ranks raise the same UserError if the exception
-    was one, and otherwise an OtherRankFailed that names the first failed rank. Every rank has to enter this context.
-    The body may call collectives only if they fail on all ranks or on none. ``group`` None: nothing is exchanged.
+    was one, and otherwise an OtherRankFailed that names the first failed rank. A StopAsked on one rank is one on all
+    ranks, unless another rank has failed. Every rank has to enter this context. The body may call collectives only if
+    they fail on all ranks or on none. ``group`` None: nothing is exchanged.
     """
     mine: Exception | None = None
     try:
@@ -166,17 +169,36 @@ def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
         mine = error
     if group is not None:
         # Sent by every rank, failed or not: a rank that raised at once would leave the others waiting in this gather.
-        # As text, for the exceptions of some libraries cannot be pickled.
-        said: list[tuple[str, bool] | None] = [None] * dist.get_world_size(group)
-        mistake = isinstance(mine, UserError)
-        own = None if mine is None else (str(mine) if mistake else f"{type(mine).__name__}: {mine}", mistake)
-        dist.all_gather_object(said, own, group)
-        failed = next(((number, one) for number, one in enumerate(said) if one is not None), None)
-        if mine is None and failed is not None:
-            number, (message, is_user_error) = failed
-            raise UserError(message) if is_user_error else OtherRankFailed(f"rank {number}: {message}")
+        said: list[_Said | None] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(said, None if mine is None else _said(dist.get_rank(group), mine), group)
+        stops = [one for one in said if one is not None and one.kind is StopAsked]
+        failed = [one for one in said if one is not None and one.kind is not StopAsked]
+        if failed and (mine is None or isinstance(mine, StopAsked)):
+            raise _as_elsewhere(failed[0])
+        if stops and mine is None:
+            raise StopAsked(stops[0].text)
     if mine is not None:
         raise mine
+
+
+@dataclass(frozen=True)
+class _Said:
+    """An exception as its rank tells the others. Its text, for the exceptions of some libraries cannot be pickled."""
+
+    rank: int
+    kind: type[Exception]
+    """UserError, StopAsked, or Exception for all others."""
+    text: str
+
+
+def _said(number: int, error: Exception) -> _Said:
+    kind = next((one for one in (UserError, StopAsked) if isinstance(error, one)), Exception)
+    return _Said(number, kind, str(error) if kind is not Exception else f"{type(error).__name__}: {error}")
+
+
+def _as_elsewhere(failed: _Said) -> Exception:
+    """What the ranks raise that have not failed themselves."""
+    return UserError(failed.text) if failed.kind is UserError else OtherRankFailed(f"rank {failed.rank}: {failed.text}")
 
 
 def on_rank_zero(work: Callable[[], Value]) -> Value | None:

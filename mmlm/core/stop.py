@@ -1,7 +1,15 @@
-"""Signals that ask a run to stop: they set a flag, which training reads between steps.
+"""What the signals that ask a process to stop mean, in every phase of a command.
 
-Ctrl-C sends SIGINT. SLURM sends SIGTERM before it preempts a job or ends the job at its time limit, and the signal of
-its option ``--signal`` (SIGUSR1, SIGUSR2) some time earlier. None of these signals may interrupt a step.
+Ctrl-C sends SIGINT, a terminal that is closed SIGHUP. SLURM sends SIGTERM before it preempts a job or ends the job at
+its time limit, and the signal of its option ``--signal`` (SIGUSR1, SIGUSR2) some time earlier. They mean the same:
+
+- Where nothing would be lost, the command ends at once (``ended_by_signals``): all commands but training, and training
+  until it holds its run folder.
+- From then on training takes a signal down (``stop_request``) and stops where the state is whole: after a step, between
+  two batches of an evaluation, and while it waits for data. It saves before it ends.
+- Data workers, and a process that has saved, ignore them (``ignore_stop_signals``).
+
+Before a command has imported what it needs, and in ranks that do not train yet, the operating system ends the process.
 """
 
 import signal
@@ -11,11 +19,31 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 """Signals that ask a run to stop, the most urgent first."""
 _IMPATIENT = (signal.SIGINT,)
 """Signals that end a run at once when they come a second time. SIGTERM is none of them: at the time limit, SLURM sends
 two to every process within milliseconds, and then waits (KillWait, 30 seconds) before it kills."""
+KILLED = 128
+"""What shells add to the number of the signal that ended a process; the exit status of a command that one ended."""
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """Raised in the main thread, wherever it is, by a signal that ends what is being done."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal_name = signal.Signals(number).name
+        self.status = KILLED + number
+        """Exit status of a command that ends by it."""
+
+
+class StopAsked(Exception):  # noqa: N818 - no error: somebody has asked for it
+    """Raised by ``StopRequest.check``, where nothing is lost by stopping. ``signal_name`` is that of the signal."""
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(signal_name)
+        self.signal_name = signal_name
 
 
 @dataclass
@@ -24,6 +52,33 @@ class StopRequest:
 
     signal_name: str | None = None
     """Name of the first signal that came, such as ``SIGTERM``; None before that."""
+    _at_once: bool = False
+
+    def check(self) -> None:
+        """Raises StopAsked if a signal has come. For places between two pieces of work."""
+        if self.signal_name is not None:
+            raise StopAsked(self.signal_name)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Context in which a signal raises EndedBySignal at once, also one that has come before.
+
+        For waiting that may never end, where interrupting leaves nothing half done.
+        """
+        self._at_once = True
+        try:
+            if self.signal_name is not None:
+                raise EndedBySignal(signal.Signals[self.signal_name])
+            yield
+        finally:
+            self._at_once = False
+
+    def arrived(self, number: int) -> None:
+        """Takes a signal down; to be called by its handler. Raises EndedBySignal within ``at_once``."""
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
+        if self._at_once:
+            raise EndedBySignal(number)
 
     def flags(self) -> list[float]:
         """For each of ``SIGNALS``, 1 if it was the first to come and else 0, so that ranks can agree by one sum."""
@@ -37,7 +92,7 @@ def asked_by(flags: list[float]) -> str | None:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Context in which SIGTERM, SIGUSR1, SIGUSR2 and SIGINT only record their name in the request that it yields.
+    """Context in which ``SIGNALS`` only record their name in the request that it yields.
 
     A second SIGINT raises KeyboardInterrupt at once. On leaving, the earlier handlers are restored as ``handled`` says.
     Only the main thread may enter (ValueError elsewhere), because Python runs signal handlers nowhere else.
@@ -50,26 +105,49 @@ def stop_request() -> Iterator[StopRequest]:
         if number in seen and number in _IMPATIENT:
             raise KeyboardInterrupt
         seen.add(number)
-        if request.signal_name is None:
-            request.signal_name = signal.Signals(number).name
+        request.arrived(number)
 
     with handled(on_signal):
         yield request
 
 
 @contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Context in which the first of ``SIGNALS`` raises EndedBySignal wherever the main thread is; see ``handled``.
+
+    Others that follow must not interrupt what is cleaned up then; another SIGINT does, for somebody who does not want
+    to wait.
+    """
+    ended = False
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal ended
+        if not ended or number in _IMPATIENT:
+            ended = True
+            raise EndedBySignal(number)
+
+    with handled(on_signal):
+        yield
+
+
+@contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Context in which ``handler`` is called for each of ``SIGNALS``; the earlier handlers are restored on leaving.
 
-    A handler that was set meanwhile by someone else, such as ``ignore_stop_signals``, stays.
+    A handler that was set meanwhile by someone else, such as ``ignore_stop_signals``, stays. A SIGHUP that is ignored
+    stays ignored: that is how ``nohup`` lets a command outlive its terminal.
     """
-    before = {one: signal.signal(one, handler) for one in SIGNALS}
+    before = {one: signal.signal(one, handler) for one in SIGNALS if not _is_nohup(one)}
     try:
         yield
     finally:
         for one, own in before.items():
             if signal.getsignal(one) is handler:
                 signal.signal(one, own)
+
+
+def _is_nohup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def ignore_stop_signals() -> None:

@@ -9,6 +9,7 @@ worker or rank that makes them.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,16 +18,19 @@ from torch.utils.data import Dataset
 from mmlm.core.batch import Batch, Example
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.keyed_random import keyed_permutation, keyed_uniform, stream
-from mmlm.core.stop import children_spared
 from mmlm.data.collate import DEFAULT_BUCKET, Prepared, caption_encoder, collate, prepare
 from mmlm.data.sources import Source, read_example
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
-from mmlm.data.workers import start_workers
+from mmlm.data.workers import Unshared, from_workers, hand_over, start_workers
 
 _ORDER = stream("mmlm.data.loader.order")
 _AUGMENT = stream("mmlm.data.loader.augment")
 _CAPTIONS = stream("mmlm.data.loader.captions")
+
+
+class UnreadableBatch(UserError):  # noqa: N818 - named after what happened
+    """Nothing of a whole batch can be read. Raised on all ranks at the same batch."""
 
 
 class _Shares(Dataset):
@@ -52,26 +56,26 @@ class _Shares(Dataset):
         self._share = share
         self._order: tuple[int, Tensor] | None = None
 
-    def __getitem__(self, position: int) -> Prepared | UserError:
+    def __getitem__(self, position: int) -> Prepared | Unshared | UserError:
         # An error travels as a value: DataLoader would wrap an error that a worker raises in the worker's traceback,
         # and the user would not see the message on one line.
         try:
             prepared = self._prepare([self._locate(position + offset) for offset in self._share])
             if not prepared.examples:
                 self._check_whole_batch(position)
-            return prepared
+            return hand_over(prepared)
         except UserError as error:
             return error
 
     def _check_whole_batch(self, position: int) -> None:
-        """Called if no example of the share can be decoded. Raises UserError if none of the whole batch can be.
+        """Called if no example of the share can be decoded. Raises UnreadableBatch if none of the whole batch can be.
 
         Every rank's share is empty then, so every rank comes here and raises, without communication.
         """
         reads = (read_example(self._source, self._locate(position + offset)[1]) for offset in range(self._batch_size))
         corrupt = list(itertools.takewhile(lambda read: isinstance(read, CorruptImage), reads))
         if len(corrupt) == self._batch_size:
-            raise UserError(
+            raise UnreadableBatch(
                 f"all {len(corrupt)} images of a batch are corrupt (the first is {corrupt[0]}); "
                 f"check the data set's files"
             )
@@ -217,6 +221,7 @@ class TrainLoader:
         prepared = self._shares[start]
         if isinstance(prepared, UserError):
             raise prepared
+        assert isinstance(prepared, Prepared), "only a data worker has anything to hand over"
         return self._collated(prepared, start)
 
     def _collated(self, prepared: Prepared, start: int) -> Batch:
@@ -227,8 +232,9 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first.
 
-        The batch is empty if nothing of this rank's share can be decoded. Raises UserError on all ranks if nothing of
-        the whole batch can be, and RuntimeError if ``position`` is set during the iteration.
+        The batch is empty if nothing of this rank's share can be decoded. Raises UnreadableBatch on all ranks if
+        nothing of the whole batch can be, UserError on one where its workers cannot work, and RuntimeError if
+        ``position`` is set during the iteration.
         """
         start = self._cursor.position
         for prepared in self._prepared_shares():
@@ -238,7 +244,7 @@ class TrainLoader:
             if isinstance(prepared, UserError):
                 # A new error: one that is also a local variable here would hold this frame, and with it the workers,
                 # alive.
-                raise UserError(str(prepared))
+                raise (UnreadableBatch if isinstance(prepared, UnreadableBatch) else UserError)(str(prepared))
             batch = self._collated(prepared, start)
             # Before the yield: while the caller works on a batch, the position counts that batch.
             start += self.batch_size
@@ -248,6 +254,5 @@ class TrainLoader:
     def _prepared_shares(self) -> Iterator[Prepared | UserError]:
         """This rank's shares from the current position on, made here or by the workers."""
         if self._workers is None:
-            return map(self._shares.__getitem__, self._cursor)
-        with children_spared():
-            return iter(self._workers)
+            return (cast(Prepared | UserError, self._shares[position]) for position in self._cursor)
+        return from_workers(self._workers)

@@ -3,17 +3,25 @@
 import atexit
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from mmlm.core.errors import PROGRAM, UserError
+from mmlm.core.output import to_stderr
 from mmlm.core.stop import children_spared, ignore_stop_signals
+from mmlm.data.collate import Prepared
+
+_MOST_REPLACED = 3
+"""How often workers are replaced at one batch before the run gives up."""
 
 
 def start_workers(shares: Dataset, cursor: Iterable[int], workers: int) -> DataLoader:
@@ -47,14 +55,110 @@ def start_workers(shares: Dataset, cursor: Iterable[int], workers: int) -> DataL
     return loader
 
 
+@dataclass(frozen=True)
+class Unshared:
+    """A share whose pixels travel as plain bytes, since they found no room in shared memory."""
+
+    light: Prepared
+    """The share without its images."""
+    shape: tuple[int, ...]
+    pixels: bytes
+
+    def prepared(self) -> Prepared:
+        """The share as it was."""
+        images = torch.frombuffer(bytearray(self.pixels), dtype=torch.uint8).view(self.shape)
+        return replace(self.light, images=images)
+
+
+def from_workers(loader: DataLoader) -> Iterator[Prepared | UserError]:
+    """What the workers of ``start_workers`` prepare, from the position of their cursor on.
+
+    Workers that are killed, as by the system when memory is short, are replaced, and the batch is prepared again: they
+    have no state. Raises UserError if that does not help, or if workers cannot be started.
+    """
+    replaced, told = 0, False
+    while True:
+        try:
+            for shared in _begin(loader):
+                replaced = 0
+                if isinstance(shared, Unshared):
+                    if not told:
+                        _say("/dev/shm is full, and batches go through a pipe, which is slower; enlarge it")
+                    told = True
+                    yield shared.prepared()
+                else:
+                    yield shared
+        except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            if not _has_lost_a_worker(error):
+                raise
+            reason = str(error) or "a data worker is gone"
+        _shut_down(loader)
+        if replaced == _MOST_REPLACED:
+            raise UserError(
+                f"data.workers: they have ended {replaced + 1} times at one batch ({reason}); if memory is short use "
+                "fewer, and data.workers=0 shows an error that a worker cannot tell"
+            )
+        replaced += 1
+        _say(f"{reason}; the data workers are started again ({replaced} of {_MOST_REPLACED})")
+
+
+def _has_lost_a_worker(error: Exception) -> bool:
+    """Whether a worker is gone, rather than that something has failed in one: torch tells that as "Caught ..."."""
+    if isinstance(error, RuntimeError):
+        return re.match(r"DataLoader worker .* (exited unexpectedly|is killed by signal)", str(error)) is not None
+    return not str(error).startswith("Caught ")  # pixels that it has announced cannot be fetched from it
+
+
+def _begin(loader: DataLoader) -> Iterator[Prepared | Unshared | UserError]:
+    """An iteration over what the workers prepare, which starts them. Raises UserError if they cannot be started."""
+    try:
+        with children_spared():
+            return iter(loader)
+    except OSError as error:  # their queues need room in /dev/shm
+        raise UserError(
+            f"data.workers: they cannot be started ({error.strerror}); enlarge /dev/shm (docker run --shm-size=1g), or "
+            "use data.workers=0"
+        ) from error
+
+
+def hand_over(prepared: Prepared) -> Prepared | Unshared:
+    """In a worker: moves the pixels to shared memory, from where the training process takes them, if there is room.
+
+    DataLoader would do that in a thread, whose failure nobody sees: the batch would never come.
+    """
+    if get_worker_info() is None or not prepared.images.numel():
+        return prepared
+    try:
+        prepared.images.share_memory_()
+    except (RuntimeError, OSError):
+        shape, pixels = tuple(prepared.images.shape), prepared.images.numpy().tobytes()
+        return Unshared(replace(prepared, images=prepared.images[:0].clone()), shape, pixels)
+    return prepared
+
+
+def _say(text: str) -> None:
+    to_stderr(f"{PROGRAM}: {text}")
+
+
+def _shut_down(loader: DataLoader) -> None:
+    """Ends the workers of the current iteration; the next iteration starts new ones."""
+    if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+        loader._iterator._shutdown_workers()
+        for worker in loader._iterator._workers:
+            # One that was killed may have had the lock of their queue: the others wait for it, and ignore SIGTERM.
+            if worker.is_alive():
+                worker.kill()
+    loader._iterator = None
+
+
 def _end_workers(reference: "weakref.ref[DataLoader]") -> None:
     """Called at the exit of the process: ends the workers of an iteration that is still alive.
 
     multiprocessing would send them SIGTERM, which our workers ignore, and then wait for them for ever.
     """
     loader = reference()
-    if loader is not None and isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
-        loader._iterator._shutdown_workers()
+    if loader is not None:
+        _shut_down(loader)
 
 
 def _identity(prepared: object) -> object:

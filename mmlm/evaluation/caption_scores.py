@@ -1,9 +1,10 @@
 """Captions against reference captions: exact match, BLEU-1..4, ROUGE-L and CIDEr-D, in plain Python.
 
 The reference implementation is COCO's caption evaluation (arXiv:1504.00325; package ``pycocoevalcap``): on captions
-that are already split into words, corpus and per-example scores agree with its Python scorers to 1e-9. Its tokenizer
-is a Java program (Stanford PTB); ``caption_words`` stands in for it, so scores of raw text can differ slightly from
-published ones. What short captions do to these scores:
+that are already split into words, corpus and per-example scores agree with its Python scorers to 1e-9. That says
+nothing of raw text: the reference's tokenizer is a Java program (Stanford PTB), and ``caption_words``, which stands in
+for it, splits otherwise in places (``man's`` is one word here, two there), so scores of raw captions are not to be
+compared with published ones. What short captions do to these scores:
 
 - BLEU-n and the n-gram orders of CIDEr-D need captions of n words. A caption of 2 words that is exactly right gets
   CIDEr-D up to 5 of 10, and its own BLEU-4 is almost 0: compare such numbers only within one data set.

@@ -1,6 +1,8 @@
 """``launcher=local``: one process per rank on this machine, watched and restarted by the process that started them."""
 
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +17,17 @@ import torch
 import torch.distributed as dist
 
 from mmlm.core.errors import INTERRUPTED, LOST, PROGRAM, STOPPED, USER_ERROR, ArgumentError, UserError
+from mmlm.core.output import to_stderr
 from mmlm.core.ranges import check_positive
-from mmlm.core.stop import handled
+from mmlm.core.stop import KILLED, handled
 from mmlm.launch.launcher import worker_arguments
 from mmlm.launch.meeting import ATTEMPT, COMMAND
 
 PARENT_PIPE = "MMLM_PARENT_PIPE"
 """Environment variable: the descriptor of a pipe that ends when the process that started the ranks does."""
+
+CHECKPOINTS = "checkpoints/step=*"
+"""The checkpoints in a run folder, as ``mmlm/record`` and ``mmlm/checkpoints`` name them."""
 
 
 class Local:
@@ -29,7 +35,8 @@ class Local:
 
     Args:
         processes: number of ranks; None is one for each accelerator, or 1 without any. The setting ``processes``.
-        max_restarts: how often all ranks are started again, from the last checkpoint, after one of them has died.
+        max_restarts: how often all ranks are started again, from the last checkpoint, after one of them has died; a
+            new checkpoint begins the count anew.
         threads: CPU threads per rank; None divides the machine's cores among the ranks, unless OMP_NUM_THREADS is set.
         grace_seconds: how long the other ranks may take to end by themselves after one has failed.
         plugins: packages that the config may name parts of. The setting ``plugins``, which a worker does not take from
@@ -60,13 +67,18 @@ class Local:
         """Trains the prepared run in ``folder``; returns the exit status. See ``Launcher``."""
         # The store is kept by this process, not by rank 0, so that it outlives every rank and serves all attempts.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        # Restarts that help are not counted. What ends the ranks at the same place again and again ends the run.
+        tries, reached = 0, _newest(folder)
         with _passing_on() as ranks:
-            for attempt in range(self.max_restarts + 1):
+            for attempt in itertools.count():
                 # All ranks start again, never one alone: the others' process group has lost a member and cannot go on.
                 outcome = _outcome(*self._run(ranks, folder, command, store.port, attempt), ranks.asked)
-                if not outcome.again or attempt == self.max_restarts:
+                before, reached = reached, _newest(folder)
+                tries = 0 if reached > before else tries
+                if not outcome.again or tries == self.max_restarts:
                     break
-                _say(f"{outcome.fault}; starting all ranks again ({attempt + 1} of {self.max_restarts})")
+                tries += 1
+                _say(f"{outcome.fault}; starting all ranks again ({tries} of {self.max_restarts})")
         if outcome.fault:
             _say(f"{outcome.fault}; what was saved is intact, go on with: {command}")
         return outcome.status
@@ -148,6 +160,12 @@ def _passing_on() -> Iterator[_Ranks]:
         yield ranks
 
 
+def _newest(folder: Path) -> int:
+    """The step of the newest checkpoint of a run, damaged or not; -1 without any."""
+    names = (re.fullmatch(r"step=(\d+)", path.name) for path in folder.glob(CHECKPOINTS))
+    return max((int(name.group(1)) for name in names if name), default=-1)
+
+
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
     """Waits until all ranks have ended, but at most ``grace_seconds`` after one has ended with a failure."""
     limit = float("inf")
@@ -191,8 +209,10 @@ def _outcome(ended: Mapping[int, int], hung: Sequence[int], asked: str | None) -
     if bugs:
         what = f"rank {bugs[0]} ended with status {ended[bugs[0]]}"
         return _Outcome(1, f"{what}, and would again")
-    if asked is not None or INTERRUPTED in statuses:
-        return _Outcome(INTERRUPTED, f"ended by {asked or 'a second signal'}")
+    if asked is not None:
+        return _Outcome(KILLED + signal.Signals[asked], f"ended by {asked}")
+    if INTERRUPTED in statuses:
+        return _Outcome(INTERRUPTED, "ended by a second signal")
     if killed:
         return _Outcome(1, f"rank {killed[0]} was ended by {signal.Signals(-ended[killed[0]]).name}", again=True)
     if hung:
@@ -201,4 +221,4 @@ def _outcome(ended: Mapping[int, int], hung: Sequence[int], asked: str | None) -
 
 
 def _say(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+    to_stderr(f"{PROGRAM}: {text}")

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
 import rich.console
 import rich.progress
 import rich.table
 import rich.text
+
+from mmlm.core.output import LastingOutput
 
 _BAR_WIDTH = 20
 """Characters of the progress bar."""
@@ -25,7 +27,9 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``file`` is None for stdout; ``plain_seconds`` is the longest time between two plain progress lines."""
-        self._rich = rich.console.Console(file=file, quiet=quiet, highlight=False, soft_wrap=True)
+        # What cannot be shown any more is no reason to stop training.
+        output = cast(TextIO, LastingOutput(file))
+        self._rich = rich.console.Console(file=output, quiet=quiet, highlight=False, soft_wrap=True)
         self._plain_seconds = plain_seconds
         self._clock = clock
 

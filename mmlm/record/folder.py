@@ -18,6 +18,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mmlm.core.errors import UserError
@@ -43,12 +44,27 @@ def write_whole(file: Path, text: str) -> None:
     """Replaces ``file`` by ``text`` (UTF-8) in one step: a reader, or a killed run, meets the old file or the new one.
 
     The text is not flushed to the disk: a crash of the machine, unlike one of the process, may still lose the file.
-    Checkpoints, which have to survive that, are written by ``checkpoints/files.py``.
+    Checkpoints, which have to survive that, are written by ``checkpoints/files.py``. Raises UserError if the disk is
+    full or cannot be written to.
     """
     # The process id is in the draft's name: a training and a command that evaluates it may write the same file at once.
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(file)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(file)
+    except OSError as error:
+        raise unwritten(file, error) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def unwritten(file: Path, error: OSError) -> UserError:
+    """The error about a file that could not be written."""
+    return UserError(
+        f"{file} could not be written ({error.strerror}); free space there, or make that folder writable, then give "
+        "the same command again"
+    )
 
 
 def find_run(path: str) -> Path:

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import secrets
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
-from mmlm.record.folder import METRICS, WANDB_ID, write_whole
+from mmlm.core.output import to_stderr
+from mmlm.record.folder import METRICS, WANDB_ID, unwritten, write_whole
 from mmlm.record.manifest import Growing, Prefix, announce_prefixes, read_recorded, text_of, write_recorded
 
 if TYPE_CHECKING:
@@ -53,10 +53,6 @@ class MetricsSettings:
     """wandb user or team; null is the account's default."""
     tags: list[str] = field(default_factory=list)
     """wandb tags."""
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 class Log(Protocol):
@@ -106,7 +102,7 @@ class MetricLog:
         settings: MetricsSettings,
         config: Mapping[str, Any],
         run_name: str,
-        tell: Callable[[str], None] = _to_stderr,
+        tell: Callable[[str], None] = to_stderr,
     ) -> None:
         """Starts the copy at wandb if ``settings`` ask for it; ``metrics.jsonl`` is opened by the first row.
 
@@ -150,20 +146,26 @@ class MetricLog:
         return len(rows) - len(kept)
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Appends one row and hands it to the operating system at once, so that a killed process loses none."""
+        """Appends one row and hands it to the operating system at once, so that a killed process loses none.
+
+        Raises UserError if the disk is full or cannot be written to.
+        """
         if clash := [name for name in values if name in _RESERVED]:
             raise ValueError(f"a metric cannot be called '{clash[0]}'")
         row = {"step": step, "examples": examples, "seconds": seconds, **values}
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-            self._written = Growing(self.path.read_bytes())
-        line = _line(row)
-        self._file.write(line)
-        self._file.flush()
-        self._written.add(line.encode())
-        self._unannounced += 1
-        if self._unannounced >= _ROWS:
-            self._announce()
+        try:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+                self._written = Growing(self.path.read_bytes())
+            line = _line(row)
+            self._file.write(line)
+            self._file.flush()
+            self._written.add(line.encode())
+            self._unannounced += 1
+            if self._unannounced >= _ROWS:
+                self._announce()
+        except OSError as error:
+            raise unwritten(self.path, error) from error
         self._to_wandb(lambda run: run.log(row))
 
     def close(self, failed: bool = False) -> None:
@@ -177,7 +179,8 @@ class MetricLog:
             # A full disk has been told of, or will be by whoever writes next: rows that are not on record do no harm.
             with suppress(OSError):
                 self._announce()
-            self._file.close()
+            with suppress(OSError):  # of a row that could not be written, which has been told
+                self._file.close()
             self._file = None
 
     def _announce(self) -> None:

@@ -19,8 +19,9 @@ from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.distributed import on_rank_zero, rank, world_size
 from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
 from mmlm.core.figure import shown_in
+from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
-from mmlm.core.stop import ignore_stop_signals, stop_request
+from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
 from mmlm.data.tokenizer import describe_cut
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
@@ -68,7 +69,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
                 device = choose_device(config.device, here.local_rank)
                 stack.enter_context(joined(meeting, config.ranks, device))
             seconds, stacks = config.ranks.watchdog_seconds, folder / STACKS
-            watchdog = Watchdog(seconds, stacks, here.rank, here.world_size, meeting.store, _to_stderr)
+            watchdog = Watchdog(seconds, stacks, here.rank, here.world_size, meeting.store, to_stderr)
             stack.enter_context(watchdog)
             with _told_once(meeting):
                 experiment = build_experiment(config, folder, device)
@@ -79,7 +80,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
         status = USER_ERROR if meeting.is_claimed(_MISTAKE) else LOST
         if status == LOST:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            _to_stderr(f"{PROGRAM}: rank {here.rank} has lost the others and ends ({lines[0]})")
+            to_stderr(f"{PROGRAM}: rank {here.rank} has lost the others and ends ({lines[0]})")
         # Not through the interpreter's exit: threads of the broken process group may wait for ever.
         sys.stderr.flush()
         os._exit(status)
@@ -99,10 +100,6 @@ def _told_once(meeting: Meeting) -> Iterator[None]:
                 forbid_requeue()
             raise
         sys.exit(USER_ERROR)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -143,6 +140,9 @@ class Session:
                 stack.enter_context(RunLock(self.folder, self.console.line))
 
             on_rank_zero(lock)
+            # From here to the report no signal may cut off what is written. It is taken down, and acted on where the
+            # run is whole; also after the first one has stopped the run, since another rank's may be late.
+            request = stack.enter_context(stop_request())
             costs = run_costs(self.config, self.experiment)
             on_rank_zero(lambda: self._record(costs))
             self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))
@@ -159,7 +159,10 @@ class Session:
                 weights = shlex.quote(f"init_from.run={self.folder}")  # to be pasted, whatever the folder's name
                 self.console.line(f"to train again add name=second; to train on from these weights add {weights}")
                 return 0
-            return self._train_and_finish()
+            try:
+                return self._train_and_finish(request)
+            except (Interrupted, StopAsked):
+                return self._stopped(state.step)
 
     def _check_best_metric(self) -> None:
         """Raises UserError if the best checkpoint would be the worst one."""
@@ -209,16 +212,25 @@ class Session:
         for line in lines:
             self.console.line(line)
 
-    def _evaluation(self, precision: Precision | None = None) -> Evaluation:
-        """The evaluators with the model as it is; ``precision`` None is the one that the run trains in."""
+    def _evaluation(self, precision: Precision | None = None, request: StopRequest | None = None) -> Evaluation:
+        """The evaluators with the model as it is; ``precision`` None is the one that the run trains in.
+
+        They raise StopAsked between two batches if ``request`` says so.
+        """
         experiment = self.experiment
+
+        def tick(doing: str) -> None:
+            self.watchdog.mark(doing)
+            if request is not None:
+                request.check()
+
         return Evaluation.of(
             experiment,
             experiment.evaluators,
             self.config.data.max_tokens,
             experiment.device,
             precision or experiment.precision,
-            tick=self.watchdog.mark,
+            tick=tick,
             without=experiment.findings.without,
             tell=self.console.line,
         )
@@ -237,19 +249,16 @@ class Session:
         objective = inner(self.experiment.state.train_step).objective
         return RunFigures(training_figures(objective.figures), evaluation_figures(self.experiment.evaluators))
 
-    def _train_and_finish(self) -> int:
-        """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status."""
-        experiment = self.experiment
-        if experiment.state.step < self.config.train.steps:
-            # Signals are caught until a run that stops has ended: another rank's may have come first, and this
-            # one's is late.
-            with stop_request() as request:
-                try:
-                    self._train(self._evaluation(), Watch(request, self.watchdog.mark))
-                except Interrupted as stop:
-                    return self._stopped(stop.step)
+    def _train_and_finish(self, request: StopRequest) -> int:
+        """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status.
+
+        Raises Interrupted or StopAsked once what has been trained is on the disk, if ``request`` says so.
+        """
+        state = self.experiment.state
+        if state.step < self.config.train.steps or state.owes_evaluation:
+            self._train(self._evaluation(request=request), Watch(request, self.watchdog.mark))
         # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these scores.
-        self._finish(self._evaluation(Precision.fp32))
+        self._finish(self._evaluation(Precision.fp32, request), request)
         return 0
 
     def _train(self, evaluation: Evaluation, watch: Watch) -> None:
@@ -286,7 +295,8 @@ class Session:
         """Says how the run goes on, and lets SLURM start it again where it runs in a job step."""
         # Whatever ends a job or the first rank that exits must not keep rank 0 from asking for the restart.
         ignore_stop_signals()
-        self.console.line(f"stopped and saved at step {step}; resume with: {command()}")
+        what = f"stopped and saved at step {step}" if step else "stopped before the first step"
+        self.console.line(f"{what}; resume with: {command()}")
         if in_step():
             if rank() == 0:
                 requeue(self.console.line)
@@ -294,8 +304,11 @@ class Session:
                 dist.barrier()
         return STOPPED
 
-    def _finish(self, evaluation: Evaluation) -> None:
-        """Writes scores and samples of the weights that are exported, and the page that shows them."""
+    def _finish(self, evaluation: Evaluation, request: StopRequest) -> None:
+        """Writes scores and samples of the weights that are exported, and the page that shows them.
+
+        Raises StopAsked on all ranks, between two batches or before the page: the same command makes all of it anew.
+        """
         experiment, validation = self.experiment, self.experiment.validation
         step, weights = exported_weights(self.folder, self.config)
         own = experiment.model.state_dict()
@@ -311,7 +324,12 @@ class Session:
             shown = shown_in("console", self._figures().evaluation, values)
             if shown:
                 self.console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown))
-        on_rank_zero(lambda: self.console.line(f"report: {write_report(self.folder)}"))
+
+        def report() -> None:
+            request.check()
+            self.console.line(f"report: {write_report(self.folder)}")
+
+        on_rank_zero(report)
 
 
 def make_folder(folder: Path) -> None:

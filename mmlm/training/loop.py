@@ -12,17 +12,19 @@ Three rules make a run that was stopped, anywhere and any number of times, the r
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from mmlm.core.distributed import rank
+from mmlm.core.batch import Batch
+from mmlm.core.distributed import rank, sum_over_ranks, world_size
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import keyed_integer
 from mmlm.core.precision import Precision
-from mmlm.core.stop import StopRequest
+from mmlm.core.stop import EndedBySignal, StopAsked, StopRequest, asked_by
+from mmlm.data.loader import UnreadableBatch
 from mmlm.optim.loss_scale import LossScale
 from mmlm.optim.optimizers import set_learning_rate
 from mmlm.optim.schedules import Schedule
@@ -96,17 +98,21 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
     ``state`` is fresh or resumed. What is logged, evaluated and saved when follows from ``settings``; see ``Due``.
 
     Raises:
-        Interrupted: after one of ``mmlm.core.stop.SIGNALS`` on any rank, once a step is done and its state saved.
+        Interrupted: after one of ``mmlm.core.stop.SIGNALS`` on any rank, once the state is saved: after the step that
+            it is in, within an evaluation, or while a single process waits for data.
         NonFiniteLoss: with the step and the batch's ids, after saving the state without that step's update.
         LossSpike: one more than ``settings.spike.max_rewinds``.
-        UserError: ``settings.best_metric`` is not among the values of ``parts.evaluate``, before the first step.
+        UserError: ``settings.best_metric`` is not among the values of ``parts.evaluate``, before the first step; or
+            data cannot be read any more, after saving.
     """
     begun = time.monotonic() - state.seconds
     state.train_step.train()
     if settings.precision is Precision.fp16 and state.loss_scale is None:
         state.loss_scale = LossScale.start(parts.device)
+    _stop_if_asked(state, parts.device, watch.request)
     _begin(state, settings, parts, reporter)
     state.window.start()
+    begun_at = state.step
     update = Update(
         parts.differentiate, parts.device, settings.precision, settings.micro_batch_size, settings.clip_norm
     )
@@ -116,7 +122,16 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             # One optimizer step. All of its work is given to the device; the CPU reads none of its results yet.
             torch.manual_seed(keyed_integer(state.seed, state.step, rank()))
             watch.mark(f"step {state.step + 1}: waiting for data")
-            batch = next(batches)
+            try:
+                batch = _next(batches, watch.request)
+            except (EndedBySignal, UserError) as end:
+                # What has been trained is not lost with the data, nor while waiting for it.
+                if state.step > begun_at and _is_everywhere(end):
+                    watch.mark(f"step {state.step}: saving")
+                    _save_between_steps(state, settings, parts, reporter, pending)
+                if isinstance(end, EndedBySignal):
+                    raise Interrupted(state.step, end.signal_name) from None
+                raise
             watch.mark(f"step {state.step + 1}: training")
             lr = set_learning_rate(state.optimizer, parts.schedule(state.step, settings.steps))
             pending.add(update(state, batch, is_diagnosed(state.step, settings), watch.request))
@@ -139,7 +154,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
 
             # Tell, judge, save: in this order, so that whatever a checkpoint holds has been told before.
             # A run that stops leaves the evaluation to the next session: whoever stops it does not want to wait.
-            stop_signal = None if due.last else found.signal_name
+            stop_signal = found.signal_name
             ends_early = stop_signal is not None or found.failure is not None
             is_best = False
             if due.row:
@@ -163,13 +178,52 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
                 raise Interrupted(state.step, stop_signal)
 
 
+def _stop_if_asked(state: TrainState, device: torch.device, request: StopRequest) -> None:
+    """Raises Interrupted on all ranks if one was asked to stop before training: nothing has changed yet."""
+    flags = sum_over_ranks(torch.tensor(request.flags(), dtype=torch.float64, device=device)).tolist()
+    signal_name = asked_by(flags)
+    if signal_name is not None:
+        raise Interrupted(state.step, signal_name)
+
+
+def _next(batches: Iterator[Batch], request: StopRequest) -> Batch:
+    """The next batch. Data may never come: a signal then raises EndedBySignal at once, unless there are other ranks.
+
+    (These may be in the step already, and wait for this rank. Their limit is ``ranks.timeout_seconds``.)
+    """
+    if world_size() > 1:
+        return next(batches)
+    with request.at_once():
+        return next(batches)
+
+
+def _is_everywhere(end: BaseException) -> bool:
+    """Whether all ranks raise it at the same place, so that they can save together."""
+    return world_size() == 1 or isinstance(end, UnreadableBatch)
+
+
+def _save_between_steps(
+    state: TrainState, settings: FitSettings, parts: FitParts, reporter: Reporter, pending: Pending
+) -> None:
+    """Reads what has not been read, and saves the state as it is after its last step. All ranks call it."""
+    found = pending.read(state, everything=True)
+    if found.spike is not None:
+        _rewind(state, settings, found.spike, parts.checkpoints, reporter)
+    reporter.corrupt(state, state.loader.epoch_at(max(0, state.position - 1)))
+    parts.checkpoints.save(state, False)
+    if found.failure is not None:
+        raise NonFiniteLoss(found.failure)
+
+
 def _begin(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Reporter) -> None:
     """Evaluates and saves what has to be there before the first step of a run, or of what is left of one."""
-    fresh, is_best = state.step == 0 and state.rewinds == 0, False
+    fresh, owed, is_best = state.step == 0 and state.rewinds == 0, state.owes_evaluation, False
     if state.owes_evaluation or (fresh and settings.best_metric is not None):
         # At the start an evaluation refuses a name that is not evaluated, and is what training has to beat.
         is_best = _judge(state, settings, parts, reporter)
-    if is_best or (fresh and settings.best_metric is not None) or (fresh and settings.spike.threshold is not None):
+    wanted = settings.best_metric is not None or settings.spike.threshold is not None
+    # An evaluation that was owed must not be made, and its row written, a second time if this session ends early.
+    if is_best or owed or (fresh and wanted):
         parts.checkpoints.save(state, is_best)
 
 
@@ -181,6 +235,11 @@ def _judge(state: TrainState, settings: FitSettings, parts: FitParts, reporter: 
         if settings.best_metric is not None and settings.best_metric not in values:
             names = ", ".join(sorted(values))
             raise UserError(f"train.best_metric: '{settings.best_metric}' is not evaluated; there are: {names}")
+    except StopAsked as stop:
+        # The evaluation is owed until it is done, and made by whoever goes on.
+        if state.step > 0:
+            parts.checkpoints.save(state, False)
+        raise Interrupted(state.step, stop.signal_name) from None
     except Exception:
         if state.step > 0:
             parts.checkpoints.save(state, False)  # what has been trained is not lost with an evaluation

@@ -3,6 +3,7 @@
 ``be_a_rank`` is what each rank does.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.batch import TEXT_ONLY, Batch, Caption
-from mmlm.core.distributed import gather, rank, sum_over_ranks, world_size
+from mmlm.core.distributed import agreed, gather, rank, sum_over_ranks, world_size
+from mmlm.core.errors import UserError
 from mmlm.core.loss import Loss
 from mmlm.core.model_output import ModelOutput
+from mmlm.core.stop import StopAsked
 from mmlm.core.views import CAPTION, StepKey
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.contrastive import InfoNCE
@@ -130,6 +133,29 @@ def weights_of_rank(number: int, rows: int) -> Tensor:
     return torch.randn(rows, 3, generator=torch.Generator().manual_seed(50 + number), dtype=torch.float64)
 
 
+ENDS = {
+    "all end well": {},
+    "one is asked to stop": {1: StopAsked("SIGUSR1")},
+    "all are asked to stop": {number: StopAsked("SIGTERM") for number in range(3)},
+    "a mistake": {1: UserError("x: 1 must be 2")},
+    "a bug": {0: ValueError("a bug")},
+    "a stop and a mistake": {0: StopAsked("SIGUSR1"), 1: UserError("x: 1 must be 2")},
+    "a stop and a bug": {0: ValueError("a bug"), 1: StopAsked("SIGUSR1")},
+}
+"""What the ranks raise that raise something."""
+
+
+def end_of_agreed(raised: Mapping[int, Exception], number: int) -> str:
+    """What rank ``number`` raises in the end."""
+    try:
+        with agreed(dist.group.WORLD):
+            if number in raised:
+                raise raised[number]
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "well"
+
+
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Joins the group, computes, and leaves what it found in ``folder``."""
     dist.init_process_group(
@@ -152,6 +178,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
         "gathered gradient": local.grad,
         "integers": gather(torch.arange(number + 1) + 10 * number),
         "total": total,
+        "ends": [end_of_agreed(own, number) for own in ENDS.values()],
     }
     torch.save(found | results(SHARES[size], number), folder / f"{number}.pt")
     dist.destroy_process_group()
@@ -174,7 +201,17 @@ def test_any_number_of_ranks_gives_one_process_s_loss_and_gradients(tmp_path, si
     rows = torch.cat([rows_of_rank(number) for number in range(size)])
     weights = sum(weights_of_rank(number, len(rows)) for number in range(size))
     integers = torch.cat([torch.arange(number + 1) + 10 * number for number in range(size)])
-    for each in found:
+    for number, each in enumerate(found):
+        bug, other = "ValueError: a bug", "OtherRankFailed: rank 0: ValueError: a bug"
+        assert dict(zip(ENDS, each["ends"], strict=True)) == {
+            "all end well": "well",
+            "one is asked to stop": "StopAsked: SIGUSR1",
+            "all are asked to stop": "StopAsked: SIGTERM",
+            "a mistake": "UserError: x: 1 must be 2",
+            "a bug": other if number else bug,
+            "a stop and a mistake": "UserError: x: 1 must be 2",
+            "a stop and a bug": other if number else bug,
+        }
         assert torch.equal(each["gathered"], rows)
         assert torch.equal(each["integers"], integers)
         assert each["total"].tolist() == [sum(range(1, size + 1)), 2.0 * size]

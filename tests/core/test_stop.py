@@ -6,7 +6,18 @@ import sys
 
 import pytest
 
-from mmlm.core.stop import SIGNALS, StopRequest, asked_by, children_spared, ignore_stop_signals, stop_request
+from mmlm.core.stop import (
+    SIGNALS,
+    EndedBySignal,
+    StopAsked,
+    StopRequest,
+    asked_by,
+    children_spared,
+    ended_by_signals,
+    ignore_stop_signals,
+    stop_request,
+)
+from tests.conftest import handlers_kept
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -31,14 +42,58 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_signals_that_are_ignored_before_it_ends_stay_ignored():
-    before = [signal.getsignal(one) for one in SIGNALS]
-    try:
+    with handlers_kept():
         with stop_request():
             ignore_stop_signals()
         assert [signal.getsignal(one) for one in SIGNALS] == [signal.SIG_IGN] * len(SIGNALS)
-    finally:
-        for one, own in zip(SIGNALS, before, strict=True):
-            signal.signal(one, own)
+
+
+@pytest.mark.parametrize("context", [stop_request, ended_by_signals])
+def test_under_nohup_a_closed_terminal_is_no_signal(context):
+    with handlers_kept():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with context() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request is None or request.signal_name is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_between_two_pieces_of_work_it_can_be_asked_for(number):
+    with stop_request() as request:
+        request.check()
+        signal.raise_signal(number)
+        with pytest.raises(StopAsked, match=number.name):
+            request.check()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_waiting_is_interrupted_by_a_signal_that_comes_or_has_come(number):
+    with stop_request() as request:
+        with pytest.raises(EndedBySignal, match=number.name), request.at_once():
+            signal.raise_signal(number)
+        with pytest.raises(EndedBySignal, match=number.name), request.at_once():
+            pytest.fail("it has come before")
+        if number != signal.SIGINT:  # a second one does not wait
+            signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_where_nothing_would_be_lost_the_first_one_ends_the_work(number):
+    before = [signal.getsignal(one) for one in SIGNALS]
+    cleaned = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # SLURM sends two, and what is cleaned up now has to be
+            cleaned.append(True)
+
+    with pytest.raises(EndedBySignal) as raised, ended_by_signals():
+        work()
+    assert (raised.value.signal_name, raised.value.status, cleaned) == (number.name, 128 + number, [True])
+    assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
 def test_others_may_come_as_often_as_they_like_and_the_first_is_told():

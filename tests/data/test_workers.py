@@ -1,11 +1,24 @@
-"""Data workers end with the process that trains, however it ends."""
+"""Data workers end with the process that trains, however it ends; one that is killed or has no room costs nothing."""
 
+import errno
+import os
+import pickle
+import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmlm.core.batch import Example
+from mmlm.core.errors import UserError
+from mmlm.data import workers
+from mmlm.data.collate import Prepared
+from mmlm.data.loader import TrainLoader
+from mmlm.data.tokenizers.byte_pair import BytePair
+from mmlm.data.transforms import Transform
 from tests.data.pictures import Pictures, write_folder
 from tests.waiting import until
 
@@ -54,3 +67,108 @@ def test_a_process_ends_in_the_middle_of_an_iteration(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) == 2
+
+
+def alone_and_helped(folder: Path) -> list[TrainLoader]:
+    """The same batches, prepared here and by two workers."""
+    source, tokenizer = write_folder(folder, Pictures(8)), BytePair(vocab_size=280, languages=("en", "de"))
+    tokenizer.fit(source.captions())
+    return [TrainLoader(source, tokenizer, Transform(16, None), 4, 0, 1, 16, workers=number) for number in (0, 2)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(tmp_path, capfd):
+    """Twice, and the batches are those that nothing happened to."""
+    alone, helped = alone_and_helped(tmp_path)
+    found = []
+    for number, batch in enumerate(islice(helped, 12)):
+        found.append(batch)
+        if number in (1, 6):
+            for process in helped._workers._iterator._workers:
+                os.kill(process.pid, signal.SIGKILL)
+    for batch, other in zip(found, islice(alone, 12), strict=True):
+        assert batch.ids == other.ids
+        assert torch.equal(batch.images, other.images)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mmlm: ")]
+    assert len(lines) == 2
+    assert all(line.endswith("; the data workers are started again (1 of 3)") for line in lines)
+
+
+class Dying:
+    """In place of a ``DataLoader``: its workers die at the third batch, always."""
+
+    _iterator = None
+
+    def __iter__(self):
+        yield from ("one", "two")
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+def test_workers_that_die_at_one_batch_again_and_again_end_the_run(capsys):
+    """Progress counts, not restarts: those that get further may die as often as they like."""
+    prepared = workers.from_workers(Dying())
+    assert list(islice(prepared, 40)) == ["one", "two"] * 20
+
+    class AtOnce(Dying):
+        def __iter__(self):
+            raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+            yield
+
+    with pytest.raises(UserError, match=r"data.workers: they have ended 4 times at one batch \(DataLoader worker"):
+        next(workers.from_workers(AtOnce()))
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(), FileNotFoundError(2, "No such file")])
+def test_pixels_that_cannot_be_fetched_from_a_worker_mean_that_it_is_gone(error):
+    class Gone(Dying):
+        def __iter__(self):
+            yield "one"
+            raise error
+
+    assert list(islice(workers.from_workers(Gone()), 5)) == ["one"] * 5
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, EOFError, FileNotFoundError, ValueError])
+def test_an_error_in_a_worker_is_a_bug(kind):
+    class Broken(Dying):
+        def __iter__(self):
+            raise kind("Caught an error in DataLoader worker process 0.")
+            yield
+
+    with pytest.raises(kind, match="Caught"):
+        next(workers.from_workers(Broken()))
+
+
+def prepared_share() -> Prepared:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    return Prepared(images, (Example("a", None, ()), Example("b", None, ())), (0, 1), ("c: is empty",))
+
+
+def test_without_room_in_shared_memory_a_share_travels_as_bytes(monkeypatch, capsys):
+    def no_room(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)")
+
+    share = prepared_share()
+    assert workers.hand_over(share) is share, "not in a worker"
+    monkeypatch.setattr(workers, "get_worker_info", lambda: object())
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
+    sent = pickle.loads(pickle.dumps(workers.hand_over(share)))
+    assert isinstance(sent, workers.Unshared)
+
+    class Full(Dying):
+        def __iter__(self):
+            yield from (sent, sent)
+
+    for arrived in islice(workers.from_workers(Full()), 2):
+        assert torch.equal(arrived.images, share.images)
+        assert (arrived.examples, arrived.rows, arrived.corrupt) == (share.examples, share.rows, share.corrupt)
+    assert capsys.readouterr().err.count("/dev/shm is full") == 1
+
+
+def test_without_room_for_a_queue_it_says_what_to_do():
+    class NoRoom(Dying):
+        def __iter__(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"cannot be started \(No space left on device\); enlarge /dev/shm .* data.w"):
+        next(workers.from_workers(NoRoom()))

@@ -1,4 +1,4 @@
-"""``python -m tests.faults rounds=50 out=DIR``: random faults in real trainings, which have to end the same.
+"""``python -m tests.faults total=100 out=DIR``: random faults in real trainings, which have to end the same.
 
 Each round starts a tiny training, injects one fault in a random moment, gives the same command again until it has
 ended well, and compares all that is left with a run that had no fault. Linux only. Adds to ``out``:
@@ -17,7 +17,7 @@ from pathlib import Path
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
-from tests.faults.file_kinds import KINDS
+from tests.faults.all_kinds import KINDS
 from tests.faults.kinds import Kind
 from tests.faults.rounds import Round, kind_of, play
 from tests.faults.table import table
@@ -31,8 +31,11 @@ class FaultSettings:
 
     out: str
     """Folder of the record; it is added to."""
-    rounds: int = 50
+    rounds: int = 100
     """Rounds to play now."""
+    total: int | None = None
+    """Rounds to be recorded in the end: the same command, given again after it was stopped, plays what is left. null
+    plays ``rounds`` in any case."""
     seed: int = 0
     """Of kinds and moments."""
     first: int | None = None
@@ -62,13 +65,14 @@ def run(settings: FaultSettings, kinds: Sequence[Kind]) -> int:
     out = Path(settings.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     first = _next(out) if settings.first is None else settings.first
+    last = first + settings.rounds if settings.total is None else settings.total
     failed = 0
-    for number in range(first, first + settings.rounds):
+    for number in range(first, last):
         one = play(number, kind_of(number, settings.seed, kinds), settings.seed, out)
         with (out / _ROUNDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(one)) + "\n")
         (out / "table.md").write_text(table(read_rounds(out)), encoding="utf-8")
-        print(_line(one), flush=True)
+        print(f"{number + 1 - first} of {last - first}, {_line(one)}", flush=True)
         if not one.equal:
             failed += 1
             again = f"python -m tests.faults out={settings.out} seed={settings.seed} first={number} rounds=1"

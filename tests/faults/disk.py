@@ -1,4 +1,4 @@
-"""A small disk that can be filled."""
+"""A small disk that can be filled, and a folder that cannot be written to."""
 
 import os
 import subprocess
@@ -46,3 +46,22 @@ def fill(folder: Path) -> None:
 def make_room(folder: Path) -> None:
     """Takes back what ``fill`` wrote."""
     (folder / _FILLER).unlink(missing_ok=True)
+
+
+def make_read_only(folder: Path) -> str:
+    """Lets nothing be written into ``folder`` any more; says how."""
+    if os.geteuid() != 0:
+        folder.chmod(0o555)
+        return "by its mode"
+    if _done("mount", "--bind", str(folder), str(folder)) and _done("mount", "-o", "remount,ro,bind", str(folder)):
+        return "mounted read-only"
+    return "which this machine does not allow"
+
+
+def make_writable(folder: Path) -> None:
+    """Takes back what ``make_read_only`` did."""
+    if os.geteuid() != 0:
+        if folder.exists():
+            folder.chmod(0o755)
+    else:  # nothing where nothing is mounted; os.path.ismount does not see a folder that is mounted on itself
+        _done("umount", "--lazy", str(folder))

@@ -9,9 +9,10 @@ from pathlib import Path
 from mmlm.checkpoints.checkpoint import latest_checkpoint
 from mmlm.checkpoints.files import MANIFEST
 from mmlm.core.errors import UserError
-from tests.faults.disk import fill, make_room
-from tests.faults.kinds import PROCESS_KINDS, Kind, Scene
-from tests.faults.trainings import LIMIT, SAVE_EVERY, STEPS, wait_for_checkpoint
+from mmlm.record.folder import METRICS
+from tests.faults.disk import fill, make_read_only, make_room, make_writable
+from tests.faults.kinds import Kind, Scene
+from tests.faults.trainings import LIMIT, SAVE_EVERY, STEPS, wait_for_checkpoint, wait_for_row
 
 _MOST_BYTES = 64 * 2**10
 """A file of a checkpoint is larger, one of metrics is not."""
@@ -105,8 +106,30 @@ def _make_room(scene: Scene) -> None:
     scene.expect(not _leftovers(scene.training.checkpoints), "half a checkpoint was left")
 
 
-KINDS = (
-    *PROCESS_KINDS,
+def _no_room_for_metrics(scene: Scene) -> str:
+    """No file may get larger than that of the metrics is, so that no row can be written."""
+    moment = wait_for_row(scene.command, scene.training, scene.rng)
+    for pid in scene.command.ranks().values():
+        with suppress(OSError):
+            size = (scene.training.folder / METRICS).stat().st_size
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+    return moment
+
+
+# A folder that may not be written to
+
+
+def _read_only(scene: Scene) -> str:
+    moment = wait_for_checkpoint(scene.command, scene.training, scene.rng, most=STEPS - 2 * SAVE_EVERY)
+    return f"{moment}, {make_read_only(scene.training.checkpoints)}"
+
+
+def _writable(scene: Scene) -> None:
+    make_writable(scene.training.checkpoints)
+    scene.expect(not _leftovers(scene.training.checkpoints), "half a checkpoint was left")
+
+
+FILE_KINDS = (
     Kind(
         "newest checkpoint truncated",
         "says so and goes on from the one before",
@@ -128,5 +151,14 @@ KINDS = (
         mend=_make_room,
         small_disk=True,
     ),
+    Kind(
+        "metrics on a full disk", "ends with 2 and one line; goes on once there is room", _no_room_for_metrics, (0, 2)
+    ),
+    Kind(
+        "checkpoints become read-only",
+        "ends with 2 and one line; goes on once they can be written",
+        _read_only,
+        (0, 2),
+        mend=_writable,
+    ),
 )
-"""All kinds of faults."""

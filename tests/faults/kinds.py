@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mmlm.core.errors import INTERRUPTED, STOPPED
-from tests.faults.processes import Command
+from mmlm.core.errors import STOPPED
+from mmlm.core.stop import KILLED, SIGNALS
+from tests.faults.processes import Command, Surroundings
 from tests.faults.trainings import (
     LIMIT,
     NAN_STEP,
@@ -70,6 +71,10 @@ class Kind:
     """The run is to be on a disk of its own, where one can be mounted."""
     other_ranks: bool = False
     """It goes on with another number of ranks, and so only nearly the same."""
+    own_data: bool = False
+    """The run has a copy of the data for itself."""
+    surroundings: Callable[[random.Random, Training], Surroundings] = lambda rng, training: Surroundings()
+    """In what the command with the fault runs."""
 
     def variant(self, rng: random.Random) -> Variant:
         """What a round of it trains."""
@@ -156,6 +161,16 @@ def _stop_around_the_nan(scene: Scene) -> str:
     return f"{moment}, {_stop_or_kill(scene)}"
 
 
+def _two_at_once(scene: Scene) -> str:
+    moment = wait_anywhere(scene.command, scene.training, scene.rng, at_start=0.1)
+    victims = [*scene.command.ranks().values(), *scene.command.data_workers()]
+    asked = scene.rng.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+    first, second = (asked, [scene.command.pid]), (signal.SIGKILL, [scene.rng.choice(victims or [scene.command.pid])])
+    for number, pids in scene.rng.sample([first, second], 2):
+        scene.command.send(number, pids)
+    return f"{moment}, {asked.name} and SIGKILL of one of {len(victims)} processes"
+
+
 # A second run
 
 
@@ -199,13 +214,13 @@ def _expect_refusal_or_end(scene: Scene, command: Command, status: int | None) -
 # What the kinds are
 
 _STOPS = "saves at the next step, ends with 75"
-_AT_START = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1, -signal.SIGUSR2, INTERRUPTED)
-"""Before there is anything to save a signal may end the run as it ends any program."""
+AT_START = (*(-number for number in SIGNALS), *(KILLED + number for number in SIGNALS))
+"""Before there is anything to save a signal ends the run: by the operating system, or as it would."""
 
 PROCESS_KINDS = (
     *(
-        Kind(number.name, _STOPS, _signal(number), (0, STOPPED, *_AT_START))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+        Kind(number.name, _STOPS, _signal(number), (0, STOPPED, *AT_START))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
     ),
     Kind(
         "SIGKILL of a rank",
@@ -225,10 +240,17 @@ PROCESS_KINDS = (
     Kind("SIGSTOP of a rank, SIGCONT", "waits and goes on", _to_a_rank(_stop_a_rank), (0,)),
     Kind(
         "SIGKILL of a data worker",
-        "one process: ends with an error; several: the launcher starts all ranks again",
+        "starts another, which prepares the batch again",
         _kill_a_data_worker,
-        (0, 1),
+        (0,),
         workers=(1,),
+    ),
+    Kind(
+        "two faults at once",
+        "a signal, and SIGKILL of a rank or data worker: saves if all ranks are left, else goes on from the checkpoint",
+        _two_at_once,
+        (0, STOPPED, -signal.SIGKILL, *AT_START),
+        workers=(0, 1),
     ),
     Kind(
         "another number of ranks",

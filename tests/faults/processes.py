@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.waiting import until
@@ -15,21 +16,40 @@ ROOT = Path(__file__).parents[2]
 _MARK = "MMLM_FAULTS_MARK"
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """In what a command runs."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables besides those of every command."""
+    prefix: Sequence[str] = ()
+    """What stands before the command: a program that becomes it in the end."""
+    read: bool = False
+    """What it prints goes through a pipe that this process could read, and the log has its stderr only."""
+
+
 class Command:
     """``python -m <arguments>``, running; what it prints goes to ``log``."""
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], log: Path, surroundings: Surroundings | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self.log = log
+        self.surroundings = surroundings or Surroundings()
         path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "plugin")))
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA", "SLURM"))}
         with log.open("wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, _MARK: self.mark},
+                [*self.surroundings.prefix, sys.executable, "-m", *arguments],
+                env={
+                    **environment,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": path,
+                    _MARK: self.mark,
+                    **self.surroundings.environment,
+                },
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE if self.surroundings.read else file,
+                stderr=file,
                 cwd=ROOT,
                 start_new_session=True,
             )
@@ -85,6 +105,11 @@ class Command:
         self.kill()
         until(lambda: not self.members(), seconds)
         return False
+
+    def stop_reading(self) -> None:
+        """Closes the pipe of ``Surroundings.read``."""
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def output(self) -> str:
         """What it and its processes have printed so far."""

@@ -11,9 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlm.core.errors import STOPPED, USER_ERROR
 from tests.conftest import write_shapes
 from tests.faults.compare import differences
-from tests.faults.disk import small_disk
+from tests.faults.disk import make_writable, small_disk
 from tests.faults.kinds import Kind, Scene
 from tests.faults.processes import Command
 from tests.faults.trainings import LIMIT, Training, Variant
@@ -52,14 +53,20 @@ def play(number: int, kind: Kind, seed: int, out: Path) -> Round:
     """Plays round ``number``. Its folder is left behind where it failed."""
     begun, rng = time.monotonic(), random.Random(f"{seed}/{number}/{kind.name}")
     folder = out / "rounds" / f"{number:03d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "runs").mkdir(parents=True)
     variant, workers = kind.variant(rng), rng.choice(list(kind.workers))
-    training = Training(variant, _data(out), folder / "runs", workers)
+    data = folder / "shapes" if kind.own_data else _data(out)
+    training = Training(variant, data, folder / "runs", workers)
+    make_writable(training.checkpoints)  # a round that was killed may have left it otherwise
+    shutil.rmtree(folder, ignore_errors=True)
+    training.runs.mkdir(parents=True)
+    if kind.own_data:
+        shutil.copytree(_data(out), data)
     reference = _reference(variant, out)
     with ExitStack() as stack:
         on_disk = kind.small_disk and rng.random() < 0.5 and stack.enter_context(small_disk(training.runs))
-        command = stack.enter_context(_killed_in_the_end(training.start(folder / "first.log")))
+        stack.callback(make_writable, training.checkpoints)
+        started = training.start(folder / "first.log", kind.surroundings(rng, training))
+        command = stack.enter_context(_killed_in_the_end(started))
         scene = Scene(training, command, rng, folder, on_disk=on_disk)
         moment = kind.inject(scene)
         statuses = [_end(scene, kind), *scene.others]
@@ -89,12 +96,15 @@ class _killed_in_the_end:  # noqa: N801 - used like a function
 
     def __exit__(self, *error: object) -> None:
         self._command.kill()
+        self._command.stop_reading()
 
 
 def _end(scene: Scene, kind: Kind) -> int | None:
     """The exit status of the command with the fault, once the last of its processes is gone."""
     status = scene.command.wait(LIMIT)
     scene.expect(status in kind.statuses, f"ended with status {status}")
+    if status in (0, USER_ERROR, STOPPED):
+        scene.expect("Traceback" not in scene.command.output(), "a traceback")
     scene.expect(scene.command.is_gone(_GONE_SECONDS), f"processes were left {_GONE_SECONDS:g} s after the end")
     return status
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tests.faults.file_kinds import KINDS
+from tests.faults.all_kinds import KINDS
 from tests.faults.rounds import Round
 
 

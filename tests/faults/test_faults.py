@@ -9,8 +9,8 @@ import torch
 
 from mmlm.core.errors import UserError
 from tests.faults.__main__ import FaultSettings, chosen, main, read_rounds, run
+from tests.faults.all_kinds import KINDS
 from tests.faults.compare import differ
-from tests.faults.file_kinds import KINDS
 from tests.faults.rounds import Round, kind_of
 from tests.faults.table import table
 
@@ -29,12 +29,13 @@ def test_faults_do_not_change_what_is_trained(tmp_path, capfd):
     assert list((tmp_path / "rounds").iterdir()) == []
 
 
-def test_fifty_rounds_have_each_kind_three_times():
-    played = [kind_of(number, 0, KINDS).name for number in range(50)]
+def test_a_hundred_rounds_have_each_kind_four_times():
+    played = [kind_of(number, 0, KINDS).name for number in range(100)]
     counts = Counter(played)
     assert set(counts) == {kind.name for kind in KINDS}
-    assert min(counts.values()) >= 3
-    assert played != [kind_of(number, 1, KINDS).name for number in range(50)]
+    assert len(KINDS) >= 20
+    assert min(counts.values()) >= 4
+    assert played != [kind_of(number, 1, KINDS).name for number in range(100)]
 
 
 def test_one_bit_is_a_difference():
@@ -61,6 +62,24 @@ def test_the_table_counts_rounds_statuses_and_equals():
     own = next(line for line in lines if line.startswith("| SIGTERM"))
     assert own.endswith("| 2 | 75 (1), None (1) | 0 (2) | 1/2 |")
     assert lines[-1] == "| all | | 2 | | | 1/2 |"
+
+
+def test_the_same_command_plays_what_is_left(tmp_path, monkeypatch, capsys):
+    played = []
+
+    def one(number, kind, seed, out):
+        played.append(number)
+        if number == 3:
+            raise KeyboardInterrupt
+        return Round(number, kind.name, 1, 0, "row 1", [75, 0], [3], 20.0, True, [])
+
+    monkeypatch.setattr("tests.faults.__main__.play", one)
+    with pytest.raises(KeyboardInterrupt):
+        main([f"out={tmp_path}", "total=5"])
+    monkeypatch.setattr("tests.faults.__main__.play", lambda number, *rest: one(number + 10, *rest))
+    assert main([f"out={tmp_path}", "total=5"]) == 0
+    assert played == [0, 1, 2, 3, 13, 14]
+    assert "2 of 2, round 14: " in capsys.readouterr().out
 
 
 def test_an_unknown_kind_is_refused(tmp_path):

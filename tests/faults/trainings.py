@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import TINY
-from tests.faults.processes import Command
+from tests.faults.processes import Command, Surroundings
 from tests.waiting import until
 
 STEPS, SAVE_EVERY, LOG_EVERY = 12, 2, 3
@@ -85,9 +85,9 @@ class Training:
             *several,
         ]
 
-    def start(self, log: Path) -> Command:
+    def start(self, log: Path, surroundings: Surroundings | None = None) -> Command:
         """Starts it, or lets it go on."""
-        return Command(self.arguments(), log)
+        return Command(self.arguments(), log, surroundings)
 
     def rows(self) -> int:
         """Rows of metrics so far."""

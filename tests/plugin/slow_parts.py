@@ -1,6 +1,8 @@
-"""A captioning loss for tests that have to hit a training in a certain moment: slow, and once not a number."""
+"""A captioning loss for tests that have to hit a training in a certain moment: slow, with faults at a step to order."""
 
 import math
+import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +17,26 @@ from mmlm.core.views import StepKey
 from mmlm.objectives.captioning import Captioning
 from mmlm.objectives.kernels.installed import Kernel
 from mmlm.objectives.shared.token_prediction import Captions
+
+ORDER = "MMLM_FAULTS_ORDER"
+"""Environment variable: ``crash:STEP``, ``clock:STEP:SECONDS`` or ``vanish:STEP:FOLDER``."""
+GONE = ".gone"
+"""What a folder that has vanished is called."""
+
+
+def follow_order(step: int) -> None:
+    """Does what is ordered for optimizer step ``step`` (from 0): whenever it is made, or once for what is lasting."""
+    fault, _, rest = os.environ.get(ORDER, "").partition(":")
+    at, _, how = rest.partition(":")
+    if not fault or step != int(at) or rank() < world_size() - 1:
+        return
+    if fault == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "clock":
+        own = time.time
+        time.time = lambda: own() + float(how)
+    if fault == "vanish":
+        os.rename(how, how + GONE)
 
 
 class SlowCaptioning(Captioning):
@@ -38,6 +60,7 @@ class SlowCaptioning(Captioning):
     def forward(self, output: ModelOutput, batch: Batch, step_key: StepKey, counts: Mapping[str, Tensor]) -> Loss:
         """See ``Captioning``."""
         time.sleep(self.sleep_seconds)
+        follow_order(step_key.step)
         loss = super().forward(output, batch, step_key, counts)
         if step_key.step != self.nan_step or rank() < world_size() - 1:
             return loss

@@ -1,11 +1,13 @@
 """Metrics: valid JSON lines that resume exactly, a wandb that never stops a run, a console for terminals and files."""
 
+import errno
 import io
 import json
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import rich.console
@@ -14,6 +16,7 @@ import wandb
 
 from mmlm.core.errors import UserError
 from mmlm.record.console import Console
+from mmlm.record.folder import write_whole
 from mmlm.record.metrics import MetricLog, MetricsSettings, WandbMode, read_metrics
 
 DISABLED = MetricsSettings()
@@ -71,6 +74,26 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
         assert log.path.read_text() == ""
         log.log(1, 10, 1.0, {})
     assert [row["step"] for row in read_metrics(log.path)] == [1]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
+def test_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = MetricLog(tmp_path, DISABLED, {}, "name")
+    with log, pytest.raises(UserError, match=r"metrics.jsonl could not be written \(No space left on device\); free"):
+        log.log(1, 128, 0.5, {"train/loss": 2.5})
+
+
+def test_a_draft_that_could_not_be_written_is_not_left(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("before")
+
+    def full(self, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError, match=r"file could not be written \(Read-only file system\)"):
+        write_whole(tmp_path / "file", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
 
 
 def test_resuming_without_a_file_starts_one(tmp_path):
@@ -247,6 +270,26 @@ def test_header_and_lines_are_printed_as_they_are():
         "data        train [red]5,000[/red] images",
         "epoch 1: [a.png] cannot be decoded",
     ]
+
+
+class Gone(io.StringIO):
+    """A stream whose reader goes away after the first line."""
+
+    def write(self, text):
+        if self.getvalue():
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        return super().write(text)
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run():
+    file = Gone()
+    console = Console(file)
+    console.line("first")
+    with console.progress(2) as progress:
+        console.line("second")
+        progress.update(2, {"loss": 1.0})
+    console.header([("model", "tiny")])
+    assert file.getvalue() == "first\n"
 
 
 def test_quiet_prints_nothing(capsys):

@@ -283,14 +283,14 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(trained, train
 
 @pytest.mark.parametrize("extra", [(), ("train.precision=fp16",), ("train.precision=fp16", "train.micro_batch_size=2")])
 def test_stopped_between_two_rows_it_has_the_same_rows(trained, train_tiny, monkeypatch, extra):
-    """Five steps make a row; it is stopped after four, since what is asked for in step 3 is read in step 4."""
+    """Five steps make a row; it is stopped after three."""
     settings = (*RANDOM, "train.log_every=5", "train.diagnose_every=3", *extra)
     straight = trained(*settings, "name=straight")
     with monkeypatch.context() as context:
         interrupt_at(context, 3)
-        assert "stopped and saved at step 4" in train_tiny(*settings, "name=stopped").out
+        assert "stopped and saved at step 3" in train_tiny(*settings, "name=stopped").out
     folder = straight.parent.parent / "stopped" / "seed=0"
-    assert last_checkpoint(folder, 4).state["windows"][0]["steps"] == 4
+    assert last_checkpoint(folder, 3).state["windows"][0]["steps"] == 3
     torch.manual_seed(123)
     assert train_tiny(*settings, "name=stopped").status == 0
     assert_same_runs(straight, folder)

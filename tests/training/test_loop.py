@@ -1,14 +1,16 @@
 """``fit()`` on a toy module: what is logged, evaluated and saved when, and how a run stops."""
 
+import functools
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 
 from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
+from mmlm.core.stop import SIGNALS, StopAsked
 from mmlm.optim.schedules import Cosine
 from mmlm.training.loop import Interrupted
 from mmlm.training.messages import NonFiniteLoss, describe_corrupt
@@ -180,17 +182,19 @@ def test_own_weights_come_back_after_an_evaluation_that_fails():
 # Stopping
 
 
-@pytest.mark.parametrize(("log_every", "step"), [(1, 4), (6, 5)])
-def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(log_every, step):
+@pytest.mark.parametrize("log_every", [1, 6])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(log_every, number):
+    step = 4
     straight = make_run(noise=0.3).go(log_every=log_every, steps=8)
     stopped = make_run(noise=0.3)
-    stopped.toy.signal_at = 3  # while the fourth step is made
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=f"stopped at step {step} by SIGTERM") as interrupted:
+    stopped.toy.signal_at, stopped.toy.signal = 3, number  # while the fourth step is made
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} by {number.name}") as interrupted:
         stopped.go(log_every=log_every, steps=8)
-    assert (interrupted.value.step, interrupted.value.signal_name) == (step, "SIGTERM")
+    assert (interrupted.value.step, interrupted.value.signal_name) == (step, number.name)
     assert stopped.recorder.events == [f"save {step}"]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
     torch.manual_seed(99)
     resumed = make_run(noise=0.3)
@@ -202,11 +206,94 @@ def test_a_signal_finishes_the_step_saves_and_goes_on_exactly(log_every, step):
     assert resumed.state.seconds > stopped.recorder.states[step]["seconds"]
 
 
-def test_a_signal_at_the_last_step_is_an_ordinary_end():
+def test_a_signal_in_the_last_step_leaves_the_last_evaluation_to_whoever_goes_on():
+    straight, stopped = make_run().go(), make_run()
+    stopped.toy.signal_at = 5
+    with pytest.raises(Interrupted, match="stopped at step 6"):
+        stopped.go()
+    assert stopped.recorder.events == ["save 6"]
+    resumed = make_run()
+    restore(resumed.state, stopped.recorder.states[6])
+    resumed.go()
+    assert resumed.recorder.events == ["evaluate 6", "save 6"]
+    assert timeless(stopped.recorder.rows + resumed.recorder.rows) == timeless(straight.recorder.rows)
+    assert states_equal(resumed.recorder.states[6], straight.recorder.states[6])
+
+
+def test_an_evaluation_stops_between_two_batches_and_is_made_anew():
+    """As ``Evaluation`` does, by the request that its run has."""
+    settings = {"eval_every": 2, "best_metric": "split/score", "steps": 6}
+    straight, stopped = make_run().go(**settings), make_run()
+    evaluate = stopped.recorder.evaluate
+
+    def interrupted(step):
+        if step == 4:
+            raise StopAsked("SIGUSR1")
+        return evaluate(step)
+
+    stopped.recorder.evaluate = interrupted
+    with pytest.raises(Interrupted, match="stopped at step 4 by SIGUSR1"):
+        stopped.go(**settings)
+    assert stopped.recorder.events[-1] == "save 4"
+    resumed = make_run()
+    restore(resumed.state, stopped.recorder.states[4])
+    resumed.go(**settings)
+    assert timeless(stopped.recorder.rows + resumed.recorder.rows) == timeless(straight.recorder.rows)
+    assert states_equal(resumed.recorder.states[6], straight.recorder.states[6])
+
+
+def test_an_evaluation_that_was_made_up_for_is_not_made_a_third_time():
+    """Whatever ends the session after it: its row is there already."""
     run = make_run()
-    run.toy.signal_at = 5
-    run.go(steps=6)
-    assert run.recorder.events == ["evaluate 6", "save 6"]
+    run.state.step, run.state.position, run.state.owes_evaluation = 4, 8, True
+    run.go(steps=5)
+    assert run.recorder.events[:2] == ["evaluate 4", "save 4"]
+    assert run.recorder.states[4]["owes_evaluation"] is False
+
+
+class EndingLoader(ToyLoader):
+    """After its third batch there is no other: ``end`` is called in its place."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        super().__init__()
+        self.end = end
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if batch.position == 8:
+                self.end()
+            yield batch
+
+
+def goes_away() -> None:
+    raise UserError("all 2 images of a batch are corrupt")
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [*((functools.partial(signal.raise_signal, number), Interrupted) for number in SIGNALS), (goes_away, UserError)],
+    ids=[*(number.name for number in SIGNALS), "data"],
+)
+def test_what_is_trained_is_saved_while_data_does_not_come(end, error, log_every):
+    straight = make_run(noise=0.3).go(log_every=log_every)
+    ended = make_run(EndingLoader(end), noise=0.3)
+    with pytest.raises(error):
+        ended.go(log_every=log_every)
+    assert ended.recorder.events == ["save 3"]
+    resumed = make_run(noise=0.3)
+    restore(resumed.state, ended.recorder.states[3])
+    resumed.go(log_every=log_every)
+    assert timeless(ended.recorder.rows + resumed.recorder.rows) == timeless(straight.recorder.rows)
+    assert states_equal(resumed.recorder.states[6], straight.recorder.states[6])
+
+
+def test_nothing_is_saved_where_nothing_was_trained():
+    run = make_run(EndingLoader(goes_away))
+    run.state.step, run.state.position, run.state.loader.position = 3, 6, 6
+    with pytest.raises(UserError):
+        run.go()
+    assert run.recorder.events == []
 
 
 def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_made_up_for():
