@@ -112,6 +112,10 @@ def _has_lost_a_worker(error: Exception) -> bool:
 def _begin(loader: DataLoader) -> Iterator[Prepared | Unshared | UserError]:
     """An iteration over what the workers prepare, which starts them. Raises UserError if they cannot be started."""
     try:
+        # torch's iterator would print a traceback of its own when it is thrown away half made. So the queues that it
+        # is about to make, one for each worker and one for results, are tried first.
+        queues = [loader.multiprocessing_context.Queue() for _ in range(loader.num_workers + 1)]
+        del queues
         with children_spared():
             return iter(loader)
     except OSError as error:  # their queues need room in /dev/shm
