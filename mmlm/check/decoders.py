@@ -115,12 +115,11 @@ def head(subject: DecoderUnderTest) -> None:
 def text(subject: DecoderUnderTest) -> None:
     """See ``SIZES``."""
     decoder, batch = subject.new(), subject.batch
-    for count in (len(batch.lengths), 0):
-        out = decoder.text(batch.tokens[:count], batch.lengths[:count])
-        expect(isinstance(out, TextStates), f"text returns a {type(out).__name__}", "return TextStates")
-        fix = "return the states at all T places, and one vector of text_width for each caption"
-        expect_shape(out.states, (count, batch.tokens.shape[1], out.states.shape[-1]), "states", "[C, T, D]", fix)
-        expect_shape(out.pooled, (count, decoder.text_width), "pooled", "[C, text_width]", fix)
+    out, count = decoder.text(batch.tokens, batch.lengths), len(batch.lengths)
+    expect(isinstance(out, TextStates), f"text returns a {type(out).__name__}", "return TextStates")
+    fix = "return the states at all T places, and one vector of text_width for each caption"
+    expect_shape(out.states, (count, batch.tokens.shape[1], out.states.shape[-1]), "states", "[C, T, D]", fix)
+    expect_shape(out.pooled, (count, decoder.text_width), "pooled", "[C, text_width]", fix)
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ class Session:
         split, _, value = name.partition("/")
         without = self.experiment.findings.without.get(split, {})
         evaluator = evaluator_of(value, self.experiment.evaluators)
-        if evaluator in without:
+        if evaluator is not None and evaluator in without:
             raise UserError(
                 f"train.best_metric: '{name}' is not evaluated: evaluators.{evaluator} is left out of the split "
                 f"{split}, which {without[evaluator]}"

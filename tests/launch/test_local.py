@@ -58,7 +58,7 @@ def test_a_run_of_two_ranks_goes_on_with_one_process(ordered, here, straight_alo
     assert (resumed.status, resumed.err) == (0, "")
     assert "resumed at step 4" in resumed.out
     close(straight_alone, folder_of("from_together"))
-    assert any(name.startswith("gradient_cosine/") for row in rows(straight_alone) for name in row)
+    assert any("gradient_cosine/" in name for row in rows(straight_alone) for name in row)
 
 
 # Signals and deaths

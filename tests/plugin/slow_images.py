@@ -14,8 +14,8 @@ SLOW = "slow"
 class SlowImages(ImageFolder):
     """An ``ImageFolder``, the same examples sooner or later."""
 
-    def __init__(self, folder: str | Path, captions: str = "captions.jsonl") -> None:
-        super().__init__(folder, captions)
+    def __init__(self, folder: str | Path, captions: str = "captions.jsonl", outside: bool = False) -> None:
+        super().__init__(folder, captions, outside)
         self.slow = Path(folder) / SLOW
 
     def __getitem__(self, index: int) -> Example:
