@@ -123,7 +123,7 @@ def test_two_towers_from_training_to_the_page(trained, two_towers, command):
     page = (folder / "report.html").read_text()
     assert "Images and their nearest caption" in page
     assert "Generated captions" not in page
-    outcome = command(evaluate, f"run={folder}", "precision=bf16")
+    outcome = command(evaluate, f"run={folder}", "plugins=[own_parts]", "precision=bf16")
     assert (outcome.status, outcome.err) == (0, "")
     assert "image_to_text/R@1" in outcome.out
     assert "captioning" not in outcome.out.replace(str(folder), "")

@@ -47,9 +47,9 @@ def test_a_single_process_and_ddp_go_on_with_it(here, stopped, straight_alone, a
 
 
 def test_its_checkpoints_are_evaluated_and_exported(here, stopped, tmp_path):
-    evaluated = here(f"run={stopped}", "splits=[validation]", module=evaluate)
+    evaluated = here(f"run={stopped}", "plugins=[own_faults]", "splits=[validation]", module=evaluate)
     assert (evaluated.status, evaluated.err) == (0, "")
-    exported = here(f"run={stopped}", f"to={tmp_path / 'model'}", module=export)
+    exported = here(f"run={stopped}", "plugins=[own_faults]", f"to={tmp_path / 'model'}", module=export)
     assert (exported.status, exported.err) == (0, "")
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert [row["step"] for row in rows(stopped)] == [1, 2, 3, 3, 4]
