@@ -89,7 +89,8 @@ class Comparison(Objective):
       ``counts`` is not called.
     - **Collectives.** It gathers from the other ranks what it needs. Every rank calls the same collectives (``gather``,
       ``sum_over_ranks``, ``Candidates.of``) in the same order, whatever is in its share of the batch: no condition on
-      the rank's own data may stand before one. The backward pass of ``gather`` is a collective too.
+      the rank's own data may stand before one. The backward pass of ``gather`` is a collective too;
+      ``sum_over_ranks`` has no gradient.
     - **An empty rank**, one without any image that has a caption, returns a zero *with a gradient path*: a 0 that is
       computed from ``image`` and ``text``, as a sum over no rows is (``image[:0].sum()``), and not ``torch.zeros(())``.
       The other ranks wait for its backward pass. Every term has this path, on every rank.
@@ -101,7 +102,7 @@ class Comparison(Objective):
     """
 
     def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
-        """All of this rank's image embeddings float32[B, E] and text embeddings float32[C, E] -> the rank's loss.
+        """This rank's image embeddings float32[B, E] and text embeddings float32[C, E], of length 1 -> the rank's loss.
 
         ``keys`` says which of them belong together. The rules are those of the class.
         """
