@@ -58,7 +58,7 @@ class Ranks:
         patience: seconds that a rank waits for the others in one collective.
     """
 
-    def __init__(self, patience: float = 30.0) -> None:
+    def __init__(self, patience: float = 60.0) -> None:
         self._patience = patience
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
