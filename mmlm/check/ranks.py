@@ -124,7 +124,8 @@ class Ranks:
     def _answers(self, size: int) -> dict[int, Any]:
         """What each rank sends back; a ``_Failure`` for one that ends, or does not answer in time."""
         answers: dict[int, Any] = {}
-        # Building a part may take a while on a busy machine; once a rank has failed, the others are given the time of one collective.
+        # Building a part may take a while on a busy machine; once a rank has failed, the others are given the time of
+        # one collective.
         end = time.monotonic() + 600
         while len(answers) < size:
             open_ranks = [rank for rank in range(size) if rank not in answers]
