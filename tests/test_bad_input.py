@@ -68,7 +68,10 @@ REFUSED = [
         "encoder._target_=mmlm.model.encoders.timm_vit.TimmVitt",
         "mmlm.model.encoders.timm_vit has no 'TimmVitt'; did you mean 'TimmVit'?",
     ),
-    ("encoder._target_=os.system", "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.model.encoders.*"),
+    (
+        "encoder._target_=os.system",
+        "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.model.encoders.*",
+    ),
     ("bridge._target_=mmlm.model.encoders.timm_vit.TimmVit", "is not allowed; it may only name mmlm.model.bridges.*"),
     (
         "bridge._target_=mmlm.model.bridges.perceiver_resampler.PerceiverResampler",
