@@ -68,8 +68,15 @@ REFUSED = [
         "encoder._target_=mmlm.model.encoders.timm_vit.TimmVitt",
         "mmlm.model.encoders.timm_vit has no 'TimmVitt'; did you mean 'TimmVit'?",
     ),
-    ("encoder._target_=os.system", "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.*"),
-    ("bridge._target_=mmlm.model.encoders.timm_vit.TimmVit", "bridge.num_queries: TimmVit takes no 'num_queries'"),
+    (
+        "encoder._target_=os.system",
+        "encoder: _target_ 'os.system' is not allowed; it may only name mmlm.model.encoders.*",
+    ),
+    ("bridge._target_=mmlm.model.encoders.timm_vit.TimmVit", "is not allowed; it may only name mmlm.model.bridges.*"),
+    (
+        "bridge._target_=mmlm.model.bridges.perceiver_resampler.PerceiverResampler",
+        "bridge.num_queries: PerceiverResampler takes no 'num_queries'",
+    ),
     ("encoder.name=resnet18", "encoder.name: "),
     ("encoder.name=vit_nothing", "encoder.name: timm has no model 'vit_nothing'; it has for example vit_"),
     ("encoder.pretrained=true", "encoder.pretrained: pretrained weights fix width, depth, num_heads, stem"),

@@ -29,7 +29,7 @@ def test_only_files_that_are_no_images(trained, command, pictures):
 
 def test_a_run_without_a_decoder_writes_no_captions(trained, two_towers, command, pictures):
     folder = trained(*two_towers)
-    mistake = command(caption, f"run={folder}", *pictures.good).mistake
+    mistake = command(caption, f"run={folder}", "plugins=[own_parts]", *pictures.good).mistake
     assert mistake == f"run: {folder} has no decoder to write captions; give a run that was trained with one"
 
 

@@ -58,7 +58,7 @@ class Ranks:
         patience: seconds that a rank waits for the others in one collective.
     """
 
-    def __init__(self, patience: float = 30.0) -> None:
+    def __init__(self, patience: float = 60.0) -> None:
         self._patience = patience
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
@@ -124,8 +124,9 @@ class Ranks:
     def _answers(self, size: int) -> dict[int, Any]:
         """What each rank sends back; a ``_Failure`` for one that ends, or does not answer in time."""
         answers: dict[int, Any] = {}
-        # Building a part may take a while; once a rank has failed, the others are given the time of one collective.
-        end = time.monotonic() + 120
+        # Building a part may take a while on a busy machine; once a rank has failed, the others are given the time of
+        # one collective.
+        end = time.monotonic() + 600
         while len(answers) < size:
             open_ranks = [rank for rank in range(size) if rank not in answers]
             ends: list[Any] = [self._connections[rank] for rank in open_ranks]

@@ -97,7 +97,7 @@ def test_a_batch_larger_than_the_data(build):
         (("tokenizer.vocab_size=20",), "tokenizer.vocab_size: 20 must be at least"),
         (("data.max_tokens=2",), "max_tokens=2 must be at least 3"),
         (("objective.weights.contrastive=0", "objective.weights.captioning=0"), "every weight is 0"),
-        (("train.ema_decay=1.5",), "train.ema_decay: 1.5 must lie between 0 and 1"),
+        (("train.ema_decay=1.5",), "train.ema_decay: 1.5 must lie in [0, 1)"),
         (("data.captions_per_image=0",), "captions_per_image=0 must be at least 1"),
         (("optim.betas=[0.9]",), "optim.betas"),
     ],

@@ -180,7 +180,8 @@ def test_the_decoder_brings_its_tokenizer(trained, build, tmp_path, write_captio
     folder = trained()
     other = tmp_path / "other"
     write_captions(other, [{"image": f"../shapes/{f.name}", "caption": "ein rotes Haus"} for f in shapes.glob("*.png")])
-    data = (f"data.train.folder={other}", f"data.validation.validation.folder={other}")
+    folders = (f"data.train.folder={other}", f"data.validation.validation.folder={other}")
+    data = (*folders, "data.train.outside=true", "data.validation.validation.outside=true")
     own = build(*data).tokenizer
     brought = build(*data, f"init_from.run={folder}").tokenizer
     also = build(*data, f"init_from.run={folder}", "init_from.parts=[decoder]").tokenizer
@@ -237,5 +238,5 @@ def test_a_missing_tokenizer_is_no_bug(trained, build, tiny_config):
     folder = trained()
     for file in (folder / TOKENIZER).iterdir():
         file.unlink()
-    with pytest.raises(UserError, match="there is no saved BytePair tokenizer"):
+    with pytest.raises(UserError, match=r"byte_pair\.json: is damaged \(it is missing\); restore it"):
         build_experiment(tiny_config(), run_folder(tiny_config()))

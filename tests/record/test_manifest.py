@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from mmlm.core.errors import UserError
+from mmlm.record.folder import write_whole
 from mmlm.record.manifest import (
     DamagedFileError,
     Growing,
     Prefix,
     accept,
+    announce,
     announce_prefixes,
     check_files,
     read_manifest,
@@ -88,19 +90,14 @@ def test_killed_at_any_moment_the_file_is_the_old_one_and_no_damage_is_told(tmp_
     assert read_recorded(file) == b"new"
 
 
-def test_two_processes_that_write_at_once_take_nothing_from_each_other(tmp_path, monkeypatch):
-    """Both put their line down before either puts its file in place, in either order."""
-    replace = Path.replace
-    waiting = []
-    monkeypatch.setattr(Path, "replace", lambda draft, target: waiting.append((draft, target)))
-    drafts = []
-    for number, text in enumerate(("one", "two")):
-        monkeypatch.setattr(os, "getpid", lambda number=number: number)
-        write_recorded(tmp_path / "scores.json", text)
-        drafts.append(text)
-    for (draft, target), text in zip(waiting, drafts, strict=True):
-        replace(draft, target)
-        assert read_recorded(tmp_path / "scores.json") == text.encode()
+def test_two_processes_that_write_at_once_take_nothing_from_each_other(tmp_path):
+    """Both put their line down before either puts its file in place."""
+    file, texts = tmp_path / "scores.json", ("one", "two")
+    for text in texts:
+        announce(tmp_path, {file.name: text.encode()})
+    for text in texts:
+        write_whole(file, text)
+        assert read_recorded(file) == text.encode()
 
 
 def test_what_grows_begins_with_what_is_on_record(tmp_path):

@@ -125,7 +125,7 @@ def test_a_metric_of_which_less_is_better_chooses_no_checkpoint(train_tiny):
 
 def test_two_towers_have_no_captions_to_score(trained, two_towers, command):
     folder = trained(*two_towers)
-    mistake = command(evaluate, f"run={folder}", "evaluators=captioning").mistake
+    mistake = command(evaluate, f"run={folder}", "plugins=[own_parts]", "evaluators=captioning").mistake
     assert "evaluators.loss: there is no decoder to evaluate" in mistake
 
 
