@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.errors import ArgumentError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.precision import exact_float32
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
@@ -73,7 +73,9 @@ class Neighbours:
             chance="chance_by_concept",
             shown=("table",),
         ),
-        "images": Figure("Images", "how many took part", GROUP, shown=("table",)),
+        "images": Figure(
+            "Images", "how many took part; 0 if no two images have the same concept", GROUP, shown=("table",)
+        ),
     }
 
     def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
@@ -84,18 +86,18 @@ class Neighbours:
         self.k, self.temperature = k, temperature
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``top1``, ``by_concept``, their levels of a majority guess, and ``images``, the number that took part.
+        """Yields ``images``, the number that take part, ``top1``, ``by_concept`` and their levels of a majority guess.
 
         ``chance`` is the share of the most frequent concept. A guess of that concept is right for one concept and wrong
-        for the others, hence ``chance_by_concept``. Raises UserError if no two images have the same concept.
+        for the others, hence ``chance_by_concept``. If no two images have the same concept, ``images`` is 0, and that
+        is all.
         """
         _, number, count = split.image_concept.to(split.device).unique(return_inverse=True, return_counts=True)
         takes_part = count[number] > 1
+        yield "images", float(takes_part.sum())
+        # Of the splits of a run, some may name concepts and others not: an error would take the values of all of them.
         if not takes_part.any():
-            raise UserError(
-                f"evaluators: no two images of the split {split.name} have the same concept, so none has a neighbour "
-                "to be known by; leave neighbours out, or use data that names concepts, such as data=class_folder"
-            )
+            return
         images = split.image_embedding[takes_part]
         _, labels, count = number[takes_part].unique(return_inverse=True, return_counts=True)
         # The row among those that take part, of each image that does.
@@ -110,7 +112,6 @@ class Neighbours:
         yield "by_concept", class_means(right, labels).mean().item()
         yield "chance", count.max().item() / len(labels)
         yield "chance_by_concept", 1 / len(count)
-        yield "images", float(len(labels))
 
 
 def shares_right(
