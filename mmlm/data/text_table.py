@@ -280,10 +280,13 @@ def _lines_of(path: Path, first: int, last: int) -> str:
 
 def _rows(path: Path, form: _Format) -> Iterator[tuple[int, int, list[str]]]:
     """The first and last line, and the cells, of each row that is not blank. Raises UserError."""
-    quoting = csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE
     # Strict, or a quote that is left open would swallow the rest of the file without a word.
     reader = csv.reader(
-        _lines(path, form.encoding), delimiter=form.delimiter, quoting=quoting, skipinitialspace=True, strict=True
+        _lines(path, form.encoding),
+        delimiter=form.delimiter,
+        quoting=csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE,
+        skipinitialspace=True,
+        strict=True,
     )
     while True:
         first = reader.line_num + 1
