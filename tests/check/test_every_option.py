@@ -38,10 +38,11 @@ COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "coco"): ("data.path={coco}",),
     ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
+    ("data", "table"): ("data.path={table}",),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
 """What an option needs beside it: ``{shapes}`` is a folder of images with captions, ``{classes}`` one of classes,
-``{coco}`` one like COCO's."""
+``{coco}`` one like COCO's, ``{table}`` one with tables."""
 
 
 def options() -> list[tuple[str, str]]:
@@ -106,10 +107,25 @@ def coco(tmp_path: Path) -> Path:
     return tmp_path / "coco"
 
 
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A folder of images with a table for each split."""
+    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    (tmp_path / "table").mkdir()
+    for name in names:
+        draw(*name.split()).save(tmp_path / "table" / f"{name}.png")
+    for file in ("train.csv", "validation.csv"):
+        rows = "".join(f'{name}.png,"a {name}, on white"\n' for name in names)
+        (tmp_path / "table" / file).write_text(f"image,caption\n{rows}")
+    return tmp_path / "table"
+
+
 @pytest.mark.slow  # starts ranks
 @pytest.mark.parametrize(("slot", "option"), CHECKED, ids=map("=".join, CHECKED))
-def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, shapes: Path, classes: Path, coco: Path):
-    folders = {"shapes": shapes, "classes": classes, "coco": coco}
+def test_an_option_keeps_the_rules(
+    slot: str, option: str, ranks: Ranks, shapes: Path, classes: Path, coco: Path, table: Path
+):
+    folders = {"shapes": shapes, "classes": classes, "coco": coco, "table": table}
     companions = [token.format(**folders) for token in COMPANIONS.get((slot, option), ())]
     lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
     assert len(lines) > 1
