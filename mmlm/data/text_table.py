@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.images import read_image
@@ -167,12 +167,19 @@ class TextTable:
     def __getitem__(self, index: int) -> Example:
         """See ``Source``."""
         name = self._names[index].as_py()
-        captions = tuple(self._caption(i) for i in range(self._offsets[index], self._offsets[index + 1]))
-        return Example(name, read_image(self._folder / name), captions, self._concepts[index].as_py())
+        return Example(name, read_image(self._folder / name), self._of_image(index), self._concepts[index].as_py())
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
         return map(self._caption, range(len(self._texts)))
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See ``ListsTexts``."""
+        for index, (name, concept) in enumerate(zip(self._names, self._concepts, strict=True)):
+            yield ExampleTexts(name.as_py(), self._of_image(index), concept.as_py(), True)
+
+    def _of_image(self, index: int) -> tuple[Caption, ...]:
+        return tuple(self._caption(i) for i in range(self._offsets[index], self._offsets[index + 1]))
 
     def _caption(self, index: int) -> Caption:
         return Caption(self._texts[index].as_py(), self._languages[index].as_py())

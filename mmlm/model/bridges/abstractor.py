@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_start import keyed_start
+from mmlm.core.ranges import check_counts
 from mmlm.model.attention import identity_attention
 from mmlm.model.blocks import init_linears
 from mmlm.model.protocols import BridgeOutput
@@ -86,6 +87,7 @@ class ConvolutionalAbstractor(nn.Module):
         pool: bool = True,
     ) -> None:
         super().__init__()
+        check_counts({"width": width})
         rows, columns = grid
         if side is not None and not 1 <= side <= min(grid):
             raise ArgumentError(
