@@ -1,6 +1,7 @@
 """Every option of every slot keeps all rules of its slot: the kit, on the folder of configs."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,8 +42,7 @@ COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "table"): ("data.path={table}",),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
-"""What an option needs beside it: ``{shapes}`` is a folder of images with captions, ``{classes}`` one of classes,
-``{coco}`` one like COCO's, ``{table}`` one with tables."""
+"""What an option needs beside it; ``{classes}`` is what the fixture of that name makes."""
 
 
 def options() -> list[tuple[str, str]]:
@@ -122,11 +122,10 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.mark.slow  # starts ranks
 @pytest.mark.parametrize(("slot", "option"), CHECKED, ids=map("=".join, CHECKED))
-def test_an_option_keeps_the_rules(
-    slot: str, option: str, ranks: Ranks, shapes: Path, classes: Path, coco: Path, table: Path
-):
-    folders = {"shapes": shapes, "classes": classes, "coco": coco, "table": table}
-    companions = [token.format(**folders) for token in COMPANIONS.get((slot, option), ())]
+def test_an_option_keeps_the_rules(slot: str, option: str, ranks: Ranks, request: pytest.FixtureRequest):
+    tokens = COMPANIONS.get((slot, option), ())
+    fixtures = {name: request.getfixturevalue(name) for name in re.findall(r"{(\w+)}", " ".join(tokens))}
+    companions = [token.format(**fixtures) for token in tokens]
     lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
     assert len(lines) > 1
     assert all(line.startswith("ok  ") for line in lines), lines
