@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.wording import cut
 from mmlm.data.images import read_image
 
 GIVE_CAPTIONS = "give a file of captions, such as captions_train2017.json"
@@ -164,5 +165,4 @@ def _text(item: dict[str, Any], key: str) -> str:
 
 def _shown(value: Any) -> str:
     """A value as the file has it, but not too long for a line."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(json.dumps(value), 80)

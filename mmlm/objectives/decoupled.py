@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.core.distributed import gather, sum_over_ranks
-from mmlm.core.figure import Figure, loss_term, setting_of_training, share_of_training
+from mmlm.core.figure import Figure, loss_term
 from mmlm.core.loss import Loss, Term
 from mmlm.objectives.contrastive import InfoNCE
 from mmlm.objectives.kernels.tiled import TILE, PositiveTile, product, tiles
@@ -55,8 +55,7 @@ class DecoupledInfoNCE(InfoNCE):
 
     figures: Mapping[str, Figure] = {
         "": loss_term("log-sum-exp of the negatives minus the mean of the positives, both directions, nats"),
-        "accuracy": share_of_training("accuracy", "share of the batch's images whose nearest text is a true one"),
-        "temperature": setting_of_training("temperature", "divides the similarities", title="temperature"),
+        **{name: InfoNCE.figures[name] for name in ("accuracy", "temperature")},
     }
 
     def __init__(
