@@ -1,65 +1,18 @@
 """``python -m mmlm.export run=DIR to=FOLDER``: writes the model of a run as a folder in Hugging Face layout."""
 
-import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-from shutil import rmtree
-
-import torch
-
+from mmlm.cli.arguments import ExportArguments
 from mmlm.cli.exits import report_user_errors
+from mmlm.cli.imports import quick_imports
 from mmlm.cli.key_values import parse_key_values
-from mmlm.core.errors import PROGRAM, UserError
-from mmlm.experiment.saved_run import load_run
-from mmlm.optim.lora import merge_adapters
-from mmlm.pretrained.card import model_card
-from mmlm.pretrained.model import MmlmModel
-from mmlm.reports.run_folder import read_run_folder
-
-
-@dataclass
-class ExportSettings:
-    """Export the model of a run: load it with mmlm.pretrained.from_pretrained, anywhere and without Hydra."""
-
-    run: str = "???"
-    """Run folder, or a folder with a single run below it."""
-    to: str = "???"
-    """Folder to write; it must be new, or empty."""
-    license: str | None = None
-    """Licence of the weights for the model card, an identifier of the hub such as mit; null leaves it unstated."""
-    plugins: list[str] = field(default_factory=list)
-    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
 
 
 def main(argv: list[str]) -> int:
-    """Writes the folder completely or not at all, and returns the exit status. Raises UserError."""
-    settings, _ = parse_key_values(argv, ExportSettings)
-    to = Path(settings.to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"to: {to} is there already and not an empty folder; give a new one")
-    run = load_run(settings.run, torch.device("cpu"), settings.plugins)
-    merge_adapters(run.model)  # the loader of the folder builds the model without adapters
-    card = model_card(read_run_folder(run.folder, _tell), run.config, run.step, settings.license)
-    model = MmlmModel.from_run(run, card)
-    # Written beside ``to`` and renamed at the end: whoever finds ``to`` finds a whole folder.
-    saving = to.with_name(f".saving-{to.name}")
-    try:
-        model.save_pretrained(saving)
-        if to.exists():
-            to.rmdir()
-        saving.rename(to)
-    except OSError as error:
-        raise UserError(f"to: {to} cannot be written ({error.strerror}); give another folder") from error
-    finally:
-        rmtree(saving, ignore_errors=True)
-    size = sum(file.stat().st_size for file in to.rglob("*") if file.is_file())
-    print(f"{run.folder} at step {run.step} -> {to} ({size / 1e6:.1f} MB)")
-    print(f"load it: from mmlm.pretrained import from_pretrained; model = from_pretrained({str(to)!r})")
-    return 0
+    """Exports the run; returns the exit status. Raises UserError."""
+    arguments, _ = parse_key_values(argv, ExportArguments)
+    with quick_imports():
+        from mmlm.commands.export import export_run
 
-
-def _tell(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr)
+    return export_run(arguments)
 
 
 if __name__ == "__main__":

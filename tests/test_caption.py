@@ -35,7 +35,7 @@ def test_a_run_without_a_decoder_writes_no_captions(trained, two_towers, command
 
 def test_more_images_than_a_batch_are_captioned_in_order(trained, command, shapes, monkeypatch):
     folder = trained()
-    monkeypatch.setattr(caption, "BATCH", 3)
+    monkeypatch.setattr("mmlm.commands.caption.BATCH", 3)
     paths = [str(path) for path in sorted(shapes.glob("*.png"))]
     outcome = command(caption, f"run={folder}", *paths)
     assert [line.split("\t")[0] for line in outcome.out.splitlines()] == paths

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mmlm import caption, convert
 from mmlm.checkpoints.checkpoint import load_checkpoint
+from mmlm.commands.convert import architecture_of
 from mmlm.data.images import read_image
 from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.experiment import build_experiment
@@ -106,7 +107,7 @@ def test_the_way_back_is_exact(converted, command, theirs, tmp_path, name):
 
 
 def test_training_starts_from_the_converted_weights(converted, files, compose, shapes, tmp_path):
-    smaller = [f"{key}={value}" for key, value in convert.architecture_of(str(files[1]))[1].items()]
+    smaller = [f"{key}={value}" for key, value in architecture_of(str(files[1]))[1].items()]
     folders = (f"data.train.folder={shapes}", f"data.validation.validation.folder={shapes}")
     training = ("train.batch_size=4", "device=cpu", f"init_from.run={converted}")
     config = check_config(compose("experiment=coca_vit_b_32", "data=folder", *folders, *smaller, *training))
@@ -253,7 +254,7 @@ def test_the_sizes_of_released_models_are_those_of_the_experiment(compose):
     """coca_ViT-B-32 by name is ``experiment=coca_vit_b_32`` as it stands, and so for CLIP."""
     named = {"encoder.patch_size": 32, "encoder.width": 768, "encoder.depth": 12, "encoder.num_heads": 12}
     for model, of_model in {"coca_ViT-B-32": "coca_vit_b_32", "ViT-B-32": "clip_captioner_vit_b_32"}.items():
-        experiment, settings = convert.architecture_of(model)
+        experiment, settings = architecture_of(model)
         assert experiment == of_model
         config = compose(f"experiment={experiment}")
         for key, value in settings.items():
@@ -261,5 +262,5 @@ def test_the_sizes_of_released_models_are_those_of_the_experiment(compose):
             for name in key.split("."):
                 node = node[name]
             assert (named[key] if node is None else node) == value, key
-    _, large = convert.architecture_of("coca_ViT-L-14")
+    _, large = architecture_of("coca_ViT-L-14")
     assert (large["encoder.depth"], large["model.width"], large["decoder.num_heads"]) == (24, 768, 12)

@@ -44,5 +44,5 @@ def test_mistakes_of_evaluate(trained, command, arguments, message):
 
 @pytest.mark.slow
 def test_hydra_is_left_alone_until_an_option_is_asked_for():
-    code = "import sys, mmlm.evaluate; print('hydra' in sys.modules)"
+    code = "import sys, mmlm.commands.evaluate; print('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

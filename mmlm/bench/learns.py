@@ -27,9 +27,11 @@ from mmlm.bench.cells import (
     reasons,
 )
 from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
+from mmlm.cli.checked_config import compose_checked
 from mmlm.cli.hydra_command import hydra_override
-from mmlm.cli.hydra_config import chosen_options, compose_checked
+from mmlm.cli.hydra_config import chosen_options
 from mmlm.cli.key_values import parse_key_values
+from mmlm.core.computing import resolved
 from mmlm.core.errors import UserError
 from mmlm.core.stop import KILLED
 from mmlm.core.wording import did_you_mean
@@ -207,7 +209,7 @@ def _document(
 ) -> Iterator[str]:
     """The lines of the whole text."""
     found = [row for table in tables.values() for row in table.values() if isinstance(row, Learned)]
-    precision = base.train.precision.on(choose_device(settings.device)).name
+    precision = resolved(base.train.precision, choose_device(settings.device)).name
     devices = " and ".join(sorted({row.device for row in found})) or "nothing was trained"
     yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'learns', *argv])}`"
     yield ""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch, Caption
-from mmlm.core.precision import Precision, computing
+from mmlm.core.computing import computing
+from mmlm.core.precision import Precision
 from mmlm.core.stop import StopRequest
 from mmlm.core.views import StepKey
 from mmlm.experiment.build import build_freeze, build_model, build_objective, build_optim

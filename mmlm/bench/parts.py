@@ -22,9 +22,11 @@ from mmlm.bench.cells import (
     reasons,
 )
 from mmlm.bench.measure import Trainer, build_trainer, take_turns
+from mmlm.cli.checked_config import compose_checked
 from mmlm.cli.hydra_command import hydra_override
-from mmlm.cli.hydra_config import chosen_options, compose_checked
+from mmlm.cli.hydra_config import chosen_options
 from mmlm.cli.key_values import parse_key_values
+from mmlm.core.computing import resolved
 from mmlm.experiment.device import choose_device
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.record.environment import device_name
@@ -154,7 +156,7 @@ def _document(
 ) -> Iterator[str]:
     """The lines of the whole text."""
     trainer = reference.trainer
-    data, precision = trainer.config.data, trainer.config.train.precision.on(trainer.device)
+    data, precision = trainer.config.data, resolved(trainer.config.train.precision, trainer.device)
     yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'parts', *argv])}`"
     yield ""
     yield (

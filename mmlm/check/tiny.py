@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mmlm.check.batch import TOKENS
-from mmlm.cli.hydra_config import chosen_options, compose_checked
+from mmlm.cli.checked_config import compose_checked
+from mmlm.cli.hydra_config import chosen_options
 from mmlm.experiment.build import build_objective
 from mmlm.experiment.config import Config
 

@@ -1,7 +1,7 @@
 """Composes configs with Hydra from ``configs/`` and the schema, and puts Hydra's errors into words of ours.
 
 Only this file and ``hydra_command`` import Hydra, and this one only when it composes: everything that reads a finished
-config does without it.
+config does without it. Neither imports torch: a mistake in a key is answered at once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
-from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_errors import explain
 
 if TYPE_CHECKING:
@@ -67,18 +66,6 @@ def evaluators_of(option: str) -> dict[str, Any]:
         folder = str(file.parent.parent).replace('"', '\\"')
         overrides = [f"evaluators={file.stem}", f'hydra.searchpath=["file://{folder}"]']
     return cast(dict[str, Any], OmegaConf.to_container(compose(overrides)[GROUP]))
-
-
-def compose_checked(overrides: Sequence[str]) -> Config:
-    """The checked config of a command line. Raises UserError, also for a mandatory value that is not set."""
-    cfg = compose(overrides)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"needs {', '.join(f'{key}=VALUE' for key in missing)}")
-    try:
-        return check_config(cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from None
 
 
 def chosen_options(overrides: Sequence[str], slots: Sequence[str]) -> dict[str, str]:

@@ -16,15 +16,17 @@ from typing import Any, Protocol
 
 import torch
 
+from mmlm.core.computing import computing, resolved
 from mmlm.core.distributed import gather_objects, gather_results, rank, world_size
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
-from mmlm.core.precision import Precision, computing
+from mmlm.core.precision import Precision
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
-from mmlm.evaluation.samples import SampleSettings, collect_samples
+from mmlm.evaluation.sample_settings import SampleSettings
+from mmlm.evaluation.samples import collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
 from mmlm.record.folder import SAMPLES, SCORES
@@ -102,7 +104,7 @@ class Evaluation:
     ) -> "Evaluation":
         """The evaluation of an experiment or a run, in ``precision`` on ``device``."""
         context = functools.partial(computing, device, precision)
-        name = precision.on(device).name
+        name = resolved(precision, device).name
         return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick, without, tell, name)
 
     def encode(self, name: str, batches: EvaluationBatches) -> EncodedSplit:

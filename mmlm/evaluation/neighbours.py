@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from mmlm.core.errors import ArgumentError
+from mmlm.core.computing import exact_float32
 from mmlm.core.figure import Figure, FigureGroup
-from mmlm.core.precision import exact_float32
+from mmlm.core.ranges import check_counts, check_positive
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.evaluation.zero_shot import class_means
 
@@ -46,10 +46,10 @@ class Neighbours:
 
     Args:
         k: the number of neighbours.
-        temperature: the lower, the more the nearest of the neighbours decide; ``inf`` counts heads.
+        temperature: the lower, the more the nearest of the neighbours decide; a high one, such as 1000, counts heads.
 
     Raises:
-        ArgumentError: no neighbours, or a temperature that is not positive.
+        ArgumentError: no neighbours, or a temperature that is not above 0 and finite.
     """
 
     needs_decoder = False
@@ -79,10 +79,8 @@ class Neighbours:
     }
 
     def __init__(self, k: int = 20, temperature: float = 0.07) -> None:
-        if k < 1:
-            raise ArgumentError(f"k: {k} must be at least 1")
-        if not temperature > 0:
-            raise ArgumentError(f"temperature: {temperature} must be above 0; inf gives all neighbours the same weight")
+        check_counts({"k": k})
+        check_positive("temperature", temperature)
         self.k, self.temperature = k, temperature
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:

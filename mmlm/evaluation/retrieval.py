@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.computing import exact_float32
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup, Place
-from mmlm.core.precision import exact_float32
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""

@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,30 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from mmlm.core.batch import Batch, Caption
-from mmlm.core.ranges import check_at_least
 from mmlm.data.collate import caption_encoder
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import generate_captions
+from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedSplit
 from mmlm.model.model import ImageTextModel
 
 NEIGHBOURS = 5
 """Nearest captions of an image, and nearest images of a caption, that are shown."""
-
-
-@dataclass
-class SampleSettings:
-    """How many samples of each split the report shows."""
-
-    examples: int = 24
-    """Images with their captions, evenly spaced over the split."""
-    queries: int = 8
-    """Captions with the images retrieved for them, evenly spaced over the split's texts."""
-    attention: int = 8
-    """How many of the examples also show the decoder's attention, if the decoder can record it."""
-
-    def __post_init__(self) -> None:
-        check_at_least(self, {"examples": 0, "queries": 0, "attention": 0})
 
 
 def spaced(count: int, total: int) -> list[int]:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
-from mmlm.core.precision import exact_float32
 from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 

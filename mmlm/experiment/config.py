@@ -14,8 +14,8 @@ from omegaconf import MISSING
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.ranges import check_above_zero
-from mmlm.evaluation.samples import SampleSettings
-from mmlm.launch.meeting import RankSettings
+from mmlm.evaluation.sample_settings import SampleSettings
+from mmlm.launch.rank_info import RankSettings
 from mmlm.record.metrics import MetricsSettings
 from mmlm.training.settings import FitSettings
 

@@ -21,7 +21,7 @@ from mmlm.core.output import to_stderr
 from mmlm.core.ranges import check_positive
 from mmlm.core.stop import KILLED, handled
 from mmlm.launch.launcher import worker_arguments
-from mmlm.launch.meeting import ATTEMPT, COMMAND
+from mmlm.launch.rank_info import ATTEMPT, COMMAND
 
 PARENT_PIPE = "MMLM_PARENT_PIPE"
 """Environment variable: the descriptor of a pipe that ends when the process that started the ranks does."""

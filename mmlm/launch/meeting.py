@@ -1,147 +1,25 @@
-"""The rank of this process, the store through which the ranks of a run meet, and their process group.
+"""The store through which the ranks of a run meet, and their process group.
 
-Ranks are started by ``launcher=local`` or torchrun (both set RANK, WORLD_SIZE, ...), or by ``srun`` (SLURM_*). A
-process that none of them started is the only rank, and the functions here have nothing to do.
+A process that is the only rank of its run needs neither, and the functions here have nothing to do.
 """
 
 import json
 import os
-import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from mmlm.core.distributed import OtherRankFailed
-from mmlm.core.errors import ArgumentError, UserError
-from mmlm.core.ranges import check_above_zero
+from mmlm.core.errors import UserError
+from mmlm.launch.rank_info import Backend, RankInfo, RankSettings, Starter
 
-COMMAND = "MMLM_COMMAND"
-"""Environment variable: the command that resumes this run, for messages."""
-ATTEMPT = "MMLM_ATTEMPT"
-"""Environment variable, set by launcher=local: how often all ranks have been started again."""
 _MEETING_SECONDS = 300.0
 """How long ranks wait for each other, and for rank 0's config: before the config, no setting is known."""
-
-
-class Backend(StrEnum):
-    """The backend of the process group."""
-
-    auto = "auto"
-    gloo = "gloo"
-    nccl = "nccl"
-
-
-LONGEST_TIMEOUT = 1e8
-"""Seconds: three years, which is within what every clock and library can wait."""
-
-
-@dataclass
-class RankSettings:
-    """Settings of how ranks communicate and watch each other."""
-
-    backend: Backend = Backend.auto
-    """auto (nccl on CUDA, else gloo), gloo or nccl."""
-    timeout_seconds: float = 600.0
-    """Seconds that a rank waits for the others in a collective before it gives up."""
-    watchdog_seconds: float = 300.0
-    """Seconds without progress after which a rank writes its stacks to RUN/stacks/ and says which rank is late."""
-
-    def __post_init__(self) -> None:
-        check_above_zero(self, "timeout_seconds", "watchdog_seconds")
-        if self.timeout_seconds > LONGEST_TIMEOUT:
-            raise ArgumentError(f"timeout_seconds: {self.timeout_seconds:g} must be at most {LONGEST_TIMEOUT:g}")
-        if self.watchdog_seconds >= self.timeout_seconds:
-            raise ArgumentError(
-                f"watchdog_seconds: {self.watchdog_seconds:g} must be below ranks.timeout_seconds, "
-                f"{self.timeout_seconds:g}, or the ranks give up before it reports"
-            )
-
-
-class Starter(StrEnum):
-    """The program that started this process."""
-
-    itself = "a single process"
-    local = "launcher=local"
-    torchrun = "torchrun"
-    srun = "srun"
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """The rank of this process, and how to reach the others."""
-
-    rank: int = 0
-    local_rank: int = 0
-    """The number of this rank among those of its machine; selects the accelerator."""
-    world_size: int = 1
-    address: str = "127.0.0.1"
-    """Host of the store through which ranks meet."""
-    port: int = 0
-    """Port of that store."""
-    starter: Starter = Starter.itself
-    attempt: int = 0
-    """How often all ranks have been started again."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether this is the only rank."""
-        return self.world_size == 1
-
-
-def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
-    """Reads a process's rank from its environment variables. Raises UserError if they are incomplete."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        return _from_torch(environment)
-    # Only in a job step, by srun. A batch script also has SLURM_PROCID and the like, and is no rank.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_ID" in environment:
-        return _from_slurm(environment)
-    return RankInfo(attempt=int(environment.get("SLURM_RESTART_COUNT", "0")))
-
-
-def _from_torch(environment: Mapping[str, str]) -> RankInfo:
-    try:
-        return RankInfo(
-            rank=int(environment["RANK"]),
-            local_rank=int(environment["LOCAL_RANK"]),
-            world_size=int(environment["WORLD_SIZE"]),
-            address=environment["MASTER_ADDR"],
-            port=int(environment["MASTER_PORT"]),
-            starter=Starter.local if ATTEMPT in environment else Starter.torchrun,
-            attempt=int(environment.get(ATTEMPT, environment.get("TORCHELASTIC_RESTART_COUNT", "0"))),
-        )
-    except KeyError as error:
-        raise UserError(f"RANK and WORLD_SIZE are set and {error} is not; start ranks by torchrun or srun") from None
-
-
-def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
-    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
-    # Every rank computes the same port from the job, with nobody to ask. Two jobs on one node seldom have the same.
-    number = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment["SLURM_STEP_ID"])
-    return RankInfo(
-        rank=int(environment["SLURM_PROCID"]),
-        local_rank=int(environment["SLURM_LOCALID"]),
-        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
-        address=environment.get("MASTER_ADDR", first_host(nodes)),
-        port=int(environment.get("MASTER_PORT", 20000 + number % 20000)),
-        starter=Starter.srun,
-        attempt=int(environment.get("SLURM_RESTART_COUNT", "0")),
-    )
-
-
-def first_host(nodes: str) -> str:
-    """The first host of a host list of SLURM: ``gpu[03-05,9],cpu1`` -> ``gpu03``."""
-    bracket = re.match(r"([^,\[]+)(?:\[(\w+))?([^,]*)", nodes)
-    if bracket is None:
-        return nodes
-    prefix, first, rest = bracket.groups()
-    return prefix if first is None else prefix + first + rest.partition("]")[2]
 
 
 class Meeting:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.launch.launcher import worker_arguments
-from mmlm.launch.meeting import COMMAND
+from mmlm.launch.rank_info import COMMAND
 from mmlm.launch.requeue import MAX_RESTARTS
 
 FOLDER = "slurm"

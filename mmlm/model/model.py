@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
+from mmlm.core.computing import at_least_float32
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stream
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs, VisiblePatches
-from mmlm.core.precision import at_least_float32
 from mmlm.core.views import (
     CAPTION,
     EMBED,

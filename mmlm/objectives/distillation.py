@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmlm.core.batch import Batch
+from mmlm.core.computing import at_least_float32
 from mmlm.core.distributed import gather
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes
-from mmlm.core.precision import at_least_float32
 from mmlm.core.ranges import check_positive
 from mmlm.core.views import CAPTION, EMBED, StepKey
 from mmlm.objectives.objective import Comparison, Objective, required

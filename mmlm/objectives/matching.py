@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.computing import at_least_float32
 from mmlm.core.distributed import gather, rank, sum_over_ranks
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, loss_term, share_of_training
 from mmlm.core.loss import Loss, Term
 from mmlm.core.model_output import ModelOutput, ModelSizes, Pairs
-from mmlm.core.precision import at_least_float32
 from mmlm.core.views import EMBED, StepKey
 from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.shared.candidates import NONE

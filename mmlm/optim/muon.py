@@ -6,7 +6,7 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.precision import has_bfloat16_units
+from mmlm.core.computing import has_bfloat16_units
 
 
 class BatchedMuon(torch.optim.Muon):

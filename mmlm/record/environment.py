@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mmlm.core.computing import resolved
 from mmlm.core.precision import Precision
 from mmlm.record.folder import ENVIRONMENT
 from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
@@ -64,7 +65,7 @@ def describe_environment(
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
         device=device_name(device),
-        precision=precision.on(device).name,
+        precision=resolved(precision, device).name,
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
@@ -87,12 +88,12 @@ def precision_of_run(configured: Precision, folder: Path, device: torch.device) 
     """
     file = folder / ENVIRONMENT
     if configured is not Precision.auto or not file.is_file():
-        return configured.on(device)
+        return resolved(configured, device)
     try:
         recorded = json.loads(read_recorded(file)).get("precision")
     except (ValueError, AttributeError):
         raise DamagedFileError(file, "it holds no JSON object") from None
-    return Precision[recorded] if recorded in Precision.__members__ else configured.on(device)
+    return Precision[recorded] if recorded in Precision.__members__ else resolved(configured, device)
 
 
 def save_environment(environment: Environment, folder: Path) -> None:

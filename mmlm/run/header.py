@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from mmlm.core.computing import computing
 from mmlm.core.distributed import world_size
-from mmlm.core.precision import computing
 from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment
-from mmlm.launch.meeting import Starter
+from mmlm.launch.rank_info import Starter
 from mmlm.model.costs import ModelCosts, model_costs
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import MODEL_SLOTS

@@ -9,7 +9,8 @@ from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.evaluation.evaluate import Evaluation, place_of
 from mmlm.evaluation.requires import SplitTexts, required_by
-from mmlm.evaluation.samples import SampleSettings, collect_samples
+from mmlm.evaluation.sample_settings import SampleSettings
+from mmlm.evaluation.samples import collect_samples
 
 
 def rehearse(

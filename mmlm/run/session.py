@@ -30,7 +30,8 @@ from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.experiment import Experiment, build_experiment
 from mmlm.experiment.saved_run import exported_weights, save_tokenizer
-from mmlm.launch.meeting import COMMAND, Meeting, Starter, is_lost_connection, joined
+from mmlm.launch.meeting import Meeting, is_lost_connection, joined
+from mmlm.launch.rank_info import COMMAND, Starter
 from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
 from mmlm.model.costs import ModelCosts

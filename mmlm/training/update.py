@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
+from mmlm.core.computing import computing
 from mmlm.core.loss import Loss
-from mmlm.core.precision import Precision, computing
+from mmlm.core.precision import Precision
 from mmlm.core.stop import StopRequest
 from mmlm.core.views import StepKey
 from mmlm.optim.gated import BuffersBefore, step_unless

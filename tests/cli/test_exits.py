@@ -16,21 +16,25 @@ from tests.signalled import signal_in
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 PHASES = {
     evaluate: (
-        "mmlm.evaluate.load_run",
-        "mmlm.evaluate.build_splits",
+        "mmlm.commands.evaluate.load_run",
+        "mmlm.commands.evaluate.build_splits",
         "mmlm.evaluation.evaluate.encode_split",
         "mmlm.evaluation.evaluate.collect_samples",
-        "mmlm.evaluate.write_report",
+        "mmlm.commands.evaluate.write_report",
     ),
-    caption: ("mmlm.caption.load_run", "mmlm.caption.read_image", "mmlm.caption.write_captions"),
+    caption: (
+        "mmlm.commands.caption.load_run",
+        "mmlm.commands.caption.read_image",
+        "mmlm.commands.caption.write_captions",
+    ),
     export: (
-        "mmlm.export.load_run",
-        "mmlm.export.model_card",
+        "mmlm.commands.export.load_run",
+        "mmlm.commands.export.model_card",
         "mmlm.pretrained.model.MmlmModel.save_pretrained",
         "pathlib.Path.rename",
     ),
-    report: ("mmlm.report.write_report",),
-    compare: ("mmlm.compare.score_table", "mmlm.compare.draw_curves"),
+    report: ("mmlm.commands.report.write_report",),
+    compare: ("mmlm.commands.compare.score_table", "mmlm.commands.compare.draw_curves"),
 }
 """Command -> the functions in which the signals come."""
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
 
-from mmlm.core.precision import Precision, _speed_of_bfloat16, computing, has_bfloat16_units
+from mmlm.core.computing import _cpu_maker, autocast_type, computing, has_bfloat16_units, resolved
+from mmlm.core.precision import Precision
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ def test_products_are_in_half_precision_and_parameters_and_gradients_stay_float3
     x = torch.randn(2, 4)
     with computing(CPU, precision):
         out = layer(x)
-        assert out.dtype == precision.autocast
+        assert out.dtype == autocast_type(precision)
         assert out.float().log_softmax(-1).dtype == torch.float32
         out.float().sum().backward()
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
@@ -53,30 +54,35 @@ def test_state_is_restored_after_an_error():
 
 
 @pytest.mark.parametrize(
-    ("able", "speed", "found"),
+    ("able", "maker", "found"),
     [
-        ({"avx512_bf16", "amx_bf16"}, None, Precision.bf16),
-        ({"avx512_bf16"}, 2.0, Precision.bf16),
-        ({"avx512_bf16"}, 1.1, Precision.fp32),
-        ({"avx512_bf16"}, 0.5, Precision.fp32),
-        (set(), None, Precision.fp32),
+        ({"avx512_bf16", "amx_bf16"}, "GenuineIntel", Precision.bf16),
+        ({"avx512_bf16"}, "AuthenticAMD", Precision.bf16),
+        ({"avx512_bf16"}, "GenuineIntel", Precision.fp32),
+        ({"avx512_bf16"}, "", Precision.fp32),
+        (set(), "AuthenticAMD", Precision.fp32),
     ],
 )
-def test_auto_is_bfloat16_where_the_cpu_multiplies_faster_in_it(monkeypatch, able, speed, found):
-    """What is known of a kind of CPU is not tried: then ``speed`` is None."""
-
-    def tried() -> float:
-        assert speed is not None
-        return speed
-
+def test_auto_is_bfloat16_on_the_kinds_of_cpu_that_are_faster_in_it(monkeypatch, able, maker, found):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(able, True))
-    monkeypatch.setattr("mmlm.core.precision._speed_of_bfloat16", tried)
-    assert Precision.auto.on(CPU) is found
-    assert Precision.bf16.on(CPU) is Precision.bf16
+    monkeypatch.setattr("mmlm.core.computing._cpu_maker", lambda: maker)
+    assert resolved(Precision.auto, CPU) is found
+    assert resolved(Precision.bf16, CPU) is Precision.bf16
     assert has_bfloat16_units(CPU) is ("amx_bf16" in able)
     with computing(CPU, Precision.auto):
         assert torch.is_autocast_enabled("cpu") is (found is Precision.bf16)
 
 
-def test_the_speed_is_tried_once():
-    assert _speed_of_bfloat16() == _speed_of_bfloat16() > 0
+@pytest.mark.parametrize(
+    ("text", "maker"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n", "AuthenticAMD"),
+        ("processor : 0\nBogoMIPS : 50.00\nCPU implementer : 0x41\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_maker_of_the_cpu_is_read_from_what_linux_says(tmp_path, monkeypatch, text, maker):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr("mmlm.core.computing._CPU_INFO", tmp_path / "cpuinfo")
+    assert _cpu_maker.__wrapped__() == maker

@@ -11,7 +11,7 @@ import torch
 from mmlm.core.batch import Caption, Example
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.evaluation.evaluators import CaptionLoss, ImageUse, Retrieval
-from mmlm.evaluation.samples import SampleSettings
+from mmlm.evaluation.sample_settings import SampleSettings
 from tests.evaluation.hand_made import ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.data.sources import Source
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval, caption_losses
-from mmlm.evaluation.samples import SampleSettings
+from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from tests.equality import assert_same
 from tests.evaluation.hand_made import ExampleList, evaluation_batches, fitted_tokenizer, small_model

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mmlm.check import exactness
 from mmlm.check.batch import shuffled
+from mmlm.core.computing import computing
 from mmlm.core.distributed import world_size
 from mmlm.core.errors import UserError
-from mmlm.core.precision import Precision, computing
+from mmlm.core.precision import Precision
 from mmlm.training.gradients import backward
 from mmlm.training.replicated import Replicated
 from tests.exactness.cells import STEP_KEY, SUMS, make_step, share_of, whole_batch

@@ -8,7 +8,7 @@ from mmlm.core.errors import ArgumentError, UserError
 from mmlm.experiment.config import DataSettings, InitSettings, ModelSettings, TeacherSettings
 from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.config_file import config_text, parse_config
-from mmlm.launch.meeting import RankSettings
+from mmlm.launch.rank_info import RankSettings
 from mmlm.training.settings import FitSettings
 from mmlm.training.spikes import SpikeSettings
 

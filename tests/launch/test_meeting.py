@@ -8,7 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from mmlm.core.errors import UserError
-from mmlm.launch.meeting import Meeting, RankInfo, Starter, first_host, is_lost_connection, rank_from_environment
+from mmlm.launch.meeting import Meeting, is_lost_connection
+from mmlm.launch.rank_info import RankInfo, Starter, first_host, rank_from_environment
 
 TORCH = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 STEP = {
@@ -32,9 +33,26 @@ def test_torchrun_and_the_local_launcher_are_told_apart():
     assert rank_from_environment(TORCH | {"TORCHELASTIC_RESTART_COUNT": "5"}).attempt == 5
 
 
-def test_half_an_environment_is_refused():
-    with pytest.raises(UserError, match="'MASTER_PORT' is not; start ranks by torchrun or srun"):
-        rank_from_environment({key: value for key, value in TORCH.items() if key != "MASTER_PORT"})
+@pytest.mark.parametrize("left_out", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_an_environment_is_refused(left_out):
+    with pytest.raises(UserError, match=f"'{left_out}' is not; start ranks by torchrun or srun"):
+        rank_from_environment({key: value for key, value in TORCH.items() if key != left_out})
+    with pytest.raises(UserError, match="'SLURM_LOCALID' is not; start ranks by srun"):
+        rank_from_environment({key: value for key, value in STEP.items() if key != "SLURM_LOCALID"})
+
+
+@pytest.mark.parametrize(
+    "environment", [TORCH | {"RANK": "one"}, TORCH | {"MASTER_PORT": ""}, STEP | {"SLURM_PROCID": "-1"}]
+)
+def test_what_is_no_number_is_refused(environment):
+    with pytest.raises(UserError, match=r"^[A-Z_]+='(one||-1)' in the environment is no whole number; start ranks by"):
+        rank_from_environment(environment)
+
+
+def test_a_job_of_one_process_without_a_local_rank_is_alone():
+    """As Kubeflow and clouds start it."""
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+    assert rank_from_environment(one).alone
 
 
 def test_a_step_of_several_tasks_is_srun():

@@ -21,7 +21,7 @@ SETTINGS = (*RANDOM, f"train.steps={STEPS}", "train.eval_every=2", "train.best_m
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SESSION = "mmlm.run.session"
 AT_ONCE = {
-    "composing": "mmlm.train.check_config",
+    "composing": "mmlm.commands.train.check_config",
     "building": f"{SESSION}.build_experiment",
     "first batch": f"{SESSION}.check_first_batch",
 }

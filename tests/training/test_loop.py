@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 
+from mmlm.core.computing import resolved
 from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
 from mmlm.core.stop import SIGNALS, StopAsked
@@ -98,7 +99,7 @@ def test_gradients_are_clipped_and_their_norm_is_told_from_before():
 @pytest.mark.parametrize("precision", list(Precision))
 def test_precision_reaches_the_forward_pass(precision):
     run = make_run().go(steps=2, precision=precision)
-    assert run.toy.autocast == [precision.on(torch.device("cpu")) is not Precision.fp32] * 2
+    assert run.toy.autocast == [resolved(precision, torch.device("cpu")) is not Precision.fp32] * 2
     assert not torch.is_autocast_enabled("cpu")
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlm.core.precision import at_least_float32
+from mmlm.core.computing import at_least_float32
 from mmlm.objectives.kernels.gradients_in_forward import LossAndGradients, NeededGradients, with_known_gradients
 from mmlm.objectives.kernels.installed import IGNORED, Kernel, choose_kernel, computing_dtype, cut_loss, liger
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
+from mmlm.core.computing import at_least_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_random import stream
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelSizes, VisiblePatches
-from mmlm.core.precision import at_least_float32
 from mmlm.core.ranges import check_heads
 from mmlm.core.timm_without_wandb import Block
 from mmlm.core.views import PatchView, StepKey, ViewInputs

@@ -1,0 +1,111 @@
+"""The arguments of every small command: docstrings are the text of its ``--help`` (see ``key_values``). No torch."""
+
+from dataclasses import dataclass, field
+
+from mmlm.core.precision import Precision
+
+
+@dataclass
+class EvaluateArguments:
+    """Score a trained run on its splits and bring its scores.json, samples.json and report.html up to date."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+    splits: list[str] = field(default_factory=lambda: ["validation"])
+    """Split names of the run's config; validation and test stand for all of that group."""
+    evaluators: str | None = None
+    """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
+    evaluators/NAME.yaml."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run and the evaluators may take parts from: naming one allows it to run code."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: Precision = Precision.fp32
+    """fp32, in which an exported model computes and in which a run takes its last scores; or auto, bf16, fp16."""
+
+
+@dataclass
+class CaptionArguments:
+    """Caption images with a trained run: prints ``path<TAB>caption``, one line an image."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+    language: str | None = None
+    """Language to caption in; null takes the run's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+
+
+@dataclass
+class CompareArguments:
+    """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders, or folders with a single run below them; NAME:FOLDER gives a run a name of its own."""
+    out: str = "???"
+    """Folder that gets curves.png and scores.md."""
+
+
+@dataclass
+class ReportArguments:
+    """Write the report.html of a run folder again."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+
+
+@dataclass
+class ExportArguments:
+    """Export the model of a run: load it with mmlm.pretrained.from_pretrained, anywhere and without Hydra."""
+
+    run: str = "???"
+    """Run folder, or a folder with a single run below it."""
+    to: str = "???"
+    """Folder to write; it must be new, or empty."""
+    license: str | None = None
+    """Licence of the weights for the model card, an identifier of the hub such as mit; null leaves it unstated."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+
+
+@dataclass
+class ConvertArguments:
+    """Convert open_clip's weights to a run folder, or a run of its CoCa's architecture to open_clip's weights.
+
+    from_open_clip=FILE model=coca_ViT-B-32 to=DIR makes a run folder, for run=DIR (caption, evaluate) and
+    init_from.run=DIR (train). A CLIP (model=ViT-B-32) becomes encoder and text layers of a model whose captioning
+    decoder is still to be trained. run=DIR to_open_clip=FILE takes a CoCa back. All are exact.
+    """
+
+    from_open_clip: str | None = None
+    """open_clip weights to read: .safetensors, or a checkpoint of PyTorch (read without unpickling)."""
+    model: str | None = None
+    """The model of the weights: a name of open_clip (coca_ViT-B-32, ViT-B-16) or its configuration as a JSON file."""
+    to: str | None = None
+    """Run folder to write."""
+    run: str | None = None
+    """Run folder to read, or a folder with a single run below it."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+    to_open_clip: str | None = None
+    """File to write open_clip weights to: .safetensors, or any other name for a PyTorch state dict."""
+
+
+@dataclass
+class VerifyArguments:
+    """Compare the files of a run, or of an exported model, with what was written. Exit status 2 if one is damaged."""
+
+    run: str = "???"
+    """Run folder, a folder with a single run below it, or the folder of an exported model."""
+    accept: list[str] = field(default_factory=list)
+    """Files that you have changed on purpose, such as [config.yaml]: from now on they count as they are."""
+
+
+@dataclass
+class WorkerArguments:
+    """Train a run folder that a launcher has prepared: start it, or go on from its last checkpoint."""
+
+    plugins: list[str] = field(default_factory=list)
+    """The packages, besides mmlm, that the launched config may name parts of."""

@@ -1,0 +1,42 @@
+"""Shows curves and scores of several runs side by side."""
+
+import sys
+from pathlib import Path
+
+from mmlm.cli.arguments import CompareArguments
+from mmlm.core.errors import PROGRAM, UserError
+from mmlm.record.folder import FIGURES, find_run
+from mmlm.reports.comparison import draw_curves, score_table
+from mmlm.reports.run_folder import RunFolder, read_run_folder
+
+
+def compare_runs(arguments: CompareArguments) -> int:
+    """Writes curves.png and scores.md, prints the table, and returns the exit status. Raises UserError."""
+    runs = _read(arguments.runs)
+    table, figure = score_table(runs), draw_curves(runs)
+    out = Path(arguments.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "scores.md").write_text(table + "\n", encoding="utf-8")
+        figure.savefig(out / "curves.png", dpi=110)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written ({error.strerror}); give another folder") from error
+    print(f"{table}\n\ncurves: {out / 'curves.png'}")
+    return 0
+
+
+def _read(given: list[str]) -> dict[str, RunFolder]:
+    """The run folders ``given``, by the name before the colon or else by the experiment's. Raises UserError."""
+    if len(given) < 2:
+        raise UserError(f"runs: {len(given)} given, and a comparison needs at least two: runs=[FOLDER,FOLDER]")
+    runs: dict[str, RunFolder] = {}
+    for entry in given:
+        name, colon, folder = entry.partition(":")
+        run = read_run_folder(find_run(folder if colon else entry))
+        if run.figures.damaged:
+            print(f"{PROGRAM}: {run.path / FIGURES} is damaged: what it explains is under plain names", file=sys.stderr)
+        name = name if colon else run.experiment
+        if name in runs:
+            raise UserError(f"runs: two are called '{name}'; name them apart, as in runs=[first:FOLDER,second:FOLDER]")
+        runs[name] = run
+    return runs
