@@ -31,6 +31,7 @@ from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.device import seed_everything
 from mmlm.experiment.experiment import Experiment, build_experiment
 from mmlm.experiment.run_identity import run_folder
+from tests.built_once import build_once
 from tests.evaluation.hand_made import MOST_TOKENS, ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (240, 210, 20)}
@@ -186,6 +187,12 @@ def tiny_config(tiny: tuple[str, ...], compose: Callable[..., DictConfig]) -> Ca
 def build(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[..., Experiment]:
     """``build(*overrides)``: a tiny experiment, in a folder without a run."""
     return lambda *overrides: build_experiment(tiny_config(*overrides), tmp_path / "new")
+
+
+@pytest.fixture
+def built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the configs of a test have in common is built once, on the meta device, where they are only checked."""
+    build_once(monkeypatch)
 
 
 @pytest.fixture

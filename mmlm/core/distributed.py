@@ -162,10 +162,10 @@ def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
     ranks, unless another rank has failed. Every rank has to enter this context. The body may call collectives only if
     they fail on all ranks or on none. ``group`` None: nothing is exchanged.
     """
-    mine: Exception | None = None
+    mine: Exception | StopAsked | None = None
     try:
         yield
-    except Exception as error:
+    except (Exception, StopAsked) as error:
         mine = error
     if group is not None:
         # Sent by every rank, failed or not: a rank that raised at once would leave the others waiting in this gather.
@@ -186,12 +186,12 @@ class _Said:
     """An exception as its rank tells the others. Its text, for the exceptions of some libraries cannot be pickled."""
 
     rank: int
-    kind: type[Exception]
+    kind: type[Exception] | type[StopAsked]
     """UserError, StopAsked, or Exception for all others."""
     text: str
 
 
-def _said(number: int, error: Exception) -> _Said:
+def _said(number: int, error: Exception | StopAsked) -> _Said:
     kind = next((one for one in (UserError, StopAsked) if isinstance(error, one)), Exception)
     return _Said(number, kind, str(error) if kind is not Exception else f"{type(error).__name__}: {error}")
 

@@ -38,8 +38,12 @@ class EndedBySignal(KeyboardInterrupt):
         """Exit status of a command that ends by it."""
 
 
-class StopAsked(Exception):  # noqa: N818 - no error: somebody has asked for it
-    """Raised by ``StopRequest.check``, where nothing is lost by stopping. ``signal_name`` is that of the signal."""
+class StopAsked(BaseException):
+    """Raised by ``StopRequest.check``, where nothing is lost by stopping. ``signal_name`` is that of the signal.
+
+    No error, so that what goes on after an error (an evaluator that fails costs its own scores only) does not go on
+    after it.
+    """
 
     def __init__(self, signal_name: str) -> None:
         super().__init__(signal_name)

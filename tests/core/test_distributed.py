@@ -145,13 +145,13 @@ ENDS = {
 """What the ranks raise that raise something."""
 
 
-def end_of_agreed(raised: Mapping[int, Exception], number: int) -> str:
+def end_of_agreed(raised: Mapping[int, BaseException], number: int) -> str:
     """What rank ``number`` raises in the end."""
     try:
         with agreed(dist.group.WORLD):
             if number in raised:
                 raise raised[number]
-    except Exception as error:
+    except (Exception, StopAsked) as error:
         return f"{type(error).__name__}: {error}"
     return "well"
 

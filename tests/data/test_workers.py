@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,8 @@ class Dying:
     """In place of a ``DataLoader``: its workers die at the third batch, always."""
 
     _iterator = None
+    num_workers = 2
+    multiprocessing_context = SimpleNamespace(Queue=list)
 
     def __iter__(self):
         yield from ("one", "two")
@@ -166,9 +169,14 @@ def test_without_room_in_shared_memory_a_share_travels_as_bytes(monkeypatch, cap
 
 
 def test_without_room_for_a_queue_it_says_what_to_do():
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     class NoRoom(Dying):
+        multiprocessing_context = SimpleNamespace(Queue=full)
+
         def __iter__(self):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise AssertionError("torch would print a traceback of its own")
 
     with pytest.raises(UserError, match=r"cannot be started \(No space left on device\); enlarge /dev/shm .* data.w"):
         next(workers.from_workers(NoRoom()))

@@ -129,6 +129,7 @@ def check_parts(cfg: DictConfig) -> None:
 
 
 @pytest.mark.slow  # hundreds of models
+@pytest.mark.usefixtures("built_once")
 @pytest.mark.parametrize("option", options())
 def test_impossible_numbers_of_a_part(option):
     slot = option.partition("=")[0]

@@ -78,10 +78,13 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
 def test_a_full_disk_is_one_line(tmp_path):
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    log = MetricLog(tmp_path, DISABLED, {}, "name")
-    with log, pytest.raises(UserError, match=r"metrics.jsonl could not be written \(No space left on device\); free"):
+    with MetricLog(tmp_path, DISABLED, {}, "name") as log, open("/dev/full", "ab") as full:
         log.log(1, 128, 0.5, {"train/loss": 2.5})
+        os.dup2(full.fileno(), log._file.fileno())
+        message = r"metrics.jsonl could not be written \(No space left on device\); free"
+        with pytest.raises(UserError, match=message):
+            log.log(2, 256, 1.0, {"train/loss": 2.5})
+    assert [row["step"] for row in read_metrics(log.path)] == [1]
 
 
 def test_a_draft_that_could_not_be_written_is_not_left(tmp_path, monkeypatch):

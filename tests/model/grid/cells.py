@@ -1,7 +1,6 @@
 """The grid encoder x bridge x text encoder x decoder x freeze plan: its cells, which are refused, and their configs.
 
-The tests of the whole grid stand in one file for each group of freeze plans, because all tests of a file are run by one
-process, and the longest file decides how long the whole suite takes.
+Every cell of a model that is trained whole is tried, and of each other freeze plan those in which any two options meet.
 """
 
 import dataclasses
@@ -16,12 +15,6 @@ from mmlm.core.errors import UserError
 from mmlm.experiment.compatibility import check_compatible
 from mmlm.experiment.config import CONFIG_DIR, Config
 from mmlm.experiment.config_checks import check_config
-
-TRAINED_WHOLE = ("none", "llrd")
-FROZEN_TOWERS = ("lit", "text_locked")
-FROZEN_DECODERS = ("lm_frozen", "bridge_only")
-ADAPTED = ("lora",)
-"""The freeze plans of each file of tests."""
 
 SLOTS = ("encoder", "bridge", "text_encoder", "decoder", "freeze")
 NEED_A_PATH = {
@@ -40,10 +33,11 @@ POOLING = ("vit_small_images", "convnext_small_images")
 """Encoders that stand in the grid a second time, pooling."""
 
 
-def options(slot: str) -> list[str]:
+@functools.cache
+def options(slot: str) -> tuple[str, ...]:
     """The option files of a slot that need no path; an encoder may stand twice."""
     names = sorted(file.stem for file in (CONFIG_DIR / slot).glob("*.yaml") if (slot, file.stem) not in NEED_A_PATH)
-    return names + [f"{name}{POOLED}" for name in names if slot == "encoder" and name in POOLING]
+    return (*names, *(f"{name}{POOLED}" for name in names if slot == "encoder" and name in POOLING))
 
 
 @dataclass(frozen=True)
@@ -156,21 +150,22 @@ def config_of(cell: Cell) -> Config:
     return dataclasses.replace(composed(*towers), **parts)
 
 
-def chosen(encoder: str, freeze: str) -> list[Cell]:
-    """The cells with this encoder and freeze plan that are tried: all of them if nothing is frozen, else a third.
+def stands_for_others(cell: Cell) -> bool:
+    """Whether a cell has the one encoder and the one text encoder that go, by turns, with its bridge and its decoder.
 
-    In the third, any two options of the other slots meet: what a plan says of a cell is about one part or two.
+    In the cells of a freeze plan for which this holds, any two options of the other slots meet: what a plan says of a
+    cell is about one part or two.
     """
-    cells = [cell for cell in CELLS if (cell.encoder, cell.freeze) == (encoder, freeze)]
-    if freeze == "none":
-        return cells
-    others = ("bridge", "text_encoder", "decoder")
-    return [cell for cell in cells if sum(options(slot).index(getattr(cell, slot)) for slot in others) % 3 == 0]
+    bridge, decoder = (options(slot).index(getattr(cell, slot)) for slot in ("bridge", "decoder"))
+    encoders, text_encoders = options("encoder"), options("text_encoder")
+    return (
+        cell.encoder == encoders[(bridge + 2 * decoder) % len(encoders)]
+        and cell.text_encoder == text_encoders[(bridge + decoder) % len(text_encoders)]
+    )
 
 
-def check_cells(encoder: str, freeze: str) -> None:
-    """Puts the chosen cells together; asserts that each is built, or refused as expected."""
-    cells = chosen(encoder, freeze)
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Puts the cells together; asserts that each is built, or refused as expected."""
     assert len(cells) > 100
     for cell in cells:
         expected, said = refusal(cell), None

@@ -20,11 +20,7 @@ from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.training.gradients import backward
 from mmlm.training.train_step import TrainStep
 from tests.model.grid.cells import (
-    ADAPTED,
     CELLS,
-    FROZEN_DECODERS,
-    FROZEN_TOWERS,
-    TRAINED_WHOLE,
     VOCABULARY,
     Cell,
     config_of,
@@ -40,10 +36,6 @@ STEPS = 3
 def covering() -> tuple[Cell, ...]:
     """Cells that are built and can learn, with every pair of options that can stand together in one of them."""
     return tuple(pairwise([cell for cell in CELLS if refusal(cell) is None and not cell.one_memory_token]))
-
-
-def test_every_freeze_plan_stands_in_one_file():
-    assert sorted((*TRAINED_WHOLE, *FROZEN_TOWERS, *FROZEN_DECODERS, *ADAPTED)) == options("freeze")
 
 
 def test_the_covering_set_covers():

@@ -1,4 +1,4 @@
-"""Cells of the grid share their parts, on the meta device."""
+"""Models that are only checked share their parts, on the meta device."""
 
 import json
 from collections.abc import Callable, Collection, Mapping
@@ -17,19 +17,18 @@ from mmlm.optim.lora import Lora, add_adapters
 MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
 
 
-@pytest.fixture
-def built_once(monkeypatch) -> None:
+def build_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts on the meta device are built and tried once for each node and widths, and their layers adapted once.
 
-    The cells share them: a cell's adapters are taken off when its plan has been checked, and kept for the next cell.
+    Models share them: a model's adapters are taken off when its plan has been checked, and kept for the next one.
     """
     built: dict[str, object] = {}
     adapted: dict[nn.Module, nn.Module] = {}
     """Layer -> the adapter around it."""
     replaced: dict[str, nn.Module] = {}
-    """Name in the model of the cell at hand -> the layer that an adapter stands for there."""
+    """Name in the model of the model at hand -> the layer that an adapter stands for there."""
 
-    def build_once(node: object, slot: str, runtime: Mapping[str, object], plugins: object) -> object:
+    def built_once(node: object, slot: str, runtime: Mapping[str, object], plugins: object) -> object:
         if slot not in MODEL_SLOTS:
             return build_part(node, slot, runtime, plugins)
         key = json.dumps([slot, node, runtime])
@@ -70,7 +69,7 @@ def built_once(monkeypatch) -> None:
                 model.set_submodule(name, layer)
             replaced.clear()
 
-    monkeypatch.setattr("mmlm.experiment.build.build_part", build_once)
+    monkeypatch.setattr("mmlm.experiment.build.build_part", built_once)
     monkeypatch.setattr("mmlm.experiment.contract.tried", try_once)
     monkeypatch.setattr("mmlm.optim.freeze.add_adapters", adapt_once)
     monkeypatch.setattr("mmlm.experiment.compatibility.check_plan", check_and_take_off)

@@ -1,0 +1,64 @@
+"""The options of every slot, what they need beside them, and the kit on one of them.
+
+Two files of tests go through them, because all tests of a file are run by one process.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from mmlm.check.ranks import Ranks
+from mmlm.check.slots import SLOTS, check_slot
+from mmlm.check.tiny import tiny_config
+from mmlm.experiment.config import CONFIG_DIR
+
+NOT_SLOTS = {
+    "experiment": "is made of options, which are checked",
+    "freeze": "says what trains: tests/model/grid and tests/optim/test_freeze.py",
+    "parallel": "does not change the numbers: tests/exactness/test_shared.py",
+    "launcher": "starts processes: tests/launch and tests/slurm",
+}
+"""Folders of configs whose options the kit does not check, and why, or where they are tested."""
+LEFT_OUT = {
+    ("bridge", "none"): "has no part",
+    ("decoder", "none"): "has no part",
+    ("text_encoder", "own"): "has no part",
+    ("encoder", "efficientnet_lite0"): "has batch norms, and is for freeze=lit",
+    ("encoder", "hugging_face"): "needs a name, and its weights are downloaded",
+    ("decoder", "hugging_face"): "needs a name, and its weights are downloaded",
+    ("decoder", "hugging_face_gated"): "needs a name, and its weights are downloaded",
+    ("text_encoder", "hugging_face"): "needs a name, and its weights are downloaded",
+    ("text_encoder", "clip"): "is downloaded",
+    ("text_encoder", "minilm"): "is the class and the architecture of bert_tiny, of a size that takes minutes",
+    ("tokenizer", "hugging_face"): "needs a name, and is downloaded",
+}
+"""Options that are not checked, and why."""
+COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
+    ("data", "class_folder"): ("data.train.folder={classes}", "data.validation.validation.folder={classes}"),
+    ("data", "coco"): ("data.path={coco}",),
+    ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
+    ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
+    ("data", "table"): ("data.path={table}",),
+    ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
+}
+"""What an option needs beside it; ``{classes}`` is what the fixture of that name makes."""
+
+
+def options() -> list[tuple[str, str]]:
+    """Every option of the folder of configs, by slot."""
+    return sorted((file.parent.name, file.stem) for file in CONFIG_DIR.glob("*/*.yaml"))
+
+
+CHECKED = [option for option in options() if option[0] in SLOTS and option not in LEFT_OUT]
+MODEL_SLOTS = ("encoder", "bridge", "text_encoder", "decoder")
+
+
+def check_option(slot: str, option: str, ranks: Ranks, request: pytest.FixtureRequest) -> None:
+    """Asserts that an option keeps all rules of its slot."""
+    tokens = COMPANIONS.get((slot, option), ())
+    fixtures = {name: request.getfixturevalue(name) for name in re.findall(r"{(\w+)}", " ".join(tokens))}
+    companions = [token.format(**fixtures) for token in tokens]
+    lines = list(check_slot(slot, tiny_config([f"{slot}={option}", *companions]), ranks))
+    assert len(lines) > 1
+    assert all(line.startswith("ok  ") for line in lines), lines
