@@ -19,8 +19,13 @@ from mmlm.launch.rank_info import RankSettings
 from mmlm.record.metrics import MetricsSettings
 from mmlm.training.settings import FitSettings
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_NAME = "config"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (folder / "config.yaml").is_file()),
+    _PACKAGE / "configs",
+)
+"""The folder of all configs: inside of an installed package, beside ``mmlm/`` in a checkout."""
 
 
 @dataclass

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -446,11 +445,6 @@ def test_a_file_of_the_one_who_trained_is_not_named(tiny_config):
     config.encoder["weights"] = "/home/someone/vit.safetensors"
     assert MmlmConfig.of_run(config, 280).parts["encoder"]["weights"] is None
     assert config.encoder["weights"] == "/home/someone/vit.safetensors"
-
-
-def test_the_version_is_that_of_the_package():
-    project = tomllib.loads((Path(mmlm.__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    assert project["version"] == mmlm.__version__
 
 
 def test_a_run_becomes_a_pretrained_model(trained, tmp_path, pictures):
