@@ -86,7 +86,9 @@ def test_a_wheel_of_a_source_distribution_trains(tmp_path, shapes):
 
 def files_of(folder: Path) -> set[str]:
     """The files below a folder, but for what Python compiles."""
-    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"}
+    return {
+        file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"
+    }
 
 
 def run(*command: str, cwd: Path) -> str:

@@ -38,7 +38,7 @@ def start_workers(shares: Dataset, cursor: Iterable[int], workers: int) -> DataL
         context.set_forkserver_preload([name for name in sys.modules if name.startswith("mmlm.")])
         with children_spared():
             forkserver.ensure_running()
-    loader = DataLoader(
+    loader = _Workers(
         shares,
         batch_size=None,
         sampler=cursor,
@@ -53,6 +53,16 @@ def start_workers(shares: Dataset, cursor: Iterable[int], workers: int) -> DataL
     # A weak reference: the registration must not keep the workers of a loader that is no longer used.
     atexit.register(_end_workers, weakref.ref(loader))
     return loader
+
+
+class _Workers(DataLoader):
+    """A ``DataLoader`` that ends its workers when nobody uses it any more, also one that has not begun by then.
+
+    torch would let such a one find that the queues are gone, and print a traceback.
+    """
+
+    def __del__(self) -> None:
+        _shut_down(self)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """Data workers end with the process that trains, however it ends; one that is killed or has no room costs nothing."""
 
 import errno
+import gc
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from mmlm.core.batch import Example
 from mmlm.core.errors import UserError
@@ -93,6 +96,38 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mmlm: ")]
     assert len(lines) == 2
     assert all(line.endswith("; the data workers are started again (1 of 3)") for line in lines)
+
+
+class SlowToArrive(Dataset):
+    """Shares whose worker takes its time before it has taken them over, and says that it is there."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+
+    def __getitem__(self, index):
+        raise AssertionError("no worker gets that far")
+
+    def __reduce__(self):
+        return arrive_slowly, (self.sign,)
+
+
+def arrive_slowly(sign: Path) -> SlowToArrive:
+    sign.write_text(str(os.getpid()))
+    time.sleep(3600)  # until it is killed
+    return SlowToArrive(sign)
+
+
+@pytest.mark.slow
+def test_workers_that_have_not_begun_end_with_their_loader(tmp_path, capfd):
+    """As where a run is told to stop before its first batch: they would say in a traceback that the queues are gone."""
+    sign = tmp_path / "there"
+    loader = workers.start_workers(SlowToArrive(sign), range(4), 1)
+    iterator = iter(loader)
+    assert until(lambda: sign.exists() and sign.read_text() != "", 240)
+    del iterator, loader
+    gc.collect()
+    assert until(lambda: not Path(f"/proc/{sign.read_text()}").exists(), 240), "it was left"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 class Dying:
