@@ -32,6 +32,7 @@ from mmlm.experiment.device import seed_everything
 from mmlm.experiment.experiment import Experiment, build_experiment
 from mmlm.experiment.run_identity import run_folder
 from tests.built_once import build_once
+from tests.composed_once import compose_once
 from tests.evaluation.hand_made import MOST_TOKENS, ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (240, 210, 20)}
@@ -118,6 +119,14 @@ def terminal() -> Iterator[None]:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composed_once() -> Iterator[None]:
+    """Configs are composed faster; see ``compose_once``."""
+    with pytest.MonkeyPatch.context() as patch:
+        compose_once(patch)
+        yield
 
 
 # Data
