@@ -47,6 +47,24 @@ def test_the_folder_holds_the_weights_that_the_run_exports(exported, shapes):
     assert f"model = from_pretrained('{to}')" in printed
 
 
+def test_the_last_scores_of_a_run_are_those_of_its_export(exported, shapes):
+    """Also of a run that trains in bfloat16: both compute in float32."""
+    folder, to, _ = exported("train.precision=bf16", "train.ema_decay=0.9", "samples.examples=8")
+    model = from_pretrained(to)
+    examples = json.loads((folder / "samples.json").read_text())["splits"]["validation"]["examples"]
+    pictures = [Image.open(shapes / example["id"]).convert("RGB") for example in examples]
+    similarity = model.encode_image(pictures) @ model.encode_text([example["captions"][0] for example in examples]).T
+    place = (similarity > similarity.diagonal()[:, None]).sum(1)
+    scores = json.loads((folder / "scores.json").read_text())
+    values = scores["splits"]["validation"]
+    assert (scores["precision"], values["images"]) == ("fp32", 8)
+    for most in (1, 5):
+        assert values[f"image_to_text/R@{most}"] == (place < most).double().mean().item()
+    assert [example["generated"] for example in examples] == model.caption(pictures)
+    for example, near in zip(examples, similarity.topk(5).values, strict=True):
+        assert [found["similarity"] for found in example["nearest_captions"]] == pytest.approx(near.tolist(), abs=1e-5)
+
+
 def test_the_config_names_parts_and_sizes_and_no_folder_of_the_machine(exported, tmp_path):
     _, to, _ = exported()
     config = json.loads((to / "config.json").read_text())
