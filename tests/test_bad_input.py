@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlm import train
+from mmlm import evaluate, report, train
 from mmlm.cli.hydra_command import hydra_override
 from mmlm.experiment.config import CONFIG_DIR
 from mmlm.experiment.run_identity import run_folder
@@ -177,6 +177,29 @@ def test_losses_that_are_not_finite_stop_with_step_and_ids_after_saving(train_ti
     assert f"resumed at step {step}" in again.out
     assert again.mistake.startswith(f"step {step}: the loss is not finite"), "the next batch"
     assert "that is update 3 to be left out" in again.mistake
+
+
+@pytest.mark.parametrize("name", ["图片", "café", "фото", "😀", "a & b; c!", "it#1"])
+def test_names_in_any_alphabet_are_values(compose, name):
+    assert compose("experiment=caption_base", f"name={name}", "seed=3").name == name
+    assert compose("experiment=caption_base", f"data.path=/data/{name}/a b").data.path == f"/data/{name}/a b"
+
+
+def test_what_hydra_s_grammar_takes_is_left_as_it_is():
+    for token in ("seed=1,2", "optim.lr=1e-3", "name=null", "data.path=a/b-c.d", "x=a:b", "-m", "x={a: é}", "x='é'"):
+        assert hydra_override(token) == token
+    assert hydra_override("name=a,é,b=c") == 'name=a,"é","b=c"'
+
+
+def test_half_a_character_in_a_caption_is_trained_and_reported(command, train_tiny, shapes):
+    lines = (shapes / "captions.jsonl").read_text().replace("a red square", "a red \\ud83d square")
+    (shapes / "captions.jsonl").write_text(lines)
+    outcome = train_tiny()
+    assert (outcome.status, outcome.err) == (0, "")
+    (folder,) = shapes.parent.glob("runs/*/*/seed=0")
+    assert "a red � square" in (folder / "report.html").read_bytes().decode("utf-8")
+    for again in (evaluate, report):
+        assert command(again, f"run={folder}").status == 0
 
 
 def test_a_value_that_hydra_cannot_read_is_refused_in_one_line(command):

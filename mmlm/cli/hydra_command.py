@@ -25,6 +25,9 @@ from mmlm.core.errors import STOPPED, USER_ERROR, UserError
 from mmlm.core.stop import KILLED
 from mmlm.experiment.config_errors import explain, no_such_setting, not_set, unknown_keys
 
+_PLAIN = re.compile(r"[A-Za-z0-9_/\-+.%*@?|:$\\ ,]*")
+"""What Hydra's grammar takes as it is."""
+
 
 class _JobStopped(BaseException):
     """Carries the status of a job that was told to stop through Hydra, which would start the next job of a sweep."""
@@ -71,13 +74,13 @@ def run_hydra(
 def hydra_override(token: str) -> str:
     """``key=a=b`` in Hydra's grammar, ``key="a=b"``; any other token unchanged.
 
-    The names of run folders have an equals sign (``seed=0``), which Hydra's grammar does not allow in a plain value.
-    Values with quotes, brackets or interpolations are left to Hydra.
+    The names of run folders have an equals sign (``seed=0``), and folders are called in any alphabet; Hydra's grammar
+    allows neither in a plain value. Values with quotes, brackets or interpolations are left to Hydra.
     """
     key, _, value = token.partition("=")
-    if token.startswith("-") or "=" not in value or re.search(r"""["'(){}\[\]$\\]""", value):
+    if token.startswith("-") or _PLAIN.fullmatch(value) or re.search(r"""["'(){}\[\]$\\]""", value):
         return token
-    return f"{key}=" + ",".join(f'"{one}"' if "=" in one else one for one in value.split(","))
+    return f"{key}=" + ",".join(one if _PLAIN.fullmatch(one) else f'"{one}"' for one in value.split(","))
 
 
 def _task(

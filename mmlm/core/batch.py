@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stable_hash
+from mmlm.core.wording import utf8, whole_characters
 
 TEXT_ONLY = -1
 """``Batch.image_index`` of a caption that belongs to no image."""
@@ -20,6 +21,9 @@ class Caption:
 
     text: str
     language: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", whole_characters(self.text))
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Example:
     captions: tuple[Caption, ...]
     concept: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", utf8(self.id).decode())  # it may be a file's name in no encoding
+
 
 @dataclass(frozen=True)
 class ExampleTexts:
@@ -46,6 +53,9 @@ class ExampleTexts:
     concept: str | None
     has_image: bool
     """False for text only."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", utf8(self.id).decode())
 
 
 @dataclass(frozen=True)

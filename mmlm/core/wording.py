@@ -15,6 +15,21 @@ MAPPINGS = (dict, Mapping)
 _KINDS: Mapping[object, str] = {bool: "true or false", int: "an int", float: "a float", str: "a string", Path: "a path"}
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD in place of each half of a surrogate pair; the halves of a pair that meet become one.
+
+    Texts that were cut in UTF-16, as by JavaScript, hold such halves. No file and no terminal can hold them.
+    """
+    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def utf8(text: str) -> bytes:
+    """The text in UTF-8, whatever it holds: the bytes of a file's name that are no UTF-8 are written as ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def closest(name: str, names: Iterable[str]) -> str | None:
     """The member of ``names`` that ``name`` is probably a misspelling of; None if none is similar."""
     return next(iter(difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)), None)

@@ -9,6 +9,7 @@ from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.images import read_image
+from mmlm.data.text_files import read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 """What the name of an image ends in, in lower case."""
@@ -119,7 +120,7 @@ def _read_names(file: Path) -> Mapping[str, str]:
     if not file.is_file():
         raise UserError(f'{file}: there is no such file; write {{"folder": "words of the class", ...}}')
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
+        names = json.loads(read_text(file))
     except ValueError as error:
         raise UserError(f"{file}: is not JSON ({error})") from None
     if not isinstance(names, dict) or not all(isinstance(words, str) and words.strip() for words in names.values()):

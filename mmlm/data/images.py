@@ -8,6 +8,7 @@ import io
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,10 @@ MAX_MEGAPIXELS = 64
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """The formats that are tried, not all that Pillow knows: its EPS reader, for one, starts a program on the file."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_REMARKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""The chunks of a PNG that hold texts, and its colour profile."""
 
 _DECODER_ERRORS = (
     OSError,
@@ -48,6 +53,21 @@ def decode_image(data: bytes, name: str) -> Tensor:
     """
     if not data:
         raise CorruptImage(name, "the file is empty")
+    try:
+        return _decode(data, name)
+    except CorruptImage:
+        # Pillow refuses a PNG whole if one of its texts is long, as those of programs that write a scene or a prompt
+        # into their pictures are.
+        bare = _without_remarks(data)
+        if len(bare) == len(data):
+            raise
+        with suppress(CorruptImage):
+            return _decode(bare, name)
+        raise
+
+
+def _decode(data: bytes, name: str) -> Tensor:
+    """See ``decode_image``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata; what cannot be decoded is raised below
         # Pillow warns at its own limit of pixels and raises at twice the limit; both are a refusal here.
@@ -67,12 +87,26 @@ def decode_image(data: bytes, name: str) -> Tensor:
             raise CorruptImage(name, f"is damaged ({str(error) or type(error).__name__})") from error
 
 
+def _without_remarks(data: bytes) -> bytes:
+    """The bytes of a PNG without its texts and colour profile; those of any other image as they are."""
+    if not data.startswith(_PNG):
+        return data
+    kept, place = [_PNG], len(_PNG)
+    while place + 8 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        end = place + 12 + length  # length, kind, content, checksum
+        if kind not in _REMARKS:
+            kept.append(data[place:end])
+        place = end
+    return b"".join([*kept, data[place:]])
+
+
 def image_pixels(image: Image.Image, name: str) -> Tensor:
     """uint8[3, H, W] RGB of a Pillow image, as :func:`decode_image` makes it. Raises :class:`CorruptImage`."""
     # The size is in the header: check it before any pixel is decoded.
     _refuse_bomb(image, name)
     try:
-        return _to_tensor(_to_rgb(ImageOps.exif_transpose(image), name))
+        return _to_tensor(_to_rgb(_upright(image), name))
     except _DECODER_ERRORS as error:  # Pillow reads a file's pixels only when they are asked for
         raise CorruptImage(name, f"is damaged ({str(error) or type(error).__name__})") from error
 
@@ -99,6 +133,14 @@ def _refuse_bomb(image: Image.Image, name: str) -> None:
     if width * height > MAX_MEGAPIXELS * 2**20:
         reason = f"has {width} x {height} pixels, more than {MAX_MEGAPIXELS} megapixels; make it smaller first"
         raise CorruptImage(name, reason)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data say; as it is if those are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS:
+        return image
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

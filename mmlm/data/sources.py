@@ -1,23 +1,21 @@
 """Sources of examples, one class per format. A source is map-style and lists its captions without reading an image."""
 
 import difflib
-import glob
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from mmlm.core.batch import Caption, Example, ExampleTexts
-from mmlm.core.errors import ArgumentError, CorruptImage, UserError
-from mmlm.core.wording import cut, first_line
+from mmlm.core.errors import CorruptImage, UserError
+from mmlm.core.wording import cut
 from mmlm.data.images import decode_image, read_image
+from mmlm.data.inside import check_inside
+from mmlm.data.parquet_files import check_paths, check_types, expand, read_columns, told_apart
+from mmlm.data.text_files import numbered_lines
 
 
 class Source(Protocol):
@@ -108,10 +106,9 @@ class ImageFolder:
                 f'{path}: there is no such file; write one line {{"image": ..., "captions": [...]}} an image'
             )
         entries: dict[str, _Entry] = {}
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    _add_line(entries, line, f"{path}:{number}", number, outside)
+        for number, line in numbered_lines(path):
+            if line.strip():
+                _add_line(entries, line, f"{path}:{number}", number, outside)
         if not entries:
             raise UserError(f"{path}: has no line; write one for each image")
         self._ids = list(entries)
@@ -159,19 +156,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _lies_outside(name: str) -> bool:
-    """Whether a path, seen from a folder, leads out of it. It is told by the name: a link may lead anywhere."""
-    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
-
-
-def _check_inside(name: str | None, where: str, outside: bool) -> None:
-    """UserError for an image outside of the folder of its captions, unless ``outside`` allows it."""
-    if name is not None and not outside and _lies_outside(name):
-        raise UserError(
-            f"{where}: the image {name!r} lies outside of the folder; move it there, or allow it: data....outside=true"
-        )
-
-
 def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int, outside: bool) -> None:
     """Adds one line of a captions file to ``entries`` (by example id). ``where`` is ``file:line``, for messages."""
     try:
@@ -194,7 +178,7 @@ def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int, ou
         if not isinstance(fields.get(key), str | None):
             raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
     image, concept = fields["image"], fields.get("concept")
-    _check_inside(image, where, outside)
+    check_inside(image, where, outside)
     entry = entries.setdefault(f"line {number}" if image is None else image, _Entry(image, number, concept=concept))
     if entry.concept != concept:
         raise UserError(
@@ -207,8 +191,10 @@ class ParquetTable:
     """Parquet files in the Hugging Face image convention: an image column of struct<bytes, path> (or plain binary).
 
     The caption column holds strings or lists of strings. An image without bytes is read from its ``path``, relative to
-    the folder of its Parquet file. A row with a null image is text only; a null caption is no caption. The columns that
-    are used, with the encoded images, are held in memory: a larger data set has to be converted into shards first.
+    the folder of its Parquet file. A row with a null image is text only; a null caption is no caption. Rows of one id
+    are one example, at the place of the first of them, with the captions of all: a table may give each caption of an
+    image a row. The columns that are used, with the encoded images, are held in memory: a larger data set has to be
+    converted into shards first.
     """
 
     def __init__(
@@ -223,74 +209,96 @@ class ParquetTable:
     ) -> None:
         """Reads the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of all captions.
 
-        Without ``id_column`` an example's id is the name of its file and its row: ``train.parquet/17``. ``outside``
-        allows images by paths that lead out of the folder of the file. Raises UserError for a missing or unreadable
-        file, a missing column, a column of another type, such a path that is not allowed, or no rows.
+        Without ``id_column``, or where it is null, an example's id is the name of its file and its row:
+        ``train.parquet/17``; where two files have one name, their paths are told apart: ``2023/train.parquet/17``.
+        ``outside`` allows images by paths that lead out of the folder of the file. Raises UserError for a missing or
+        unreadable file, a missing column, a column of another type, such a path that is not allowed, two images or
+        two concepts of one id, or no rows.
         """
         self._arguments = (files, image_column, caption_column, concept_column, id_column, language, outside)
         self._language = language
-        paths = _expand(files)
+        paths = expand(files)
         wanted = (image_column, caption_column, concept_column, id_column)
         columns = list(dict.fromkeys(column for column in wanted if column is not None))
-        tables = [_read_columns(path, columns) for path in paths]
+        tables = [read_columns(path, columns) for path in paths]
         for path, table in zip(paths, tables, strict=True):
-            _check_types(path, table, image_column, caption_column)
-            _check_paths(path, table[image_column], outside)
-        self._rows = [(number, row) for number, table in enumerate(tables) for row in range(len(table))]
-        if not self._rows:
-            raise UserError(f"{paths[0]}: has no rows")
+            check_types(path, table, image_column, caption_column)
+            check_paths(path, table[image_column], outside)
         self._paths = paths
+        self._names = told_apart(paths)
         self._images = [table[image_column] for table in tables]
         self._captions = [table[caption_column] for table in tables]
         self._concepts = None if concept_column is None else [table[concept_column] for table in tables]
         self._ids = None if id_column is None else [table[id_column] for table in tables]
+        self._rows = self._joined((number, row) for number, table in enumerate(tables) for row in range(len(table)))
+        if not self._rows:
+            raise UserError(f"{paths[0]}: has no rows")
+
+    def _joined(self, rows: Iterator[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """The rows of each example as (number of the file, row), examples in the order of their first rows."""
+        if self._ids is None:
+            return [[row] for row in rows]
+        of_id: dict[str, list[tuple[int, int]]] = {}
+        for number, row in rows:
+            same = of_id.setdefault(self._id(number, row), [])
+            same.append((number, row))
+            if len(same) > 1:
+                self._check_same(same[0], same[-1])
+        return list(of_id.values())
+
+    def _check_same(self, one: tuple[int, int], other: tuple[int, int]) -> None:
+        """UserError if two rows of one id have another image, or another concept."""
+        where = " and ".join(f"row {row} of {self._names[number]}" for number, row in (one, other))
+        said = f"{where} have the id {self._id(*one)!r}"
+        if self._images[one[0]][one[1]] != self._images[other[0]][other[1]]:
+            raise UserError(f"id_column: {said} and different images; name a column that tells images apart")
+        if self._concept(*one) != self._concept(*other):
+            raise UserError(f"concept_column: {said} and different concepts; choose one")
 
     def __reduce__(self) -> tuple[type["ParquetTable"], tuple]:
         """Pickles the arguments only: reading the files again is faster than piping the columns to a worker."""
         return ParquetTable, self._arguments
 
     def __len__(self) -> int:
-        """The number of rows of all files."""
+        """The number of examples of all files."""
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
         """See :class:`Source`."""
-        number, row = self._rows[index]
+        number, row = self._rows[index][0]
         id = self._id(number, row)
         image = self._images[number][row].as_py()
         return Example(
             id=id,
             image=None if image is None else _decode_cell(image, id, self._paths[number].parent),
-            captions=tuple(self._row_captions(self._captions[number][row].as_py())),
+            captions=self._captions_of(index),
             concept=self._concept(number, row),
         )
 
     def captions(self) -> Iterator[Caption]:
         """See :class:`Source`."""
-        for column in self._captions:
-            for value in column.to_pylist():
-                yield from self._row_captions(value)
+        for index in range(len(self._rows)):
+            yield from self._captions_of(index)
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See :class:`ListsTexts`."""
-        for number, row in self._rows:
-            captions = tuple(self._row_captions(self._captions[number][row].as_py()))
-            yield ExampleTexts(
-                self._id(number, row), captions, self._concept(number, row), self._images[number][row].is_valid
-            )
+        for index, rows in enumerate(self._rows):
+            number, row = rows[0]
+            is_there = self._images[number][row].is_valid
+            yield ExampleTexts(self._id(number, row), self._captions_of(index), self._concept(number, row), is_there)
 
     def _id(self, number: int, row: int) -> str:
-        return f"{self._paths[number].name}/{row}" if self._ids is None else str(self._ids[number][row].as_py())
+        given = None if self._ids is None else self._ids[number][row].as_py()
+        return f"{self._names[number]}/{row}" if given is None else str(given)
 
     def _concept(self, number: int, row: int) -> str | None:
         concept = None if self._concepts is None else self._concepts[number][row].as_py()
         return None if concept is None else str(concept)
 
-    def _row_captions(self, value: str | list[str | None] | None) -> Iterator[Caption]:
-        texts = value if isinstance(value, list) else [value]
-        for text in texts:
-            if text is not None:
-                yield Caption(text, self._language)
+    def _captions_of(self, index: int) -> tuple[Caption, ...]:
+        values = (self._captions[number][row].as_py() for number, row in self._rows[index])
+        texts = (text for value in values for text in (value if isinstance(value, list) else [value]))
+        return tuple(Caption(text, self._language) for text in texts if text is not None)
 
 
 def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
@@ -301,54 +309,3 @@ def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
     if path is not None:
         return read_image(folder / path)
     raise CorruptImage(id, "the row has neither bytes nor a path")
-
-
-def _expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of all paths and patterns, those of a pattern sorted: the order decides the examples' numbers."""
-    patterns = [files] if isinstance(files, str | Path) else list(files)
-    if not patterns:
-        raise ArgumentError("files: [] names no Parquet file; give at least one path or pattern")
-    paths: list[Path] = []
-    for pattern in patterns:
-        # A file whose name has a bracket or a star is not a pattern.
-        found = [str(pattern)] if Path(pattern).is_file() else sorted(glob.glob(str(pattern), recursive=True))
-        if not found:
-            raise UserError(f"{pattern}: there is no such Parquet file")
-        paths += [Path(name) for name in found]
-    return paths
-
-
-def _read_columns(path: Path, columns: list[str]) -> pa.Table:
-    """The columns of a file. UserError if one is missing or the file cannot be read."""
-    try:
-        present = pq.read_schema(path).names
-        missing = [column for column in columns if column not in present]
-        if missing:
-            raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
-        # partitioning=None: a folder named like ``split=train`` must not become a column.
-        return pq.read_table(path, columns=columns, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
-
-
-def _check_paths(path: Path, images: pa.ChunkedArray, outside: bool) -> None:
-    """Raises UserError for an image, of those without bytes, that lies outside of the folder of its table."""
-    if not pa.types.is_struct(images.type) or images.type.get_field_index("path") < 0:
-        return
-    without_bytes = pc.is_null(pc.struct_field(images, "bytes"))
-    for name in pc.struct_field(images, "path").filter(without_bytes).unique().to_pylist():
-        _check_inside(name, str(path), outside)
-
-
-def _check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:
-    """Raises UserError unless the columns hold images and captions."""
-    image = table.schema.field(image_column).type
-    is_bytes = pa.types.is_binary(image) or pa.types.is_large_binary(image)
-    is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not is_bytes and not is_struct:
-        raise UserError(f"{path}: column {image_column!r} is {image}, but an image is struct<bytes, path> or binary")
-    caption = table.schema.field(caption_column).type
-    if pa.types.is_list(caption) or pa.types.is_large_list(caption):
-        caption = caption.value_type
-    if not pa.types.is_string(caption) and not pa.types.is_large_string(caption):
-        raise UserError(f"{path}: column {caption_column!r} is {caption}, but captions are strings or lists of strings")

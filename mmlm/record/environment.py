@@ -102,11 +102,16 @@ def save_environment(environment: Environment, folder: Path) -> None:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of a git command in the checkout of this package; None without git or a checkout."""
+    """The output of a git command in the checkout of this package; None without git or a checkout.
+
+    A repository that this file lies in but does not belong to, such as that around a .venv, is none.
+    """
+    here = Path(__file__)
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
-        )
+        for command in (["ls-files", "--error-unmatch", here.name], arguments):
+            done = subprocess.run(
+                ["git", *command], cwd=here.parent, capture_output=True, text=True, check=True, timeout=20
+            )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmlm.core.errors import UserError
+from mmlm.core.wording import utf8
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -50,7 +51,7 @@ def write_whole(file: Path, text: str) -> None:
     # The process id is in the draft's name: a training and a command that evaluates it may write the same file at once.
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(utf8(text))
         draft.replace(file)
     except OSError as error:
         raise unwritten(file, error) from error

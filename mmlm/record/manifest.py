@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.core.errors import UserError
+from mmlm.core.wording import utf8
 from mmlm.record.folder import (
     CONFIG,
     ENVIRONMENT,
@@ -178,7 +179,7 @@ def announce_prefixes(folder: Path, name: str, *prefixes: Prefix) -> None:
 
 def write_recorded(file: Path, text: str) -> None:
     """``write_whole``, with the file's checksum in the manifest of its folder."""
-    announce(file.parent, {file.name: text.encode()})
+    announce(file.parent, {file.name: utf8(text)})
     write_whole(file, text)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
 from mmlm.core.output import to_stderr
+from mmlm.core.wording import utf8
 from mmlm.record.folder import METRICS, WANDB_ID, unwritten, write_whole
 from mmlm.record.manifest import Growing, Prefix, announce_prefixes, read_recorded, text_of, write_recorded
 
@@ -141,7 +142,7 @@ class MetricLog:
         self._close_file()
         text = "".join(_line(row) for row in kept)
         before = [Prefix.of(self.path.read_bytes())] if self.path.exists() else []
-        announce_prefixes(self.path.parent, METRICS, Prefix.of(text.encode()), *before)
+        announce_prefixes(self.path.parent, METRICS, Prefix.of(utf8(text)), *before)
         write_whole(self.path, text)
         return len(rows) - len(kept)
 
@@ -160,13 +161,14 @@ class MetricLog:
             line = _line(row)
             self._file.write(line)
             self._file.flush()
-            self._written.add(line.encode())
+            self._written.add(utf8(line))
             self._unannounced += 1
             if self._unannounced >= _ROWS:
                 self._announce()
         except OSError as error:
             raise unwritten(self.path, error) from error
-        self._to_wandb(lambda run: run.log(row))
+        # Its own count of rows would begin anew in a resumed run, and the parts of an offline run overwrite each other.
+        self._to_wandb(lambda run: run.log(row, step=step))
 
     def close(self, failed: bool = False) -> None:
         """Closes the file and ends the run at wandb; ``failed`` marks it as failed there."""

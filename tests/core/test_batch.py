@@ -1,12 +1,13 @@
 """Batch: shift, mask and padding; micro-batches."""
 
+import os
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.batch import TEXT_ONLY, Batch, Caption
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example, ExampleTexts
 from mmlm.core.errors import UserError
 
 PAD, START, END = 0, 1, 2
@@ -101,3 +102,10 @@ def test_text_only_captions_are_spread_evenly_and_a_batch_of_them_stays_whole():
     without = replace(batch, images=batch.images[:0], image_concept=batch.image_concept[:0], ids=())
     (part,) = replace(without, image_index=text_only).split(5)
     assert (len(part.images), len(part.captions)) == (0, 3)
+
+
+def test_captions_and_ids_can_be_written_to_any_file():
+    assert Caption("a \ud83d cat", "en") == Caption("a � cat", "en")
+    name = os.fsdecode(b"a\xff.png")
+    example = Example(name, None, (Caption("a"),))
+    assert example.id == ExampleTexts(name, (), None, False).id == "a\\udcff.png"

@@ -1,5 +1,6 @@
 """The words of error messages."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal, Optional
 
 import pytest
 
-from mmlm.core.wording import closest, describe, did_you_mean, listed, shown
+from mmlm.core.wording import closest, describe, did_you_mean, listed, shown, utf8, whole_characters
 
 
 @dataclass
@@ -61,3 +62,25 @@ def test_a_list_is_cut_and_says_how_many_more_there_are():
     assert listed(["a", "b", "c", "d"], 2) == "a, b and 2 more"
     assert listed(["a", "b", "c"], 1, "; ", "; and") == "a; and 2 more"
     assert listed([], 2) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("a red square", "a red square"),
+        ("ein grünes 😀", "ein grünes 😀"),
+        ("a \ud83d square", "a � square"),
+        ("\ude00\ud83d", "��"),
+        ("a \ud83d\ude00", "a 😀"),
+        ("", ""),
+    ],
+)
+def test_halves_of_surrogate_pairs_become_characters_that_can_be_written(text, whole):
+    assert whole_characters(text) == whole
+    assert whole_characters(whole) == whole
+    assert utf8(whole) == whole.encode()
+
+
+def test_a_name_in_no_encoding_is_written_and_stays_apart_from_others():
+    names = [os.fsdecode(b"a\xff.png"), os.fsdecode(b"a\xfe.png")]
+    assert [utf8(name) for name in names] == [b"a\\udcff.png", b"a\\udcfe.png"]

@@ -191,3 +191,31 @@ def test_read_image(tmp_path: Path):
 def test_the_error_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(CorruptImage("a.png", "is damaged")))
     assert (error.name, error.reason, str(error)) == ("a.png", "is damaged", "a.png: is damaged")
+
+
+def with_chunk(png: bytes, kind: bytes, content: bytes) -> bytes:
+    """A PNG with a chunk in front of its pixels."""
+    place = png.index(b"IDAT") - 4
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return png[:place] + struct.pack(">I", len(content)) + kind + content + checksum + png[place:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [(b"zTXt", b"parameters\0\0"), (b"iTXt", b"workflow\0\1\0\0\0"), (b"iCCP", b"profile\0\0")],
+)
+def test_a_long_text_or_profile_costs_no_image(kind, head):
+    """Programs that render or generate write whole scenes into their pictures, packed into few bytes."""
+    plain = encoded(Image.fromarray(random_rgb()))
+    remarked = with_chunk(plain, kind, head + zlib.compress(b"prompt " * 300_000))
+    assert torch.equal(decode_image(remarked, "x"), decode_image(plain, "x"))
+    cut = remarked[: remarked.index(b"IDAT") + 10]
+    with pytest.raises(CorruptImage, match="is damaged"):
+        decode_image(cut, "x")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_costs_no_image(format):
+    image = Image.fromarray(random_rgb())
+    odd = encoded(image, format, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 40)
+    assert torch.equal(decode_image(odd, "x"), decode_image(encoded(image, format), "x"))

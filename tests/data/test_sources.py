@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from mmlm.core.batch import Caption
@@ -215,3 +216,90 @@ def test_a_path_that_turns_back_into_its_folder_is_inside(tmp_path, write_captio
     (tmp_path / "x").mkdir()
     draw("red", "square").save(tmp_path / "a.png")
     assert len(ImageFolder(tmp_path)) == 1
+
+
+def test_rows_of_one_id_are_one_example(tmp_path):
+    """A table with a row for each pair of an image and a caption is the one with a list of captions for each image."""
+    red, blue = {"bytes": png("red"), "path": None}, {"bytes": png("blue"), "path": None}
+    pairs = table_file(
+        tmp_path / "pairs.parquet",
+        [red, blue, red, red],
+        ["a", "b", "c", None],
+        key=["r", "b", "r", "r"],
+        kind=[1, 2, 1, 1],
+    )
+    lists = table_file(tmp_path / "lists.parquet", [red, blue], [["a", "c"], ["b"]], key=["r", "b"], kind=[1, 2])
+    one, other = (ParquetTable(file, id_column="key", concept_column="kind") for file in (pairs, lists))
+    assert len(one) == len(other) == 2
+    assert list(one.texts()) == list(other.texts())
+    assert list(one.captions()) == list(other.captions()) == [Caption("a"), Caption("c"), Caption("b")]
+    for index in range(2):
+        assert one[index].captions == other[index].captions
+        assert torch.equal(one[index].image, other[index].image)
+
+
+def test_rows_without_an_id_are_examples_of_their_own(tmp_path):
+    cells = [{"bytes": png(), "path": None}] * 3
+    table = ParquetTable(
+        table_file(tmp_path / "t.parquet", cells, ["a", "b", "c"], key=["x", None, None]), id_column="key"
+    )
+    assert [found.id for found in table.texts()] == ["x", "t.parquet/1", "t.parquet/2"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("id_column", ["x", "x"], "id_column: row 0 of t.parquet and row 1 of t.parquet have the id 'x' and different"),
+        ("concept_column", ["x", "y"], "concept_column: row 0 of t.parquet and row 1 of t.parquet have the id 'same'"),
+    ],
+)
+def test_rows_of_one_id_that_disagree_are_refused(tmp_path, column, values, said):
+    colours = ("red", "blue") if column == "id_column" else ("red", "red")
+    cells = [{"bytes": png(colour), "path": None} for colour in colours]
+    ids = values if column == "id_column" else ["same", "same"]
+    file = table_file(tmp_path / "t.parquet", cells, ["a", "b"], ids=ids, kind=values)
+    with pytest.raises(UserError) as error:
+        ParquetTable(file, id_column="ids", concept_column="kind" if column == "concept_column" else None)
+    assert one_line(error).startswith(said)
+
+
+def test_files_of_one_name_have_ids_of_their_own(tmp_path):
+    for year in ("2023", "2024"):
+        (tmp_path / year).mkdir()
+        table_file(tmp_path / year / "train.parquet", [{"bytes": png(), "path": None}] * 2, ["a", "b"])
+    several = ParquetTable(tmp_path / "*" / "train.parquet")
+    ids = ["2023/train.parquet/0", "2023/train.parquet/1", "2024/train.parquet/0", "2024/train.parquet/1"]
+    assert [found.id for found in several.texts()] == ids
+    assert [several[index].id for index in range(4)] == ids
+    twice = ParquetTable([tmp_path / "2023/train.parquet"] * 2)
+    assert len({found.id for found in twice.texts()}) == 4
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+    folder = tmp_path / "photos [v2]"
+    folder.mkdir()
+    table_file(folder / "a.parquet", [{"bytes": png(), "path": None}], ["a"])
+    assert len(ParquetTable(folder / "*.parquet")) == len(ParquetTable(str(tmp_path / "photos*" / "[ab].parquet"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            '{"image": "a.png", "caption": "a café"}\n'.encode("latin-1"),
+            "captions.jsonl:1: is not UTF-8 (the byte 0xe9)",
+        ),
+        ('\n{"image": "a.png", "caption": "a"}'.encode("utf-16"), "captions.jsonl:1: is not UTF-8 (the byte 0xff)"),
+    ],
+)
+def test_captions_in_another_encoding_are_refused_by_their_line(tmp_path, content, said):
+    (tmp_path / "captions.jsonl").write_bytes(content)
+    with pytest.raises(UserError) as error:
+        ImageFolder(tmp_path)
+    assert said in one_line(error)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_none_of_the_caption(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "captions.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "a.png", "caption": "a caf\xc3\xa9"}\r\n')
+    assert list(ImageFolder(tmp_path).captions()) == [Caption("a café")]

@@ -59,10 +59,14 @@ def test_commit_and_changes(argv, monkeypatch, tmp_path):
     assert (dirty.git_commit, dirty.git_dirty) == (clean.git_commit, True)
 
 
-@pytest.mark.parametrize("without", ["git", "a repository"])
+@pytest.mark.parametrize("without", ["git", "a repository", "a place in the repository"])
 def test_no_commit_without_git_or_repository(argv, monkeypatch, tmp_path, without):
+    """Nor where it is installed into an environment inside of somebody's own repository."""
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    if without == "a place in the repository":
+        repository(tmp_path, "init", "commit --allow-empty -m first")
+        (tmp_path / "environment.py").touch()
     if without == "git":
         monkeypatch.setenv("PATH", "")
     found = describe_environment(CPU, Precision.fp32, {})

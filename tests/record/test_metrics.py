@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rich.console
@@ -149,6 +150,18 @@ def test_wandb_offline_writes_into_the_run_folder_and_prints_nothing(tmp_path):
     assert all((folder / f"run-{identity}.wandb").stat().st_size > 0 for folder in runs)
 
 
+def test_the_parts_of_a_run_are_one_curve_at_wandb(tmp_path, monkeypatch):
+    """A row has its optimizer step as the step of wandb, whose own count would begin anew in a part that is resumed."""
+    sent = []
+    run = SimpleNamespace(log=lambda row, step: sent.append((step, row["step"])), finish=lambda exit_code: None)
+    monkeypatch.setattr("mmlm.record.metrics._start_wandb", lambda *arguments: run)
+    for steps in ((10, 20), (30, 40)):
+        with MetricLog(tmp_path, MetricsSettings(wandb=WandbMode.offline), {}, "name") as log:
+            for step in steps:
+                log.log(step, step, 0.1, {})
+    assert sent == [(step, step) for step in (10, 20, 30, 40)]
+
+
 class FailingRun:
     """A wandb run of which one method fails, and which counts its calls."""
 
@@ -163,7 +176,7 @@ class FailingRun:
     def define_metric(self, name, step_metric):
         self._call("define_metric")
 
-    def log(self, row):
+    def log(self, row, step):
         self._call("log")
 
     def finish(self, exit_code):

@@ -9,6 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.scripts import UNSPACED
 from mmlm.core.wording import first_line
 from mmlm.data.tokenizer import frame, normalise_text, one_thread, until_end
 
@@ -20,6 +21,9 @@ class BytePair:
     token (a merge) until the vocabulary is full. Ids: padding 0, end 1, start 2, one start per language, then the 256
     bytes, then the merges. The BPE model does not know the special ids: its own ids are shifted by their number, so no
     text can spell one. :meth:`decode` gives back every normalised text exactly (lower-cased if ``lowercase``).
+
+    Unlike in GPT-2, a character of a script that puts no spaces between words (Han, Kana, Thai) is never merged with
+    others.
     """
 
     FILE = "byte_pair.json"
@@ -52,9 +56,10 @@ class BytePair:
     def fit(self, captions: Iterable[Caption]) -> None:
         """Trains on ``captions``, whose languages must all be declared. The same captions give the same ids."""
         model = tokenizers.Tokenizer(models.BPE())
-        # Merges stay within words; a word's token includes the space before it. The leading space that is added makes a
-        # word the same token at the start of a caption as inside it; decode() takes it off again.
-        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        # Merges stay within words; a word's token includes the space before it. A script without spaces has no words to
+        # stay within, and whole sentences would become tokens: there, each character is a word.
+        characters = pre_tokenizers.Split(tokenizers.Regex(UNSPACED.pattern), behavior="isolated")
+        model.pre_tokenizer = pre_tokenizers.Sequence([characters, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         model.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self._requested_size - self._num_special,
@@ -125,9 +130,13 @@ class BytePair:
             raise UserError(f"{path}: is damaged ({first_line(error)}); restore it from a copy") from None
 
     def _prepare(self, text: str) -> str:
-        """The text that is encoded. Lower-casing may undo NFC, so it is normalised again."""
+        """The text that is encoded. Lower-casing may undo NFC, so it is normalised again.
+
+        A leading space makes a word the same token at the start of a caption as inside it; ``decode`` takes it off.
+        """
         text = normalise_text(text)
-        return normalise_text(text.lower()) if self._lowercase else text
+        text = normalise_text(text.lower()) if self._lowercase else text
+        return f" {text}" if text else text
 
     def _training_texts(self, captions: Iterable[Caption]) -> Iterator[str]:
         for caption in captions:

@@ -1,5 +1,6 @@
 """BytePair: exact round trips, and special ids that no text can spell."""
 
+import itertools
 import os
 import pickle
 
@@ -110,3 +111,22 @@ def test_byte_pair_bad_input(byte_pair):
         byte_pair.encode("x", "fr", 9)
     with pytest.raises(UserError, match="'fr'"):
         BytePair(vocab_size=300).fit([Caption("x", "fr")])
+
+
+def test_byte_pair_shares_pieces_where_words_have_no_spaces_between_them():
+    """In a script without spaces a caption is made of pieces that other captions have too."""
+    parts = (
+        ["一只猫", "一只狗", "两个孩子", "一匹马"],
+        ["坐在", "站在", "走在"],
+        ["红色的沙发上", "绿色的草地上"],
+        ["", "在夜晚"],
+    )
+    captions = ["".join(words) for words in itertools.product(*parts)]
+    seen, unseen = captions[::2] + captions[1::4], captions[3::4]
+    tokenizer = BytePair(600, [])
+    tokenizer.fit([Caption(text) for text in seen])
+    ids = [tokenizer.encode(text, None, 99)[1:-1] for text in seen]
+    assert min(map(len, ids)) >= 3
+    assert {id for text in unseen for id in tokenizer.encode(text, None, 99)} <= {*itertools.chain(*ids), 1, 2}
+    for text in (*unseen, "a 猫, two 孩子", "ภาพแมว", "カメラの写真"):
+        assert tokenizer.decode(tokenizer.encode(text, None, 99)) == text

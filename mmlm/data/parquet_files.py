@@ -1,0 +1,88 @@
+"""Finding and reading Parquet files, and checking their columns."""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.wording import first_line
+from mmlm.data.inside import check_inside
+
+
+def expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of all paths and patterns, those of a pattern sorted: the order decides the examples' numbers."""
+    patterns = [files] if isinstance(files, str | Path) else list(files)
+    if not patterns:
+        raise ArgumentError("files: [] names no Parquet file; give at least one path or pattern")
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = [str(pattern)] if Path(pattern).is_file() else _matching(str(pattern))
+        if not found:
+            raise UserError(f"{pattern}: there is no such Parquet file")
+        paths += [Path(name) for name in found]
+    return paths
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files of a pattern. Folders that are there as they are written are no patterns: ``photos [v2]/*.parquet``."""
+    path, fixed = Path(pattern), Path()
+    rest = list(path.parts)
+    while len(rest) > 1 and (fixed / rest[0]).is_dir():
+        fixed /= rest.pop(0)
+    start = glob.escape(str(fixed)) if fixed != Path() else ""
+    return sorted(glob.glob(os.path.join(start, *rest), recursive=True))
+
+
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: its own, or the path below the folder that holds all files if two have the same name.
+
+    A file that is given twice gets its number in the list as well.
+    """
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        whole = [str(path.absolute()) for path in paths]
+        names = [os.path.relpath(path, os.path.commonpath(whole)) for path in whole]
+    if len(set(names)) < len(names):
+        names = [f"{name}, {number}" for number, name in enumerate(names)]
+    return names
+
+
+def read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """The columns of a file. UserError if one is missing or the file cannot be read."""
+    try:
+        present = pq.read_schema(path).names
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
+        # partitioning=None: a folder named like ``split=train`` must not become a column.
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
+
+
+def check_paths(path: Path, images: pa.ChunkedArray, outside: bool) -> None:
+    """Raises UserError for an image, of those without bytes, that lies outside of the folder of its table."""
+    if not pa.types.is_struct(images.type) or images.type.get_field_index("path") < 0:
+        return
+    without_bytes = pc.is_null(pc.struct_field(images, "bytes"))
+    for name in pc.struct_field(images, "path").filter(without_bytes).unique().to_pylist():
+        check_inside(name, str(path), outside)
+
+
+def check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:
+    """Raises UserError unless the columns hold images and captions."""
+    image = table.schema.field(image_column).type
+    is_bytes = pa.types.is_binary(image) or pa.types.is_large_binary(image)
+    is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not is_bytes and not is_struct:
+        raise UserError(f"{path}: column {image_column!r} is {image}, but an image is struct<bytes, path> or binary")
+    caption = table.schema.field(caption_column).type
+    if pa.types.is_list(caption) or pa.types.is_large_list(caption):
+        caption = caption.value_type
+    if not pa.types.is_string(caption) and not pa.types.is_large_string(caption):
+        raise UserError(f"{path}: column {caption_column!r} is {caption}, but captions are strings or lists of strings")
