@@ -30,6 +30,7 @@ def test_a_run_folder(trained):
         "config.yaml",
         "environment.json",
         "metrics.jsonl",
+        "data.json",
         "figures.json",
         "checkpoints",
         "lock",

@@ -14,6 +14,7 @@ def test_a_run_and_its_export(trained, command, tmp_path):
     named = {line.partition(":")[0] for line in outcome.out.splitlines()}
     assert named == {
         "config.yaml",
+        "data.json",
         "environment.json",
         "figures.json",
         "metrics.jsonl",

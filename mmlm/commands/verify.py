@@ -9,6 +9,7 @@ from mmlm.cli.arguments import VerifyArguments
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.record.folder import (
     CHECKPOINTS,
+    DATA,
     ENVIRONMENT,
     FIGURES,
     MANIFEST,
@@ -20,7 +21,7 @@ from mmlm.record.folder import (
 )
 from mmlm.record.manifest import DamagedFileError, accept, fault_of, read_manifest
 
-_MAY_BE_GONE = (ENVIRONMENT, FIGURES, SCORES, SAMPLES, REPORT, WANDB_ID)
+_MAY_BE_GONE = (DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, REPORT, WANDB_ID)
 """Files that a run does without, so that whoever has removed one has done no damage."""
 
 

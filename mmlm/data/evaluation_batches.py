@@ -7,7 +7,7 @@ from itertools import islice
 from mmlm.core.batch import Batch, Caption, Example, ExampleTexts
 from mmlm.core.errors import UserError
 from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
-from mmlm.data.sources import Source, read_example, texts_of
+from mmlm.data.sources import ListsTexts, Source, read_example, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 
@@ -69,6 +69,11 @@ class EvaluationBatches:
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
         return len(self._source)
+
+    @property
+    def lists_texts(self) -> bool:
+        """Whether ``texts`` decodes no image."""
+        return isinstance(self._source, ListsTexts)
 
     def texts(self) -> Iterator[ExampleTexts]:
         """Every example without its pixels, in order, without decoding an image (see ``texts_of``)."""

@@ -21,7 +21,7 @@ from mmlm.core.errors import CorruptImage
 MAX_MEGAPIXELS = 64
 """An image of more than this number of 2**20 pixels is refused by its header: decoding it would take gigabytes."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI")
 """The formats that are tried, not all that Pillow knows: its EPS reader, for one, starts a program on the file."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -118,16 +118,18 @@ def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]
 
 
 def exact_match(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> MetricScores:
-    """1 for a raw caption that equals one of its references after NFKC, lower-casing and joining runs of spaces.
-
-    Punctuation counts. Raises as ``score_captions``.
-    """
+    """1 for a raw caption that ``is_exact``, else 0. Punctuation counts. Raises as ``score_captions``."""
     _check(candidates, references)
+    return _mean([float(is_exact(said, texts)) for said, texts in zip(candidates, references, strict=True)])
+
+
+def is_exact(candidate: str, references: Sequence[str]) -> bool:
+    """Whether a caption equals one of its references after NFKC, lower-casing and joining runs of spaces."""
 
     def same(text: str) -> str:
         return " ".join(normalised(text).split())
 
-    return _mean([float(same(c) in {same(r) for r in texts}) for c, texts in zip(candidates, references, strict=True)])
+    return same(candidate) in {same(reference) for reference in references}
 
 
 def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> tuple[MetricScores, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmlm.core.batch import Batch, Caption
 from mmlm.data.collate import caption_encoder
 from mmlm.data.tokenizer import Tokenizer
+from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedSplit
@@ -60,7 +61,7 @@ def collect_samples(split: EncodedSplit, settings: SampleSettings, language: str
                 "image": uris[row],
                 "captions": truths,
                 "generated": said,
-                "exact": said in truths,
+                "exact": said is not None and is_exact(said, truths),
                 "nearest_captions": _nearest(split, row, similarity, matches),
                 "attention": attention.get(row),
             }

@@ -25,6 +25,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import utf8
 from mmlm.record.folder import (
     CONFIG,
+    DATA,
     ENVIRONMENT,
     FIGURES,
     MANIFEST,
@@ -54,6 +55,7 @@ _ADVICE: Mapping[str, str] = {
     CONFIG: "restore it from a copy, or train on by resume=changed, which writes it anew",
     ENVIRONMENT: "restore it from a copy, or remove it: all works without it but precision=auto, which is chosen anew",
     METRICS: "restore it from a copy, or take its rows as they are",
+    DATA: "remove it: then changed data are not noticed",
     FIGURES: "remove it: everything works without it, under plain names",
     SCORES: _EVALUATED,
     SAMPLES: _EVALUATED,

@@ -25,7 +25,7 @@ from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_req
 from mmlm.data.loader import TrainLoader
 from mmlm.data.tokenizer import describe_cut
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
-from mmlm.experiment.config import Config
+from mmlm.experiment.config import Config, Resume
 from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.experiment import Experiment, build_experiment
@@ -42,6 +42,7 @@ from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, STACKS, TOKENIZ
 from mmlm.record.lock import RunLock
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
+from mmlm.run.data_record import check_data
 from mmlm.run.header import header_rows, run_costs
 from mmlm.run.preflight import Preflight, check_first_batch
 from mmlm.run.rehearsal import rehearse
@@ -152,6 +153,9 @@ class Session:
             # Only a run that could be resumed has its config recorded: a change that does not work leaves no trace.
             state = self.experiment.state
             resume_run(self.config, state, self.folder, self.console)
+            changed_is_fine = self.config.resume is Resume.changed
+            for line in on_rank_zero(lambda: check_data(self.experiment, self.folder, changed_is_fine)) or ():
+                self.console.line(line)
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
             on_rank_zero(lambda: record_figures(self.folder, self._figures()))
             report = self.folder / REPORT

@@ -36,7 +36,8 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("format", "options"), [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("PPM", {})]
+    ("format", "options"),
+    [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("PPM", {}), ("JPEG2000", {})],
 )
 def test_lossless_rgb_comes_back_exactly(format, options):
     pixels = random_rgb()
@@ -45,6 +46,12 @@ def test_lossless_rgb_comes_back_exactly(format, options):
     assert image.shape == (3, 6, 9)
     assert image.is_contiguous()
     assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
+
+
+def test_avif():
+    pixels = random_rgb()
+    image = decode_image(encoded(Image.fromarray(pixels), "AVIF", quality=100, subsampling="4:4:4"), "x")
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - pixels).max() <= 3
 
 
 def test_jpeg():

@@ -184,7 +184,7 @@ def test_a_run_older_than_the_manifest_has_no_traceback_either(folders):
     readers = readers_of(*folders)
     (run / MANIFEST).unlink()
     (exported / MANIFEST).unlink()
-    names = (CONFIG, METRICS, "scores.json", "samples.json", "environment.json", "figures.json")
+    names = (CONFIG, METRICS, "scores.json", "samples.json", "environment.json", "figures.json", "data.json")
     files = [run / name for name in names]
     files += [run / TOKENIZER / "byte_pair.json", exported / "config.json"]
     rng = random.Random(1)
