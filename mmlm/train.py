@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from mmlm.cli.exits import report_user_errors, told_in_one_line
 from mmlm.cli.hydra_command import run_hydra
 from mmlm.cli.imports import quick_imports
+from mmlm.cli.sweep import FLAGS
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME
 from mmlm.launch.rank_info import RankInfo, rank_from_environment
@@ -59,7 +60,7 @@ def _as_rank(rank_info: RankInfo) -> int:
 
 def _as_rank_zero(meeting: "Meeting") -> NoReturn:
     """Composes the config on rank 0, publishes it to the other ranks, and trains. Ends the process."""
-    if any(flag in sys.argv[1:] for flag in ("-m", "--multirun")):
+    if any(flag in sys.argv[1:] for flag in FLAGS):
         raise UserError("--multirun: several runs cannot share these ranks; start each by itself, or use launcher=")
     run_hydra(lambda cfg: main(cfg, meeting), CONFIG_DIR, CONFIG_NAME, is_rank=True)
 

@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from mmlm.cli.exits import fail, say, told_in_one_line
 from mmlm.cli.hydra_config import explain_composing, store_schema
+from mmlm.cli.sweep import Sweep
 from mmlm.core.errors import STOPPED, USER_ERROR, UserError
 from mmlm.core.stop import KILLED
 from mmlm.experiment.config_errors import explain, no_such_setting, not_set, unknown_keys
@@ -53,22 +54,26 @@ def run_hydra(
     config_dir = config_dir.resolve()
     store_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # without it Hydra prints exceptions and exits by itself
-    statuses: list[int] = []
+    sweep = Sweep()
     with told_in_one_line(is_rank):
         try:
             _check_flags(sys.argv[1:])
             sys.argv[1:] = [hydra_override(token) for token in sys.argv[1:]]
+            sweep = Sweep.of(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
-                _task(main, config_dir, statuses)
+                _task(main, config_dir, sweep)
             )()
             sys.stdout.flush()
+            failures = sweep.failures()
+            if failures is not None:
+                say(failures)
         except _JobStopped as stopped:
             sys.exit(stopped.args[0])
         except _Bug as bug:
             raise bug.args[0] from bug.args[0].__cause__
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             fail(explain_composing(error, config_dir, sys.argv[1:]), USER_ERROR)
-    sys.exit(next(filter(None, statuses), 0))
+    sys.exit(next(filter(None, sweep.statuses), 0))
 
 
 def hydra_override(token: str) -> str:
@@ -83,14 +88,12 @@ def hydra_override(token: str) -> str:
     return f"{key}=" + ",".join(one if _PLAIN.fullmatch(one) else f'"{one}"' for one in value.split(","))
 
 
-def _task(
-    main: Callable[[DictConfig], int | None], config_dir: Path, statuses: list[int]
-) -> Callable[[DictConfig], None]:
-    """A function for Hydra to call once a job, which runs ``main`` and adds its exit status to ``statuses``.
+def _task(main: Callable[[DictConfig], int | None], config_dir: Path, sweep: Sweep) -> Callable[[DictConfig], None]:
+    """A function for Hydra to call once a job, which runs ``main`` and adds its exit status to those of ``sweep``.
 
     (Hydra drops the return value of a job.) A user's mistake is printed at once and the sweep goes on with its next
     job; a bug ends the sweep, and so does a job that was told to stop: whoever stops a sweep means all of it. A
-    launcher of Hydra may run the job in another process, whose ``statuses`` nobody reads: there a mistake or a bad
+    launcher of Hydra may run the job in another process, whose ``sweep`` nobody reads: there a mistake or a bad
     status is raised, for the launcher to hand back.
     """
     process = os.getpid()
@@ -98,6 +101,8 @@ def _task(
     @functools.wraps(main)  # Hydra names the job after the module of main
     def task(cfg: DictConfig) -> None:
         here = os.getpid() == process
+        if here:
+            sweep.begin()
         try:
             status = _checked(main, cfg, config_dir)
         except UserError as error:
@@ -111,7 +116,7 @@ def _task(
             raise UserError(f"the job ended with status {status}")
         if status == STOPPED or status > KILLED:
             raise _JobStopped(status)
-        statuses.append(status)
+        sweep.statuses.append(status)
 
     return task
 
