@@ -12,9 +12,11 @@ its time limit, and the signal of its option ``--signal`` (SIGUSR1, SIGUSR2) som
 Before a command has imported what it needs, and in ranks that do not train yet, the operating system ends the process.
 """
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -95,10 +97,11 @@ def asked_by(flags: list[float]) -> str | None:
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
+def stop_request(speaks: bool = True) -> Iterator[StopRequest]:
     """Context in which ``SIGNALS`` only record their name in the request that it yields.
 
-    A second SIGINT raises KeyboardInterrupt at once. On leaving, the earlier handlers are restored as ``handled`` says.
+    A second SIGINT raises KeyboardInterrupt at once; the first says so if stderr is a terminal and this process
+    ``speaks``. On leaving, the earlier handlers are restored as ``handled`` says.
     Only the main thread may enter (ValueError elsewhere), because Python runs signal handlers nowhere else.
     """
     request = StopRequest()
@@ -108,11 +111,21 @@ def stop_request() -> Iterator[StopRequest]:
         # A user who presses Ctrl-C again does not want to wait for the end of the step.
         if number in seen and number in _IMPATIENT:
             raise KeyboardInterrupt
+        if number in _IMPATIENT and not seen and speaks:
+            _say_that_it_stops()
         seen.add(number)
         request.arrived(number)
 
     with handled(on_signal):
         yield request
+
+
+def _say_that_it_stops() -> None:
+    """Tells whoever has pressed Ctrl-C what happens now. Writes past the streams: a handler may interrupt a print."""
+    with suppress(OSError, ValueError):  # of a stderr that is closed, or no file
+        terminal = sys.stderr.fileno()
+        if os.isatty(terminal):
+            os.write(terminal, b"\nmmlm: stopping after this step, once it is saved; Ctrl-C again to leave now\n")
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class Session:
             on_rank_zero(lock)
             # From here to the report no signal may cut off what is written. It is taken down, and acted on where the
             # run is whole; also after the first one has stopped the run, since another rank's may be late.
-            request = stack.enter_context(stop_request())
+            request = stack.enter_context(stop_request(speaks=rank() == 0))
             costs = run_costs(self.config, self.experiment)
             on_rank_zero(lambda: self._record(costs))
             self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))

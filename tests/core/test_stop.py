@@ -1,5 +1,7 @@
 """Stop signals as a flag: which came, what a second one does, and that helpers are spared."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -121,3 +123,20 @@ def test_children_that_are_started_meanwhile_are_spared_and_nothing_is_lost_here
     child.communicate("\n", timeout=240)
     assert child.returncode == 0
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_the_first_interrupt_says_what_happens_now_where_somebody_looks(monkeypatch, speaks):
+    ours, theirs = pty.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with stop_request(speaks) as request:
+            signal.raise_signal(signal.SIGINT)
+        with stop_request(speaks):
+            signal.raise_signal(signal.SIGTERM)  # nobody at the keyboard
+        os.write(terminal.fileno(), b"end\n")
+        said = os.read(ours, 1000).decode()
+    os.close(ours)
+    line = "\r\nmmlm: stopping after this step, once it is saved; Ctrl-C again to leave now\r\n"
+    assert said == (line if speaks else "") + "end\r\n"
+    assert request.signal_name == "SIGINT"
