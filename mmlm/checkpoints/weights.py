@@ -31,7 +31,10 @@ def save_weights(tensors: Weights, file: Path) -> None:
     """
     unique, aliases = _untie(tensors)
     # One entry of metadata: safetensors writes several in random order, and equal weights should give equal files.
+    file.touch()
+    mode = file.stat().st_mode  # as the user's umask has it; safetensors makes files that nobody else can read
     save_file(unique, file, metadata={"aliases": json.dumps(aliases)})
+    file.chmod(mode)
 
 
 def read_weights(file: Path, nested: str | None = None) -> dict[str, Tensor]:

@@ -150,3 +150,9 @@ def test_no_file_of_the_package_unpickles(file):
             assert not called.startswith("torch.hub.load"), node.lineno
             assert given.get("allow_pickle") != "True", node.lineno
             assert given.get("trust_remote_code", "False") == "False", node.lineno
+
+
+def test_others_may_read_weights_as_they_may_read_other_files(tmp_path):
+    (tmp_path / "text.txt").write_text("as the umask has it")
+    save_weights({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "text.txt").stat().st_mode
