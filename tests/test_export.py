@@ -80,7 +80,17 @@ def test_the_card_tells_where_the_model_comes_from(exported):
     folder, to, _ = exported(licence="mit")
     card = (to / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
-    assert header["license"] == "mit"
+    assert (header["license"], header["language"]) == ("mit", ["en"])
+    (listed,) = header["model-index"]
+    scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
+    results = {one["type"]: one["value"] for result in listed["results"] for one in result["metrics"]}
+    assert listed["name"] == "caption_base"
+    assert {"image_to_text/R@1", "captioning/CIDEr-D"} <= results.keys()
+    assert results == {name: scores[name] for name in results}
+    assert {result["dataset"]["name"] for result in listed["results"]} == {"validation"}
+    assert {result["dataset"]["type"] for result in listed["results"]} == {"ImageFolder"}
+    assert "- Images are seen at 16 x 16 pixels" in card
+    assert "- Its texts were in en only." in card
     assert (header["library_name"], header["pipeline_tag"]) == ("mmlm", "image-to-text")
     environment = json.loads((folder / "environment.json").read_text())
     assert f"git commit `{environment['git_commit']}`" in card or environment["git_commit"] is None

@@ -1,16 +1,21 @@
 """Writes the model card of a run: the README.md of the folder that its model is exported to."""
 
+import math
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
+from mmlm.core.figure import declared, shown_in
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.reports.run_folder import RunFolder, Scores
 
+_CAPTIONING, _EMBEDDING = "image-to-text", "feature-extraction"
+"""Tasks, by the names of the hub."""
 _NOT_SHOWN = ("runs", "metrics", "device")
 """Settings of the machine that trained, which the card leaves out."""
 
@@ -21,24 +26,73 @@ def model_card(folder: RunFolder, config: Config, step: int, licence: str | None
     ``step`` is the step of the exported weights; scores of another step are left out. ``licence`` is the licence of the
     weights, an identifier of the hub such as ``mit``. Paths of the machine that trained are cut to their last name.
     """
-    header: dict[str, Any] = {"library_name": "mmlm", "tags": ["mmlm", "image-text", "contrastive"]}
-    if config.decoder is not None:
-        header |= {"pipeline_tag": "image-to-text"}
-    if licence is not None:
-        header |= {"license": licence}
+    results = _results(folder, config, step)
+    header = ModelCardData(
+        language=_languages(config) or None,
+        license=licence,
+        library_name="mmlm",
+        pipeline_tag=None if config.decoder is None else _CAPTIONING,
+        tags=["mmlm", "image-text", "contrastive"],
+        model_name=folder.experiment if results else None,
+        eval_results=results or None,
+    )
     values = _without_paths({key: value for key, value in config_values(config).items() if key not in _NOT_SHOWN})
     sections = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"---\n{header.to_yaml()}\n---",
         f"# {folder.experiment}",
         _about(config),
         f"## How to use it\n\n{_usage(config)}",
         f"## Data\n\n{_data(values['data'])}",
         f"## Scores\n\n{_scores(folder.scores, step)}",
+        f"## Limits\n\n{_limits(config)}",
         f"## How it was made\n\n{_made(folder, config, step)}",
         f"<details><summary>The config</summary>\n\n```yaml\n{_yaml(values)}```\n\n</details>",
         f"## Licence\n\n{_licence(licence)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _languages(config: Config) -> list[str]:
+    """The languages that the model was made for, as far as its config says."""
+    of_tokenizer = config.tokenizer.get("languages") or []
+    return list(dict.fromkeys([*filter(None, [config.data.language]), *map(str, of_tokenizer)]))
+
+
+def _results(folder: RunFolder, config: Config, step: int) -> list[EvalResult]:
+    """The scores of the exported weights for the hub: those of each split that ``compare`` shows, with their names."""
+    if folder.scores is None or folder.scores.step != step:
+        return []
+    figures = folder.figures.evaluation
+    sources = config.data.validation | config.data.test
+    return [
+        EvalResult(
+            task_type=_CAPTIONING if name.startswith("captioning/") else _EMBEDDING,
+            dataset_type=_name(sources.get(split)),
+            dataset_name=split,
+            metric_type=name,
+            metric_name=declared(figures, name).title or declared(figures, name).name,
+            metric_value=scores.values[name],
+        )
+        for split, scores in folder.scores.splits.items()
+        for name in shown_in("compare", figures, scores.values)
+        if math.isfinite(scores.values[name])
+    ]
+
+
+def _limits(config: Config) -> str:
+    """What the model was not made for, as far as its config says."""
+    languages = ", ".join(_languages(config))
+    size, tokens = config.data.image_size, config.data.max_tokens
+    lines = [
+        f"- Images are seen at {size} x {size} pixels; smaller details are lost.",
+        f"- Texts are read up to {tokens} tokens, start and end included; what is longer is cut.",
+        f"- It was trained on texts in {languages} only."
+        if languages
+        else "- The language of its texts is not stated.",
+        "- It knows what its training data show, and repeats their mistakes and gaps. The scores hold for their splits; "
+        "on images of another kind, measure before you rely on it.",
+    ]
+    return "\n".join(lines)
 
 
 def _about(config: Config) -> str:
