@@ -86,11 +86,9 @@ def _limits(config: Config) -> str:
     lines = [
         f"- Images are seen at {size} x {size} pixels; smaller details are lost.",
         f"- Texts are read up to {tokens} tokens, start and end included; what is longer is cut.",
-        f"- It was trained on texts in {languages} only."
-        if languages
-        else "- The language of its texts is not stated.",
-        "- It knows what its training data show, and repeats their mistakes and gaps. The scores hold for their splits; "
-        "on images of another kind, measure before you rely on it.",
+        f"- Its texts were in {languages} only." if languages else "- The language of its texts is not stated.",
+        "- It knows what its training data show, with their mistakes and gaps. Scores hold for their splits: measure "
+        "before you rely on it for images of another kind.",
     ]
     return "\n".join(lines)
 
