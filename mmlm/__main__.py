@@ -13,7 +13,7 @@ from mmlm.core.wording import did_you_mean
 
 COMMANDS = {
     "train": "train one experiment, or several; evaluate it and write its report",
-    "evaluate": "score a trained run on its splits",
+    "evaluate": "score a trained run on its splits, or on other images",
     "caption": "caption images with a trained run",
     "compare": "show curves and scores of several runs side by side",
     "report": "write the report of a run again",

@@ -7,12 +7,16 @@ from mmlm.core.precision import Precision
 
 @dataclass
 class EvaluateArguments:
-    """Score a trained run on its splits and bring its scores.json, samples.json and report.html up to date."""
+    """Score a trained run on its splits, or on other images, and add the scores to its files and its report."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
-    splits: list[str] = field(default_factory=lambda: ["validation"])
-    """Split names of the run's config; validation and test stand for all of that group."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
+    data: str | None = None
+    """Other images with captions: a folder with captions.jsonl, a folder of images for each class, a Parquet file, a
+    table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several, named."""
+    splits: list[str] | None = None
+    """Split names of the run's config; validation and test stand for all of that group. Null is validation, or none
+    where data is given."""
     evaluators: str | None = None
     """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
     evaluators/NAME.yaml."""
@@ -29,7 +33,7 @@ class CaptionArguments:
     """Caption images with a trained run: prints ``path<TAB>caption``, one line an image."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
     language: str | None = None
     """Language to caption in; null takes the run's own."""
     device: str = "auto"
@@ -43,7 +47,8 @@ class CompareArguments:
     """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
 
     runs: list[str] = field(default_factory=list)
-    """Run folders, or folders with a single run below them; NAME:FOLDER gives a run a name of its own."""
+    """Run folders, or folders with runs below them, of which the newest is taken; NAME:FOLDER gives a run a name of its
+    own."""
     out: str = "???"
     """Folder that gets curves.png and scores.md."""
 
@@ -53,7 +58,7 @@ class ReportArguments:
     """Write the report.html of a run folder again."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
 
 
 @dataclass
@@ -61,7 +66,7 @@ class ExportArguments:
     """Export the model of a run: load it with mmlm.pretrained.from_pretrained, anywhere and without Hydra."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
     to: str = "???"
     """Folder to write; it must be new, or empty."""
     license: str | None = None
@@ -86,7 +91,7 @@ class ConvertArguments:
     to: str | None = None
     """Run folder to write."""
     run: str | None = None
-    """Run folder to read, or a folder with a single run below it."""
+    """Run folder to read, or a folder with runs below it, of which the newest is taken."""
     plugins: list[str] = field(default_factory=list)
     """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
     to_open_clip: str | None = None
@@ -98,7 +103,7 @@ class VerifyArguments:
     """Compare the files of a run, or of an exported model, with what was written. Exit status 2 if one is damaged."""
 
     run: str = "???"
-    """Run folder, a folder with a single run below it, or the folder of an exported model."""
+    """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
     accept: list[str] = field(default_factory=list)
     """Files that you have changed on purpose, such as [config.yaml]: from now on they count as they are."""
 

@@ -96,16 +96,18 @@ def build_splits(
     config: Config, tokenizer: Tokenizer, nodes: Mapping[str, object], slot: str
 ) -> dict[str, EvaluationBatches]:
     """The evaluation batches of each split, by the split's name. ``slot`` is the key that ``nodes`` stand at."""
-    transform = build_transform(config)
+    sources = {name: build_source(config, node, f"{slot}.{name}") for name, node in nodes.items()}
+    return evaluation_batches(config, tokenizer, sources)
+
+
+def evaluation_batches(
+    config: Config, tokenizer: Tokenizer, sources: Mapping[str, Source]
+) -> dict[str, EvaluationBatches]:
+    """The evaluation batches of sources, by their names: pixels and tokens as the run of the config makes them."""
+    transform, data = build_transform(config), config.data
     return {
-        name: EvaluationBatches(
-            build_source(config, node, f"{slot}.{name}"),
-            tokenizer,
-            transform,
-            config.data.evaluation_batch_size,
-            config.data.max_tokens,
-        )
-        for name, node in nodes.items()
+        name: EvaluationBatches(source, tokenizer, transform, data.evaluation_batch_size, data.max_tokens)
+        for name, source in sources.items()
     }
 
 
