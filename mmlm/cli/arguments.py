@@ -43,6 +43,31 @@ class CaptionArguments:
 
 
 @dataclass
+class SearchArguments:
+    """Find the images of a folder that are nearest to a text or an image. Prints ``rank  similarity  path`` a line.
+
+    The images are embedded once. The index is kept, and brought up to date when files change.
+    """
+
+    run: str = "???"
+    """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
+    images: str = "???"
+    """Folder of images, at any depth."""
+    query: str = "???"
+    """A text, or the path of an image."""
+    top: int = 10
+    """How many images to show."""
+    out: str | None = None
+    """Folder for the index and the page, search.html; null is a folder below the user's cache, which is printed."""
+    language: str | None = None
+    """Language of the text; null takes the run's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+
+
+@dataclass
 class CompareArguments:
     """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
 
