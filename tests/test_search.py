@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmlm import export, search
-from mmlm.commands.search import default_folder
+from mmlm.commands.indexed import default_folder
 from mmlm.data.images import read_image
 from mmlm.pretrained import from_pretrained
 from mmlm.pretrained.opened import image_digest, open_model

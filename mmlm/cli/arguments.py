@@ -68,6 +68,39 @@ class SearchArguments:
 
 
 @dataclass
+class ClassifyArguments:
+    """Give each image of a folder to one of your labels. Prints ``probability label ... path``, one line an image.
+
+    Probabilities are a softmax over scale * similarity. They say which of the labels fits best, not whether any does.
+    """
+
+    run: str = "???"
+    """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
+    images: str = "???"
+    """Folder of images, at any depth."""
+    labels: str = "???"
+    """File of the labels: a text file with one a line, or a JSON object {"label": "its words", "label": ["its words",
+    "other words"]}."""
+    templates: list[str] | None = None
+    """Prompts with {} once, where the words go, such as ["a photo of a {}","a drawing of a {}"]: a label is the mean of
+    its prompts. Null takes the caption of a run on class folders, and else the words themselves."""
+    scale: float | None = None
+    """What similarities are multiplied by; null takes the scale that the run has learned."""
+    top: int = 1
+    """How many labels to print for each image."""
+    csv: str | None = None
+    """File to write: the label of each image, and the probabilities of all labels."""
+    out: str | None = None
+    """Folder for the index of the images; null is a folder below the user's cache."""
+    language: str | None = None
+    """Language of the labels; null takes the run's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+
+
+@dataclass
 class CompareArguments:
     """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
 

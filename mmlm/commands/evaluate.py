@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 from mmlm.cli.arguments import EvaluateArguments
 from mmlm.cli.hydra_config import evaluators_of
@@ -12,13 +11,12 @@ from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, declared, in_order
 from mmlm.core.wording import cut
-from mmlm.data.class_folder import ClassFolder
 from mmlm.data.evaluation_batches import EvaluationBatches
-from mmlm.data.recognise import ClassCaptions, recognise
+from mmlm.data.recognise import recognise
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
-from mmlm.experiment.build import build_evaluators, build_splits, evaluation_batches
+from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
 from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_text, parse_config
@@ -106,23 +104,12 @@ def _splits(
     for name, path in named_paths("data", arguments.data).items():
         if name in own:
             raise UserError(f"data: '{name}' is a split of this run; give the images another name: data=NAME:{path}")
-        found = recognise(path, config.data.language, _class_captions(config))
+        found = recognise(path, config.data.language, class_captions(config))
         console.line(f"{name}: {path}, taken as {found.what}: {len(found.source):,} examples")
         # The page is passed around, and should not name the folders of a machine.
         sources[name], described[name] = found.source, f"not of this run: {path.resolve().name}, {found.what}"
     groups["data"] = evaluation_batches(config, tokenizer, sources)
     return groups, described
-
-
-def _class_captions(config: Config) -> ClassCaptions:
-    """How classes are captioned: as in training, if that was on class folders."""
-    node = config.data.train
-    if not isinstance(node, Mapping) or node.get("_target_") != f"{ClassFolder.__module__}.{ClassFolder.__name__}":
-        return ClassCaptions()
-    # A file of words that has stayed on another machine is no reason to refuse folders that are named in words.
-    names = node.get("names")
-    there = names if names is not None and Path(names).is_file() else None
-    return ClassCaptions(node.get("caption", ClassCaptions.caption), there)
 
 
 def _choose(config: Config, names: list[str]) -> set[str]:

@@ -1,31 +1,19 @@
 """Finds the images of a folder that are nearest to a text or to an image, by an index that is kept."""
 
-import hashlib
-import os
-import sys
-import time
 from pathlib import Path
 
 from mmlm.cli.arguments import SearchArguments
-from mmlm.cli.exits import say
-from mmlm.cli.runs import chosen_run
+from mmlm.commands.indexed import chosen_folder, default_folder, image_folder, indexed, open_to_compare
 from mmlm.core.errors import UserError
 from mmlm.core.wording import printable
 from mmlm.data.class_folder import SUFFIXES
 from mmlm.data.images import read_image
 from mmlm.evaluation.nearest import nearest
 from mmlm.experiment.device import choose_device
-from mmlm.experiment.saved_run import is_exported
-from mmlm.pretrained.image_index import ImageIndex, update_index
-from mmlm.pretrained.model import MmlmModel
-from mmlm.pretrained.opened import image_digest, open_model
-from mmlm.record.console import Console
 from mmlm.record.folder import write_whole
 from mmlm.reports.contact_sheet import FoundImage, contact_sheet, thumbnail_uri
 
 PAGE = "search.html"
-_SHOWN = 5
-"""Files that cannot be read which are named."""
 
 
 def search_images(arguments: SearchArguments) -> int:
@@ -34,12 +22,11 @@ def search_images(arguments: SearchArguments) -> int:
         raise UserError(f"top: {arguments.top} must be at least 1")
     if not arguments.query.strip():
         raise UserError("query: is blank; give a text, or the path of an image")
-    images, device = Path(arguments.images), choose_device(arguments.device)
-    given = Path(arguments.run)
-    folder = given if is_exported(given) else chosen_run(arguments.run)
+    images, device = image_folder(arguments.images), choose_device(arguments.device)
+    folder = chosen_folder(arguments.run)
     query = _query_image(arguments.query)
     picture = None if query is None else read_image(query)
-    model = open_model(folder, device, arguments.plugins)
+    model = open_to_compare(folder, device, arguments.plugins)
     out = default_folder(images) if arguments.out is None else Path(arguments.out)
     index = indexed(model, images, out)
     if picture is not None:
@@ -50,9 +37,8 @@ def search_images(arguments: SearchArguments) -> int:
     found = [(index.names[row], value) for value, row in zip(values.tolist(), rows.tolist(), strict=True)]
     for rank, (name, value) in enumerate(found, start=1):
         print(f"{rank:>4}  {value:6.3f}  {printable(name)}")
-    about = (
-        f"among {len(index.names):,} images in {printable(images.resolve().name)}, by the model in {_of_model(folder)}"
-    )
+    among = f"{len(index.names):,} images in {printable(images.resolve().name)}"
+    about = f"among {among}, by the model in {_of_model(folder)}"
     cards = [FoundImage(printable(name), value, _thumbnail(images / name)) for name, value in found]
     asked = printable(arguments.query if query is None else query.name)
     page = out / PAGE
@@ -61,39 +47,11 @@ def search_images(arguments: SearchArguments) -> int:
     return 0
 
 
-def indexed(model: MmlmModel, images: Path, out: Path) -> ImageIndex:
-    """The embeddings of a folder's images, by way of the index in ``out``. Raises UserError."""
-    digest = image_digest(model)
-    with Console(sys.stderr).activity() as activity:
-        index = update_index(
-            images,
-            out / f"index-{digest[:16]}.safetensors",
-            digest,
-            model.encode_image,
-            time.time_ns,
-            activity.update,
-            say,
-        )
-    for error in index.unreadable[:_SHOWN]:
-        say(printable(f"left out: {error}"))
-    if len(index.unreadable) > _SHOWN:
-        say(f"and {len(index.unreadable) - _SHOWN:,} more files that cannot be read")
-    if not index.names:
-        raise UserError(f"images: none of the {len(index.unreadable):,} images of {images} can be read")
-    say(f"{len(index.names):,} images, {index.embedded:,} of them embedded now")
-    return index
-
-
-def default_folder(images: Path) -> Path:
-    """Where the index of a folder of images is kept if nobody says: below the user's folder for caches."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    home = Path(cache) if cache else Path.home() / ".cache"
-    path = images.resolve()
-    return home / "mmlm" / "search" / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
-
-
 def _query_image(query: str) -> Path | None:
-    """The image that a query names; None for a text. Raises UserError for the path of an image that is not there."""
+    """The image that a query names; None for a text, which may also be the name of a file by accident.
+
+    Raises UserError for what looks like the path of an image and is not there.
+    """
     path = Path(query)
     looks = path.suffix.lower() in SUFFIXES
     try:
@@ -102,7 +60,7 @@ def _query_image(query: str) -> Path | None:
         there = False
     if looks and not there:
         raise UserError(f"query: {query} looks like the path of an image, and there is no such file")
-    return path if there else None
+    return path if looks or (there and "/" in query) else None
 
 
 def _of_model(folder: Path) -> str:

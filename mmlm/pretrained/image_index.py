@@ -98,8 +98,6 @@ class _State:
 
 def images_below(folder: Path) -> list[str]:
     """The images at any depth below a folder, by their endings, as sorted paths inside of it. Raises UserError."""
-    if not folder.is_dir():
-        raise UserError(f"images: {folder} is no folder; give the one that holds the images")
     found = sorted(_images(folder))
     if not found:
         raise UserError(f"images: {folder} holds no image ({', '.join(SUFFIXES)})")
@@ -232,7 +230,8 @@ def _save(file: Path, model: str, state: _State) -> None:
 
 def _sum(vectors: Tensor, *texts: str) -> str:
     """The SHA-256 of all that an index holds."""
-    digest = hashlib.sha256(vectors.contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest = hashlib.sha256()
+    digest.update(vectors.contiguous().reshape(-1).view(torch.uint8).numpy())
     for text in texts:
         digest.update(text.encode())
     return digest.hexdigest()
