@@ -13,8 +13,10 @@ from mmlm.core.wording import did_you_mean
 
 COMMANDS = {
     "train": "train one experiment, or several; evaluate it and write its report",
-    "evaluate": "score a trained run on its splits",
+    "evaluate": "score a trained run on its splits, or on other images",
     "caption": "caption images with a trained run",
+    "search": "find the images of a folder that are nearest to a text or an image",
+    "classify": "give each image of a folder to one of your labels",
     "compare": "show curves and scores of several runs side by side",
     "report": "write the report of a run again",
     "export": "write the model of a run as a folder that loads without mmlm's configs",

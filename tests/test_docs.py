@@ -1,5 +1,6 @@
 """The README pages: commands are accepted, options and files all have their row, numbers and links are right."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -144,6 +145,25 @@ def test_the_evaluator_of_ones_own_works_as_it_is_written(trained, command, monk
     assert (outcome.status, outcome.err) == (0, "")
     assert "zero_shot/accuracy" in outcome.out
     assert "are named right" in (folder / "report.html").read_text()
+
+
+def test_the_commands_for_ones_own_images_work_as_they_are_written(trained, command, shapes, monkeypatch, tmp_path):
+    text = README.read_text(encoding="utf-8").partition("## Use it on your own images")[2].partition("\n## ")[0]
+    lines = re.findall(r"^python -m mmlm\.(\w+) +(.*)$", text, flags=re.MULTILINE)
+    assert {name for name, _ in lines} == {"caption", "search", "classify", "evaluate"}
+    trained()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, name in enumerate(("red_square.png", "blue_circle.png"), start=1):
+        (photos / f"{number}.png").write_bytes((shapes / name).read_bytes())
+    (photos / "captions.jsonl").write_text('{"image": "1.png", "caption": "a"}\n{"image": "2.png", "caption": "b"}\n')
+    Path("table.csv").write_text("image,caption\nphotos/1.png,a red square\nphotos/2.png,a blue circle\n")
+    Path("labels.txt").write_text("a red square\na blue circle\n")
+    for name, arguments in lines:
+        outcome = command(importlib.import_module(f"mmlm.{name}"), *shlex.split(arguments, comments=True))
+        assert outcome.status == 0, outcome
 
 
 # The house

@@ -7,12 +7,16 @@ from mmlm.core.precision import Precision
 
 @dataclass
 class EvaluateArguments:
-    """Score a trained run on its splits and bring its scores.json, samples.json and report.html up to date."""
+    """Score a trained run on its splits, or on other images, and add the scores to its files and its report."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
-    splits: list[str] = field(default_factory=lambda: ["validation"])
-    """Split names of the run's config; validation and test stand for all of that group."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
+    data: str | None = None
+    """Other images with captions: a folder with captions.jsonl, a folder of images for each class, a Parquet file, a
+    table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several, named."""
+    splits: list[str] | None = None
+    """Split names of the run's config; validation and test stand for all of that group. Null is validation, or none
+    where data is given."""
     evaluators: str | None = None
     """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
     evaluators/NAME.yaml."""
@@ -29,9 +33,67 @@ class CaptionArguments:
     """Caption images with a trained run: prints ``path<TAB>caption``, one line an image."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
     language: str | None = None
     """Language to caption in; null takes the run's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+
+
+@dataclass
+class SearchArguments:
+    """Find the images of a folder that are nearest to a text or an image. Prints ``rank  similarity  path`` a line.
+
+    The images are embedded once. The index is kept, and brought up to date when files change.
+    """
+
+    run: str = "???"
+    """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
+    images: str = "???"
+    """Folder of images, at any depth."""
+    query: str = "???"
+    """A text, or the path of an image."""
+    top: int = 10
+    """How many images to show."""
+    out: str | None = None
+    """Folder for the index and the page, search.html; null is a folder below the user's cache, which is printed."""
+    language: str | None = None
+    """Language of the text; null takes the run's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
+
+
+@dataclass
+class ClassifyArguments:
+    """Give each image of a folder to one of your labels. Prints ``probability label ... path``, one line an image.
+
+    Probabilities are a softmax over scale * similarity. They say which of the labels fits best, not whether any does.
+    """
+
+    run: str = "???"
+    """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
+    images: str = "???"
+    """Folder of images, at any depth."""
+    labels: str = "???"
+    """File of the labels: a text file with one a line, or a JSON object {"label": "its words", "label": ["its words",
+    "other words"]}."""
+    templates: list[str] | None = None
+    """Prompts with {} once, where the words go, such as ["a photo of a {}","a drawing of a {}"]: a label is the mean of
+    its prompts. Null takes the caption of a run on class folders, and else the words themselves."""
+    scale: float | None = None
+    """What similarities are multiplied by; null takes the scale that the run has learned."""
+    top: int = 1
+    """How many labels to print for each image."""
+    csv: str | None = None
+    """File to write: the label of each image, and the probabilities of all labels."""
+    out: str | None = None
+    """Folder for the index of the images; null is a folder below the user's cache."""
+    language: str | None = None
+    """Language of the labels; null takes the run's own."""
     device: str = "auto"
     """auto, cpu or cuda."""
     plugins: list[str] = field(default_factory=list)
@@ -43,7 +105,8 @@ class CompareArguments:
     """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
 
     runs: list[str] = field(default_factory=list)
-    """Run folders, or folders with a single run below them; NAME:FOLDER gives a run a name of its own."""
+    """Run folders, or folders with runs below them, of which the newest is taken; NAME:FOLDER gives a run a name of its
+    own."""
     out: str = "???"
     """Folder that gets curves.png and scores.md."""
 
@@ -53,7 +116,7 @@ class ReportArguments:
     """Write the report.html of a run folder again."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
 
 
 @dataclass
@@ -61,7 +124,7 @@ class ExportArguments:
     """Export the model of a run: load it with mmlm.pretrained.from_pretrained, anywhere and without Hydra."""
 
     run: str = "???"
-    """Run folder, or a folder with a single run below it."""
+    """Run folder, or a folder with runs below it, of which the newest is taken."""
     to: str = "???"
     """Folder to write; it must be new, or empty."""
     license: str | None = None
@@ -86,7 +149,7 @@ class ConvertArguments:
     to: str | None = None
     """Run folder to write."""
     run: str | None = None
-    """Run folder to read, or a folder with a single run below it."""
+    """Run folder to read, or a folder with runs below it, of which the newest is taken."""
     plugins: list[str] = field(default_factory=list)
     """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
     to_open_clip: str | None = None
@@ -98,7 +161,7 @@ class VerifyArguments:
     """Compare the files of a run, or of an exported model, with what was written. Exit status 2 if one is damaged."""
 
     run: str = "???"
-    """Run folder, a folder with a single run below it, or the folder of an exported model."""
+    """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
     accept: list[str] = field(default_factory=list)
     """Files that you have changed on purpose, such as [config.yaml]: from now on they count as they are."""
 

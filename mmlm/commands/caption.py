@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmlm.cli.arguments import CaptionArguments
+from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.data.images import read_image
 from mmlm.evaluation.decoding import write_captions
@@ -22,7 +23,7 @@ BATCH = 64
 def caption_images(arguments: CaptionArguments, paths: Sequence[str]) -> int:
     """Captions every readable image, and names the other files on stderr; the exit status is 2 if there are any."""
     device = choose_device(arguments.device)
-    run = load_run(arguments.run, device, arguments.plugins)
+    run = load_run(str(chosen_run(arguments.run)), device, arguments.plugins)
     config, model, tokenizer = run.config, run.model, run.tokenizer
     if model.decoder is None:
         raise UserError(f"run: {run.folder} has no decoder to write captions; give a run that was trained with one")

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 from mmlm.cli.arguments import CompareArguments
+from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import PROGRAM, UserError
-from mmlm.record.folder import FIGURES, find_run
+from mmlm.record.folder import FIGURES
 from mmlm.reports.comparison import draw_curves, score_table
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 
@@ -32,7 +33,7 @@ def _read(given: list[str]) -> dict[str, RunFolder]:
     runs: dict[str, RunFolder] = {}
     for entry in given:
         name, colon, folder = entry.partition(":")
-        run = read_run_folder(find_run(folder if colon else entry))
+        run = read_run_folder(chosen_run(folder if colon else entry))
         if run.figures.damaged:
             print(f"{PROGRAM}: {run.path / FIGURES} is damaged: what it explains is under plain names", file=sys.stderr)
         name = name if colon else run.experiment

@@ -13,6 +13,7 @@ from mmlm.checkpoints.checkpoint import save_checkpoint
 from mmlm.checkpoints.weights import read_weights, save_weights
 from mmlm.cli.arguments import ConvertArguments
 from mmlm.cli.hydra_config import compose
+from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
 from mmlm.experiment.build import build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config
@@ -23,7 +24,7 @@ from mmlm.experiment.parts import dotted
 from mmlm.experiment.saved_run import model_weights, save_tokenizer, trained_weights
 from mmlm.pretrained.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
 from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
-from mmlm.record.folder import CHECKPOINTS, CONFIG, find_run
+from mmlm.record.folder import CHECKPOINTS, CONFIG
 
 COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
 """The experiments whose models are open_clip's CoCa, and open_clip's CLIP followed by a captioning decoder."""
@@ -110,7 +111,7 @@ def export_coca(run: str, file: Path, plugins: Collection[str] = ()) -> None:
     """
     if file.exists():
         raise UserError(f"to_open_clip: {file} is there already; give a name that is not")
-    folder = find_run(run)
+    folder = chosen_run(run)
     config = load_config(folder / CONFIG, plugins)
     _check_architecture(config)
     _, weights = trained_weights(folder, config)

@@ -6,12 +6,17 @@ from itertools import chain
 
 from mmlm.cli.arguments import EvaluateArguments
 from mmlm.cli.hydra_config import evaluators_of
+from mmlm.cli.named_paths import named_paths
+from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, declared, in_order
+from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
+from mmlm.data.recognise import recognise
+from mmlm.data.sources import Source
+from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
-from mmlm.evaluation.requires import SplitFindings
-from mmlm.experiment.build import build_evaluators, build_splits
+from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
 from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_text, parse_config
@@ -25,38 +30,43 @@ from mmlm.training.messages import describe_corrupt
 
 COUNTS = ("images", "captions")
 """What ``Evaluation.write`` returns of a split besides the values of its evaluators."""
+WIDTH = 80
+"""Columns of a terminal that the table fits into."""
 
 
 def evaluate_run(arguments: EvaluateArguments) -> int:
     """Evaluates the splits, prints a table of the scores and rewrites the report; returns the exit status."""
     device = choose_device(arguments.device)
-    run = load_run(arguments.run, device, arguments.plugins)
+    run = load_run(str(chosen_run(arguments.run)), device, arguments.plugins)
     config = _with_evaluators(run.config, arguments)
     evaluators = build_evaluators(config)
     check_evaluators(evaluators, run.model.decoder is not None)
-    chosen = _choose(config, arguments.splits)
-    splits: dict[str, EvaluationBatches] = {}
-    findings: list[SplitFindings] = []
-    for group in ("validation", "test"):
-        nodes = {name: node for name, node in getattr(config.data, group).items() if name in chosen}
-        of_group = build_splits(config, run.tokenizer, nodes, f"data.{group}")
-        findings.append(find_splits(of_group, f"data.{group}", run.tokenizer, evaluators).accepted())
-        splits |= of_group
     console = Console()
+    groups, described = _splits(config, run.tokenizer, arguments, console)
+    findings = [find_splits(of_group, slot, run.tokenizer, evaluators).accepted() for slot, of_group in groups.items()]
+    splits = {name: batches for of_group in groups.values() for name, batches in of_group.items()}
     for line in chain.from_iterable(found.lines for found in findings):
         console.line(line)
     figures = evaluation_figures(evaluators)
     record_figures(run.folder, RunFigures(evaluation=figures))
     without = {split: names for found in findings for split, names in found.without.items()}
-    evaluation = Evaluation.of(
-        run, evaluators, config.data.max_tokens, device, arguments.precision, without=without, tell=console.line
-    )
-    scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language)
+    with console.activity() as activity:
+        evaluation = Evaluation.of(
+            run,
+            evaluators,
+            config.data.max_tokens,
+            device,
+            arguments.precision,
+            tick=activity.update,
+            without=without,
+            tell=console.line,
+        )
+        scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language, described)
     console.line(f"{run.folder} at step {run.step}, scored in {evaluation.precision}")
     for name, batches in splits.items():
         if batches.corrupt:
             console.line(describe_corrupt(name, batches.corrupt))
-    for line in _table(scores, figures):
+    for line in score_table(scores, figures, WIDTH):
         console.line(line)
     console.line(f"report: {write_report(run.folder)}")
     return 0
@@ -69,6 +79,37 @@ def _with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
     changed = replace(config, evaluators=evaluators_of(arguments.evaluators))
     # Read again as a config is: nodes may refer to other keys (``${data.language}``), and their arguments are checked.
     return parse_config(config_text(changed), f"evaluators={arguments.evaluators}")
+
+
+def _splits(
+    config: Config, tokenizer: Tokenizer, arguments: EvaluateArguments, console: Console
+) -> tuple[dict[str, dict[str, EvaluationBatches]], dict[str, str]]:
+    """The splits to score, by the key that messages about them are headed by; a line about each of ``data=``.
+
+    Raises UserError.
+    """
+    names = arguments.splits
+    if names is None:
+        names = [] if arguments.data is not None else ["validation"]
+    chosen = _choose(config, names) if names or arguments.data is None else set()
+    groups: dict[str, dict[str, EvaluationBatches]] = {}
+    for group in ("validation", "test"):
+        nodes = {name: node for name, node in getattr(config.data, group).items() if name in chosen}
+        groups[f"data.{group}"] = build_splits(config, tokenizer, nodes, f"data.{group}")
+    if arguments.data is None:
+        return groups, {}
+    own = {*config.data.validation, *config.data.test}
+    sources: dict[str, Source] = {}
+    described: dict[str, str] = {}
+    for name, path in named_paths("data", arguments.data).items():
+        if name in own:
+            raise UserError(f"data: '{name}' is a split of this run; give the images another name: data=NAME:{path}")
+        found = recognise(path, config.data.language, class_captions(config))
+        console.line(f"{name}: {path}, taken as {found.what}: {len(found.source):,} examples")
+        # The page is passed around, and should not name the folders of a machine.
+        sources[name], described[name] = found.source, f"not of this run: {path.resolve().name}, {found.what}"
+    groups["data"] = evaluation_batches(config, tokenizer, sources)
+    return groups, described
 
 
 def _choose(config: Config, names: list[str]) -> set[str]:
@@ -86,16 +127,35 @@ def _choose(config: Config, names: list[str]) -> set[str]:
     return chosen
 
 
-def _table(scores: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure]) -> list[str]:
-    """One line a value, one column a split; shares of 1 are in per cent. The counts of the split come first."""
+def score_table(scores: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure], width: int) -> list[str]:
+    """One line a value, one column a split; shares of 1 are in per cent. The counts of the split come first.
+
+    Splits that do not fit into ``width`` characters beside each other stand below: names may be cut, numbers never.
+    """
     known = list(dict.fromkeys(key for values in scores.values() for key in values))
     names = [*(name for name in known if name in COUNTS), *in_order(figures, [n for n in known if n not in COUNTS])]
-    width = max(len(name) for name in names)
-    lines = [" " * width + "".join(f"{split:>15}" for split in scores)]
-    for name in names:
-        cells = (_cell(values.get(name), declared(figures, name)) for values in scores.values())
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>15}" for cell in cells))
+    margin = max(len(name) for name in names)
+    blocks: list[list[list[str]]] = []
+    room = 0
+    for split, values in scores.items():
+        cells = [_cell(values.get(name), declared(figures, name)) for name in names]
+        least = max(map(len, cells))
+        column = [cut(split, max(least, width - margin - 2)), *cells]
+        needed = max(_NARROWEST, *map(len, column)) + 2
+        if not blocks or room < needed:
+            blocks.append([])
+            room = width - margin
+        room -= needed
+        blocks[-1].append([f"{cell:>{needed}}" for cell in column])
+    lines: list[str] = []
+    for number, block in enumerate(blocks):
+        rows = zip(["", *names], *block, strict=True)
+        lines += [""] * (number > 0) + [f"{name:<{margin}}" + "".join(cells) for name, *cells in rows]
     return lines
+
+
+_NARROWEST = 10
+"""Characters of a column at least."""
 
 
 def _cell(value: float | None, figure: Figure) -> str:

@@ -7,6 +7,7 @@ from shutil import rmtree
 import torch
 
 from mmlm.cli.arguments import ExportArguments
+from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import PROGRAM, UserError
 from mmlm.experiment.saved_run import load_run
 from mmlm.optim.lora import merge_adapters
@@ -20,7 +21,7 @@ def export_run(arguments: ExportArguments) -> int:
     to = Path(arguments.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"to: {to} is there already and not an empty folder; give a new one")
-    run = load_run(arguments.run, torch.device("cpu"), arguments.plugins)
+    run = load_run(str(chosen_run(arguments.run)), torch.device("cpu"), arguments.plugins)
     merge_adapters(run.model)  # the loader of the folder builds the model without adapters
     card = model_card(read_run_folder(run.folder, _tell), run.config, run.step, arguments.license)
     model = MmlmModel.from_run(run, card)

@@ -1,11 +1,11 @@
 """Writes the report of a run folder again."""
 
 from mmlm.cli.arguments import ReportArguments
-from mmlm.record.folder import find_run
+from mmlm.cli.runs import chosen_run
 from mmlm.reports.page import write_report
 
 
 def rewrite_report(arguments: ReportArguments) -> int:
     """Writes the page, prints its path, and returns the exit status. Raises UserError."""
-    print(write_report(find_run(arguments.run)))
+    print(write_report(chosen_run(arguments.run)))
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from mmlm.checkpoints.checkpoint import best_checkpoint
 from mmlm.checkpoints.files import folders, verify
 from mmlm.cli.arguments import VerifyArguments
+from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.record.folder import (
     CHECKPOINTS,
@@ -17,7 +18,6 @@ from mmlm.record.folder import (
     SAMPLES,
     SCORES,
     WANDB_ID,
-    find_run,
 )
 from mmlm.record.manifest import DamagedFileError, accept, fault_of, read_manifest
 
@@ -28,7 +28,7 @@ _MAY_BE_GONE = (DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, REPORT, WANDB_ID)
 def verify_run(arguments: VerifyArguments) -> int:
     """Prints a line for each file and checkpoint; returns the exit status. Raises UserError."""
     path = Path(arguments.run)
-    folder = path if (path / MANIFEST).is_file() else find_run(arguments.run)
+    folder = path if (path / MANIFEST).is_file() else chosen_run(arguments.run)
     for name in arguments.accept:
         _accept(folder, name)
     faults = 0

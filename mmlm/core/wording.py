@@ -75,6 +75,14 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def printable(text: str) -> str:
+    """``text`` on one line that any output can show: characters that cannot be are written as escapes (``\\x0a``).
+
+    A file's name may hold line breaks, and bytes that are no UTF-8.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def describe(hint: object) -> str:
     """A type annotation in words, with an article: ``an int``, ``a float or null``. Empty if it allows anything."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -185,6 +185,22 @@ class TextTable:
         return Caption(self._texts[index].as_py(), self._languages[index].as_py())
 
 
+def header_of(path: Path, encoding: str = "utf-8") -> list[str]:
+    """The names in the first row, by the delimiter that makes the most of them. Raises UserError for a file of none."""
+    found: list[str] = []
+    for delimiter in DELIMITERS:
+        try:
+            row = next(_rows(path, _Format(encoding, delimiter, True)), (0, 0, []))[2]
+        except UserError:
+            if delimiter == DELIMITERS[0]:  # by another one, quotes may well be wrong
+                raise
+            continue
+        found = max(found, row, key=len)
+    if not found:
+        raise UserError(f"{path}: is empty; its first row must name the columns, such as image and caption")
+    return found
+
+
 def _find(folder: str | Path | None, name: Path) -> Path:
     """The file of the table. Raises ArgumentError and UserError."""
     if folder is None:

@@ -157,10 +157,13 @@ class Evaluation:
         splits: Mapping[str, EvaluationBatches],
         samples: SampleSettings,
         language: str | None,
+        described: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, dict[str, float]]:
         """Evaluates every split and merges the results into ``scores.json`` and ``samples.json`` of a run folder.
 
-        Rank 0 writes the files. When ``write`` returns, on any rank, they are complete.
+        ``described`` holds a line about each split that is not the run's own. The results of such a one replace all
+        that the files have under its name, for other images may have had it. Rank 0 writes the files. When ``write``
+        returns, on any rank, they are complete.
         """
         scores: dict[str, dict[str, float]] = {}
         shown: dict[str, Any] = {}
@@ -173,8 +176,10 @@ class Evaluation:
 
         def merge() -> None:
             if rank() == 0:
-                for file, results in ((folder / SCORES, scores), (folder / SAMPLES, shown)):
-                    _merge(file, step, self.precision, results, self.tell)
+                noted: dict[str, Any] = dict(scores)
+                noted |= {name: {"description": line} | scores[name] for name, line in described.items()}
+                for file, results in ((folder / SCORES, noted), (folder / SAMPLES, shown)):
+                    _merge(file, step, self.precision, results, described, self.tell)
 
         gather_results(merge)
         return scores
@@ -197,12 +202,18 @@ def place_of(error: Exception) -> str:
 
 
 def _merge(
-    file: Path, step: int, precision: str | None, splits: Mapping[str, Any], tell: Callable[[str], None]
+    file: Path,
+    step: int,
+    precision: str | None,
+    splits: Mapping[str, Any],
+    replaced: Collection[str],
+    tell: Callable[[str], None],
 ) -> None:
-    """Adds results to a file, by split and name; those of another step are dropped, for they belong to other weights.
+    """Adds results to a file, by split and name, or in place of those of the split if it is ``replaced``.
 
-    So are those of another precision: the figures of a file, and of a table, are taken in one. The file is replaced in
-    one step: a run that is killed here leaves the one before. A damaged file is put aside, and told of.
+    Results of another step are dropped, for they belong to other weights. So are those of another precision: the
+    figures of a file, and of a table, are taken in one. The file is replaced in one step: a run that is killed here
+    leaves the one before. A damaged file is put aside, and told of.
     """
     kept: dict[str, Any] = {}
     try:
@@ -215,7 +226,7 @@ def _merge(
         aside = file.with_name(f"{file.name}.damaged")
         file.replace(aside)
         tell(f"{file} was damaged and is now {aside.name}; it is written anew, without splits evaluated earlier")
-    merged = {name: kept.get(name, {}) | values for name, values in splits.items()}
+    merged = {n: ({} if n in replaced else kept.get(n, {})) | values for n, values in splits.items()}
     taken = {} if precision is None else {"precision": precision}
     content = {"step": step, **taken, "splits": kept | merged}
     write_recorded(file, json.dumps(content, ensure_ascii=False))

@@ -65,11 +65,7 @@ class ZeroShot:
     }
 
     def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
-        if not templates:
-            raise ArgumentError("templates: [] has no prompt; '{}' is the text itself")
-        for template in templates:
-            if template.count(PLACE) != 1:
-                raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
+        check_templates(templates)
         self.templates, self.language = tuple(templates), language
         self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
 
@@ -86,9 +82,7 @@ class ZeroShot:
                 owner += [number] * (len(prompts) - len(owner))
         if not number_of:
             raise UserError(f"no concept of the split '{split.name}' has a text to know it by")
-        embedded = split.embed_texts(prompts, self.language)
-        sums = embedded.new_zeros(len(number_of), embedded.shape[1])
-        classes = F.normalize(sums.index_add(0, torch.tensor(owner, device=embedded.device), embedded), dim=1)
+        classes = class_vectors(split.embed_texts(prompts, self.language), owner, len(number_of))
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
         places = class_places(split.gallery.image_embedding[known], classes, labels[known])
@@ -96,6 +90,24 @@ class ZeroShot:
         yield "top5", within(places, 5).mean().item()
         yield "by_class", class_means(within(places, 1), labels[known]).mean().item()
         yield "chance", 1 / len(number_of)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises ArgumentError for no template, or one without the place of the text."""
+    if not templates:
+        raise ArgumentError("templates: [] has no prompt; '{}' is the text itself")
+    for template in templates:
+        if template.count(PLACE) != 1:
+            raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
+
+
+def class_vectors(prompts: Tensor, owner: Sequence[int], count: int) -> Tensor:
+    """float[count, E], unit length: the mean of the embeddings of each class's prompts.
+
+    ``prompts`` float[n, E] have unit length; ``owner`` is the class of each, and every class has some.
+    """
+    sums = prompts.new_zeros(count, prompts.shape[1])
+    return F.normalize(sums.index_add(0, torch.tensor(owner, device=prompts.device), prompts), dim=1)
 
 
 def class_places(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:

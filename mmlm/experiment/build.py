@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.model_output import ModelSizes
+from mmlm.data.class_folder import ClassFolder
 from mmlm.data.evaluation_batches import EvaluationBatches
+from mmlm.data.recognise import ClassCaptions
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
@@ -96,17 +99,30 @@ def build_splits(
     config: Config, tokenizer: Tokenizer, nodes: Mapping[str, object], slot: str
 ) -> dict[str, EvaluationBatches]:
     """The evaluation batches of each split, by the split's name. ``slot`` is the key that ``nodes`` stand at."""
-    transform = build_transform(config)
+    sources = {name: build_source(config, node, f"{slot}.{name}") for name, node in nodes.items()}
+    return evaluation_batches(config, tokenizer, sources)
+
+
+def evaluation_batches(
+    config: Config, tokenizer: Tokenizer, sources: Mapping[str, Source]
+) -> dict[str, EvaluationBatches]:
+    """The evaluation batches of sources, by their names: pixels and tokens as the run of the config makes them."""
+    transform, data = build_transform(config), config.data
     return {
-        name: EvaluationBatches(
-            build_source(config, node, f"{slot}.{name}"),
-            tokenizer,
-            transform,
-            config.data.evaluation_batch_size,
-            config.data.max_tokens,
-        )
-        for name, node in nodes.items()
+        name: EvaluationBatches(source, tokenizer, transform, data.evaluation_batch_size, data.max_tokens)
+        for name, source in sources.items()
     }
+
+
+def class_captions(config: Config, otherwise: str = ClassCaptions.caption) -> ClassCaptions:
+    """How the images of classes are captioned: as in training, if that was on class folders, else by ``otherwise``."""
+    node = config.data.train
+    if not isinstance(node, Mapping) or node.get("_target_") != f"{ClassFolder.__module__}.{ClassFolder.__name__}":
+        return ClassCaptions(otherwise)
+    # A file of words that has stayed on another machine is no reason to refuse folders that are named in words.
+    names = node.get("names")
+    there = names if names is not None and Path(names).is_file() else None
+    return ClassCaptions(node.get("caption", ClassCaptions.caption), there)
 
 
 def build_evaluators(config: Config) -> dict[str, Evaluator]:

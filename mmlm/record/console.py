@@ -1,5 +1,6 @@
 """The terminal output of a run: lines, a header, and a progress bar."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -49,6 +50,10 @@ class Console:
     def progress(self, total_steps: int, start: int = 0) -> "Progress":
         """The progress display, a context manager, of a run of ``total_steps`` optimizer steps, from ``start`` on."""
         return Progress(self._rich, total_steps, start, self._plain_seconds, self._clock)
+
+    def activity(self) -> "Activity":
+        """The display, a context manager, of work that tells what it does before each batch (an evaluation)."""
+        return Activity(self._rich, self._plain_seconds, self._clock)
 
 
 class Progress:
@@ -119,6 +124,62 @@ class Progress:
         """The time left, at the mean rate since this process began to train; the time of evaluations counts."""
         if step <= self._start:
             return "?"
-        seconds = round((self._clock() - self._began) * (self._total - step) / (step - self._start))
-        hours, minutes = seconds // 3600, seconds // 60 % 60
-        return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+        return duration((self._clock() - self._began) * (self._total - step) / (step - self._start))
+
+
+_BATCH = re.compile(r"(?P<doing>.*), batch (?P<number>\d+) of (?P<total>\d+)")
+"""What an evaluation says before a batch: see ``Evaluation.tick``."""
+
+
+class Activity:
+    """What is done at the moment: a live bar with the time elapsed on a terminal, else a line now and then.
+
+    How often an evaluator goes through a split is known to itself only, so the bar is that of the pass at hand.
+    """
+
+    def __init__(self, console: rich.console.Console, plain_seconds: float, clock: Callable[[], float]) -> None:
+        self._console, self._plain_seconds, self._clock = console, plain_seconds, clock
+        self._began = self._printed_at = clock()
+        self._bar: rich.progress.Progress | None = None
+        self._task = rich.progress.TaskID(0)
+
+    def __enter__(self) -> Self:
+        self._began = self._printed_at = self._clock()
+        if self._console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.BarColumn(bar_width=_BAR_WIDTH),
+                rich.progress.TextColumn("{task.fields[text]}", markup=False),
+                console=self._console,
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=None, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, doing: str) -> None:
+        """Shows what is begun; a text that ends in ``, batch 3 of 12`` moves the bar."""
+        now = self._clock()
+        text = f"{duration(now - self._began)}  {doing}"
+        if self._bar is not None:
+            found = _BATCH.fullmatch(doing)
+            done, total = (int(found["number"]) - 1, int(found["total"])) if found else (0, None)
+            room = max(1, self._console.width - _BAR_WIDTH - 1)
+            text = text if len(text) <= room else f"{text[: room - 1]}…"
+            self._bar.update(self._task, completed=done, total=total, text=text)
+        elif now - self._printed_at >= self._plain_seconds:
+            self._printed_at = now
+            self._console.print(text, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """0:42, 12:07, 3:05:00."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -75,14 +75,35 @@ def find_run(path: str) -> Path:
 
     Raises UserError if there is no run folder below ``path``, or more than one.
     """
+    found = runs_below(path)
+    if len(found) > 1:
+        raise UserError(f"run: {path} holds {len(found)} runs; name one, such as {found[0]}")
+    return found[0]
+
+
+def newest_run(path: str) -> tuple[Path, int]:
+    """The run folder at ``path`` or below it that was trained last, and how many there are. Raises UserError.
+
+    A run was trained last if its metrics were written last; evaluating a run, or writing its report, makes it no newer.
+    """
+    found = runs_below(path)
+    return max(found, key=_trained_at), len(found)
+
+
+def runs_below(path: str) -> list[Path]:
+    """``path`` itself if it is a run folder, or else all run folders below it, sorted. Raises UserError for none."""
     root = Path(path)
     if (root / CONFIG).is_file():
-        return root
+        return [root]
     # A run folder is called seed=<n>; any config.yaml will not do, for wandb writes one of its own below a run folder.
     found = sorted(file.parent for file in root.glob(f"**/seed=*/{CONFIG}")) if root.is_dir() else []
     found = [folder for folder in found if ASIDE not in folder.name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"run: {path} holds {len(found)} runs; name one, such as {found[0]}")
-    raise UserError(f"run: {path} is no run folder (it has no {CONFIG}); train one with python -m mmlm.train")
+    if not found:
+        raise UserError(f"run: {path} is no run folder (it has no {CONFIG}); train one with python -m mmlm.train")
+    return found
+
+
+def _trained_at(folder: Path) -> float:
+    """When the run last wrote metrics, or else its config: seconds since 1970."""
+    metrics = folder / METRICS
+    return (metrics if metrics.is_file() else folder / CONFIG).stat().st_mtime

@@ -1,6 +1,7 @@
 """Config to live parts: what is built, with which weights, and what does not fit together."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mmlm.experiment.config_file import load_config, save_config
 from mmlm.experiment.device import choose_device, seed_everything
 from mmlm.experiment.experiment import build_experiment
 from mmlm.experiment.saved_run import exported_weights, load_run
-from mmlm.record.folder import CHECKPOINTS, TOKENIZER, find_run
+from mmlm.record.folder import CHECKPOINTS, TOKENIZER, find_run, newest_run
 from tests.equality import same, weights_of
 
 CPU = torch.device("cpu")
@@ -140,6 +141,18 @@ def test_a_run_is_found_from_above_where_it_is_the_only_one(tiny_config, tmp_pat
     make_run(tmp_path / "a/c/seed=0", tiny_config())
     with pytest.raises(UserError, match=r"a holds 2 runs; name one, such as .*a/b/seed=0"):
         find_run(str(tmp_path / "a"))
+
+
+def test_the_newest_run_is_the_one_that_wrote_metrics_last(tiny_config, tmp_path):
+    old, new, aside = (
+        make_run(tmp_path / name, tiny_config()) for name in ("b/seed=0", "a/seed=0", "b/seed=0.before-1")
+    )
+    for seconds, folder in enumerate((old, new, aside)):
+        (folder / "metrics.jsonl").write_text("")
+        os.utime(folder / "metrics.jsonl", (seconds, seconds))
+    (old / "scores.json").write_text("{}")  # evaluated after all of them
+    assert newest_run(str(tmp_path)) == (new, 2)
+    assert newest_run(str(old)) == (old, 1)
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,34 @@ def test_plain_progress_prints_at_least_every_ten_seconds():
     lines = file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == [f"{step}/100000" for step in range(50_010, 50_061, 10)]
     assert "13:53:10 left" in lines[0]  # 49,990 steps at one a second, counted from where the run resumed
+
+
+def test_an_activity_tells_now_and_then_what_is_done():
+    file, clock = io.StringIO(), Clock()
+    with Console(file, clock=clock).activity() as activity:
+        for number in range(1, 61):
+            clock.now += 1.0
+            activity.update(f"encoding mine, batch {number} of 60")
+    lines = file.getvalue().splitlines()
+    assert lines[:2] == ["0:10  encoding mine, batch 10 of 60", "0:20  encoding mine, batch 20 of 60"]
+    assert len(lines) == 6
+
+
+def test_the_live_activity_is_a_bar_that_fits_the_terminal(monkeypatch):
+    file, clock = io.StringIO(), Clock()
+    terminal = rich.console.Console(file=file, force_terminal=True, width=50, highlight=False, color_system=None)
+    monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+    console = Console(clock=clock)
+    with console.activity() as activity:
+        clock.now = 65.0
+        activity.update("evaluating validation, batch 11 of 12")
+        activity.update("evaluating a_split_of_a_long_name, batch 11 of 12")
+        activity.update("something else")
+        console.line("a line above it")
+    shown = file.getvalue()
+    assert "a line above it" in shown
+    assert "something else" in shown
+    assert all(len(line) <= 50 for line in re.sub(r"\x1b\[[?\d]*\w", "", shown).replace("\r", "\n").splitlines())
 
 
 def test_header_and_lines_are_printed_as_they_are():

@@ -1,0 +1,206 @@
+"""What lies at a path of images with captions: the source that reads it, recognised by the files that are there."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmlm.core.batch import Caption, Example, ExampleTexts
+from mmlm.core.errors import UserError
+from mmlm.core.wording import first_line, listed
+from mmlm.data.class_folder import SUFFIXES, ClassFolder
+from mmlm.data.coco import CocoCaptions
+from mmlm.data.sources import ImageFolder, ParquetTable, Source, texts_of
+from mmlm.data.text_table import TextTable, header_of
+
+CAPTIONS = "captions.jsonl"
+LOOKED_FOR = (
+    f"{CAPTIONS}, annotations/captions_NAME.json with the images in NAME/, .parquet, .csv or .tsv, or a folder of "
+    "images for each class"
+)
+"""All that is recognised, in the order in which it is looked for."""
+IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "filepath", "path", "file")
+"""Names of a column of images or their paths; the first that is there is taken."""
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description")
+"""Names of a column of captions; the first that is there is taken."""
+_SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test)(?![a-z])", re.IGNORECASE)
+"""The beginning of a name that belongs to one split of a data set."""
+_SHOWN = 5
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A source, and in words what it was taken for."""
+
+    source: Source
+    what: str
+    """Such as ``a folder of images for each class``."""
+
+
+@dataclass(frozen=True)
+class ClassCaptions:
+    """How the images of a class folder are captioned; see ``ClassFolder``."""
+
+    caption: str = "a photo of a {}"
+    names: str | None = None
+
+
+class _InLanguage:
+    """A source in which captions without a language are in ``language``."""
+
+    def __init__(self, source: Source, language: str) -> None:
+        self._source, self._language = source, language
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return replace(example, captions=self._tagged(example.captions))
+
+    def captions(self) -> Iterator[Caption]:
+        """See ``Source``."""
+        return iter(self._tagged(self._source.captions()))
+
+    def texts(self) -> Iterator[ExampleTexts]:
+        """See ``ListsTexts``."""
+        return (replace(texts, captions=self._tagged(texts.captions)) for texts in texts_of(self._source))
+
+    def _tagged(self, captions: Sequence[Caption] | Iterator[Caption]) -> tuple[Caption, ...]:
+        return tuple(Caption(c.text, self._language) if c.language is None else c for c in captions)
+
+
+def recognise(path: Path, language: str | None = None, classes: ClassCaptions | None = None) -> Recognised:
+    """The source that reads the file or folder ``path``, whichever of the formats it is.
+
+    Where a folder holds several of what ``LOOKED_FOR`` lists, the first counts, and ``what`` names the others.
+    ``language`` is that of captions that name none. Raises UserError: for a path that is not there, one that holds
+    nothing of it (the message says what was looked for and what is there), a folder of several splits, and whatever
+    the source itself refuses.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder; give one that holds {LOOKED_FOR}")
+    found = list(_of_file(path) if path.is_file() else _of_folder(path, classes or ClassCaptions()))
+    if not found:
+        raise UserError(f"{path}: nothing in it is recognised; looked for {LOOKED_FOR}; {_contents(path)}")
+    what, build = found[0]
+    others = f" (not {', '.join(other for other, _ in found[1:])}, which is there too)" if found[1:] else ""
+    source = build()
+    return Recognised(source if language is None else _InLanguage(source, language), what + others)
+
+
+_Found = tuple[str, Callable[[], Source]]
+"""What something is taken for, and how its source is made."""
+
+
+def _of_file(file: Path) -> Iterator[_Found]:
+    kind = file.suffix.lower()
+    if kind == ".jsonl":
+        yield f"the captions file {file.name}", lambda: ImageFolder(file.parent, file.name)
+    elif kind == ".json":
+        yield f"COCO's captions {file.name}", lambda: _coco(file)
+    elif kind == ".parquet":
+        yield f"the Parquet file {file.name}", lambda: _parquet([file])
+    elif kind in (".csv", ".tsv"):
+        yield f"the table {file.name}", lambda: _table(file)
+
+
+def _of_folder(folder: Path, classes: ClassCaptions) -> Iterator[_Found]:
+    if (folder / CAPTIONS).is_file():
+        yield f"a folder with {CAPTIONS}", lambda: ImageFolder(folder)
+    coco = sorted(file for place in (folder / "annotations", folder) for file in place.glob("captions_*.json"))
+    if coco:
+        yield "a COCO folder", lambda: _coco(_only(folder, coco))
+    parquet = sorted(file for place in (folder, folder / "data") for file in place.glob("*.parquet"))
+    if parquet:
+        yield f"{len(parquet)} Parquet file{'s' * (len(parquet) > 1)}", lambda: _parquet(_one_split(folder, parquet))
+    tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".csv", ".tsv"))
+    if tables:
+        yield "a table", lambda: _table(_only(folder, tables))
+    inner = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    if inner and all(any(map(_is_image, one.rglob("*"))) for one in inner):
+        yield "a folder of images for each class", lambda: _class_folder(folder, inner, classes)
+
+
+def _only(folder: Path, files: Sequence[Path]) -> Path:
+    """The only file, or the only one for validation. Raises UserError."""
+    validation = [file for file in files if "val" in file.stem.lower()]
+    for some in (files, validation):
+        if len(some) == 1:
+            return some[0]
+    names = listed([str(file.relative_to(folder)) for file in files], _SHOWN)
+    raise UserError(f"{folder}: holds {names}; give one of them, such as {files[0]}")
+
+
+def _one_split(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
+    """The files, if their names do not tell of several splits. Raises UserError."""
+    splits = {found[1].lower() for file in files if (found := _SPLIT.match(file.stem)) is not None}
+    if len(splits) > 1:
+        several = " and ".join(sorted(splits))
+        raise UserError(f"{folder}: holds files of {several}; give one file, or a folder with those of one split")
+    return files
+
+
+def _coco(annotations: Path) -> Source:
+    name = annotations.stem.removeprefix("captions_")
+    places = (annotations.parent / name, annotations.parent.parent / name, annotations.parent.parent / "images" / name)
+    images = next((place for place in places if place.is_dir()), None)
+    if images is None:
+        raise UserError(f"{annotations}: the folder of its images is not there; looked for {listed(_names(places), 3)}")
+    return CocoCaptions(images.parent, annotations.resolve(), images.resolve())
+
+
+def _parquet(files: Sequence[Path]) -> Source:
+    try:
+        columns = pq.read_schema(files[0]).names
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{files[0]}: cannot be read as Parquet ({first_line(error)})") from error
+    image, caption = (_column(files[0], columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
+    concept = "concept" if "concept" in columns else None
+    return ParquetTable([str(file) for file in files], image, caption, concept_column=concept)
+
+
+def _table(file: Path) -> Source:
+    columns = header_of(file)
+    image, caption = (_column(file, columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
+    concept, language = (name if name in columns else None for name in ("concept", "language"))
+    return TextTable(file.parent, file.name, image, caption, concept, language)
+
+
+def _column(file: Path, columns: Sequence[str], known: Sequence[str]) -> str:
+    """The column of one of the known names. Raises UserError."""
+    for name in known:
+        if name in columns:
+            return name
+    there = listed([repr(column) for column in columns], 20)
+    raise UserError(f"{file}: has no column {', '.join(known[:-1])} or {known[-1]}; it has {there}; rename one of them")
+
+
+def _class_folder(folder: Path, inner: Sequence[Path], classes: ClassCaptions) -> Source:
+    if all(_SPLIT.fullmatch(one.name) for one in inner):
+        names = listed(_names(inner), _SHOWN)
+        raise UserError(f"{folder}: its folders {names} are splits and no classes; give one, such as {inner[0]}")
+    return ClassFolder(folder, classes.caption, classes.names)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def _contents(path: Path) -> str:
+    """What lies there instead, for a message."""
+    if path.is_file():
+        return f"the file ends in '{path.suffix}'"
+    images = sum(map(_is_image, path.iterdir()))
+    others = sorted(one.name for one in path.iterdir() if not _is_image(one))
+    if images:
+        return f"it holds {images} image{'s' * (images > 1)} without captions: write {CAPTIONS} beside them"
+    return f"it holds {listed(others, _SHOWN)}" if others else "it is empty"
