@@ -26,7 +26,7 @@ QUICK_FIRST = ("decoder", "encoder", "text_encoder")
 """Slots whose options stand in more cells than they have to."""
 QUICK = ("transformer", "vit_small_images", f"vit_small_images{POOLED}", "own")
 """The options that take the least time: the others stand in no more cells than they have to."""
-PATTERNS = ("transformer", "prefix", "mammut")
+PATTERNS = ("transformer", "prefix", "mammut", "genlip")
 """Decoders that read captions by other masks than the causal one."""
 IMAGES = 4
 SHARES: Mapping[str, Shares] = {"unequal": (3, 1), "one without images": (4, 0)}

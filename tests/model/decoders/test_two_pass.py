@@ -24,11 +24,15 @@ IMAGE_INDEX = torch.tensor([0, 1, 1, TEXT_ONLY, 2, 0, TEXT_ONLY])
 C = len(LENGTHS)
 
 packing = pytest.mark.parametrize("packed", PACKED)
+FUSIONS = ("cross_attention", "prefix")
+fusions = pytest.mark.parametrize("fusion", FUSIONS)
 
 
-def make_decoder(**changes) -> TwoPassDecoder:
-    """Four layers, of which the second and the fourth read the image; every parameter random and none small."""
-    sizes = {"width": WIDTH, "num_heads": 2, "num_layers": 4} | changes
+def make_decoder(fusion="cross_attention", **changes) -> TwoPassDecoder:
+    """Four layers; by cross-attention, the second and the fourth read the image. Every parameter random, none small."""
+    every = 2 if fusion == "cross_attention" else None
+    sizes = {"width": WIDTH, "num_heads": 2, "num_layers": 4, "cross_attention_every": every} | changes
+    sizes["fusion"] = fusion
     return stirred(TwoPassDecoder(V, MEMORY_WIDTH, T, **sizes))
 
 
@@ -76,9 +80,10 @@ def really_sees(read, decoder: TwoPassDecoder) -> Tensor:
 
 
 @packing
+@fusions
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_token_sees_later_ones_in_the_pass_without_the_image_and_none_in_the_other(positions, packed):
-    decoder = make_decoder(positions=positions, packed=packed)
+def test_a_token_sees_later_ones_in_the_pass_without_the_image_and_none_in_the_other(positions, fusion, packed):
+    decoder = make_decoder(fusion, positions=positions, packed=packed)
     real = Layout.mask(LENGTHS, T)
     assert torch.equal(really_sees(text_states, decoder), real[:, :, None] & real[:, None, :])
     real = Layout.mask(LENGTHS - 1, T - 1)
@@ -86,10 +91,11 @@ def test_a_token_sees_later_ones_in_the_pass_without_the_image_and_none_in_the_o
     assert torch.equal(really_sees(caption_states, decoder), nn.functional.pad(causal, (0, 1)))
 
 
+@fusions
 @pytest.mark.parametrize("mixing", range(4))
-def test_every_layer_does(mixing):
+def test_every_layer_does(mixing, fusion):
     """With one layer alone that mixes positions: or what another has seen would hide that this one does not look."""
-    decoder = make_decoder()
+    decoder = make_decoder(fusion)
     with torch.no_grad():
         for layer in [*decoder.layers[:mixing], *decoder.layers[mixing + 1 :]]:
             for parameter in layer.self_attention.output.parameters():
@@ -122,26 +128,34 @@ def plain_attention(attention: nn.Module, queries: Tensor, source: Tensor, mask:
 def plain_pass(decoder: TwoPassDecoder, tokens: Tensor, memory: Tensor | None, causal: bool) -> Tensor:
     """One text int64[t], with the memory float[M, Dm] of its image or None -> states float[t, D]."""
     x = decoder.token_embedding.weight[tokens] + decoder.position_embedding[: len(tokens)]
+    front = 0
+    if memory is not None and decoder.fusion == "prefix":
+        x, front = torch.cat([decoder.prefix_projection(memory), x]), len(memory)
     mask = torch.ones(len(x), len(x), dtype=torch.bool)
-    mask = mask.tril() if causal else mask
+    for i, j in itertools.product(range(len(x)), range(len(x))):
+        mask[i, j] = not causal or j <= i or (i < front and j < front)
     for layer in decoder.layers:
         normed = layer.self_norm(x)
         x = x + plain_attention(layer.self_attention, normed, normed, mask)
         if layer.cross_attention is not None and memory is not None:
             x = x + plain_attention(layer.cross_attention, layer.cross_norm(x), memory)
         x = x + layer.feed_forward(layer.feed_forward_norm(x))
-    return decoder.norm(x)
+    return decoder.norm(x)[front:]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_both_passes_are_the_plain_formula(every):
-    decoder, tokens, memory = make_decoder(num_layers=3, cross_attention_every=every), make_tokens(), make_memory()
-    assert [layer.cross_attention is not None for layer in decoder.layers] == {
-        1: [True, True, True],
-        2: [False, True, False],
-        3: [False, False, True],
-    }[every]
-    text, hidden = decoder.text(tokens, LENGTHS), caption_states(decoder, tokens)
+PLAIN = {
+    "every layer": ("cross_attention", 1, [True, True, True]),
+    "every second": ("cross_attention", 2, [False, True, False]),
+    "every third": ("cross_attention", 3, [False, False, True]),
+    "prefix": ("prefix", None, [False, False, False]),
+}
+
+
+@pytest.mark.parametrize(("fusion", "every", "reads"), PLAIN.values(), ids=PLAIN.keys())
+def test_both_passes_are_the_plain_formula(fusion, every, reads):
+    decoder, tokens = make_decoder(fusion, num_layers=3, cross_attention_every=every), make_tokens()
+    assert [layer.cross_attention is not None for layer in decoder.layers] == reads
+    text, hidden, memory = decoder.text(tokens, LENGTHS), caption_states(decoder, tokens), make_memory()
     for c, (length, image) in enumerate(zip(LENGTHS.tolist(), IMAGE_INDEX.tolist(), strict=True)):
         states = plain_pass(decoder, tokens[c, :length], None, causal=False)
         torch.testing.assert_close(text.states[c, :length], states, rtol=1e-10, atol=1e-12)
@@ -166,9 +180,10 @@ def gradients(decoder: TwoPassDecoder, text: bool, captions: bool) -> dict[str, 
     return dict(zip(names, torch.autograd.grad(total, list(names.values()), allow_unused=True), strict=True))
 
 
-def test_both_passes_move_the_same_weights():
+@fusions
+def test_both_passes_move_the_same_weights(fusion):
     """The gradient of both losses is the sum of both; the image and what reads it have none of the text embedding's."""
-    decoder = make_decoder(tie_weights=False)
+    decoder = make_decoder(fusion, tie_weights=False)
     of_text, of_captions, of_both = (gradients(decoder, *which) for which in ((1, 0), (0, 1), (1, 1)))
     for name, both in of_both.items():
         if name == "head.weight":  # logits are made elsewhere
@@ -176,15 +191,18 @@ def test_both_passes_move_the_same_weights():
             continue
         torch.testing.assert_close(both, of_text[name] + of_captions[name], rtol=1e-10, atol=1e-12)
         assert of_captions[name].abs().max() > 0, name
-        reads_image = "cross_" in name or name == "memory"
+        reads_image = name.startswith(("memory", "prefix_projection")) or "cross_" in name
         assert bool(of_text[name].any()) is not reads_image, name
 
 
-def test_an_image_has_no_part_in_the_text_embedding_of_a_model(make_batch):
+@fusions
+def test_an_image_has_no_part_in_the_text_embedding_of_a_model(make_batch, fusion):
     torch.manual_seed(0)
     encoder = TimmVit(16, patch_size=8, width=12, depth=1, num_heads=2, class_token=False)
     bridge = AttentionalPooler(12, (2, 2), 8, num_heads=2, num_queries=3)
-    decoder = TwoPassDecoder(V, bridge.memory_width, T, width=WIDTH, num_heads=2)
+    every = 2 if fusion == "cross_attention" else None
+    sizes = {"width": WIDTH, "num_heads": 2, "fusion": fusion, "cross_attention_every": every}
+    decoder = TwoPassDecoder(V, bridge.memory_width, T, **sizes)
     model = ImageTextModel(encoder, bridge, decoder, embedding_width=6).double().eval()
     one, other = (make_batch((5, 3, 7), (0, 1, 1), 2, T, V, 16, seed=seed) for seed in (0, 1))
     other.tokens.copy_(one.tokens)
@@ -205,9 +223,10 @@ CACHED = list(itertools.product(POSITIONS, [{}, {"num_key_value_heads": 1, "norm
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
+@fusions
 @pytest.mark.parametrize(("positions", "changes"), CACHED)
-def test_decoding_with_a_cache_equals_the_full_forward(positions, changes, chunks):
-    decoder, memory = make_decoder(positions=positions, **changes), make_memory()
+def test_decoding_with_a_cache_equals_the_full_forward(positions, changes, fusion, chunks):
+    decoder, memory = make_decoder(fusion, positions=positions, **changes), make_memory()
     tokens = make_tokens()[:3]
     longer = torch.cat([tokens, tokens[:, :1]], dim=1)
     expected = decoder.hidden(longer, torch.full((3,), T + 1), memory, torch.arange(3)).view(3, T, WIDTH)
@@ -219,15 +238,17 @@ def test_decoding_with_a_cache_equals_the_full_forward(positions, changes, chunk
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected @ decoder.head_weight.T, rtol=1e-10, atol=1e-10)
 
 
-def test_packed_equals_unpacked_in_both_passes_and_all_gradients():
-    packed, plain = (gradients(make_decoder(packed=choice), 1, 1) for choice in PACKED)
+@fusions
+def test_packed_equals_unpacked_in_both_passes_and_all_gradients(fusion):
+    packed, plain = (gradients(make_decoder(fusion, packed=choice), 1, 1) for choice in PACKED)
     for name, value in packed.items():
         torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-10)
 
 
 @packing
-def test_padding_changes_nothing(packed):
-    decoder, tokens = make_decoder(packed=packed), make_tokens()
+@fusions
+def test_padding_changes_nothing(fusion, packed):
+    decoder, tokens = make_decoder(fusion, packed=packed), make_tokens()
     other = torch.where(Layout.mask(LENGTHS, T), tokens, make_tokens(seed=9))
     for read in (text_states, caption_states):
         assert torch.equal(read(decoder, other), read(decoder, tokens))
@@ -237,14 +258,38 @@ def test_padding_changes_nothing(packed):
 
 
 @packing
-def test_layers_that_read_the_image_record_what_they_look_at(packed):
+@pytest.mark.parametrize(("fusion", "layers"), [("cross_attention", 2), ("prefix", 4)])
+def test_layers_that_read_the_image_record_what_they_look_at(fusion, layers, packed):
     record, tokens = AttentionRecord(), make_tokens()
-    decoder = make_decoder(packed=packed)
+    decoder = make_decoder(fusion, packed=packed)
     hidden = decoder.hidden(tokens, LENGTHS, make_memory(), IMAGE_INDEX, record=record)
     assert torch.equal(hidden, decoder.hidden(tokens, LENGTHS, make_memory(), IMAGE_INDEX))
-    assert [weights.shape for weights in record.weights] == [(C, 2, T - 1, M)] * 2
-    shares = record.weights[0].sum(-1)
-    torch.testing.assert_close(shares, torch.ones_like(shares))
+    assert [weights.shape for weights in record.weights] == [(C, 2, T - 1, M)] * layers
+    read = Layout.mask(LENGTHS - 1, T - 1) & (IMAGE_INDEX != TEXT_ONLY)[:, None]
+    shares = record.weights[0].sum(-1)[read[:, None].expand(-1, 2, -1)]
+    if fusion == "cross_attention":
+        torch.testing.assert_close(shares, torch.ones_like(shares))
+    else:  # the text takes its share
+        assert ((shares > 0) & (shares < 1)).all()
+
+
+def test_a_token_of_the_prefix_sees_all_of_the_image_and_no_text():
+    """Found by what the cache holds of it: keys of the second layer are made of what the first has seen."""
+    decoder, memory = make_decoder("prefix"), make_memory()
+    before = decoder.start_decoding(memory).layers[1].keys
+    changed = memory.clone()
+    changed[:, M - 1] += 1
+    difference = (decoder.start_decoding(changed).layers[1].keys - before).abs().amax(dim=(1, 3))
+    assert (difference > 1e-6).all(), "the first image token sees the last"
+    cache = decoder.start_decoding(memory)
+    decoder.decode(make_tokens()[:3], cache)
+    assert torch.equal(cache.layers[1].keys[:, :, :M], before)
+
+
+def test_a_prefix_of_the_decoder_s_own_width_enters_as_it_is():
+    sizes = {"width": WIDTH, "num_heads": 2, "fusion": "prefix", "cross_attention_every": None}
+    assert TwoPassDecoder(V, WIDTH, T, **sizes).prefix_projection is None
+    assert TwoPassDecoder(V, MEMORY_WIDTH, T, **sizes).prefix_projection.weight.shape == (WIDTH, MEMORY_WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +300,11 @@ def test_layers_that_read_the_image_record_what_they_look_at(packed):
         (
             {"num_layers": 2, "cross_attention_every": 3},
             r"^cross_attention_every: 3 lets none of num_layers=2 read the image; use 2 or less$",
+        ),
+        ({"cross_attention_every": None}, r"^cross_attention_every: null is for fusion=prefix; use 1 or more$"),
+        (
+            {"fusion": "prefix", "cross_attention_every": 2},
+            r"^cross_attention_every: 2 would do nothing, since every layer reads a prefix; use null$",
         ),
         ({"width": 6, "positions": "rotary"}, r"^positions: rotary needs an even head width, not 6 / 2$"),
         ({"num_heads": 3}, r"^num_heads: 3 does not divide the width 8"),
