@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError
 from mmlm.core.ranges import check_heads
 
@@ -136,6 +137,29 @@ def visible_mask(visible: Tensor, num_tokens: int) -> Tensor:
     positions = torch.arange(num_tokens, device=visible.device)
     causal = positions[:, None] >= positions[None, :]
     return (causal[None] | (positions[None, None, :] < visible[:, None, None]))[:, None]
+
+
+def prefix_mask(
+    num_memory: int, num_tokens: int, image_index: Tensor, visible: Tensor | None = None, causal_prefix: bool = True
+) -> Tensor:
+    """bool[C, 1, M + T, M + T], true where a token of [prefix, text] may look: causal, plus what is ``visible``.
+
+    Text of a caption without an image (``image_index`` int64[C] is ``TEXT_ONLY``) does not look at the prefix.
+    ``visible`` int64[C] is the number of leading text tokens that every text token sees; None is causal attention.
+    Without ``causal_prefix``, tokens of the prefix see all of the prefix, and still no text.
+    """
+    size = num_memory + num_tokens
+    causal = torch.ones(size, size, dtype=torch.bool, device=image_index.device).tril()
+    if not causal_prefix:
+        causal[:num_memory, :num_memory] = True
+    positions = torch.arange(size, device=image_index.device)
+    text_to_prefix = (positions[:, None] >= num_memory) & (positions[None, :] < num_memory)
+    hidden = text_to_prefix[None] & (image_index == TEXT_ONLY)[:, None, None]
+    mask = (causal[None] & ~hidden)[:, None]
+    if visible is not None:
+        # Only text to text is opened: a text-only caption still does not see the prefix.
+        mask[..., num_memory:, num_memory:] |= visible_mask(visible, num_tokens)
+    return mask
 
 
 def identity_attention(patches: Tensor) -> Tensor:

@@ -70,6 +70,17 @@ class Layout:
         return packed if self.index is None else packed[: self.num_real]
 
 
+def real_rows(packed: Tensor, layout: Layout, lengths: Tensor, skip: int = 0) -> Tensor:
+    """[P', ...] -> [P, ...]: the states at ``lengths`` int64[C] real positions of each caption, row-major.
+
+    ``skip`` columns stand in front of every caption, such as a prefix, and are left out.
+    """
+    if layout.index is not None and skip == 0:
+        return layout.real(packed)
+    rows = Layout.of_lengths(lengths, layout.num_tokens - skip)
+    return rows.real(rows.pack(layout.pad(packed)[:, skip:]))
+
+
 def rows_of(values: Tensor, image_index: Tensor) -> Tensor:
     """float[B, ...] -> float[C, ...]: the row of each caption's image.
 

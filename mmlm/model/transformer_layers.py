@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
         Args:
             x: packed states.
             layout: where the packed states stand in [C, T].
-            memory: float[B, M, Dm], or the result of ``memory_keys_values``; needed by a layer with cross-attention.
+            memory: float[B, M, Dm], or the result of ``memory_keys_values``. None leaves cross-attention out.
             image_index: int64[C], the row of ``memory`` each caption reads; a ``TEXT_ONLY`` caption reads nothing.
                 None: caption i reads row i.
             mask: bool[C or 1, 1, T or 1, T], true where a token may look; None is causal attention.
@@ -140,8 +140,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self._self_attention(self.self_norm(x), layout, mask, cache, self_record))
         if self.self_feed_forward is not None and self.self_feed_forward_norm is not None:
             x = x + self.dropout(self.self_feed_forward(self.self_feed_forward_norm(x)))
-        if self.cross_attention is not None:
-            assert memory is not None, "a layer with cross-attention needs a memory"
+        if self.cross_attention is not None and memory is not None:
             # In training, keys and values are projected here and not once for all layers by the caller: under FSDP a
             # layer's weights are whole only during its own forward.
             memory = self.memory_keys_values(memory) if isinstance(memory, Tensor) else memory

@@ -22,6 +22,10 @@ SETTINGS: Mapping[str, tuple[str, Sequence[str]]] = {
     "dropout": ("decoder", ("decoder.dropout=0.1",)),
     "patch dropout": ("encoder", ("encoder.patch_dropout=0.5",)),
     "kept class token": ("encoder", ("encoder.class_token=true", "encoder.keep_prefix_tokens=true")),
+    "an encoder without a layer": (
+        "encoder",
+        ("encoder=vit", "encoder.depth=0", "encoder.class_token=false", "encoder.final_norm=false", "decoder=genlip"),
+    ),
     "affinity distillation": (
         "objective",
         ("objective=coca_distillation", "objective.weights.affinity_distillation=1"),

@@ -26,6 +26,8 @@ QUICK_FIRST = ("decoder", "encoder", "text_encoder")
 """Slots whose options stand in more cells than they have to."""
 QUICK = ("transformer", "vit_small_images", f"vit_small_images{POOLED}", "own")
 """The options that take the least time: the others stand in no more cells than they have to."""
+PATTERNS = ("transformer", "prefix", "mammut", "genlip")
+"""Decoders that read captions by other masks than the causal one."""
 IMAGES = 4
 SHARES: Mapping[str, Shares] = {"unequal": (3, 1), "one without images": (4, 0)}
 """Images of each of two ranks. One of the images has no caption: in micro-batches of one, one has no captions."""
@@ -128,7 +130,7 @@ def refused(row: Row) -> bool:
         needed = needs(row["objective"])
         if needed.decoder and "none" in (row.get("decoder"), row.get("bridge")):
             return True
-        if needed.patterns and row.get("decoder", "transformer") not in ("transformer", "prefix"):
+        if needed.patterns and row.get("decoder", "transformer") not in PATTERNS:
             return True
         if needed.patches and not row.get("encoder", "vit").startswith(("vit", "timm")):
             return True

@@ -103,6 +103,8 @@ def test_other_ways_to_read_captions_want_a_decoder_that_knows_them(compose, opt
 
     cell()
     cell("decoder=prefix")
+    cell("decoder=mammut")
+    cell("decoder=genlip")
     for decoder, kind in {"gru": "RecurrentDecoder", "gpt2_tiny": "HuggingFaceDecoder"}.items():
         with pytest.raises(UserError) as refused:
             cell(f"decoder={decoder}")

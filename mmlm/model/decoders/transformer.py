@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.ranges import check_dropout, check_heads, check_ratio
 from mmlm.core.views import TextPattern
-from mmlm.model.attention import AttentionRecord, KeyValueCache, visible_mask
+from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, visible_mask
 from mmlm.model.blocks import INIT_STD, NORMS, FeedForwardKind, Norm, init_linears, sinusoidal_positions
-from mmlm.model.packing import Layout, rows_of
+from mmlm.model.decoders.prefixed import read_prefixed
+from mmlm.model.packing import Layout, real_rows, rows_of
 from mmlm.model.protocols import Fusion, TextStates
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 
@@ -294,63 +294,21 @@ class TransformerDecoder(nn.Module):
             visible: int64[C], number of leading positions that every position attends to; None is causal attention.
         """
         if self.fusion == "prefix":
-            return self._with_prefix(states, lengths, memory, image_index, record, visible)
+            # Self-attention over [prefix, text] in every layer.
+            prefix = rows_of(self._prefix(memory), image_index).to(states.dtype)
+            seen = prefix_mask(memory.shape[1], states.shape[1], image_index, visible)
+            layers, norm = self.multimodal_layers, self.norm
+            return read_prefixed(layers, norm, prefix, states, lengths, seen, self.packed, record)
         mask = None if visible is None else visible_mask(visible, states.shape[1])
         layout = Layout.of_lengths(lengths, states.shape[1], self.packed)
         x = layout.pack(states)
         for layer in self.multimodal_layers:
             x = layer(x, layout, memory=memory, image_index=image_index, mask=mask, cross_record=record)
-        return self._real_positions(self.norm(x), layout, lengths)
-
-    def _with_prefix(
-        self,
-        states: Tensor,
-        lengths: Tensor,
-        memory: Tensor,
-        image_index: Tensor,
-        record: AttentionRecord | None,
-        visible: Tensor | None,
-    ) -> Tensor:
-        """``multimodal`` with the memory as a prefix: self-attention over [prefix, text] in every layer."""
-        num_memory, num_tokens = memory.shape[1], states.shape[1]
-        prefix = rows_of(self._prefix(memory), image_index).to(states.dtype)
-        layout = Layout.of_lengths(lengths + num_memory, num_memory + num_tokens, self.packed)
-        mask = self._prefix_mask(num_memory, num_tokens, image_index)
-        if visible is not None:
-            # A text-only caption still does not see the prefix: only text to text is opened.
-            mask[..., num_memory:, num_memory:] |= visible_mask(visible, num_tokens)
-        full = None if record is None else AttentionRecord()
-        x = layout.pack(torch.cat([prefix, states], dim=1))
-        for layer in self.multimodal_layers:
-            x = layer(x, layout, mask=mask, self_record=full)
-        if record is not None and full is not None:
-            # The part of the self-attention over [prefix, text] that goes from text to prefix.
-            record.weights += [weights[:, :, num_memory:, :num_memory] for weights in full.weights]
-        text = layout.pad(self.norm(x))[:, num_memory:]
-        rows = Layout.of_lengths(lengths, num_tokens)
-        return rows.real(rows.pack(text))
+        return real_rows(self.norm(x), layout, lengths)
 
     def _prefix(self, memory: Tensor) -> Tensor:
         """Memory float[B, M, Dm] -> prefix embeddings float[B, M, D]."""
         return memory if self.prefix_projection is None else self.prefix_projection(memory)
-
-    @staticmethod
-    def _prefix_mask(num_memory: int, num_tokens: int, image_index: Tensor) -> Tensor:
-        """bool[C, 1, M + T, M + T]: causal; in text-only captions, text does not attend to the prefix."""
-        size = num_memory + num_tokens
-        causal = torch.ones(size, size, dtype=torch.bool, device=image_index.device).tril()
-        positions = torch.arange(size, device=image_index.device)
-        text_to_prefix = (positions[:, None] >= num_memory) & (positions[None, :] < num_memory)
-        hidden = text_to_prefix[None] & (image_index == TEXT_ONLY)[:, None, None]
-        return (causal[None] & ~hidden)[:, None]
-
-    def _real_positions(self, x: Tensor, layout: Layout, lengths: Tensor) -> Tensor:
-        """Packed states -> float[P, D] at real positions only, row-major."""
-        if layout.index is not None:
-            return layout.real(x)
-        # Without packing, ``x`` holds every position of [C, T]: a packed layout picks the real ones.
-        rows = Layout.of_lengths(lengths, layout.num_tokens)
-        return rows.real(rows.pack(layout.pad(x)))
 
     def _check_length(self, num_tokens: int) -> None:
         if num_tokens > self.max_tokens:
