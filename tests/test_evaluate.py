@@ -69,6 +69,20 @@ def test_other_images_are_scored_under_their_own_names(trained, command, shapes,
     assert second["classes"] == first["classes"]
 
 
+def test_other_images_are_scored_in_another_language_that_the_run_knows(trained, command, shapes, tmp_path):
+    folder = trained("tokenizer.languages=[de]", "evaluators=captioning")
+    shutil.copytree(shapes, tmp_path / "german")
+    outcome = command(evaluate, f"run={folder}", f"data={tmp_path / 'german'}", "language=de")
+    assert (outcome.status, outcome.err) == (0, "")
+    scores = json.loads((folder / "scores.json").read_text())["splits"]
+    assert "captioning/CIDEr-D" in scores["german"]
+    assert (
+        "language: a caption's language is 'xx'"
+        in command(evaluate, f"run={folder}", f"data={shapes}", "language=xx").mistake
+    )
+    assert "language: is for the images of data=" in command(evaluate, f"run={folder}", "language=de").mistake
+
+
 def test_classes_are_captioned_as_in_training(trained, command, shapes, tmp_path):
     classes = class_folder(tmp_path / "classes")
     settings = ("data=class_folder", "data.train.caption='my {}'", "train.batch_size=2", "evaluators=retrieval")

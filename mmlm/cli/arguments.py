@@ -14,6 +14,9 @@ class EvaluateArguments:
     data: str | None = None
     """Other images with captions: a folder with captions.jsonl, a folder of images for each class, a Parquet file, a
     table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several, named."""
+    language: str | None = None
+    """With data: the language of captions that name none, and the one to caption in and to score; null takes the run's
+    own."""
     splits: list[str] | None = None
     """Split names of the run's config; validation and test stand for all of that group. Null is validation, or none
     where data is given."""

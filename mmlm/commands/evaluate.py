@@ -38,7 +38,7 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     """Evaluates the splits, prints a table of the scores and rewrites the report; returns the exit status."""
     device = choose_device(arguments.device)
     run = load_run(str(chosen_run(arguments.run)), device, arguments.plugins)
-    config = _with_evaluators(run.config, arguments)
+    config = _in_language(_with_evaluators(run.config, arguments), run.tokenizer, arguments)
     evaluators = build_evaluators(config)
     check_evaluators(evaluators, run.model.decoder is not None)
     console = Console()
@@ -79,6 +79,20 @@ def _with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
     changed = replace(config, evaluators=evaluators_of(arguments.evaluators))
     # Read again as a config is: nodes may refer to other keys (``${data.language}``), and their arguments are checked.
     return parse_config(config_text(changed), f"evaluators={arguments.evaluators}")
+
+
+def _in_language(config: Config, tokenizer: Tokenizer, arguments: EvaluateArguments) -> Config:
+    """The config with the language that other images are captioned and scored in. Raises UserError."""
+    if arguments.language is None:
+        return config
+    if arguments.data is None or arguments.splits:
+        # Their scores in another language would stand among those in the run's, under the same names.
+        raise UserError("language: is for the images of data=; the splits of a run are scored in its own language")
+    try:
+        tokenizer.start_id(arguments.language)
+    except UserError as error:
+        raise UserError(f"language: {error}") from None
+    return replace(config, data=replace(config.data, language=arguments.language))
 
 
 def _splits(

@@ -84,7 +84,10 @@ def recognise(path: Path, language: str | None = None, classes: ClassCaptions | 
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder; give one that holds {LOOKED_FOR}")
-    found = list(_of_file(path) if path.is_file() else _of_folder(path, classes or ClassCaptions()))
+    try:
+        found = list(_of_file(path) if path.is_file() else _of_folder(path, classes or ClassCaptions()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or give another") from error
     if not found:
         raise UserError(f"{path}: nothing in it is recognised; looked for {LOOKED_FOR}; {_contents(path)}")
     what, build = found[0]

@@ -231,7 +231,7 @@ def _save(file: Path, model: str, state: _State) -> None:
 def _sum(vectors: Tensor, *texts: str) -> str:
     """The SHA-256 of all that an index holds."""
     digest = hashlib.sha256()
-    digest.update(vectors.contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(vectors.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     for text in texts:
         digest.update(text.encode())
     return digest.hexdigest()

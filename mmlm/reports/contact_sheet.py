@@ -18,6 +18,8 @@ _OWN_STYLE = """
 .gallery.found { grid-template-columns: repeat(auto-fill, minmax(158px, 1fr)); }
 .gallery.found img { padding: 0; }
 .asked { display: flex; gap: 22px; align-items: center; }
+.asked h1 { min-width: 0; }
+header .lead { overflow-wrap: anywhere; }
 .asked img { width: 128px; height: 128px; object-fit: contain; border: 1px solid var(--line); flex: none; }
 .near { display: block; height: 4px; margin: 5px 0 3px; border-radius: 2px; background: var(--line); }
 .near i { display: block; height: 4px; border-radius: 2px; background: var(--series-1); }

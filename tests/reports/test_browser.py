@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from mmlm.reports.contact_sheet import FoundImage, contact_sheet, thumbnail_uri
 from mmlm.reports.page import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -57,19 +59,36 @@ def test_page_in_a_browser(make_run, change_json, tmp_path):
     assert re.findall(r'aria-selected="true"[^>]*>(\w+)</button>', page) == ["val_concepts"]
 
 
-def test_page_fits_a_telephone(make_run, tmp_path):
-    folder = make_run()
-    page = write_report(folder)
+def widths_on_a_telephone(text: str, folder: Path) -> tuple[int, int]:
+    """The pixels that a page needs, and those that there are, in a window of 380."""
     # A frame is as narrow as one asks; a headless window is not. The frame must share the origin to be measured.
     widths = "[document.body.scrollWidth, document.documentElement.clientWidth].join(' of ')"
-    probe = page.read_text(encoding="utf-8").replace("</body>", f"<script>document.title = {widths}</script></body>")
-    frame = tmp_path / "frame.html"
+    probe = text.replace("</body>", f"<script>document.title = {widths}</script></body>")
+    frame = folder / "frame.html"
     escaped = probe.replace("&", "&amp;").replace('"', "&quot;")
     frame.write_text(
         f'<iframe style="width:380px;height:900px;border:0" srcdoc="{escaped}"></iframe>'
         "<script>onload = () => { document.title = frames[0].document.title }</script>",
         encoding="utf-8",
     )
-    shown, _ = open_page(frame.as_uri(), tmp_path / "profile")
+    shown, _ = open_page(frame.as_uri(), folder / "profile")
     needed, there = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
+    return needed, there
+
+
+def test_page_fits_a_telephone(make_run, tmp_path):
+    needed, there = widths_on_a_telephone(write_report(make_run()).read_text(encoding="utf-8"), tmp_path)
+    assert needed == there <= 380
+
+
+def test_the_page_of_a_search_fits_a_telephone_and_loads_nothing(tmp_path):
+    long = "a_name_without_a_blank_" * 12
+    uri = thumbnail_uri(torch.full((3, 40, 900), 90, dtype=torch.uint8))
+    found = [FoundImage(f"{long}{i}.png", value, uri) for i, value in enumerate((1.0, 0.5, -0.2))]
+    page = contact_sheet(long, uri, found, f"among 3 images in {long}")
+    (tmp_path / "search.html").write_text(page, encoding="utf-8")
+    shown, console = open_page((tmp_path / "search.html").as_uri(), tmp_path / "profile")
+    assert console == "", "nothing is blocked or missing"
+    assert shown.count("<figure>") == 3
+    needed, there = widths_on_a_telephone(page, tmp_path)
     assert needed == there <= 380
