@@ -19,7 +19,9 @@ def test_a_table_and_a_figure(two_runs, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([f"runs=[joint:{first},heavy:{second}]", f"out={out}"]) == 0
     table = (out / "scores.md").read_text()
-    assert table.strip() in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert table.strip() in told.out
+    assert told.err == ""
     lines = table.splitlines()
     assert lines[0].startswith("| `validation` | image to text/R@1 | image to text/R@5 |")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["joint", "heavy"]
@@ -50,3 +52,9 @@ def test_a_run_without_scores_is_named(two_runs, tmp_path):
     (second / "scores.json").unlink()
     with pytest.raises(UserError, match=r"^runs: heavy .* has no scores\.json yet"):
         main([f"runs=[joint:{first},heavy:{second}]", f"out={tmp_path}"])
+
+
+def test_runs_of_other_data_are_compared_with_a_warning(trained, tmp_path, capsys):
+    first, second = trained("name=one"), trained("name=two", "data.max_tokens=8")
+    assert main([f"runs=[joint:{first},short:{second}]", f"out={tmp_path / 'out'}"]) == 0
+    assert capsys.readouterr().err == "mmlm: the runs also differ in data (data.max_tokens)\n"

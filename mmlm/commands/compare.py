@@ -8,11 +8,15 @@ from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import PROGRAM, UserError
 from mmlm.record.folder import FIGURES
 from mmlm.reports.comparison import draw_curves, score_table
+from mmlm.reports.differences import differences
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 
 
 def compare_runs(arguments: CompareArguments) -> int:
-    """Writes curves.png and scores.md, prints the table, and returns the exit status. Raises UserError."""
+    """Writes curves.png and scores.md, prints the table, and returns the exit status. Raises UserError.
+
+    One line on stderr tells what besides the experiments differs: precision, commit, device or data.
+    """
     runs = _read(arguments.runs)
     table, figure = score_table(runs), draw_curves(runs)
     out = Path(arguments.out)
@@ -23,6 +27,9 @@ def compare_runs(arguments: CompareArguments) -> int:
     except OSError as error:
         raise UserError(f"out: {out} cannot be written ({error.strerror}); give another folder") from error
     print(f"{table}\n\ncurves: {out / 'curves.png'}")
+    differing = differences(runs)
+    if differing is not None:
+        print(f"{PROGRAM}: {differing}", file=sys.stderr)
     return 0
 
 
