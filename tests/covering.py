@@ -45,7 +45,7 @@ def covering(factors: Factors, refused: Callable[[Row], bool], wanted: Sequence[
             impossible.append(first)
             del left[first]
             continue
-        rows.append(row)
+        rows.append({factor: row[factor] for factor in factors})  # in one order, whatever order its first pair had
         for one in held(row, left.keys()):
             del left[one]
     return Covering(rows, impossible)
