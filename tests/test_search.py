@@ -9,7 +9,7 @@ import torch
 
 from mmlm import export, search
 from mmlm.commands.indexed import default_folder
-from mmlm.data.images import read_image
+from mmlm.data.images import FORMATS, read_image
 from mmlm.pretrained import from_pretrained
 from mmlm.pretrained.opened import image_digest, open_model
 from tests.conftest import COLOURS, draw
@@ -36,7 +36,7 @@ def test_texts_and_images_find_their_nearest_images(trained, command, shapes, tm
     first = command(search, f"run={folder}", f"images={photos}", "query=a red square", "top=3")
     assert first.status == 0
     assert first.err.splitlines() == [
-        "mmlm: left out: broken.png: is not an image (tried PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM)",
+        f"mmlm: left out: broken.png: is not an image (tried {', '.join(FORMATS)})",
         "mmlm: 8 images, 8 of them embedded now",
     ]
     model = from_pretrained(exported)

@@ -37,7 +37,8 @@ def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> l
     """Compares the data of a run that goes on with what they were when it began; returns lines to tell the user.
 
     They are recorded where the run begins, and where ``changed_is_fine``. Sources that cannot list their examples
-    without reading images are left out. Raises UserError for data that have changed.
+    without reading images are left out. Raises UserError for data that have
+    changed, and for a record that is damaged.
     """
     found: dict[str, Record] = {}
     if isinstance(experiment.train_source, ListsTexts):
@@ -45,7 +46,7 @@ def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> l
     for name, batches in experiment.validation.items():
         if batches.lists_texts:
             found[f"data.validation.{name}"] = describe_data(batches.texts())
-    before = (_read(folder) if experiment.state.step else None) or {}
+    before = (recorded_data(folder) if experiment.state.step else None) or {}
     lines = [
         f"{name} has changed since the run began ({_how(before[name], record)})"
         for name, record in found.items()
@@ -61,13 +62,18 @@ def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> l
     return lines
 
 
-def _read(folder: Path) -> dict[str, Record] | None:
-    """The record in a run folder; None if there is none, or if it is damaged."""
+def recorded_data(folder: Path) -> dict[str, Record] | None:
+    """The record in a run folder; None if there is none. Raises DamagedFileError."""
+    file = folder / DATA
     try:
-        content = json.loads(read_recorded(folder / DATA))
-    except (FileNotFoundError, DamagedFileError, ValueError):
+        content = json.loads(read_recorded(file))
+    except FileNotFoundError:
         return None
-    return content if isinstance(content, dict) else None
+    except ValueError:
+        raise DamagedFileError(file, "it holds no JSON") from None
+    if not isinstance(content, dict) or not all(isinstance(record, dict) for record in content.values()):
+        raise DamagedFileError(file, "it holds no object of records")
+    return content
 
 
 def _how(before: Record, now: Record) -> str:

@@ -144,7 +144,6 @@ def as_here() -> Iterator[None]:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         patch.setattr(torch, "compile", lambda forward, options: compile_(forward, backend="eager"))
         patch.setattr("mmlm.optim.loss_scale.FIRST_SCALE", SCALE)
-        patch.setattr("mmlm.reports.curves_section.draw_chart", lambda *lines, **how: "<svg></svg>")
         yield
 
 
@@ -192,7 +191,8 @@ def expected(plain_values: dict[str, Values], values_of: Callable[[Row], Values]
 def be_a_rank(folder: Path, number: int, size: int) -> None:
     """Trains every cell that ranks share, one after the other."""
     told = json.loads((folder / "cells.json").read_text())
-    with as_here():
+    with as_here(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmlm.reports.curves_section.draw_chart", lambda *lines, **how: "<svg></svg>")
         for attempt, text in enumerate(told["configs"], start=1):
             config = parse_config(text, "cells.json")
             here = RankInfo(number, number, size, port=told["port"], starter=Starter.local, attempt=attempt)

@@ -25,9 +25,10 @@ from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values, load_config
 from mmlm.experiment.saved_run import exported_weights, restore_tokenizer
 from mmlm.pretrained.files import read_config
-from mmlm.record.folder import CHECKPOINTS, CONFIG, LOCK, MANIFEST, METRICS, REPORT, TOKENIZER
+from mmlm.record.folder import CHECKPOINTS, CONFIG, DATA, LOCK, MANIFEST, METRICS, REPORT, TOKENIZER
 from mmlm.record.manifest import check_files, fault_of, read_manifest
 from mmlm.reports.run_folder import RunFolder, read_run_folder
+from mmlm.run.data_record import recorded_data
 from tests.conftest import TINY, write_shapes
 from tests.equality import assert_same
 
@@ -81,6 +82,7 @@ def readers_of(run: Path, exported: Path, sharded: Path) -> Mapping[str, tuple[P
         "config": (run / CONFIG, lambda: config_values(load_config(run / CONFIG))),
         "tokenizer": (run / TOKENIZER, lambda: tokens(run / TOKENIZER, config)),
         "report": (run, lambda: read_run_folder(run)),
+        "data": (run / DATA, lambda: recorded_data(run)),
         "page": (run / REPORT, lambda: report_page(run)),
         "checkpoints": (run / CHECKPOINTS, lambda: checkpoints(run / CHECKPOINTS)),
         "best": (run / CHECKPOINTS, lambda: best_checkpoint(run / CHECKPOINTS)),

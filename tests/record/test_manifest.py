@@ -80,7 +80,7 @@ def test_killed_at_any_moment_the_file_is_the_old_one_and_no_damage_is_told(tmp_
         elif moment == "half of the line":
             patch.setattr(os, "write", half)
         elif moment == "before the file":
-            patch.setattr(Path, "write_text", killed)
+            patch.setattr(Path, "write_bytes", killed)
         else:
             patch.setattr(Path, "replace", killed)
         with pytest.raises(KilledError):

@@ -62,8 +62,8 @@ class Cell:
 
     @property
     def one_memory_token(self) -> bool:
-        """Whether 2 x 2 patches are shuffled into one: attention over it has no choice, and no gradient."""
-        return self.encoder in ("vit", "timm") and self.bridge == "pixel_shuffle"
+        """Whether 2 x 2 patches become one token: attention over it has no choice, and no gradient."""
+        return self.encoder in ("vit", "timm") and self.bridge in ("pixel_shuffle", "abstractor")
 
     @property
     def language_model(self) -> bool:
