@@ -405,7 +405,11 @@ def test_a_signal_to_a_real_process(tiny, tiny_config, start_process, finish_pro
     assert until(has_rows, 240)
     os.killpg(process.pid, number)
     stopped = finish_process(process)
-    assert (stopped.status, stopped.err) == (STOPPED, "")
+    # Python's tracker of semaphores may remark, after all has ended, that one of the worker's is gone already.
+    said = [
+        line for line in stopped.err.splitlines() if "resource_tracker" not in line and "warnings.warn(" not in line
+    ]
+    assert (stopped.status, said) == (STOPPED, [])
     step, again = re.search(r"stopped and saved at step (\d+); resume with: (.*)", stopped.out).groups()
     assert 10 <= int(step) < 100
     assert not (folder / "report.html").exists()
