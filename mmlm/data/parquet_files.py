@@ -2,7 +2,8 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,15 +53,28 @@ def told_apart(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of a file's columns. UserError if the file cannot be read."""
+    with _one_line(path):
+        return pq.read_schema(path).names
+
+
 def read_columns(path: Path, columns: list[str]) -> pa.Table:
     """The columns of a file. UserError if one is missing or the file cannot be read."""
-    try:
-        present = pq.read_schema(path).names
-        missing = [column for column in columns if column not in present]
-        if missing:
-            raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
+    present = column_names(path)
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise UserError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(present)}")
+    with _one_line(path):
         # partitioning=None: a folder named like ``split=train`` must not become a column.
         return pq.read_table(path, columns=columns, partitioning=None)
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Context in which a file that cannot be read is a UserError."""
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error
 

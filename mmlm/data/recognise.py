@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import UserError
-from mmlm.core.wording import first_line, listed
+from mmlm.core.wording import listed
 from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
+from mmlm.data.parquet_files import column_names
 from mmlm.data.sources import ImageFolder, ParquetTable, Source, texts_of
 from mmlm.data.text_table import TextTable, header_of
 
@@ -158,10 +156,7 @@ def _coco(annotations: Path) -> Source:
 
 
 def _parquet(files: Sequence[Path]) -> Source:
-    try:
-        columns = pq.read_schema(files[0]).names
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{files[0]}: cannot be read as Parquet ({first_line(error)})") from error
+    columns = column_names(files[0])
     image, caption = (_column(files[0], columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
     concept = "concept" if "concept" in columns else None
     return ParquetTable([str(file) for file in files], image, caption, concept_column=concept)

@@ -37,8 +37,7 @@ def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> l
     """Compares the data of a run that goes on with what they were when it began; returns lines to tell the user.
 
     They are recorded where the run begins, and where ``changed_is_fine``. Sources that cannot list their examples
-    without reading images are left out. Raises UserError for data that have
-    changed, and for a record that is damaged.
+    without reading images are left out. Raises UserError for data that have changed, and for a record that is damaged.
     """
     found: dict[str, Record] = {}
     if isinstance(experiment.train_source, ListsTexts):
