@@ -135,7 +135,9 @@ def test_the_first_interrupt_says_what_happens_now_where_somebody_looks(monkeypa
         with stop_request(speaks):
             signal.raise_signal(signal.SIGTERM)  # nobody at the keyboard
         os.write(terminal.fileno(), b"end\n")
-        said = os.read(ours, 1000).decode()
+        said = ""
+        while not said.endswith("end\r\n"):  # one read may return less than was written
+            said += os.read(ours, 1000).decode()
     os.close(ours)
     line = "\r\nmmlm: stopping after this step, once it is saved; Ctrl-C again to leave now\r\n"
     assert said == (line if speaks else "") + "end\r\n"
