@@ -24,7 +24,8 @@ class Captioning(TokenPrediction):
         kernel: what computes the loss. ``auto``: on a CUDA device Liger or Cut Cross-Entropy if one of them is
             installed, else our own ``chunked``, as on a CPU. ``chunked``, ``liger`` and ``cut`` are taken in any case.
         chunk_rows: number of tokens whose logits the chunked kernel holds at once (a number makes ``auto`` take the
-            chunked kernel); null is as many as fit in 64 MB.
+            chunked kernel); null is as many as fit in 64 MB, on a CPU in 4 MB, but
+            not fewer than 512.
 
     Raises:
         UserError: a setting out of its range, or a kernel that is not installed or cannot do this.

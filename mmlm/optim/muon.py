@@ -6,7 +6,7 @@ from typing import Any, NoReturn, overload
 import torch
 from torch import Tensor, nn
 
-from mmlm.core.computing import has_bfloat16_units
+from mmlm.core.computing import is_faster_in_bfloat16
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -96,7 +96,7 @@ def _computing_dtype(tensor: Tensor) -> torch.dtype:
     if tensor.dtype is torch.float64:
         return torch.float64
     # By the kind of device, not by timing it: every rank and every restart has to compute in the same type.
-    return torch.bfloat16 if has_bfloat16_units(tensor.device) else torch.float32
+    return torch.bfloat16 if is_faster_in_bfloat16(tensor.device) else torch.float32
 
 
 def _set(tensor: Tensor, value: Tensor, skip: Tensor | None) -> None:

@@ -1,7 +1,10 @@
 """The precision context: what runs in bfloat16, and that the process is left as it was found."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled, math_sdp_enabled, mem_efficient_sdp_enabled
 
@@ -71,6 +74,21 @@ def test_auto_is_bfloat16_on_the_kinds_of_cpu_that_are_faster_in_it(monkeypatch,
     assert has_bfloat16_units(CPU) is ("amx_bf16" in able)
     with computing(CPU, Precision.auto):
         assert torch.is_autocast_enabled("cpu") is (found is Precision.bf16)
+
+
+def test_attention_in_bfloat16_multiplies_in_bfloat16_and_is_right_to_its_precision():
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+    draw = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, 7, 8, generator=draw).bfloat16() for _ in range(3))
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()
+    scores = (queries.double() @ keys.double().mT / 8**0.5).masked_fill(~mask, -math.inf)
+    before = allowed()
+    with computing(CPU, Precision.bf16):
+        assert allowed()
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    assert allowed() is before
+    assert out.dtype is torch.bfloat16
+    torch.testing.assert_close(out.double(), scores.softmax(-1) @ values.double(), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_the_update_of_the_formula_in_float64():
 
 
 def test_as_torch_does_it_up_to_bfloat16(monkeypatch):
-    monkeypatch.setattr("mmlm.optim.muon.has_bfloat16_units", lambda device: True)
+    monkeypatch.setattr("mmlm.optim.muon.is_faster_in_bfloat16", lambda device: True)
     ours, theirs = matrices(), matrices()
     go(ours, optimizer(ours), range(4))
     go(theirs, optimizer(theirs, torch.optim.Muon, adjust_lr_fn="match_rms_adamw"), range(4))

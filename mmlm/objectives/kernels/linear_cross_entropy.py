@@ -18,6 +18,10 @@ time, because each chunk adds to the gradient of the head, which is as large as 
 as many logits cost a quarter more time."""
 PLAIN_ELEMENTS = 2**23
 """Up to this number of logits PyTorch's own loss is used, which is as fast and holds about three copies of them."""
+CPU_ROWS, CPU_ELEMENTS = 512, 2**20
+"""On a CPU a chunk has the larger of these two sizes at most: 4 MB of logits stay in its cache. Fewer rows than that
+would let the sums of the head's gradient cost more than the cache saves. At 3,200 tokens and V = 2,048 in bfloat16 the
+loss and its gradients took 0.62 times as long as PyTorch's own loss, at V = 8,192 0.85 times."""
 
 
 def token_cross_entropy(
@@ -63,15 +67,15 @@ def linear_cross_entropy(
     Rows are taken a chunk at a time. The gradient with respect to a chunk's logits, ``softmax(z[p]) - (1 - s)
     onehot(y[p]) - s / V``, is turned into the gradients of the inputs at once (as in Liger, arXiv:2410.10989), so
     neither the ``[P, V]`` logits nor their gradient ever exist as a whole. Matrix products are in the precision of
-    autocast; all else, sums over chunks included, is in at least float32. A batch that fits ``chunk_rows`` or
-    ``PLAIN_ELEMENTS`` is computed by PyTorch's ``linear`` and ``cross_entropy``.
+    autocast; all else, sums over chunks included, is in at least float32. A batch that fits a chunk
+    and ``PLAIN_ELEMENTS`` is computed by PyTorch's ``linear`` and ``cross_entropy``.
 
     Args:
         hidden: float[P, D].
         head_weight: float[V, D].
         targets: int64[P]; a row with the target ``IGNORED`` has no loss and is never right.
         label_smoothing: s, in [0, 1).
-        chunk_rows: rows of a chunk; None is as many as make ``CHUNK_ELEMENTS`` logits.
+        chunk_rows: rows of a chunk; None is ``default_rows``.
 
     Returns:
         ``loss_sum`` float32[] (float64 of float64 inputs), with gradient, and ``correct`` int64[].
@@ -79,9 +83,10 @@ def linear_cross_entropy(
     filler = -len(targets) % ROW_MULTIPLE
     hidden = F.pad(hidden, (0, 0, 0, filler))
     targets = F.pad(targets, (0, filler), value=IGNORED)
-    if len(targets) <= (chunk_rows or PLAIN_ELEMENTS // len(head_weight)):
+    rows = chunk_rows or default_rows(len(head_weight), hidden.device)
+    if len(targets) <= (chunk_rows or min(rows, PLAIN_ELEMENTS // len(head_weight))):
         return _plain(hidden, head_weight, targets, label_smoothing)
-    rows = min(chunk_rows or default_rows(len(head_weight)), len(targets))
+    rows = min(rows, len(targets))
     compute = partial(_chunked, targets=targets, label_smoothing=label_smoothing, rows=rows)
     return with_known_gradients(compute, hidden, head_weight)
 
@@ -90,7 +95,7 @@ def linear_cross_entropy(
 def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
     """The cross-entropy of each row, float32[P] (float64 of float64 inputs), without gradient; arguments as above."""
     hidden, head_weight = _operands(hidden, head_weight)
-    rows = chunk_rows or default_rows(len(head_weight))
+    rows = chunk_rows or default_rows(len(head_weight), hidden.device)
     chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.cat(
@@ -103,9 +108,12 @@ def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_row
         )
 
 
-def default_rows(vocab_size: int) -> int:
-    """Rows of a chunk: as many as make ``CHUNK_ELEMENTS`` logits, a multiple of ``ROW_MULTIPLE``."""
-    return max(1, CHUNK_ELEMENTS // vocab_size // ROW_MULTIPLE) * ROW_MULTIPLE
+def default_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of a chunk, a multiple of ``ROW_MULTIPLE``: as many as make ``CHUNK_ELEMENTS`` logits, and on a CPU fewer."""
+    rows = CHUNK_ELEMENTS // vocab_size
+    if device.type == "cpu":
+        rows = min(rows, max(CPU_ROWS, CPU_ELEMENTS // vocab_size))
+    return max(1, rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def _plain(hidden: Tensor, head_weight: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:

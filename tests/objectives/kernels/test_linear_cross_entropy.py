@@ -199,10 +199,14 @@ def test_gradients_of_gradients_are_refused():
 
 
 def test_the_size_of_a_chunk_follows_from_the_vocabulary(monkeypatch):
-    assert module.default_rows(49_408) == 320
-    assert module.default_rows(2_000) * 2_000 <= module.CHUNK_ELEMENTS
-    assert module.default_rows(10**9) == module.ROW_MULTIPLE
-    assert all(module.default_rows(v) % module.ROW_MULTIPLE == 0 for v in (1, 300, 50_000))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for device in (cpu, gpu):
+        assert module.default_rows(49_408, device) == 320
+        assert module.default_rows(10**9, device) == module.ROW_MULTIPLE
+        assert all(module.default_rows(v, device) % module.ROW_MULTIPLE == 0 for v in (1, 300, 50_000))
+    assert module.default_rows(1_000, gpu) * 1_000 <= module.CHUNK_ELEMENTS
+    assert module.default_rows(1_000, cpu) == 1_024
+    assert module.default_rows(8_192, cpu) == module.CPU_ROWS
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64 * V)
     monkeypatch.setattr(module, "PLAIN_ELEMENTS", 64 * V)
     hidden, head, targets = make()
