@@ -88,7 +88,7 @@ def computing(device: torch.device, precision: Precision) -> Iterator[None]:
 
 @contextmanager
 def _attention_products_in_half_precision() -> Iterator[None]:
-    """The plain path of attention multiplies in the type of its inputs. PyTorch's flag for it serves the CPU as well."""
+    """The plain path of attention multiplies in the type of its inputs. PyTorch's flag for it serves the CPU too."""
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:

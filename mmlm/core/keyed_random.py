@@ -7,7 +7,8 @@ Splittable Pseudorandom Number Generators", OOPSLA 2014), applied once for each 
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 """Multipliers of splitmix64's finalizer."""
 _DOUBLE_BITS = 53
 """Bits of a float64's mantissa: every multiple of 2**-53 in [0, 1) is equally likely."""
+_TURNS = 8
+"""Turns of the Feistel network of ``keyed_order``. Four already look random for large sizes (Luby, Rackoff, SIAM J.
+Comput. 1988); small sizes need more (``tests/core/test_keyed_order.py``)."""
 _NAMED = 1 << 62
 """Set in every stream that is made from a name, so that none is one of ``_RECORDED``."""
 _RECORDED: Mapping[str, int] = {
@@ -62,11 +66,33 @@ def keyed_uniform(seed: int, epoch: int, keys: Tensor, count: int, stream: int =
     return _shift_right(bits, 64 - _DOUBLE_BITS).to(torch.float64) * 2.0**-_DOUBLE_BITS
 
 
-def keyed_permutation(seed: int, epoch: int, size: int, stream: int = 0) -> Tensor:
-    """A random order of ``range(size)``: int64[size], the same on every rank, machine and torch version."""
-    # stable: equal numbers are improbable, but their order would otherwise depend on the sorting algorithm.
-    keys = torch.arange(size, dtype=torch.int64)
-    return keyed_uniform(seed, epoch, keys, 1, stream)[:, 0].argsort(stable=True)
+def keyed_order(seed: int, epoch: int, size: int, places: Tensor, stream: int = 0) -> Tensor:
+    """What stands at some places of a random order of ``range(size)``, without making the order: int64[...].
+
+    ``places`` is int64[...], each in [0, ``size``). Every number of ``range(size)`` stands at one place. Memory and
+    time do not grow with ``size``, and the order is the same on every rank, machine and torch version.
+
+    A number is written with two digits of about equal range. In turn, each digit is shifted by a hash of the other one,
+    which can be undone, and is thus one to one (a Feistel network, with sums in place of exclusive or). The range of
+    both digits is a little more than ``size``: what falls outside goes through the network again (cycle walking: Black,
+    Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002).
+    """
+    upper = max(1, math.isqrt(max(0, size - 1)) + 1)
+    lower = max(1, -(-size // upper))
+    shifts = [keyed_integer(seed, epoch, stream, turn) for turn in range(_TURNS)]
+    found = _shuffle_once(places, upper, lower, shifts)
+    while (outside := found >= size).any():
+        found[outside] = _shuffle_once(found[outside], upper, lower, shifts)
+    return found
+
+
+def _shuffle_once(numbers: Tensor, upper: int, lower: int, shifts: Sequence[int]) -> Tensor:
+    """One to one from int64[...] in [0, ``upper * lower``) to the same range."""
+    high, low = numbers // lower, numbers % lower
+    for even, odd in zip(shifts[::2], shifts[1::2], strict=True):
+        high = (high + _shift_right(_mix(low ^ _signed(even)), 1) % upper) % upper
+        low = (low + _shift_right(_mix(high ^ _signed(odd)), 1) % lower) % lower
+    return high * lower + low
 
 
 def keyed_integer(*key: int) -> int:

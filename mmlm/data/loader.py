@@ -1,13 +1,13 @@
 """Makes batches of examples in an order in which one integer, the position, says where in the data a run is.
 
-The order is one seeded permutation of the source for each epoch, one after another. Batch b holds the positions
+The order is that of ``EpochOrder``: a seeded one for each epoch, one after another. Batch b holds the positions
 [b * batch_size, (b + 1) * batch_size), whatever the number of workers and ranks; each rank has a consecutive share of
 every batch. Augmentation and the choice of captions are keyed by (seed, epoch, example), so they do not depend on the
 worker or rank that makes them.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,14 +17,14 @@ from torch.utils.data import Dataset
 
 from mmlm.core.batch import Batch, Example
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.core.keyed_random import keyed_permutation, keyed_uniform, stream
+from mmlm.core.keyed_random import keyed_uniform, stream
 from mmlm.data.collate import DEFAULT_BUCKET, Prepared, caption_encoder, collate, prepare
+from mmlm.data.order import EpochOrder, Located
 from mmlm.data.sources import Source, read_example
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.data.workers import Unshared, from_workers, hand_over, start_workers
 
-_ORDER = stream("mmlm.data.loader.order")
 _AUGMENT = stream("mmlm.data.loader.augment")
 _CAPTIONS = stream("mmlm.data.loader.captions")
 
@@ -42,6 +42,7 @@ class _Shares(Dataset):
     def __init__(
         self,
         source: Source,
+        order: EpochOrder,
         transform: Transform,
         seed: int,
         captions_per_image: int | None,
@@ -49,18 +50,18 @@ class _Shares(Dataset):
         share: range,
     ) -> None:
         self._source = source
+        self._order = order
         self._transform = transform
         self._seed = seed
         self._captions_per_image = captions_per_image
         self._batch_size = batch_size
         self._share = share
-        self._order: tuple[int, Tensor] | None = None
 
     def __getitem__(self, position: int) -> Prepared | Unshared | UserError:
         # An error travels as a value: DataLoader would wrap an error that a worker raises in the worker's traceback,
         # and the user would not see the message on one line.
         try:
-            prepared = self._prepare([self._locate(position + offset) for offset in self._share])
+            prepared = self._prepare(self._locate(position, self._share))
             if not prepared.examples:
                 self._check_whole_batch(position)
             return hand_over(prepared)
@@ -72,7 +73,8 @@ class _Shares(Dataset):
 
         Every rank's share is empty then, so every rank comes here and raises, without communication.
         """
-        reads = (read_example(self._source, self._locate(position + offset)[1]) for offset in range(self._batch_size))
+        whole = self._locate(position, range(self._batch_size))
+        reads = (read_example(self._source, index) for index in whole.indices.tolist())
         corrupt = list(itertools.takewhile(lambda read: isinstance(read, CorruptImage), reads))
         if len(corrupt) == self._batch_size:
             raise UnreadableBatch(
@@ -80,25 +82,24 @@ class _Shares(Dataset):
                 f"check the data set's files"
             )
 
-    def _locate(self, position: int) -> tuple[int, int]:
-        """The epoch and the example's index at a position."""
-        epoch, place = divmod(position, len(self._source))
-        # A permutation costs a sort of all numbers of examples, so that of the current epoch is kept.
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, keyed_permutation(self._seed, epoch, len(self._source), _ORDER))
-        return epoch, int(self._order[1][place])
+    def _locate(self, position: int, offsets: range) -> Located:
+        """The examples at some offsets of the batch that starts at ``position``."""
+        return self._order.at(position + torch.tensor(offsets, dtype=torch.int64))
 
-    def _prepare(self, located: Sequence[tuple[int, int]]) -> Prepared:
-        """Reads the example at each (epoch, index) and transforms the images."""
-        examples = [self._choose_captions(read_example(self._source, index), epoch, index) for epoch, index in located]
+    def _prepare(self, located: Located) -> Prepared:
+        """Reads the examples and transforms their images."""
+        places = zip(located.epochs.tolist(), located.indices.tolist(), strict=True)
+        examples = [self._choose_captions(read_example(self._source, index), epoch, index) for epoch, index in places]
         uniforms = None
         if self._transform.augment is not None:
             # A batch across the end of an epoch has examples of two epochs, and so numbers of two keys.
-            uniforms = torch.cat([self._uniforms(epoch, list(group)) for epoch, group in _by_epoch(located)])
+            epochs, counts = located.epochs.unique_consecutive(return_counts=True)
+            groups = zip(epochs.tolist(), located.indices.split(counts.tolist()), strict=True)
+            uniforms = torch.cat([self._uniforms(epoch, indices) for epoch, indices in groups])
         return prepare(examples, self._transform, uniforms)
 
-    def _uniforms(self, epoch: int, indices: list[int]) -> Tensor:
-        return keyed_uniform(self._seed, epoch, torch.tensor(indices), self._transform.num_uniforms, _AUGMENT)
+    def _uniforms(self, epoch: int, indices: Tensor) -> Tensor:
+        return keyed_uniform(self._seed, epoch, indices, self._transform.num_uniforms, _AUGMENT)
 
     def _choose_captions(self, example: Example | CorruptImage, epoch: int, index: int) -> Example | CorruptImage:
         """The example with at most ``captions_per_image`` captions, drawn without replacement, in their own order."""
@@ -108,12 +109,6 @@ class _Shares(Dataset):
         draws = keyed_uniform(self._seed, epoch, torch.tensor([index]), len(example.captions), _CAPTIONS)[0]
         chosen = sorted(draws.argsort(stable=True)[:most].tolist())
         return Example(example.id, example.image, tuple(example.captions[i] for i in chosen), example.concept)
-
-
-def _by_epoch(located: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Iterator[int]]]:
-    """For each epoch its consecutive examples' indices."""
-    for epoch, group in itertools.groupby(located, key=lambda place: place[0]):
-        yield epoch, (index for _, index in group)
 
 
 @dataclass
@@ -155,6 +150,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         bucket: int = DEFAULT_BUCKET,
+        shuffle_window: int | None = None,
     ) -> None:
         """Starts the server from which workers are forked, if there are any; the workers start at the first iteration.
 
@@ -170,6 +166,7 @@ class TrainLoader:
             rank: the number of this process among ``world_size``.
             world_size: number of processes that share the batch.
             bucket: T is a multiple of this number of tokens, or ``max_tokens``.
+            shuffle_window: shards whose examples are mixed; None mixes all examples. See ``EpochOrder``.
 
         Raises:
             UserError: values that do not fit.
@@ -192,7 +189,8 @@ class TrainLoader:
         self._encode = caption_encoder(tokenizer, max_tokens)
         local = batch_size // world_size
         share = range(rank * local, (rank + 1) * local)
-        self._shares = _Shares(source, transform, seed, captions_per_image, batch_size, share)
+        order = EpochOrder(source, seed, shuffle_window)
+        self._shares = _Shares(source, order, transform, seed, captions_per_image, batch_size, share)
         self._workers = start_workers(self._shares, self._cursor, workers) if workers else None
 
     @property

@@ -48,6 +48,8 @@ class DataSettings:
     """Captions drawn for each image each epoch; null takes all."""
     language: str | None = None
     """Language of generated captions and of the references they are scored against; null for untagged captions."""
+    shuffle_window: int | None = None
+    """Shards whose examples are mixed, for data in shards; null mixes all examples of an epoch."""
     workers: int = 0
     """Processes that decode and augment; 0 does it in the training process."""
     evaluation_batch_size: int = 256
@@ -59,6 +61,7 @@ class DataSettings:
         for name, least, why in (
             ("max_tokens", 3, ": start, a token, end"),
             ("captions_per_image", 1, "; null takes all"),
+            ("shuffle_window", 1, " shard; null mixes all examples"),
             ("workers", 0, ""),
         ):
             value = getattr(self, name)

@@ -109,6 +109,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
         config.data.workers,
         rank(),
         world_size(),
+        shuffle_window=config.data.shuffle_window,
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     evaluators = build_evaluators(config)

