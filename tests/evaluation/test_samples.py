@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from mmlm.core.batch import Caption, Example
+from mmlm.evaluation.attention import attention_of_words
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.sample_settings import SampleSettings
-from mmlm.evaluation.samples import attention_of_words, collect_samples, data_uri, spaced
+from mmlm.evaluation.samples import collect_samples, data_uri, spaced
 
 TEXTS = ("a red square", "a green circle", "un café très grand", "日本 の 旗")
 
