@@ -22,6 +22,7 @@ lists. Here every part is built with its real buffers and every name has to matc
 """
 
 import json
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,7 +60,7 @@ from mmlm.pretrained.files import (
     record_files,
 )
 from mmlm.pretrained.use import UsableModel
-from mmlm.record.folder import MANIFEST, runs_below
+from mmlm.record.folder import MANIFEST, newest_run
 from mmlm.record.manifest import check_files
 
 _FROM_AUTO = {"trust_remote_code", "code_revision", "adapter_kwargs", "_from_auto", "_commit_hash"}
@@ -132,7 +133,8 @@ class MmlmModel(UsableModel):
         """The model of a folder, or of a name on the hub, in eval mode.
 
         It is bit for bit the model that was saved: every tensor has to be there and none may be left over. A run folder
-        serves too, or a folder with one run below it; adapters are merged into the weights, as in an exported folder.
+        serves too; of several runs below a folder, the one that was trained last is taken, with a warning. Adapters are
+        merged into the weights, as in an exported folder.
 
         Args:
             folder_or_name: the folder of an exported model or of a run, or a name on the hub.
@@ -149,8 +151,9 @@ class MmlmModel(UsableModel):
             raise TypeError(f"from_pretrained() got an unexpected keyword argument '{min(unknown)}'")
         place = choose_device(device) if isinstance(device, str) else device
         folder = Path(folder_or_name)
-        if config is None and _holds_run(folder):
-            run = load_run(str(folder), place, plugins)
+        run_folder = _run_in(folder) if config is None else None
+        if run_folder is not None:
+            run = load_run(str(run_folder), place, plugins)
             merge_adapters(run.model)
             return cls.from_run(run, dtype=dtype)
         if not folder.is_dir():
@@ -225,14 +228,21 @@ AutoConfig.register(MmlmConfig.model_type, MmlmConfig)
 AutoModel.register(MmlmConfig, MmlmModel)
 
 
-def _holds_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run folder, or has runs below it, and is no exported model."""
+def _run_in(folder: Path) -> Path | None:
+    """The run folder at ``folder`` or the newest below it; None if there is none, or a model was exported there.
+
+    Warns if there are several.
+    """
     if not folder.is_dir() or is_exported(folder):
-        return False
+        return None
     try:
-        return bool(runs_below(str(folder)))
+        found, count = newest_run(str(folder))
     except UserError:
-        return False
+        return None
+    if count > 1:
+        told = f"{folder} holds {count} runs; taking the one that was trained last, {found}"
+        warnings.warn(told, stacklevel=3)
+    return found
 
 
 def _pretrained_part(model: ImageTextModel, slot: str) -> PreTrainedModel | None:

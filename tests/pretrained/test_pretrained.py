@@ -1,6 +1,7 @@
 """A saved model comes back as it was, in a process of its own and without Hydra, and says what is wrong otherwise."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -348,6 +349,11 @@ def test_a_run_folder_is_loaded_as_what_is_exported_from_it(trained, tmp_path, p
     exported = from_pretrained(tmp_path / "saved")
     assert same(model, exported, pictures)
     assert same(model, from_pretrained(folder.parents[2]), pictures), "a folder with one run below it"
+    (folder.parents[1] / "older" / "seed=0").mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", folder.parents[1] / "older" / "seed=0")
+    os.utime(folder.parents[1] / "older" / "seed=0" / "config.yaml", (1, 1))
+    with pytest.warns(UserWarning, match=f"holds 2 runs; taking the one that was trained last, {folder}"):
+        assert same(model, from_pretrained(folder.parents[1]), pictures)
     assert model.scale == exported.scale
     assert model.scale.source == "of the run's objective contrastive"
     assert model.digest() == exported.digest()
