@@ -99,7 +99,7 @@ def test_the_card_tells_where_the_model_comes_from(exported):
     assert "- trained on: `ImageFolder` (" in card
     assert "- validation `validation`: `ImageFolder`" in card
     assert "from mmlm.pretrained import from_pretrained" in card
-    assert "captions = model.caption([picture])" in card
+    assert 'caption = model.caption("1.png").text' in card
     config = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert config["train"]["steps"] == 3
     assert config["data"]["train"]["folder"] == "shapes"

@@ -4,13 +4,15 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import overload
 
 from torch import Tensor
 
 from mmlm.core.errors import UserError
+from mmlm.core.wording import printable
+from mmlm.data.class_folder import SUFFIXES
 from mmlm.evaluation.nearest import nearest
 from mmlm.pretrained.embedding import EmbeddingModel
 from mmlm.pretrained.image_index import ImageIndex, default_folder, index_file, update_index
@@ -74,7 +76,7 @@ class SearchingModel(EmbeddingModel):
 
         A query that is a str is a *text*; an image is given as a Path, a Pillow image, an array or a tensor. ``images``
         is a folder (see ``index``), what ``index`` has made of one, or a list of images. Raises UserError for an index
-        of another model, and for queries and images that are none.
+        of another model, for queries and images that are none, and for a str that is the path of an image.
         """
         if top < 1:
             raise UserError(f"top: {top} must be at least 1")
@@ -104,12 +106,21 @@ class SearchingModel(EmbeddingModel):
         found = []
         for number, query in enumerate(queries.items):
             if isinstance(query, str):
-                if not query.strip():
-                    raise UserError(f"{queries.named(number)}: is blank; give a text, or an image as a Path")
+                _check_query(query, queries.named(number))
                 found.append(self.encode_text(query, language).cpu())
             else:
                 found.append(self._embed_images(Given(queries.named(number), [query], True), 1, False)[0].cpu())
         return found
+
+
+def _check_query(text: str, name: str) -> None:
+    """Raises UserError for a blank text, and for the path of an image, which was hardly meant as a text."""
+    if not text.strip():
+        raise UserError(f"{name}: is blank; give a text, or an image as a Path")
+    if Path(text).suffix.lower() in SUFFIXES:
+        with suppress(OSError, ValueError):  # too long for a path, as a text may be
+            if Path(text).is_file():
+                raise UserError(f"{name}: {printable(text)} is a file; to search by the image, give Path({text!r})")
 
 
 def _nothing(doing: str) -> None:

@@ -93,9 +93,9 @@ class UsableModel(SearchingModel):
         """Where the decoder looks in each image while it says the image's text; None: the caption that it writes.
 
         It is the attention of the decoder's last layer that reads the image, the mean over heads, carried on from the
-        bridge's tokens to the patches. A model without a decoder has none: what its encoder pools from says nothing of
-        a text. Raises UserError for such a model, for a decoder that records no attention, and for a number of texts
-        that is not that of the images.
+        bridge's tokens to the patches. A text that is longer than the model reads loses its tail. A model without a
+        decoder has none: what its encoder pools from says nothing of a text. Raises UserError for such a model, for a
+        decoder that records no attention, and for a number of texts that is not that of the images.
         """
         decoder = self.model.decoder
         if decoder is None or not decoder.records_attention:

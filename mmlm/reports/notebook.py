@@ -11,6 +11,8 @@ from torch import Tensor
 _SIDE = 128
 """Pixels of a side of the square that a picture is shown in."""
 _FONT = "font:13px/1.4 system-ui,sans-serif"
+_FIRST, _OTHER = "font-weight:600", "opacity:.7"
+"""The first line below a picture, and the others; on grounds of any colour."""
 _DIMMED = 0.2
 """Brightness of what the decoder did not look at."""
 
@@ -52,9 +54,8 @@ def lit(image: Tensor, where: Tensor) -> Tensor:
 def _figure(picture: Picture) -> str:
     size = f"width:{_SIDE}px;height:{_SIDE}px"
     image = f'<img src="{escape(picture.address)}" alt="" style="{size};object-fit:contain">' if picture.address else ""
-    weights = ["600", *["400"] * len(picture.lines)]
     lines = "".join(
-        f'<div style="font-weight:{weight}" dir="auto">{escape(line)}</div>'
-        for line, weight in zip(picture.lines, weights, strict=False)
+        f'<div style="{_FIRST if number == 0 else _OTHER}" dir="auto">{escape(line)}</div>'
+        for number, line in enumerate(picture.lines)
     )
     return f'<figure style="margin:0;width:{_SIDE}px;overflow-wrap:anywhere">{image}{lines}</figure>'

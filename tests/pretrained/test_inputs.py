@@ -1,5 +1,7 @@
 """What is handed to a model: every form of an image has the same pixels, one item or several, and what is refused."""
 
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,14 @@ def test_a_sequence_is_several_and_anything_else_is_one(value, single):
     assert given.named(3) == ("images" if single else "images.3")
 
 
-def test_items_go_through_in_batches_in_order(capsys):
+class Terminal(io.StringIO):
+    """A stderr that says it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_items_go_through_in_batches_in_order(capsys, monkeypatch):
     given = Given.of("images", list(range(7)))
     seen: list[tuple[int, list[int]]] = []
 
@@ -71,7 +80,14 @@ def test_items_go_through_in_batches_in_order(capsys):
 
     assert given.in_batches(3, work, "counting", progress=True) == [0, 10, 20, 30, 40, 50, 60]
     assert seen == [(0, [0, 1, 2]), (3, [3, 4, 5]), (6, [6])]
-    assert capsys.readouterr().out == "", "a bar is on stderr"
+    assert capsys.readouterr() == ("", ""), "only a terminal gets a bar at once"
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    given.in_batches(3, work, "counting", progress=False)
+    assert terminal.getvalue() == ""
+    given.in_batches(3, work, "counting", progress=True)
+    assert "counting, batch " in terminal.getvalue()
+    assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="batch_size: 0 must be at least 1"):
         given.in_batches(0, work, "counting", progress=False)
 

@@ -280,6 +280,13 @@ def test_an_index_is_of_one_model_and_knows_what_has_changed(model, make, files,
         other.search("a", index)
 
 
+def test_a_path_as_a_text_is_refused_and_a_text_that_looks_like_one_is_not(model, files):
+    with pytest.raises(UserError, match=rf"^query\.1: {files[0]} is a file; to search by the image, give Path\('"):
+        model.search(["a", str(files[0])], files)
+    for text in ("no such.png", "long" * 200 + ".png", "null\0.png"):
+        assert len(model.search(text, files, top=2)) == 2
+
+
 def test_a_damaged_index_is_told_as_a_warning(model, files, tmp_path):
     model.index(files[0].parent, tmp_path)
     (kept,) = tmp_path.glob("index-*")
@@ -327,12 +334,6 @@ def test_mistakes_are_one_line_that_names_the_item(model, call, message, tmp_pat
         call(model)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-def test_a_bar_is_shown_on_stderr_if_it_is_asked_for(model, files, capsys):
-    model.caption(files, progress=True, batch_size=4)
-    model.encode_image(files)
-    assert capsys.readouterr().out == ""
 
 
 def test_a_model_is_described_in_a_few_lines(model):
