@@ -51,10 +51,9 @@ def test_probabilities_are_the_plain_formula_and_the_scale_is_told(trained, comm
     images = [read_image(shapes / name) for name in names]
     model = from_pretrained(exported)
     source = "of the run's objective contrastive"
-    clip = "of CLIP, since an exported folder has none of its own; set another by scale="
     for run, more, scale, told in (
         (folder, (), learned, source),
-        (exported, (), 100.0, clip),
+        (exported, (), learned, source),
         (exported, ("scale=7.5",), 7.5, "that was given"),
     ):
         outcome = command(classify, f"run={run}", *given, *more)

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from mmlm import export, search
-from mmlm.commands.indexed import default_folder
 from mmlm.data.images import FORMATS, read_image
 from mmlm.pretrained import from_pretrained
-from mmlm.pretrained.opened import image_digest, open_model
+from mmlm.pretrained.image_index import default_folder
 from tests.conftest import COLOURS, draw
 
 
@@ -72,15 +71,15 @@ def test_texts_and_images_find_their_nearest_images(trained, command, shapes, tm
 
 
 def test_a_model_is_known_by_its_weights_and_its_settings(trained, command, tmp_path):
-    one = open_model(trained(), torch.device("cpu"))
-    digest = image_digest(one)
+    one = from_pretrained(trained())
+    digest = one.digest()
     with torch.no_grad():
         next(iter(one.parameters())).view(-1)[0] += 1e-3
-    assert image_digest(one) != digest
+    assert one.digest() != digest
     with torch.no_grad():
         next(iter(one.parameters())).view(-1)[0] -= 1e-3
     one.config.parts["transform"] = one.config.parts["transform"] | {"trim": 0.5}
-    assert image_digest(one) != digest
+    assert one.digest() != digest
 
 
 def test_mistakes_of_search(trained, command, shapes, tmp_path, monkeypatch):

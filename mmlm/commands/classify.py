@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,20 +11,18 @@ from torch import Tensor
 
 from mmlm.cli.arguments import ClassifyArguments
 from mmlm.cli.exits import say
-from mmlm.commands.indexed import chosen_folder, default_folder, image_folder, indexed, open_to_compare
+from mmlm.commands.indexed import chosen_folder, image_folder, indexed, open_to_compare
 from mmlm.core.errors import UserError
 from mmlm.core.wording import cut, printable
-from mmlm.evaluation.zero_shot import PLACE, check_templates, class_vectors
+from mmlm.evaluation.zero_shot import PLACE, check_templates, class_probabilities
 from mmlm.experiment.build import class_captions
 from mmlm.experiment.config_file import load_config
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.saved_run import is_exported
-from mmlm.pretrained.model import MmlmModel
-from mmlm.pretrained.opened import Scale, learned_scale
+from mmlm.experiment.similarity_scale import chosen_scale
+from mmlm.pretrained.image_index import default_folder
 from mmlm.record.folder import CONFIG, write_whole
 
-CLIP_SCALE = 100.0
-"""The scale of a model that brings none: the largest that CLIP allows, which its published models have reached."""
 _LABEL_WIDTH = 28
 """Characters of a label in the table, at most."""
 
@@ -39,11 +36,13 @@ def classify_images(arguments: ClassifyArguments) -> int:
     folder = chosen_folder(arguments.run)
     templates = _templates(folder, arguments)
     check_templates(templates)
-    scale = _scale(folder, arguments)
+    whose = "this folder" if is_exported(folder) else "this run"
+    chosen_scale(arguments.scale, None, whose)  # a mistake is told before anything is loaded
     model = open_to_compare(folder, device, arguments.plugins)
-    classes = label_vectors(model, labels, templates, arguments.language)
+    scale = chosen_scale(arguments.scale, model.scale, whose)
+    classes = model.label_vectors(labels, templates, arguments.language)
     index = indexed(model, images, default_folder(images) if arguments.out is None else Path(arguments.out))
-    probabilities = label_probabilities(index.vectors, classes.cpu(), scale.value)
+    probabilities = class_probabilities(index.vectors, classes.cpu(), scale.value)
     say(f"probabilities: softmax over {scale.value:.4g} x similarity, the scale {scale.source}")
     say(f"prompts: {', '.join(templates)}")
     names = [printable(name) for name in index.names]
@@ -104,23 +103,6 @@ def _labels_of_json(file: Path, text: str) -> dict[str, list[str]]:
     return found
 
 
-def label_vectors(
-    model: MmlmModel, labels: Mapping[str, Sequence[str]], templates: Sequence[str], language: str | None = None
-) -> Tensor:
-    """float32[K, E], unit length: each label as the mean of its prompts, every one of its words in every template."""
-    prompts: list[str] = []
-    owner: list[int] = []
-    for number, words in enumerate(labels.values()):
-        prompts += [template.replace(PLACE, word) for word in words for template in templates]
-        owner += [number] * (len(prompts) - len(owner))
-    return class_vectors(model.encode_text(prompts, language), owner, len(labels))
-
-
-def label_probabilities(images: Tensor, labels: Tensor, scale: float) -> Tensor:
-    """float64[B, K]: softmax over ``scale`` * similarity of float[B, E] images and float[K, E] labels."""
-    return (scale * (images.double() @ labels.double().T)).softmax(dim=1)
-
-
 def _templates(folder: Path, arguments: ClassifyArguments) -> list[str]:
     if arguments.templates is not None:
         return arguments.templates
@@ -128,16 +110,6 @@ def _templates(folder: Path, arguments: ClassifyArguments) -> list[str]:
         return [PLACE]
     config = load_config(folder / CONFIG, arguments.plugins)
     return [class_captions(config, PLACE).caption]
-
-
-def _scale(folder: Path, arguments: ClassifyArguments) -> Scale:
-    if arguments.scale is not None:
-        if not 0 < arguments.scale < math.inf:
-            raise UserError(f"scale: {arguments.scale} must be above 0 and finite; CLIP's is {CLIP_SCALE:.0f}")
-        return Scale(arguments.scale, "that was given")
-    why = "an exported folder" if is_exported(folder) else "this run"
-    none = Scale(CLIP_SCALE, f"of CLIP, since {why} has none of its own; set another by scale=")
-    return learned_scale(folder, arguments.plugins) or none
 
 
 def _table(names: Sequence[str], labels: Sequence[str], probabilities: Tensor, top: int) -> list[str]:

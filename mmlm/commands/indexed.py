@@ -1,7 +1,5 @@
 """What search and classification share: the model that ``run=`` names, and the embeddings of a folder of images."""
 
-import hashlib
-import os
 import sys
 import time
 from collections.abc import Collection
@@ -13,11 +11,13 @@ from mmlm.cli.exits import say
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
 from mmlm.core.wording import printable
+from mmlm.experiment.build import build_objective
+from mmlm.experiment.config_file import load_config
 from mmlm.experiment.saved_run import is_exported
-from mmlm.pretrained.image_index import ImageIndex, update_index
+from mmlm.pretrained.image_index import ImageIndex, index_file, update_index
 from mmlm.pretrained.model import MmlmModel
-from mmlm.pretrained.opened import compares, image_digest, open_model
 from mmlm.record.console import Console
+from mmlm.record.folder import CONFIG
 
 _SHOWN = 5
 """Files that cannot be read which are named."""
@@ -38,18 +38,29 @@ def image_folder(given: str) -> Path:
 
 def open_to_compare(folder: Path, device: torch.device, plugins: Collection[str]) -> MmlmModel:
     """The model in ``folder``; tells if it was not trained to compare images with texts. Raises UserError."""
-    if not compares(folder, plugins):
+    if not _compares(folder, plugins):
         say(f"{folder} has no objective that compares images with texts, so that similarities may mean nothing")
-    return open_model(folder, device, plugins)
+    return MmlmModel.from_pretrained(folder, device=device, plugins=plugins)
+
+
+def _compares(folder: Path, plugins: Collection[str]) -> bool:
+    """Whether the model was trained to compare images with texts, as far as its folder tells. Raises UserError.
+
+    An exported folder does not say. Another run may have trained what this one began from, so that False is a doubt.
+    """
+    if is_exported(folder):
+        return True
+    config = load_config(folder / CONFIG, plugins)
+    return bool(build_objective(config).comparisons(config.train.steps))
 
 
 def indexed(model: MmlmModel, images: Path, out: Path) -> ImageIndex:
     """The embeddings of a folder's images, by way of the index in ``out``. Raises UserError."""
-    digest = image_digest(model)
+    digest = model.digest()
     with Console(sys.stderr).activity() as activity:
         index = update_index(
             images,
-            out / f"index-{digest[:16]}.safetensors",
+            index_file(out, digest),
             digest,
             model.encode_image,
             time.time_ns,
@@ -64,11 +75,3 @@ def indexed(model: MmlmModel, images: Path, out: Path) -> ImageIndex:
         raise UserError(f"images: none of the {len(index.unreadable):,} images of {images} can be read")
     say(f"{len(index.names):,} images, {index.embedded:,} of them embedded now")
     return index
-
-
-def default_folder(images: Path) -> Path:
-    """Where the index of a folder of images is kept if nobody says: below the user's folder for caches."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    home = Path(cache) if cache else Path.home() / ".cache"
-    path = images.resolve()
-    return home / "mmlm" / "search" / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from mmlm.cli.arguments import SearchArguments
-from mmlm.commands.indexed import chosen_folder, default_folder, image_folder, indexed, open_to_compare
+from mmlm.commands.indexed import chosen_folder, image_folder, indexed, open_to_compare
 from mmlm.core.errors import UserError
 from mmlm.core.wording import printable
 from mmlm.data.class_folder import SUFFIXES
 from mmlm.data.images import read_image
-from mmlm.evaluation.nearest import nearest
 from mmlm.experiment.device import choose_device
+from mmlm.pretrained.image_index import default_folder
+from mmlm.pretrained.results import thumbnail
 from mmlm.record.folder import write_whole
 from mmlm.reports.contact_sheet import FoundImage, contact_sheet, thumbnail_uri
 
@@ -29,17 +30,13 @@ def search_images(arguments: SearchArguments) -> int:
     model = open_to_compare(folder, device, arguments.plugins)
     out = default_folder(images) if arguments.out is None else Path(arguments.out)
     index = indexed(model, images, out)
-    if picture is not None:
-        vector = model.encode_image([picture])[0]
-    else:
-        vector = model.encode_text([arguments.query], arguments.language)[0]
-    values, rows = nearest(vector.cpu(), index.vectors, arguments.top)
-    found = [(index.names[row], value) for value, row in zip(values.tolist(), rows.tolist(), strict=True)]
-    for rank, (name, value) in enumerate(found, start=1):
-        print(f"{rank:>4}  {value:6.3f}  {printable(name)}")
+    asked_for = arguments.query if picture is None else picture
+    found = model.search(asked_for, index, arguments.top, arguments.language)
+    for rank, hit in enumerate(found, start=1):
+        print(f"{rank:>4}  {hit.similarity:6.3f}  {printable(hit.name)}")
     among = f"{len(index.names):,} images in {printable(images.resolve().name)}"
     about = f"among {among}, by the model in {_of_model(folder)}"
-    cards = [FoundImage(printable(name), value, _thumbnail(images / name)) for name, value in found]
+    cards = [FoundImage(printable(hit.name), hit.similarity, thumbnail(hit.image)) for hit in found]
     asked = printable(arguments.query if query is None else query.name)
     page = out / PAGE
     _write(page, contact_sheet(asked, None if picture is None else thumbnail_uri(picture), cards, about))
@@ -67,13 +64,6 @@ def _of_model(folder: Path) -> str:
     """The end of the model's path: a page is passed around, and should not name the folders of a machine."""
     parts = folder.resolve().parts
     return "/".join(parts[-3:] if parts[-1].startswith("seed=") else parts[-1:])
-
-
-def _thumbnail(file: Path) -> str:
-    try:
-        return thumbnail_uri(read_image(file))
-    except UserError:  # gone, or changed, since it was indexed
-        return ""
 
 
 def _write(page: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """Greedy decoding: the most likely token at every step, by the model's own key-value cache."""
 
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -24,6 +25,16 @@ class CaptionDecoder(Protocol[FeaturesT, CacheT]):
         ...
 
 
+@dataclass(frozen=True)
+class Written:
+    """Captions as token ids, with their probabilities."""
+
+    tokens: Tensor
+    """int64[B, t]: the tokens after the start, the end token included where it was reached, then padding."""
+    log_probabilities: Tensor
+    """float64[B, t]: the natural logarithm of each token's probability after those before it; 0 at padding."""
+
+
 @torch.no_grad()
 def write_captions(
     model: ImageTextModel, tokenizer: Tokenizer, features: ImageFeatures, start_id: int, max_tokens: int
@@ -33,10 +44,15 @@ def write_captions(
     ``start_id`` is the first token of the language to write in (``tokenizer.start_id(language)``); ``max_tokens`` is as
     for ``greedy``. The caller puts the model, which has a decoder, in evaluation mode.
     """
+    start_ids = repeated_start(features, start_id)
+    written = greedy(model, features, start_ids, tokenizer.end_id, tokenizer.pad_id, max_tokens)
+    return [tokenizer.decode(row) for row in written.tokens.tolist()]
+
+
+def repeated_start(features: ImageFeatures, start_id: int) -> Tensor:
+    """int64[B]: ``start_id`` for each of the B images of ``features``."""
     embedding = features.embedding
-    start_ids = torch.full((len(embedding),), start_id, dtype=torch.int64, device=embedding.device)
-    tokens = greedy(model, features, start_ids, tokenizer.end_id, tokenizer.pad_id, max_tokens)
-    return [tokenizer.decode(row) for row in tokens.tolist()]
+    return torch.full((len(embedding),), start_id, dtype=torch.int64, device=embedding.device)
 
 
 @torch.no_grad()
@@ -47,8 +63,8 @@ def greedy(
     end_id: int,
     pad_id: int,
     max_tokens: int,
-) -> Tensor:
-    """int64[B, t]: the tokens after the start, the end token included where it was reached, then ``pad_id``.
+) -> Written:
+    """The caption of each row of ``features``; ``pad_id`` stands behind its end.
 
     ``start_ids`` int64[B] is each row's first token (its language's start). ``max_tokens`` bounds the whole caption
     as a tokenizer's ``encode`` counts it, start and end included, so that decoding never reaches a position that
@@ -65,11 +81,14 @@ def greedy(
     newest = start_ids
     finished = torch.zeros_like(start_ids, dtype=torch.bool)
     generated: list[Tensor] = []
+    likelihoods: list[Tensor] = []
     for _ in range(max_tokens - 1):
-        logits = model.decode(newest[:, None], cache)
-        newest = logits[:, -1].argmax(dim=-1).masked_fill(finished, pad_id)
+        logits = model.decode(newest[:, None], cache)[:, -1].double()
+        highest, best = logits.max(dim=-1)
+        newest = best.masked_fill(finished, pad_id)
         generated.append(newest)
+        likelihoods.append((highest - logits.logsumexp(dim=-1)).masked_fill(finished, 0))
         finished = finished | (newest == end_id)
         if finished.all():
             break
-    return torch.stack(generated, dim=1)
+    return Written(torch.stack(generated, dim=1), torch.stack(likelihoods, dim=1))

@@ -5,18 +5,15 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from mmlm.core.batch import Batch, Caption
-from mmlm.data.collate import caption_encoder
-from mmlm.data.tokenizer import Tokenizer
+from mmlm.core.batch import Caption
+from mmlm.evaluation.attention import attention_of_words
 from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedSplit
-from mmlm.model.model import ImageTextModel
 
 NEIGHBOURS = 5
 """Nearest captions of an image, and nearest images of a caption, that are shown."""
@@ -109,58 +106,3 @@ def _attention(
         return {"words": words, "grid": list(maps.shape[1:]), "maps": maps.flatten(1).tolist()}
 
     return split.over_images(rows, of_image)
-
-
-@torch.no_grad()
-def attention_of_words(
-    model: ImageTextModel, tokenizer: Tokenizer, image: Tensor, caption: Caption, max_tokens: int
-) -> tuple[list[str], Tensor]:
-    """The words of a caption, and the decoder's attention over the image for each: float32[words, rows, columns].
-
-    ``image`` uint8[1, 3, S, S]. The map of a word is the mean over its tokens, scaled to sum to 1.
-    """
-    ids = caption_encoder(tokenizer, max_tokens)(caption).ids
-    device = image.device
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    batch = Batch(
-        images=image,
-        tokens=torch.tensor([ids], device=device),
-        lengths=torch.tensor([len(ids)], device=device),
-        image_index=zero,
-        image_concept=zero,
-        caption_concept=zero,
-        caption_key=zero,
-        ids=("",),
-        captions=(caption,),
-    )
-    maps = model.attention_maps(batch)[0].cpu()
-    groups = _word_groups(tokenizer, ids[1:-1])
-    if not groups:
-        return [], maps[:0]
-    means = torch.stack([maps[rows].mean(dim=0) for _, rows in groups])
-    return [word for word, _ in groups], means / means.sum(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-
-
-def _word_groups(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Each word with the places of its tokens in ``ids``.
-
-    A token belongs to the last word of the text that ends with it. A token that adds nothing visible (a space, the
-    first bytes of a character) belongs to the word that later tokens complete.
-    """
-    groups: list[tuple[str, list[int]]] = []
-    before: list[str] = []
-    waiting: list[int] = []
-    for place in range(len(ids)):
-        # Decoding a longer and longer prefix tells the words apart for every tokenizer, whatever its tokens look like.
-        words = tokenizer.decode(ids[: place + 1]).split()
-        waiting.append(place)
-        if words == before:
-            continue
-        if len(words) > len(before):
-            groups.append((" ".join(words[len(before) :]), waiting))
-        elif groups:
-            groups[-1] = (words[-1], [*groups[-1][1], *waiting])
-        before, waiting = words, []
-    if groups:
-        groups[-1][1].extend(waiting)
-    return groups

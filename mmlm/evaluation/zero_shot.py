@@ -71,17 +71,15 @@ class ZeroShot:
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``top1``, ``top5``, ``by_class`` and ``chance``, shares in [0, 1]. Raises UserError without texts."""
-        prompts: list[str] = []
-        owner: list[int] = []
-        number_of: dict[int, int] = {}
+        texts: dict[int, list[str]] = {}
         for concept in split.concepts:
-            texts = [text.text for text in concept.texts if self.language in (None, text.language)]
-            if texts:
-                number = number_of.setdefault(concept.key, len(number_of))
-                prompts += [template.replace(PLACE, text) for text in texts for template in self.templates]
-                owner += [number] * (len(prompts) - len(owner))
-        if not number_of:
+            own = [text.text for text in concept.texts if self.language in (None, text.language)]
+            if own:
+                texts.setdefault(concept.key, []).extend(own)
+        if not texts:
             raise UserError(f"no concept of the split '{split.name}' has a text to know it by")
+        number_of = {key: number for number, key in enumerate(texts)}
+        prompts, owner = class_prompts(list(texts.values()), self.templates)
         classes = class_vectors(split.embed_texts(prompts, self.language), owner, len(number_of))
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
@@ -101,6 +99,16 @@ def check_templates(templates: Sequence[str]) -> None:
             raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
 
 
+def class_prompts(texts: Sequence[Sequence[str]], templates: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Each text of each class in each template, and the number of the class that each of these prompts belongs to."""
+    prompts: list[str] = []
+    owner: list[int] = []
+    for number, of_class in enumerate(texts):
+        prompts += [template.replace(PLACE, text) for text in of_class for template in templates]
+        owner += [number] * (len(prompts) - len(owner))
+    return prompts, owner
+
+
 def class_vectors(prompts: Tensor, owner: Sequence[int], count: int) -> Tensor:
     """float[count, E], unit length: the mean of the embeddings of each class's prompts.
 
@@ -108,6 +116,14 @@ def class_vectors(prompts: Tensor, owner: Sequence[int], count: int) -> Tensor:
     """
     sums = prompts.new_zeros(count, prompts.shape[1])
     return F.normalize(sums.index_add(0, torch.tensor(owner, device=prompts.device), prompts), dim=1)
+
+
+def class_probabilities(images: Tensor, classes: Tensor, scale: float) -> Tensor:
+    """float64[B, K]: softmax over ``scale`` * similarity of float[B, E] images and float[K, E] classes of unit length.
+
+    A bias that is added to all similarities, as that of the sigmoid loss, would change nothing.
+    """
+    return (scale * (images.double() @ classes.double().T)).softmax(dim=1)
 
 
 def class_places(images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:

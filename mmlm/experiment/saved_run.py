@@ -21,6 +21,7 @@ from mmlm.data.tokenizer import Tokenizer, same_tokens
 from mmlm.experiment.build import build_freeze, build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config, InitSettings
 from mmlm.experiment.config_file import load_config
+from mmlm.experiment.similarity_scale import Scale, learned_scale
 from mmlm.model.model import ImageTextModel
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum
@@ -183,6 +184,8 @@ class TrainedRun:
     model: ImageTextModel
     """In eval mode, with the weights that the run exports."""
     tokenizer: Tokenizer
+    scale: Scale | None = None
+    """What the run has learned to multiply similarities by."""
 
 
 def load_run(path: str, device: torch.device, plugins: Collection[str] = ()) -> TrainedRun:
@@ -196,9 +199,9 @@ def load_run(path: str, device: torch.device, plugins: Collection[str] = ()) -> 
     restore_tokenizer(tokenizer, folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
     build_freeze(config).add_adapters(model)
-    step, weights = exported_weights(folder, config)
-    copy_weights(model.state_dict(), weights, f"run: {folder}")
-    return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer)
+    step, weights = trained_weights(folder, config)
+    copy_weights(model.state_dict(), model_weights(weights), f"run: {folder}")
+    return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer, learned_scale(config, weights))
 
 
 def start_weights(start: InitSettings, plugins: Collection[str] = ()) -> tuple[Path, dict[str, Tensor]]:

@@ -103,16 +103,14 @@ def _about(config: Config) -> str:
 
 def _usage(config: Config) -> str:
     lines = [
-        "from PIL import Image",
         "from mmlm.pretrained import from_pretrained",
         "",
         'model = from_pretrained("FOLDER")  # or its name on the hub',
-        'picture = Image.open("picture.png")',
-        "images = model.encode_image([picture])           # float32[1, E], unit length",
+        'images = model.encode_image(["1.png", "2.png"])  # float32[2, E], unit length',
         'texts = model.encode_text(["a cat", "a dog"])    # float32[2, E], unit length',
         "similarity = images @ texts.T",
     ]
-    lines += ["captions = model.caption([picture])"] if config.decoder is not None else []
+    lines += ['caption = model.caption("1.png").text'] if config.decoder is not None else []
     return "```python\n" + "\n".join(lines) + "\n```"
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import PretrainedConfig
 
 import mmlm
 from mmlm.core.errors import UserError
-from mmlm.core.wording import first_line
+from mmlm.core.wording import first_line, shown
 from mmlm.data.transforms import Transform
 from mmlm.experiment.config import Config, DataSettings, ModelSettings
 from mmlm.experiment.config_checks import PART_SLOTS
@@ -46,6 +47,8 @@ class MmlmConfig(PretrainedConfig):
         embedding_width: E.
         vocab_size: V.
         language: language of generated captions; null for untagged ones.
+        similarity_scale: what similarities are multiplied by before a softmax; null if the model has learned none.
+        similarity_scale_source: where it comes from, in words.
         mmlm_version: version of the package that saved the model.
         mmlm_format: ``FORMAT`` of the package that saved the model.
         kwargs: settings that transformers itself keeps in a config.
@@ -61,6 +64,8 @@ class MmlmConfig(PretrainedConfig):
         embedding_width: int = 256,
         vocab_size: int = 0,
         language: str | None = None,
+        similarity_scale: float | None = None,
+        similarity_scale_source: str | None = None,
         mmlm_version: str = mmlm.__version__,
         mmlm_format: int = FORMAT,
         **kwargs: Any,
@@ -68,6 +73,7 @@ class MmlmConfig(PretrainedConfig):
         self.parts = dict(parts or {})
         self.image_size, self.max_tokens = image_size, max_tokens
         self.embedding_width, self.vocab_size, self.language = embedding_width, vocab_size, language
+        self.similarity_scale, self.similarity_scale_source = similarity_scale, similarity_scale_source
         self.mmlm_version, self.mmlm_format = mmlm_version, mmlm_format
         super().__init__(**kwargs)
 
@@ -141,6 +147,10 @@ def read_config(folder: Path) -> MmlmConfig:
     missing = [slot for slot in SLOTS if slot not in config.parts]
     if missing:
         raise UserError(f"{folder / CONFIG_FILE}: parts.{missing[0]} is missing; restore the file from a copy")
+    scale = config.similarity_scale
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if scale is not None and not (is_number and 0 < scale < math.inf):
+        raise UserError(f"{folder / CONFIG_FILE}: similarity_scale: {shown(scale)} must be above 0 and finite, or null")
     return config
 
 

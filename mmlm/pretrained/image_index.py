@@ -59,6 +59,9 @@ class Stamp:
 class ImageIndex:
     """The embeddings of the images of a folder."""
 
+    folder: Path
+    model: str
+    """The digest of the model that embedded them."""
     names: tuple[str, ...]
     """The images that could be read, as paths inside of the folder, sorted."""
     vectors: Tensor
@@ -94,6 +97,19 @@ class _State:
         """Drops all other vectors."""
         self.parts = [self.vectors()[[self.rows[content] for content in contents]]]
         self.rows = {content: row for row, content in enumerate(contents)}
+
+
+def default_folder(images: Path) -> Path:
+    """Where the index of a folder of images is kept if nobody says: below the user's folder for caches."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    home = Path(cache) if cache else Path.home() / ".cache"
+    path = images.resolve()
+    return home / "mmlm" / "search" / f"{path.name}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def index_file(folder: Path, model: str) -> Path:
+    """The file in ``folder`` of the index of the model with that digest."""
+    return folder / f"index-{model[:16]}.safetensors"
 
 
 def images_below(folder: Path) -> list[str]:
@@ -147,7 +163,7 @@ def update_index(
         _save(file, model, state)
     readable = tuple(name for name in names if name in state.stamps)
     vectors = state.vectors()[[state.rows[state.stamps[name][1]] for name in readable]]
-    return ImageIndex(readable, vectors, tuple(unreadable), embedded)
+    return ImageIndex(folder, model, readable, vectors, tuple(unreadable), embedded)
 
 
 def _is_known(file: Path, known: tuple[Stamp, str] | None, state: _State) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from mmlm.core.batch import Caption, Example
 from mmlm.data.evaluation_batches import EvaluationBatches
@@ -48,3 +49,18 @@ def small_model(tokenizer: Tokenizer, fusion: str = "cross_attention") -> ImageT
 def evaluation_batches(source: Source, tokenizer: Tokenizer, batch_size: int) -> EvaluationBatches:
     """The batches of a split."""
     return EvaluationBatches(source, tokenizer, Transform(IMAGE_SIZE, None), batch_size, MOST_TOKENS)
+
+
+class RandomTable:
+    """Logits by the two tokens before, ``features[b]`` float[V, V, V], and by the position, so that none are equal."""
+
+    def start_decoding(self, features: Tensor) -> list[Tensor]:
+        return [features, torch.zeros(len(features), 1, dtype=torch.int64)]
+
+    def decode(self, tokens: Tensor, cache: list[Tensor]) -> Tensor:
+        features, before = cache
+        read = torch.cat([before, tokens], dim=1)
+        cache[1] = read
+        rows = torch.arange(len(read))[:, None]
+        places = torch.arange(1, read.shape[1])[None, :, None]
+        return (features[rows, read[:, :-1], read[:, 1:]] * (1 + places / 10))[:, -tokens.shape[1] :]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmlm.evaluation.decoding import greedy
+from tests.evaluation.hand_made import RandomTable
 
 PAD, START, END, OTHER_START = 0, 1, 2, 3
 VOCABULARY = 12
@@ -49,7 +50,7 @@ def transitions(*chains):
 def decode(table, start_ids=None, max_tokens=10):
     model = TransitionTable()
     starts = torch.full((len(table),), START) if start_ids is None else torch.tensor(start_ids)
-    tokens = greedy(model, table, starts, END, PAD, max_tokens)
+    tokens = greedy(model, table, starts, END, PAD, max_tokens).tokens
     assert len(model.caches) == 1
     return tokens, model.caches[0].fed
 
@@ -107,14 +108,14 @@ def test_only_the_last_position_of_the_logits_is_read():
             last = super().decode(tokens, cache)
             return torch.cat([torch.full_like(last, torch.inf), last], dim=1)
 
-    tokens = greedy(Echo(), transitions([START, 4, END]), torch.tensor([START]), END, PAD, 10)
+    tokens = greedy(Echo(), transitions([START, 4, END]), torch.tensor([START]), END, PAD, 10).tokens
     assert tokens.tolist() == [[4, END]]
 
 
 def test_an_end_token_that_is_also_padding():
     # As with GPT-2's tokenizer, which has no padding of its own.
     table = transitions([START, 4, END], [START, 5, 6, END])
-    tokens = greedy(TransitionTable(), table, torch.tensor([START, START]), END, END, 10)
+    tokens = greedy(TransitionTable(), table, torch.tensor([START, START]), END, END, 10).tokens
     assert tokens.tolist() == [[4, END, END], [5, 6, END]]
 
 
@@ -138,3 +139,15 @@ def test_what_does_not_fit_is_refused():
         decode(table, start_ids=[[START]])
     with pytest.raises(ValueError, match=r"start_ids torch.float32\[1\]"):
         decode(table, start_ids=[1.0])
+
+
+def test_the_probability_of_each_token_is_told():
+    table = torch.randn(3, VOCABULARY, VOCABULARY, VOCABULARY)
+    table[..., END] += 1.5
+    written = greedy(RandomTable(), table, torch.full((3,), START), END, PAD, 8)
+    for row, tokens in enumerate(written.tokens.tolist()):
+        before, last, ended = 0, START, False
+        for place, (token, told) in enumerate(zip(tokens, written.log_probabilities[row].tolist(), strict=True), 1):
+            logits = (table[row, before, last] * (1 + place / 10)).double()
+            assert told == pytest.approx(0.0 if ended else logits.softmax(dim=0)[token].log().item(), abs=1e-6)
+            before, last, ended = last, token, ended or token == END

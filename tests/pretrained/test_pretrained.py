@@ -1,61 +1,29 @@
 """A saved model comes back as it was, in a process of its own and without Hydra, and says what is wrong otherwise."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import mmlm
+from mmlm.checkpoints.checkpoint import latest_checkpoint, load_weights
 from mmlm.checkpoints.weights import read_weights
 from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
-from mmlm.core.views import EMBED
-from mmlm.data.images import read_image
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.tokenizers.hugging_face import HuggingFace
-from mmlm.experiment.build import build_model, build_transform
-from mmlm.experiment.experiment import build_experiment
+from mmlm.experiment.build import build_model
 from mmlm.experiment.saved_run import TrainedRun, load_run
-from mmlm.model.model import ImageTextModel
 from mmlm.pretrained.files import FORMAT, MmlmConfig
 from mmlm.pretrained.model import MmlmModel, from_pretrained
 from mmlm.record.manifest import accept
-
-TEXTS = ["a red square", "a blue circle and more"]
-
-
-@pytest.fixture
-def make(tiny_config):
-    """``make(*overrides)``: a model of random weights that was not trained, as a run would leave it."""
-
-    def made(*overrides: str) -> MmlmModel:
-        torch.manual_seed(3)
-        config = tiny_config(*overrides)
-        tokenizer = BytePair(280, ["en"])
-        tokenizer.fit([Caption(text, None) for text in TEXTS])
-        model = build_model(config, tokenizer.vocab_size)
-        described = MmlmConfig.of_run(config, tokenizer.vocab_size)
-        return MmlmModel(described, model, tokenizer, build_transform(config), card="# a card\n").eval()
-
-    return made
-
-
-@pytest.fixture
-def pictures(shapes):
-    return [opened(file) for file in sorted(shapes.glob("*.png"))]
-
-
-def opened(file) -> Image.Image:
-    """A picture whose file is closed again."""
-    with Image.open(file) as image:
-        return image.copy()
+from tests.pretrained.conftest import TEXTS
 
 
 @pytest.fixture
@@ -132,7 +100,7 @@ from mmlm.pretrained.model import from_pretrained
 model = from_pretrained({str(saved)!r})
 pictures = [Image.open({str(file)!r})]
 texts = model.encode_text({TEXTS!r})
-print(json.dumps([model.encode_image(pictures).tolist(), texts.tolist(), model.caption(pictures)]))
+print(json.dumps([model.encode_image(pictures).tolist(), texts.tolist(), list(map(str, model.caption(pictures)))]))
 assert "timm" in sys.modules and "wandb" not in sys.modules
 """
     root = str(next(iter(mmlm.__path__)))
@@ -145,11 +113,11 @@ assert "timm" in sys.modules and "wandb" not in sys.modules
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    model, pictures = make(), [opened(file)]
+    model, pictures = make(), [file]
     images, texts, captions = json.loads(done.stdout)
     torch.testing.assert_close(torch.tensor(images), model.encode_image(pictures))
     torch.testing.assert_close(torch.tensor(texts), model.encode_text(TEXTS))
-    assert captions == model.caption(pictures)
+    assert captions == [caption.text for caption in model.caption(pictures)]
 
 
 def test_loading_draws_no_random_numbers_of_the_users(saved):
@@ -157,86 +125,6 @@ def test_loading_draws_no_random_numbers_of_the_users(saved):
     before = torch.get_rng_state()
     from_pretrained(saved)
     assert torch.equal(before, torch.get_rng_state())
-
-
-# Use
-
-
-def test_images_may_be_pillow_or_tensors_of_any_size_and_in_batches_of_any_size(make, pictures, shapes):
-    model = make()
-    tensors = [read_image(file) for file in sorted(shapes.glob("*.png"))]
-    pictures[0] = pictures[0].convert("P").resize((40, 23))
-    tensors[0] = torch.from_numpy(np.array(pictures[0].convert("RGB"))).permute(2, 0, 1)
-    embeddings = model.encode_image(pictures)
-    assert embeddings.shape == (8, 16)
-    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(8))
-    assert torch.equal(embeddings, model.encode_image(tensors))
-    torch.testing.assert_close(embeddings, model.encode_image(pictures, batch_size=3))
-    assert model.caption(pictures) == model.caption(pictures, batch_size=3)
-    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 16)
-    assert model.caption([]) == []
-
-
-def test_a_text_does_not_depend_on_the_others(make):
-    model = make()
-    together = model.encode_text([*TEXTS, ""])
-    for index, text in enumerate([*TEXTS, ""]):
-        torch.testing.assert_close(together[index], model.encode_text([text])[0])
-    assert not torch.allclose(together[0], model.encode_text(TEXTS[:1], language="en")[0])
-
-
-def test_methods_do_what_the_model_does(make, tiny_config, tmp_path, pictures):
-    experiment = build_experiment(tiny_config(), tmp_path / "new")
-    described = MmlmConfig.of_run(tiny_config(), experiment.tokenizer.vocab_size)
-    model = MmlmModel(described, experiment.model, experiment.tokenizer, build_transform(tiny_config())).eval()
-    batch = next(iter(experiment.validation["validation"]))
-    output = model(batch, (EMBED,))
-    by_id = dict(zip(batch.ids, output.image_embedding, strict=True))
-    image, name = pictures[0], sorted(by_id)[0]
-    torch.testing.assert_close(model.encode_image([image])[0], by_id[name], atol=1e-5, rtol=1e-4)
-    texts = [caption.text for caption in batch.captions]
-    torch.testing.assert_close(model.encode_text(texts), output.text_embedding, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "message"),
-    [
-        ("encode_image", ["a.png"], "images.0: a str is no image; give a Pillow image or a uint8"),
-        (
-            "encode_image",
-            [torch.zeros(3, 4, 4)],
-            "images.0: a float32[3, 4, 4] tensor is no image; give uint8[3, H, W]",
-        ),
-        ("encode_image", [torch.zeros(4, 4, 3, dtype=torch.uint8)], "a uint8[4, 4, 3] tensor is no image"),
-        ("encode_image", [torch.zeros(3, 0, 4, dtype=torch.uint8)], "a uint8[3, 0, 4] tensor is no image"),
-        ("caption", [Image.new("RGB", (0, 3))], "images.0: has 0 x 3 pixels"),
-        ("caption", torch.zeros(2, 3, 4, 4), "images: a Tensor is no list; write [...] around it"),
-        ("encode_text", "a cat", "texts: a str is no list; write [...] around it"),
-        ("encode_text", ["a cat", 7], "texts.1: a int is no text; give a list of str"),
-    ],
-)
-def test_what_is_no_image_or_text_is_refused(make, method, given, message):
-    with pytest.raises(UserError) as refused:
-        getattr(make(), method)(given)
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_picture_that_breaks_off_is_refused(make, shapes):
-    file = sorted(shapes.glob("*.png"))[0]
-    file.write_bytes(file.read_bytes()[:60])
-    with Image.open(file) as broken, pytest.raises(UserError, match=r"images\.0: is damaged"):
-        make().encode_image([broken])
-
-
-def test_a_model_without_tokenizer_or_with_an_unknown_language_says_so(make, tiny_config):
-    model = make()
-    with pytest.raises(UserError, match="a caption's language is 'xx'"):
-        model.caption([Image.new("RGB", (8, 8))], language="xx")
-    bare = MmlmModel(model.config)
-    assert isinstance(bare.model, ImageTextModel)
-    with pytest.raises(UserError, match="tokenizer: this model was made without one"):
-        bare.encode_text(["a"])
 
 
 # Files
@@ -452,3 +340,55 @@ def test_a_run_becomes_a_pretrained_model(trained, tmp_path, pictures):
     model = MmlmModel.from_run(run)
     model.save_pretrained(tmp_path / "saved")
     assert same(model, from_pretrained(tmp_path / "saved"), pictures)
+
+
+def test_a_run_folder_is_loaded_as_what_is_exported_from_it(trained, tmp_path, pictures):
+    folder = trained()
+    model = from_pretrained(folder)
+    model.save_pretrained(tmp_path / "saved")
+    exported = from_pretrained(tmp_path / "saved")
+    assert same(model, exported, pictures)
+    assert same(model, from_pretrained(folder.parents[2]), pictures), "a folder with one run below it"
+    (folder.parents[1] / "older" / "seed=0").mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", folder.parents[1] / "older" / "seed=0")
+    os.utime(folder.parents[1] / "older" / "seed=0" / "config.yaml", (1, 1))
+    with pytest.warns(UserWarning, match=f"holds 2 runs; taking the one that was trained last, {folder}"):
+        assert same(model, from_pretrained(folder.parents[1]), pictures)
+    assert model.scale == exported.scale
+    assert model.scale.source == "of the run's objective contrastive"
+    assert model.digest() == exported.digest()
+    checkpoint, _ = latest_checkpoint(folder / "checkpoints")
+    learned = load_weights(checkpoint, "model")["objective.objectives.contrastive.logit_scale"]
+    assert model.scale.value == pytest.approx(learned.exp().item())
+
+
+@pytest.mark.parametrize("scale", [0, -1, "7", True, "NaN"])
+def test_a_scale_that_is_none_is_refused(saved, scale):
+    edit(saved, similarity_scale=float("nan") if scale == "NaN" else scale)
+    with pytest.raises(UserError, match=r"config.json: similarity_scale: .* must be above 0 and finite, or null"):
+        from_pretrained(saved)
+
+
+def test_adapters_of_a_run_are_merged(trained, tmp_path, pictures):
+    pytest.importorskip("peft")
+    model = from_pretrained(trained("freeze=lora"))
+    model.save_pretrained(tmp_path / "saved")
+    assert same(model, from_pretrained(tmp_path / "saved"), pictures)
+
+
+def test_precision_and_device_are_chosen_when_a_model_is_loaded(make, saved, pictures):
+    exact = make()
+    assert (from_pretrained(saved, device="auto").dtype, exact.dtype) == (torch.float32, torch.float32)
+    for load in (from_pretrained, AutoModel.from_pretrained):
+        half = load(saved, dtype=torch.bfloat16)
+        assert {value.dtype for value in half.parameters()} == {torch.float32}, "the weights stay as they are"
+        embedded = half.encode_image(pictures)
+        assert embedded.dtype == torch.float32
+        assert not torch.equal(embedded, exact.encode_image(pictures))
+        torch.testing.assert_close(embedded, exact.encode_image(pictures), atol=2e-2, rtol=0)
+        assert half.digest() != exact.digest(), "an index of images knows the precision"
+        assert len(half.caption(pictures, alternatives=2)) == len(pictures)
+    with pytest.raises(UserError, match=r"^dtype: torch.float64 is not one of torch.float32, torch.bfloat16, torch"):
+        from_pretrained(saved, dtype=torch.float64)
+    with pytest.raises(UserError, match="device: 'gpu' is not one of auto, cpu, cuda"):
+        from_pretrained(saved, device="gpu")

@@ -117,7 +117,7 @@ def test_a_padded_head_never_makes_an_id_without_a_token(checkpoint):
         decoder.lm.lm_head.weight[tokenizer.vocab_size :] *= 1000
     memory = torch.randn(3, M, 6)
     starts = torch.full((3,), tokenizer.start_id(None))
-    ids = greedy(decoder, memory, starts, tokenizer.end_id, tokenizer.pad_id, T)
+    ids = greedy(decoder, memory, starts, tokenizer.end_id, tokenizer.pad_id, T).tokens
     assert ids.max() < tokenizer.vocab_size
     assert all(isinstance(tokenizer.decode(row), str) for row in ids.tolist())
     assert decoder.decode(starts[:, None], decoder.start_decoding(memory)).shape == (3, 1, tokenizer.vocab_size)
