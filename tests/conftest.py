@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported lives on: the garbage collector need not go through it again and again (5% of the time)."""
+    """What has been imported lives on: the garbage collector need not go through it each time (5% of all time)."""
     gc.collect()
     gc.freeze()
 
