@@ -35,6 +35,8 @@ DOOR = 7
 """The floor of a file in ``mmlm/`` itself: it reads the arguments of a command, then imports the command's work."""
 OPTIONAL = {
     "wandb",
+    "tensorboard",
+    "trackio",
     "open_clip",
     "resvg_py",
     "peft",
