@@ -155,6 +155,17 @@ def test_neighbours_on_one_floor_may_not_import_each_other():
     assert faults("mmlm.train", ast.parse("from mmlm import caption")) != []
 
 
+@pytest.mark.parametrize("library", ["wandb", "tensorboard", "trackio"])
+def test_only_a_logger_that_is_on_imports_its_library(library):
+    """In functions of its own file; for annotations, below ``if TYPE_CHECKING``."""
+    lines = {
+        module: re.findall(rf"^( *)(?:import|from) {library}\b", file.read_text(), re.M)
+        for module, file in FILES.items()
+    }
+    assert {module for module, found in lines.items() if found} == {f"mmlm.record.loggers.{library}"}
+    assert all(lines[f"mmlm.record.loggers.{library}"]), "one is imported with its file"
+
+
 def test_timm_is_imported_in_one_place():
     """Anywhere else it would bring wandb with it."""
     importers = [

@@ -68,7 +68,10 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
             console.line(describe_corrupt(name, batches.corrupt))
     for line in score_table(scores, figures, WIDTH):
         console.line(line)
-    console.line(f"report: {write_report(run.folder)}")
+    with console.activity() as activity:
+        activity.update("writing the report")
+        page = write_report(run.folder)
+    console.line(f"report: {page}")
     return 0
 
 

@@ -229,6 +229,7 @@ class Session:
 
         def tick(doing: str) -> None:
             self.watchdog.mark(doing)
+            self.console.doing(doing)
             if request is not None:
                 request.check()
 
@@ -282,7 +283,7 @@ class Session:
         config, experiment, state = self.config, self.experiment, self.experiment.state
 
         def evaluate(step: int) -> Mapping[str, float]:
-            with experiment.whole():
+            with experiment.whole(), self.console.activity():
                 return evaluation.all_scores(experiment.validation)
 
         patience = timedelta(seconds=config.ranks.timeout_seconds)
@@ -320,7 +321,7 @@ class Session:
         laid_out = {name: lay_out(name, tensor, own) for name, tensor in weights.items()}
         copy_weights(own, laid_out, f"report: {self.folder}")
         experiment.model.eval()
-        with experiment.whole():
+        with experiment.whole(), self.console.activity():
             settings, language = self.config.samples, self.config.data.language
             scores = evaluation.write(self.folder, step, validation, settings, language)
         for split, values in scores.items():
@@ -332,7 +333,9 @@ class Session:
 
         def report() -> None:
             request.check()
-            page = write_report(self.folder)
+            with self.console.activity() as activity:
+                activity.update("writing the report")
+                page = write_report(self.folder)
             if copies.loggers:
                 # Beside the last row, also where the weights that are shown are those of an earlier step.
                 last = experiment.state.step

@@ -58,8 +58,9 @@ def test_a_failing_logger_is_told_once_and_left_out(tmp_path, failing):
 def test_a_run_that_is_cut_off_is_closed_as_failed(tmp_path):
     logger = Recording()
     copies = Copies(LoggedRun(tmp_path, "name", {}), {"one": logger})
-    with pytest.raises(KeyError), MetricLog(tmp_path, copies) as log:
-        log.resume_from(None)
+    log = MetricLog(tmp_path, copies)
+    log.resume_from(None)
+    with pytest.raises(KeyError), log:
         raise KeyError
     assert logger.calls == [("begin", "name", []), ("close", True)]
 

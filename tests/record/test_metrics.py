@@ -132,8 +132,8 @@ def test_plain_progress_prints_a_line_every_twentieth_with_rate_and_time_left():
             progress.update(step, {"loss": 1 / step, "lr": 1e-5}, 256.4)
     lines = file.getvalue().splitlines()
     assert len(lines) == 20
-    assert lines[0] == "step 10/200  256 examples/s  1:35 left  loss 0.1  lr 1e-05"
-    assert lines[-1] == "step 200/200  256 examples/s  0:00 left  loss 0.005  lr 1e-05"
+    assert lines[0] == "step 10/200  0:05 elapsed, 1:35 left  256 examples/s  loss 0.1  lr 1e-05"
+    assert lines[-1] == "step 200/200  1:40 elapsed, 0:00 left  256 examples/s  loss 0.005  lr 1e-05"
 
 
 def test_plain_progress_prints_at_least_every_ten_seconds():
@@ -158,21 +158,73 @@ def test_an_activity_tells_now_and_then_what_is_done():
     assert len(lines) == 6
 
 
-def test_the_live_activity_is_a_bar_that_fits_the_terminal(monkeypatch):
-    file, clock = io.StringIO(), Clock()
-    terminal = rich.console.Console(file=file, force_terminal=True, width=50, highlight=False, color_system=None)
-    monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+@pytest.fixture
+def terminal_of(monkeypatch):
+    """``terminal_of(width)``: the file that a console on a terminal of so many columns writes to."""
+
+    def make(width: int) -> io.StringIO:
+        file = io.StringIO()
+        terminal = rich.console.Console(file=file, force_terminal=True, width=width, highlight=False, color_system=None)
+        monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+        return file
+
+    return make
+
+
+def shown_lines(file: io.StringIO) -> list[str]:
+    """Every line that a terminal has shown at some time."""
+    return re.sub(r"\x1b\[[?\d]*\w", "", file.getvalue()).replace("\r", "\n").splitlines()
+
+
+def test_the_live_activity_is_a_bar_that_fits_the_terminal(terminal_of):
+    file, clock = terminal_of(50), Clock()
     console = Console(clock=clock)
     with console.activity() as activity:
         clock.now = 65.0
-        activity.update("evaluating validation, batch 11 of 12")
-        activity.update("evaluating a_split_of_a_long_name, batch 11 of 12")
-        activity.update("something else")
         console.line("a line above it")
-    shown = file.getvalue()
-    assert "a line above it" in shown
-    assert "something else" in shown
-    assert all(len(line) <= 50 for line in re.sub(r"\x1b\[[?\d]*\w", "", shown).replace("\r", "\n").splitlines())
+        for doing in ("encoding a_split_of_a_name_that_is_too_long, batch 1048 of 1200", "something else"):
+            activity.update(doing)
+            console._bars._shown.refresh()
+    lines = shown_lines(file)
+    assert all(len(line) <= 50 for line in lines)
+    for text in ("a line above it", "1:05  encoding…, batch 1048 of 1200", "1:05  something else"):
+        assert any(text in line for line in lines), text
+
+
+def test_an_evaluation_has_its_bar_below_that_of_the_run(terminal_of):
+    file, clock = terminal_of(80), Clock()
+    console = Console(clock=clock)
+    console.doing("nothing: no activity is displayed")
+    with console.progress(1000) as progress:
+        clock.now = 600.0
+        progress.update(500, {"loss": 1.25}, 300.0)
+        with console.activity():
+            clock.now = 630.0
+            console.doing("evaluating val_style, batch 3 of 12")
+            console._bars._shown.refresh()
+            console.line("both are there")
+        progress.step(501)
+    screen = shown_lines(file)
+    both = screen[screen.index(next(line for line in screen if "both are there" in line)) :][:3]
+    assert "500/1000" in both[1]
+    assert "10:00 elapsed, 10:00 left  300 examples/s  loss 1.25" in both[1]
+    assert "0:30  evaluating val_style, batch 3 of 12" in both[2]
+    assert "501/1000" in next(line for line in reversed(screen) if line.strip())
+    assert "nothing" not in file.getvalue()
+
+
+@pytest.mark.parametrize("width", range(30, 130, 7))
+def test_no_number_is_cut_on_any_terminal(terminal_of, width):
+    values = {"loss": 1.23456789, "contrastive/accuracy": 0.98765432, "lr": 0.00012345}
+    file, clock = terminal_of(width), Clock()
+    with Console(clock=clock).progress(12345) as progress:
+        clock.now = 3725.0
+        progress.update(6789, values, 1234.0)
+    whole = {f"{value:.4g}" for value in values.values()} | {"1234", "1:02:05", "50:48", "6789/12345"}
+    lines = [line for line in shown_lines(file) if line.strip()]
+    assert all(len(line) <= width for line in lines)
+    found = {word.strip("…,") for line in lines for word in line.split() if any(map(str.isdigit, word))}
+    assert found <= whole | {"0/12345"}, found
 
 
 def test_header_and_lines_are_printed_as_they_are():
@@ -238,5 +290,4 @@ def test_a_narrow_terminal_keeps_the_time_left(monkeypatch):
     with Console(clock=Clock()).progress(100) as progress:
         progress.update(50, {f"term_{index}": 1.0 for index in range(20)}, 300.0)
     last = [line for line in file.getvalue().splitlines() if "50/100" in line][-1]
-    assert "300 examples/s  0:00 left" in last
-    assert "…" in last
+    assert "0:00 elapsed, 0:00 left  300 examples/s  term_0 1…" in last

@@ -30,8 +30,8 @@ class Trackio:
         for name in _ELSEWHERE:
             if os.environ.get(name):
                 raise UserError(
-                    f"logger: trackio is used on this machine only; unset {name}, and publish the project afterwards by "
-                    "trackio sync"
+                    f"logger: trackio is used on this machine only; unset {name}, and publish the project by trackio "
+                    "sync afterwards"
                 )
         self._project = project
         self._run: Run | None = None
