@@ -88,6 +88,14 @@ def floor_of(module: str) -> int:
     return DOOR if package is None else FLOOR_OF[package]
 
 
+def work_of(here: str) -> tuple[str, ...]:
+    """What the names of modules begin with that a command imports once it has read its arguments."""
+    if floor_of(here) == DOOR:
+        return ("mmlm.commands.", "mmlm.launch.")
+    # ``python -m`` of a package, whose work is beside it
+    return (here.removesuffix("__main__"),) if here.endswith(".__main__") else ()
+
+
 def faults(here: str, tree: ast.AST) -> list[str]:
     """What is wrong with the imports of one file: arrows to the same floor or up, and imports inside functions."""
     found = []
@@ -100,9 +108,7 @@ def faults(here: str, tree: ast.AST) -> list[str]:
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                    if floor_of(here) == DOOR and all(
-                        str(name).startswith(("mmlm.commands.", "mmlm.launch.")) for name in names
-                    ):
+                    if all(str(name).startswith(work_of(here)) for name in names):
                         continue
                     if not {str(name).split(".")[0] for name in names} <= OPTIONAL:
                         found.append(f"{here}, line {node.lineno}: an import inside a function")

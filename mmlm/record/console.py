@@ -39,6 +39,17 @@ class Console:
         """Prints a line, above the progress bar if there is one."""
         self._rich.print(text, markup=False)
 
+    def listing(self, head: str, items: Sequence[str]) -> None:
+        """Prints ``head: one, two, three``; a terminal gets several lines rather than one that it would break."""
+        lines = [f"{head}:"]
+        for number, item in enumerate(items, start=1):
+            more = f" {item}{',' * (number < len(items))}"
+            if self._rich.is_terminal and len(lines[-1]) + len(more) > self._rich.width:
+                lines.append(" ")
+            lines[-1] += more
+        for line in lines:
+            self.line(line)
+
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
         """Prints a table of ``name  value`` rows: the parts and sizes of a run that is about to begin."""
         table = rich.table.Table.grid(padding=(0, 2))

@@ -329,7 +329,7 @@ class Session:
                 self.console.line(describe_corrupt(split, validation[split].corrupt))
             shown = shown_in("console", self._figures().evaluation, values)
             if shown:
-                self.console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown))
+                self.console.listing(split, [f"{key} {values[key]:.3f}" for key in shown])
 
         def report() -> None:
             request.check()

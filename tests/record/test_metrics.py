@@ -227,6 +227,20 @@ def test_no_number_is_cut_on_any_terminal(terminal_of, width):
     assert found <= whole | {"0/12345"}, found
 
 
+def test_a_listing_is_broken_between_its_items_and_only_on_a_terminal(terminal_of):
+    items = [f"captioning/score_{number} 0.{number}25" for number in range(4)]
+    pipe = io.StringIO()
+    Console(pipe).listing("validation", items)
+    assert pipe.getvalue() == f"validation: {', '.join(items)}\n"
+    file = terminal_of(60)
+    Console().listing("validation", items)
+    assert file.getvalue().splitlines() == [
+        "validation: captioning/score_0 0.025,",
+        "  captioning/score_1 0.125, captioning/score_2 0.225,",
+        "  captioning/score_3 0.325",
+    ]
+
+
 def test_header_and_lines_are_printed_as_they_are():
     file = io.StringIO()
     console = Console(file)
