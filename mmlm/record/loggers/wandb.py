@@ -49,7 +49,7 @@ class Wandb:
         for row in rows:
             self.log(row)
         for part in earlier:
-            shutil.rmtree(part)
+            shutil.rmtree(part, ignore_errors=True)  # one that stays is synced first, and gives way to the new one
 
     def _start(self, run: LoggedRun) -> "Run":
         import wandb  # takes a second, and most runs do without
