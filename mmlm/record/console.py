@@ -105,10 +105,13 @@ class _Bars:
         self._console = console
         self._shown: rich.progress.Progress | None = None
         self._heads: dict[rich.progress.TaskID, str] = {}
+        self._bar_width = 0
+        """Characters of a bar."""
 
     def add(self, head: str, total: int | None, completed: int = 0) -> rich.progress.TaskID:
         """Shows one more bar; the first one begins to draw. ``total`` None is a bar without an end."""
         if self._shown is None:
+            self._bar_width = 20 if self._console.width >= 100 else 10
             self._shown = rich.progress.Progress(
                 rich.progress.TextColumn("{task.fields[head]}", markup=False),
                 rich.progress.BarColumn(bar_width=self._bar_width),
@@ -139,11 +142,6 @@ class _Bars:
             self._shown.live.transient = not stays  # or a blank line would take the place of a bar that goes
             self._shown.stop()
             self._shown = None
-
-    @property
-    def _bar_width(self) -> int:
-        """Characters of a bar."""
-        return 20 if self._console.width >= 100 else 10
 
 
 class Progress:
