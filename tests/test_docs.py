@@ -33,6 +33,7 @@ NOT_HERE = {
     "text_encoder=clip": "is downloaded",
     "teacher.run=DIR": "has to be trained first",
     "plugins=[mean_bridge]": "is tried by a test of its own",
+    "logger=trackio": "needs a package that is not among the development tools",
     "-m": "is several commands",
 }
 """Words of commands that are not tried, and why: the value of an override, or a whole argument."""

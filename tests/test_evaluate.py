@@ -1,6 +1,7 @@
 """``python -m mmlm.evaluate``: the table it prints, the files it brings up to date, and what it refuses."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -123,6 +124,26 @@ def test_a_table_fits_the_terminal_and_cuts_names_and_no_numbers():
         ["images", *"012345"],
         ["images", *"678"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (4.7e-13, "0.000"),
+        (-4.7e-13, "0.000"),
+        (0.0, "0.000"),
+        (0.00042, "0.00042"),
+        (0.12345678, "0.1235"),
+        (3.14159, "3.142"),
+        (12345.0, "12345"),
+        (0, "0"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_value_of_the_table(value, shown):
+    """Nothing is 0.000, as BLEU of captions without a match, and a count is whole, however large."""
+    (_, line) = score_table({"val": {"score": value}}, {"score": Figure("score")}, WIDTH)
+    assert line.split() == ["score", shown]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from mmlm.training.messages import describe_corrupt
 
 COUNTS = ("images", "captions")
 """What ``Evaluation.write`` returns of a split besides the values of its evaluators."""
+NEGLIGIBLE = 1e-8
+"""Values below this are shown as 0.000."""
 WIDTH = 80
 """Columns of a terminal that the table fits into."""
 
@@ -68,7 +70,10 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
             console.line(describe_corrupt(name, batches.corrupt))
     for line in score_table(scores, figures, WIDTH):
         console.line(line)
-    console.line(f"report: {write_report(run.folder)}")
+    with console.activity() as activity:
+        activity.update("writing the report")
+        page = write_report(run.folder)
+    console.line(f"report: {page}")
     return 0
 
 
@@ -175,4 +180,9 @@ _NARROWEST = 10
 def _cell(value: float | None, figure: Figure) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f}%" if figure.share else f"{value:.4g}"
+    if figure.share:
+        return f"{100 * value:.1f}%"
+    if isinstance(value, int) or (value.is_integer() and value != 0):
+        return f"{value:.0f}"  # a count, whole
+    # Four digits, but for what is nothing: BLEU without a match is about 1e-10, as in the reference implementation.
+    return "0.000" if abs(value) < NEGLIGIBLE else f"{value:.4g}"

@@ -13,15 +13,15 @@ from mmlm.record.folder import (
     DATA,
     ENVIRONMENT,
     FIGURES,
+    LOGGER_ID,
     MANIFEST,
     REPORT,
     SAMPLES,
     SCORES,
-    WANDB_ID,
 )
 from mmlm.record.manifest import DamagedFileError, accept, fault_of, read_manifest
 
-_MAY_BE_GONE = (DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, REPORT, WANDB_ID)
+_MAY_BE_GONE = (DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, REPORT, LOGGER_ID)
 """Files that a run does without, so that whoever has removed one has done no damage."""
 
 

@@ -16,7 +16,6 @@ from mmlm.core.errors import ArgumentError
 from mmlm.core.ranges import check_above_zero
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.launch.rank_info import RankSettings
-from mmlm.record.metrics import MetricsSettings
 from mmlm.training.settings import FitSettings
 
 CONFIG_NAME = "config"
@@ -203,4 +202,5 @@ class Config:
     init_from: InitSettings = field(default_factory=InitSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)
-    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Parts by name: the loggers that copy metrics, samples and report; ``metrics.jsonl`` is always written."""

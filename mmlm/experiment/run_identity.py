@@ -17,7 +17,7 @@ OUTSIDE_IDENTITY = (
     "seed",
     "runs",
     "device",
-    "metrics",
+    "logger",
     "data.workers",
     "train.log_every",
     "train.keep_last",

@@ -15,7 +15,9 @@ runs/<experiment>/<name or hash>/seed=<n>/
     stacks/            where ranks stood when one of them stalled (launch/watchdog.py)
     slurm/             the batch file and logs of launcher=slurm; launch/slurm.py names them
     lock               held while a process writes into the folder (record/lock.py)
-    wandb_id           the run's id at wandb, so that a resumed run continues its curves
+    wandb/             what logger=wandb writes (record/loggers/wandb.py)
+    tensorboard/       what logger=tensorboard writes (record/loggers/tensorboard.py)
+    logger_id          the run's id for loggers, so that a resumed run continues its curves
 """
 
 import os
@@ -38,7 +40,8 @@ TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 STACKS = "stacks"
 LOCK = "lock"
-WANDB_ID = "wandb_id"
+TENSORBOARD = "tensorboard"
+LOGGER_ID = "logger_id"
 ASIDE = ".before-"
 """Part of the name of a run folder that was moved aside because a new run took its place."""
 

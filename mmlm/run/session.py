@@ -25,6 +25,7 @@ from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_req
 from mmlm.data.loader import TrainLoader
 from mmlm.data.tokenizer import describe_cut
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
+from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
 from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
@@ -40,10 +41,12 @@ from mmlm.record.environment import describe_environment, save_environment
 from mmlm.record.figures import RunFigures, record_figures
 from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, STACKS, TOKENIZER
 from mmlm.record.lock import RunLock
+from mmlm.record.logger import Copies, LoggedRun
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
 from mmlm.run.data_record import check_data
 from mmlm.run.header import header_rows, run_costs
+from mmlm.run.logged_samples import logged_samples
 from mmlm.run.preflight import Preflight, check_first_batch
 from mmlm.run.rehearsal import rehearse
 from mmlm.run.restore import RunCheckpoints, resume_run
@@ -226,6 +229,7 @@ class Session:
 
         def tick(doing: str) -> None:
             self.watchdog.mark(doing)
+            self.console.doing(doing)
             if request is not None:
                 request.check()
 
@@ -259,27 +263,31 @@ class Session:
 
         Raises Interrupted or StopAsked once what has been trained is on the disk, if ``request`` says so.
         """
-        state = self.experiment.state
-        if state.step < self.config.train.steps or state.owes_evaluation:
-            self._train(self._evaluation(request=request), Watch(request, self.watchdog.mark))
-        # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these scores.
-        self._finish(self._evaluation(Precision.fp32, request), request)
+        state, copies = self.experiment.state, self._copies()
+        with NoLog() if rank() > 0 else MetricLog(self.folder, copies) as log:
+            log.resume_from(state.step if state.step else None)
+            if state.step < self.config.train.steps or state.owes_evaluation:
+                self._train(log, self._evaluation(request=request), Watch(request, self.watchdog.mark))
+            # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these
+            # scores.
+            self._finish(copies, self._evaluation(Precision.fp32, request), request)
         return 0
 
-    def _train(self, evaluation: Evaluation, watch: Watch) -> None:
+    def _copies(self) -> Copies:
+        """What copies the run elsewhere, which rank 0 alone does."""
+        run = LoggedRun(self.folder, "/".join(self.folder.parts[-3:]), config_values(self.config))
+        return Copies(run, {} if rank() > 0 else build_loggers(self.config), self.console.line)
+
+    def _train(self, log: MetricLog | NoLog, evaluation: Evaluation, watch: Watch) -> None:
         """Trains to the last step. Raises what ``fit`` raises, once the state is on the disk where that says so."""
         config, experiment, state = self.config, self.experiment, self.experiment.state
 
         def evaluate(step: int) -> Mapping[str, float]:
-            with experiment.whole():
+            with experiment.whole(), self.console.activity():
                 return evaluation.all_scores(experiment.validation)
 
         patience = timedelta(seconds=config.ranks.timeout_seconds)
-        with (
-            self._metric_log() as log,
-            CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer,
-        ):
-            log.resume_from(state.step if state.step else None)
+        with CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer:
             checkpoints = RunCheckpoints(config, self.folder, writer, self.console)
             parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
@@ -288,13 +296,6 @@ class Session:
             except (Interrupted, NonFiniteLoss):
                 writer.wait()  # both say that the state is saved
                 raise
-
-    def _metric_log(self) -> MetricLog | NoLog:
-        """The run's record, which rank 0 alone keeps."""
-        if rank() > 0:
-            return NoLog()
-        run_name = "/".join(self.folder.parts[-3:])
-        return MetricLog(self.folder, self.config.metrics, config_values(self.config), run_name, tell=self.console.line)
 
     def _stopped(self, step: int) -> int:
         """Says how the run goes on, and lets SLURM start it again where it runs in a job step."""
@@ -309,7 +310,7 @@ class Session:
                 dist.barrier()
         return STOPPED
 
-    def _finish(self, evaluation: Evaluation, request: StopRequest) -> None:
+    def _finish(self, copies: Copies, evaluation: Evaluation, request: StopRequest) -> None:
         """Writes scores and samples of the weights that are exported, and the page that shows them.
 
         Raises StopAsked on all ranks, between two batches or before the page: the same command makes all of it anew.
@@ -320,7 +321,7 @@ class Session:
         laid_out = {name: lay_out(name, tensor, own) for name, tensor in weights.items()}
         copy_weights(own, laid_out, f"report: {self.folder}")
         experiment.model.eval()
-        with experiment.whole():
+        with experiment.whole(), self.console.activity():
             settings, language = self.config.samples, self.config.data.language
             scores = evaluation.write(self.folder, step, validation, settings, language)
         for split, values in scores.items():
@@ -328,11 +329,20 @@ class Session:
                 self.console.line(describe_corrupt(split, validation[split].corrupt))
             shown = shown_in("console", self._figures().evaluation, values)
             if shown:
-                self.console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown))
+                self.console.listing(split, [f"{key} {values[key]:.3f}" for key in shown])
 
         def report() -> None:
             request.check()
-            self.console.line(f"report: {write_report(self.folder)}")
+            with self.console.activity() as activity:
+                activity.update("writing the report")
+                page = write_report(self.folder)
+            if copies.loggers:
+                # Beside the last row, also where the weights that are shown are those of an earlier step.
+                last = experiment.state.step
+                for split, found in logged_samples(self.folder).items():
+                    copies.samples(last, split, found)
+                copies.report(last, page)
+            self.console.line(f"report: {page}")
 
         on_rank_zero(report)
 

@@ -35,7 +35,7 @@ NEEDS = {
     ("decoder", "hugging_face_gated"): ("decoder.name_or_path=gpt2",),
 }
 """What the user of an option has to give."""
-EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own"), ("launcher", "none")}
+EMPTY = {("bridge", "none"), ("decoder", "none"), ("text_encoder", "own"), ("launcher", "none"), ("logger", "none")}
 """Options that leave their slot empty."""
 GOES_WITH = {("bridge", "mlp"): ("decoder=prefix",)}
 
@@ -78,7 +78,7 @@ def dataclass_in(hint: object) -> type | None:
 
 def test_there_is_something_to_test():
     assert "caption_base" in EXPERIMENTS
-    assert {group for group, _ in OPTIONS} >= {*PART_SLOTS, "data", "evaluators"}
+    assert {group for group, _ in OPTIONS} >= {*PART_SLOTS, "data", "evaluators", "logger"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -103,7 +103,7 @@ def test_a_part_file_lists_every_argument_and_no_other(compose, group, option):
     """So that `key=value` reaches every argument without '+', and the file shows what there is."""
     config = compose("experiment=caption_base", f"{group}={option}", *NEEDS.get((group, option), ()))
     if (group, option) in EMPTY:
-        assert config[group] is None
+        assert not config[group]
         return
     found = list(parts_of(OmegaConf.to_container(config, resolve=True)[group], group))
     assert found
