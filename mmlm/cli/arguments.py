@@ -104,6 +104,30 @@ class ClassifyArguments:
 
 
 @dataclass
+class LintArguments:
+    """Read every image and caption of a data set once: what cannot be read and why, what is odd or there twice, how
+    many tokens and how much padding to expect. Writes a page, and lists of the ids concerned.
+
+    Of several sets, what the others share with the first one is told too: what training would have seen already.
+    """
+
+    data: str = "???"
+    """A folder or file of images with captions, recognised as by mmlm.evaluate. [train:PATH,test:PATH] gives several,
+    named; the first is the one that is trained on."""
+    out: str = "lint"
+    """Folder to write lint.html and the lists into; drop.txt has the ids of the first set whose pixels another
+    set has too, alike.txt those that look like an image of another."""
+    threads: int | None = None
+    """Threads that read; null is one for each core."""
+    max_tokens: int = 48
+    """The longest caption that a model would read, in tokens, as data.max_tokens."""
+    vocab_size: int = 2000
+    """Ids of the byte-pair tokenizer that is fitted to count tokens, as tokenizer.vocab_size."""
+    alike: bool = True
+    """Look for nearly equal images too: scaled, compressed or brightened copies, and some that only look so."""
+
+
+@dataclass
 class CompareArguments:
     """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
 
