@@ -9,7 +9,7 @@ from mmlm.cli.hydra_config import evaluators_of
 from mmlm.cli.named_paths import named_paths
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
-from mmlm.core.figure import Figure, declared, in_order
+from mmlm.core.figure import Figure, declared, in_order, without_helpers
 from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
@@ -143,10 +143,11 @@ def _choose(config: Config, names: list[str]) -> set[str]:
 
 def score_table(scores: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure], width: int) -> list[str]:
     """One line a value, one column a split; shares of 1 are in per cent. The counts of the split come first.
+    Intervals and levels of chance are left to the report.
 
     Splits that do not fit into ``width`` characters beside each other stand below: names may be cut, numbers never.
     """
-    known = list(dict.fromkeys(key for values in scores.values() for key in values))
+    known = without_helpers(figures, dict.fromkeys(key for values in scores.values() for key in values))
     names = [*(name for name in known if name in COUNTS), *in_order(figures, [n for n in known if n not in COUNTS])]
     margin = max(len(name) for name in names)
     blocks: list[list[list[str]]] = []

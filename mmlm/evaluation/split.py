@@ -11,7 +11,7 @@ encode, so that every number comes out the same. Afterwards each rank has the wh
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Protocol, TypeVar, cast
@@ -118,6 +118,8 @@ class EncodedSplit:
     """``id: reason`` of every image left out, in order."""
     tick: Callable[[str], None] = no_tick
     """Called before each batch that this rank works on, with a text for the watchdog: the rank is alive."""
+    written: dict[str | None, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The captions that ``generate_captions`` has written, by language. A split with other features begins without."""
 
     @property
     def device(self) -> torch.device:

@@ -56,23 +56,40 @@ def format_value(value: float | None, share: bool = False) -> str:
 def headline(scores: Scores, figures: Mapping[str, Figure]) -> str:
     """One sentence (HTML) on the first split: what an audience should remember. Empty without such scores.
 
-    It is made of the clauses that the evaluators declare.
+    It is made of the clauses that the evaluators declare. Each counts the images that its figure was taken over: a
+    split may have images without a caption, or without one in the language that is scored.
     """
     name, split = next(iter(scores.splits.items()), ("", SplitScores({})))
     values = {key: value for key, value in split.values.items() if math.isfinite(value)}
     clauses = {key: declared(figures, key).headline for key in in_order(figures, values)}
-    said = [_clause(text, declared(figures, key), values[key], split) for key, text in clauses.items() if text]
+    said: list[str] = []
+    before = split.images
+    for key, text in clauses.items():
+        if text:
+            said.append(_clause(text, declared(figures, key), values[key], split, before))
+            before = _count(declared(figures, key).count, split) or split.images
     several = ", and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
     return f"On <b>{escape(name)}</b>, {several}." if said else ""
 
 
-def _clause(text: str, figure: Figure, value: float, split: SplitScores) -> str:
-    """A declared clause as HTML. Only these words in braces are replaced, for whoever wrote the run wrote the text."""
+def _count(name: str, split: SplitScores) -> int | None:
+    """The number of items under ``name``, if the split has it."""
+    value = split.values.get(name)
+    return round(value) if value is not None and math.isfinite(value) else None
+
+
+def _clause(text: str, figure: Figure, value: float, split: SplitScores, before: int | None) -> str:
+    """A declared clause as HTML. Only these words in braces are replaced, for whoever wrote the run wrote the text.
+
+    ``before`` is the number of images that the clause before is about.
+    """
     shown = f"{100 * value:.0f}%" if figure.share else format_value(value)
+    images, captions = _count(figure.count, split) or split.images, _count(figure.among, split) or split.captions
     words = {
         "{value}": f"<b>{shown}</b>",
-        "{images}": f"{split.images:,} images" if split.images else "the images",
-        "{of_captions}": f" of {split.captions:,}" if split.captions else "",
+        "{images}": f"{images:,} images" if images else "the images",
+        "{of_images}": f" of {images:,} images" if images and images != before else "",
+        "{of_captions}": f" of {captions:,}" if captions else "",
     }
     html = escape(text)
     for word, said in words.items():
