@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
+from mmlm.core.intervals import share_interval
 from mmlm.evaluation.caption_scores import BleuCounts, bleu_counts, score_captions
 from mmlm.evaluation.caption_words import caption_words
 from mmlm.evaluation.image_use import shuffled_images
-from mmlm.evaluation.intervals import mean_intervals, percentiles, resampled_sums, share_interval
+from mmlm.evaluation.intervals import mean_intervals, percentiles, resampled_sums
 
 WITH_INTERVAL = ("exact", "CIDEr-D", "BLEU-4", "ROUGE-L")
 """The scores that the report shows."""
@@ -32,7 +33,7 @@ def with_intervals(
     means = torch.tensor([scores.cider_d.per_example, scores.rouge_l.per_example], dtype=torch.float64).T
     (cider_low, cider_high), (rouge_low, rouge_high) = mean_intervals(means, concept, _SEED).tolist()
     ends = {
-        "exact": share_interval(torch.tensor(scores.exact.per_example), concept),
+        "exact": share_interval(scores.exact.per_example, concept.tolist()),
         "CIDEr-D": (cider_low, cider_high),
         "BLEU-4": bleu_interval(candidates, references, concept),
         "ROUGE-L": (rouge_low, rouge_high),

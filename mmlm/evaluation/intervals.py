@@ -1,52 +1,18 @@
-"""95% intervals of scores, and the level of chance of a retrieval. Items of one concept are not taken for independent.
+"""95% intervals of scores that are no shares, by a bootstrap over concepts; and what chance gives in retrieval.
 
-Two drawings of one thing are found, or missed, together more often than drawings of two things. An interval that took
-them for independent would be too narrow, so both kinds here go by *clusters*, the items of one concept:
-
-- A share has Wilson's interval (JASA 1927) with an effective number of items: their number divided by the design
-  effect, the variance of the share by clusters over that by items (Kish, Survey Sampling, 1965; with Wilson's interval:
-  Dean and Pagano, JSSAM 2015). If every item is a cluster of its own, it is Wilson's plain interval.
-- Any other score has the percentile interval of a bootstrap that draws clusters (Field and Welsh, JRSS B 2007).
+Items of one concept are not independent (see ``core/intervals.py``, which has the intervals of shares). So it is
+concepts that are drawn, each with all of its items (the cluster bootstrap: Field and Welsh, JRSS B 2007).
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-Z = 1.959963984540054
-"""The standard normal distribution lies between -Z and Z with a probability of 95%."""
 RESAMPLES = 1000
 """Draws of a bootstrap."""
 DRAWS_AT_ONCE = 4_000_000
 """Clusters drawn at a time, to bound the bootstrap's memory (8 bytes each, a few copies)."""
-
-
-def share_interval(right: Tensor, cluster: Tensor) -> tuple[float, float]:
-    """The interval of the mean of ``right`` [n], values in [0, 1]; ``cluster`` int64[n] numbers what belongs together.
-
-    Where all values are equal nothing shows how much items of a cluster have in common; the number of clusters counts
-    then. Raises ValueError without an item.
-    """
-    if not len(right):
-        raise ValueError("a share of no item has no interval")
-    values = right.detach().cpu().double()
-    _, group, counts = cluster.cpu().unique(return_inverse=True, return_counts=True)
-    mean = values.mean()
-    error = values - mean
-    by_items = (error**2).sum().item()
-    by_clusters = (error.new_zeros(len(counts)).index_add(0, group, error) ** 2).sum().item()
-    effective = len(values) * by_items / by_clusters if by_clusters > 0 and by_items > 0 else float(len(counts))
-    # Clusters of which one half is right may seem to tell more than as many independent items: that is not claimed.
-    return wilson(mean.item(), min(effective, float(len(values))))
-
-
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """Wilson's score interval of a share of ``count`` items, which may be a fraction."""
-    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)) / (1 + Z * Z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mean_intervals(values: Tensor, cluster: Tensor, seed: int = 0, resamples: int = RESAMPLES) -> Tensor:

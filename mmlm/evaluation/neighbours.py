@@ -88,7 +88,7 @@ class Neighbours:
         self.k, self.temperature = k, temperature
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``images``, the number that take part, ``top1`` and ``by_concept``, with intervals and levels of chance.
+        """Yields ``images``, the number that take part, ``top1`` and ``by_concept``, with intervals and chances.
 
         ``chance`` is the share of the most frequent concept. A guess of that concept is right for one concept and wrong
         for the others, hence ``chance_by_concept``. If no two images have the same concept, ``images`` is 0, and that

@@ -18,7 +18,8 @@ from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.computing import exact_float32
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup, Place
-from mmlm.evaluation.intervals import recall_by_chance, share_interval
+from mmlm.core.intervals import share_interval
+from mmlm.evaluation.intervals import recall_by_chance
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""
@@ -98,11 +99,12 @@ def of_ranks(
     ``ranks``, ``concept`` and ``positives`` int64[Q]: of each query the rank, what it shows (queries of one concept are
     not independent), and how many of the ``candidates`` are right.
     """
+    of_query = concept.tolist()
     yield f"{way}/queries", float(len(ranks))
     for cutoff in CUTOFFS:
         name = f"{way}/R@{cutoff}"
         yield name, recall_at(ranks, cutoff)
-        low, high = share_interval(ranks <= cutoff, concept)
+        low, high = share_interval((ranks <= cutoff).double().tolist(), of_query)
         yield f"{name}/low", low
         yield f"{name}/high", high
         yield f"{name}/chance", recall_by_chance(positives, candidates, cutoff)

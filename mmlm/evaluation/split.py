@@ -83,6 +83,8 @@ class Gallery:
     """int64[P, 2]: (image row, text row); on the CPU, as ``positive_pairs`` makes it."""
     texts: tuple[str, ...]
     """The K distinct texts, in the order of ``text_embedding``."""
+    languages: tuple[str | None, ...] = ()
+    """The language of each text; empty where nobody has told."""
 
     def paired(self) -> "Gallery":
         """The gallery without the images that no text belongs to and the texts that belong to no image."""
@@ -93,6 +95,7 @@ class Gallery:
             text_embedding=self.text_embedding[texts.to(self.text_embedding.device)],
             pairs=torch.stack([image_of_pair, text_of_pair], dim=1),
             texts=tuple(self.texts[row] for row in texts.tolist()),
+            languages=tuple(self.languages[row] for row in texts.tolist()) if self.languages else (),
         )
 
 
@@ -191,6 +194,7 @@ class EncodedSplit:
             text_embedding=text_embedding[kept.to(text_embedding.device)],
             pairs=pairs,
             texts=tuple(self.captions[row].text for row in kept.tolist()),
+            languages=tuple(self.captions[row].language for row in kept.tolist()),
         )
 
     @cached_property

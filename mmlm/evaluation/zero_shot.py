@@ -9,7 +9,7 @@ from torch import Tensor
 from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
-from mmlm.evaluation.intervals import share_interval
+from mmlm.core.intervals import share_interval
 from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 
@@ -113,7 +113,7 @@ class ZeroShot:
 def with_ends(name: str, right: Tensor, cluster: Tensor) -> Iterator[tuple[str, float]]:
     """Yields the mean of ``right`` under ``name``, and the ends of its interval over clusters (``share_interval``)."""
     yield name, right.mean().item()
-    low, high = share_interval(right, cluster)
+    low, high = share_interval(right.tolist(), cluster.tolist())
     yield f"{name}/low", low
     yield f"{name}/high", high
 
