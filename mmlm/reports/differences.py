@@ -25,7 +25,7 @@ def differences(runs: Mapping[str, RunFolder]) -> str | None:
     found = [line for key, word in RECORDED.items() if (line := _of_environment(runs, key, word)) is not None]
     taken = {name: run.scores.precision for name, run in runs.items() if run.scores and run.scores.precision}
     if len(set(taken.values())) > 1:
-        found.append(f"scored in ({', '.join(f'{name}: {value}' for name, value in taken.items())})")
+        found.append(f"precision of the scores ({', '.join(f'{name}: {value}' for name, value in taken.items())})")
     places = list(_places_of_data(runs))
     if not places:
         places = [f"other examples in {name}" for name in _examples_that_differ(runs)]

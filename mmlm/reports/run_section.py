@@ -13,6 +13,8 @@ from mmlm.reports.run_folder import RunFolder
 SEED = re.compile(r"seed=\d+")
 """What the folder of a seed is called: the name is put into an address as it is."""
 _PART = "_target_"
+_IN_YAML = {"None": "null", "True": "true", "False": "false"}
+"""Values as a command line has them."""
 
 
 def name_beside(run: RunFolder, other: RunFolder) -> str:
@@ -82,7 +84,7 @@ def _change(change: Change) -> str:
 def _value(value: str | None, part: bool) -> str:
     if value is None:
         return "–"
-    return escape(value.rpartition(".")[2] if part else value)
+    return escape(value.rpartition(".")[2] if part else _IN_YAML.get(value, value))
 
 
 def reproduce_section(run: RunFolder) -> str:

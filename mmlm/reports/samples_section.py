@@ -118,7 +118,7 @@ def _found(examples: Sequence[SampleExample]) -> str:
 EXTREMES = {
     "worst": "Worst: the true caption is far down the list",
     "typical": "Typical: in the middle of all images",
-    "best": "Best: the true caption comes first",
+    "best": "Best: the true caption comes first, or nearly so",
 }
 """The heading of each kind of extreme examples."""
 

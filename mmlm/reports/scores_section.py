@@ -200,9 +200,11 @@ def _against(value: float | None, others: float, figure: Figure, name: str) -> s
 
 
 def _interval(low: float, high: float, share: bool) -> str:
-    """``0.400 to 0.600``: both ends with equally many digits."""
+    """``0.400 to 0.600``: both ends with equally many digits, unless those would all be zeros."""
     if share:
         return f"{100 * low:.1f} to {100 * high:.1f}%"
+    if 0 < max(abs(low), abs(high)) < 0.001:
+        return f"{format_value(low)} to {format_value(high)}"
     digits = 2 if max(abs(low), abs(high)) >= 1 else 3
     return f"{low:.{digits}f} to {high:.{digits}f}"
 

@@ -54,9 +54,12 @@ SCRIPT = """
       };
       add('step ' + step.toLocaleString('en'));
       data.lines.forEach((line) => {
-        const place = line.steps.indexOf(step);
-        if (place < 0 || line.values[place] === null) return;
-        add((line.name ? line.name + ' ' : '') + short(line.values[place], data.percent), line.color);
+        if (!line.steps.length) return;
+        const nearest = line.steps.reduce((best, one) => Math.abs(one - step) < Math.abs(best - step) ? one : best);
+        const value = line.values[line.steps.indexOf(nearest)];
+        const shown = value === null ? 'not finite' : short(value, data.percent);
+        const where = nearest === step ? '' : ' at ' + nearest.toLocaleString('en');
+        add((line.name ? line.name + ' ' : '') + shown + where, line.color);
       });
       const x = (data.left + (step - data.from) / data.until * data.width) * box.width;
       mark.style.left = x + 'px';

@@ -104,6 +104,8 @@ table.scores { width: 100%; border-collapse: collapse; font-variant-numeric: tab
 .breakdown .share i { display: block; height: 3px; border-radius: 2px; }
 .breakdown .share u { position: absolute; top: -2px; height: 7px; border: solid var(--muted); border-width: 0 1px; }
 .mistakes td:first-child { width: 4em; }
+.mistakes thead th { white-space: nowrap; }
+.mistakes tbody th { min-width: 9em; }
 .mistakes tbody td:last-child { color: var(--muted); }
 h4 { margin: 22px 0 0; font-size: 14.5px; font-weight: 560; color: var(--soft); }
 .rank { display: inline-block; margin-top: 4px; padding: 0 7px; border-radius: 99px; background: var(--bar);
