@@ -1,14 +1,13 @@
 """Counts over the items of a split: scores by artist, language or length, and what is taken for what."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mmlm.core.intervals import share_interval
 from mmlm.reports.items import ImageItem, SplitItems, TextItem
 
-Item = TypeVar("Item", ImageItem, TextItem)
+Item = ImageItem | TextItem
 
 CUTOFF = 5
 """The k of the R@k that is broken down."""
@@ -69,15 +68,16 @@ class Mistake:
 def image_tables(items: SplitItems) -> list[Table]:
     """Scores of the images by each attribute, then by the length of their shortest true caption."""
     names = dict.fromkeys(name for image in items.images for name in image.attributes)
-    tables = [_table(name, items.images, lambda image, name=name: image.attributes.get(name)) for name in names]
-    length = _table("length of the caption", items.images, lambda image: _length(image.words), in_order=True)
+    tables = [_table(name, [(image.attributes.get(name), image) for image in items.images]) for name in names]
+    lengths = [(_length(image.words), image) for image in items.images]
+    length = _table("length of the caption", lengths, in_order=True)
     return [table for table in (*tables, length) if len(table.rows) > 1]
 
 
 def text_tables(items: SplitItems) -> list[Table]:
     """Retrieval by text, by the language of the text and by its length."""
-    language = _table("language", items.texts, lambda text: text.language)
-    length = _table("length", items.texts, lambda text: _length(text.words), in_order=True)
+    language = _table("language", [(text.language, text) for text in items.texts])
+    length = _table("length", [(_length(text.words), text) for text in items.texts], in_order=True)
     return [table for table in (language, length) if len(table.rows) > 1]
 
 
@@ -91,12 +91,10 @@ def said_mistakes(items: SplitItems) -> list[Mistake]:
     return _mistakes((image.shown, image.said or "(nothing)") for image in items.images if image.exact is False)
 
 
-def _table(
-    attribute: str, items: Sequence[Item], value_of: Callable[[Item], str | None], in_order: bool = False
-) -> Table:
+def _table(attribute: str, items: Sequence[tuple[str | None, Item]], in_order: bool = False) -> Table:
+    """A row for each value; ``items`` come with theirs. ``in_order``: lengths stay in order, not by their number."""
     groups: dict[str, list[Item]] = {}
-    for item in items:
-        value = value_of(item)
+    for value, item in items:
         if value is not None:
             groups.setdefault(value, []).append(item)
     if in_order:
@@ -108,7 +106,7 @@ def _table(
     return Table(attribute, (*rows, *([_row(OTHERS, rest)] if rest else [])))
 
 
-def _row(value: str, items: Sequence[ImageItem] | Sequence[TextItem]) -> Row:
+def _row(value: str, items: Sequence[Item]) -> Row:
     """The scores of some items. Images that show the same are no independent ones."""
     found = [
         (float(item.rank <= CUTOFF), _subject(item, row)) for row, item in enumerate(items) if item.rank is not None
@@ -121,7 +119,7 @@ def _row(value: str, items: Sequence[ImageItem] | Sequence[TextItem]) -> Row:
     return Row(value, len(items), _share(found), _share(exact))
 
 
-def _subject(item: ImageItem | TextItem, row: int) -> object:
+def _subject(item: Item, row: int) -> object:
     return item.shown if isinstance(item, ImageItem) and item.shown is not None else row
 
 

@@ -153,7 +153,7 @@ def _group_rows(
     for key in keys:
         figure = declared(figures, key)
         cells = (
-            _score_cell(key, figure, split, colors[name], other, other and other.scores.splits.get(name))
+            _score_cell(key, figure, split, colors[name], other, other.scores.splits.get(name) if other else None)
             for name, split in scores.splits.items()
         )
         rows.append(

@@ -67,7 +67,8 @@ def test_tabs_of_two_sections_and_the_values_under_the_pointer(make_run, tmp_pat
     page = write_report(folder)
     # A pointer over the middle of the first chart of a score, and a click on the second tab of the breakdown.
     probe = """<script>
-    const plot = [...document.querySelectorAll('.plot')].find((one) => JSON.parse(one.dataset.curves).lines[0].name === 'val_style');
+    const first = (plot) => JSON.parse(plot.dataset.curves).lines[0].name;
+    const plot = [...document.querySelectorAll('.plot')].find((one) => first(one) === 'val_style');
     const box = plot.getBoundingClientRect();
     plot.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + 0.55 * box.width, clientY: box.top }));
     document.getElementById('tab-breakdown-1').click();
