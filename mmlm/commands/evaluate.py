@@ -47,6 +47,9 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     splits = {name: batches for of_group in groups.values() for name, batches in of_group.items()}
     for line in chain.from_iterable(found.lines for found in findings):
         console.line(line)
+    for name, batches in splits.items():
+        for line in batches.remarks():
+            console.line(f"{name}: {line}")
     figures = evaluation_figures(evaluators)
     record_figures(run.folder, RunFigures(evaluation=figures))
     without = {split: names for found in findings for split, names in found.without.items()}

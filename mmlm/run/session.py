@@ -23,6 +23,7 @@ from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
+from mmlm.data.remarks import remarks_of
 from mmlm.data.tokenizer import describe_cut
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
 from mmlm.experiment.config import Config, Resume
@@ -200,6 +201,11 @@ class Session:
             cut = describe_cut(experiment.tokenizer, captions, most)
             if cut is not None:
                 self.console.line(f"data.train: {cut}")
+            for line in remarks_of(experiment.train_source):
+                self.console.line(f"data.train: {line}")
+            for name, batches in experiment.validation.items():
+                for line in batches.remarks():
+                    self.console.line(f"data.validation.{name}: {line}")
         for line in experiment.findings.lines:
             self.console.line(line)
 
