@@ -81,7 +81,8 @@ table.scores { width: 100%; border-collapse: collapse; font-variant-numeric: tab
 .difference { font-weight: 560; }
 .difference.better { color: var(--good); }
 .difference.worse { color: var(--bad); }
-.scores td small.other { color: var(--soft); }
+.scores td small.other { max-width: 13em; margin-left: auto; color: var(--soft); white-space: normal;
+  overflow-wrap: anywhere; }
 .scores th > div { display: grid; grid-template-columns: 8.2em minmax(0, 38em); align-items: baseline; }
 .scores.crowded tbody tr:not(.group) th { width: 17em; min-width: 11em; }
 .scores.crowded th > div { display: block; }
