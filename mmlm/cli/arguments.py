@@ -144,6 +144,9 @@ class ReportArguments:
 
     run: str = "???"
     """Run folder, or a folder with runs below it, of which the newest is taken."""
+    against: str | None = None
+    """Another run, whose scores stand beside this one's: a run folder, or a folder with runs below it, of which the
+    newest is taken. A line says in which precision, commit, device, threads or data the two differ."""
 
 
 @dataclass

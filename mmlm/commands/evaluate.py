@@ -9,7 +9,7 @@ from mmlm.cli.hydra_config import evaluators_of
 from mmlm.cli.named_paths import named_paths
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
-from mmlm.core.figure import Figure, declared, in_order
+from mmlm.core.figure import Figure, declared, in_order, without_helpers
 from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
@@ -49,6 +49,9 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     splits = {name: batches for of_group in groups.values() for name, batches in of_group.items()}
     for line in chain.from_iterable(found.lines for found in findings):
         console.line(line)
+    for name, batches in splits.items():
+        for line in batches.remarks():
+            console.line(f"{name}: {line}")
     figures = evaluation_figures(evaluators)
     record_figures(run.folder, RunFigures(evaluation=figures))
     without = {split: names for found in findings for split, names in found.without.items()}
@@ -148,10 +151,11 @@ def _choose(config: Config, names: list[str]) -> set[str]:
 
 def score_table(scores: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure], width: int) -> list[str]:
     """One line a value, one column a split; shares of 1 are in per cent. The counts of the split come first.
+    Intervals and levels of chance are left to the report.
 
     Splits that do not fit into ``width`` characters beside each other stand below: names may be cut, numbers never.
     """
-    known = list(dict.fromkeys(key for values in scores.values() for key in values))
+    known = without_helpers(figures, dict.fromkeys(key for values in scores.values() for key in values))
     names = [*(name for name in known if name in COUNTS), *in_order(figures, [n for n in known if n not in COUNTS])]
     margin = max(len(name) for name in names)
     blocks: list[list[list[str]]] = []

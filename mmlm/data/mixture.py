@@ -8,6 +8,7 @@ from itertools import accumulate
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError
 from mmlm.core.wording import did_you_mean
+from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import Source, texts_of
 
 
@@ -55,6 +56,11 @@ class Mixture:
         """See :class:`mmlm.data.sources.Source`; the captions of repeated examples are repeated."""
         for _, source in self._turns:
             yield from source.captions()
+
+    def remarks(self) -> Iterator[str]:
+        """See :class:`mmlm.data.remarks.HasRemarks`; each names its source, once."""
+        for name, source in dict(self._turns).items():
+            yield from (f"{name}: {remark}" for remark in remarks_of(source))
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See :class:`mmlm.data.sources.ListsTexts`; repeated examples are repeated."""

@@ -14,7 +14,7 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.wording import cut
 from mmlm.data.images import decode_image, read_image
 from mmlm.data.inside import check_inside
-from mmlm.data.parquet_files import check_paths, check_types, expand, read_columns, told_apart
+from mmlm.data.parquet_files import check_paths, check_types, expand, read_columns, repeated_images, told_apart
 from mmlm.data.text_files import numbered_lines
 
 
@@ -286,6 +286,15 @@ class ParquetTable:
             number, row = rows[0]
             is_there = self._images[number][row].is_valid
             yield ExampleTexts(self._id(number, row), self._captions_of(index), self._concept(number, row), is_there)
+
+    def remarks(self) -> Iterator[str]:
+        """Rows that hold the same image, though nothing says that they belong together; see ``HasRemarks``."""
+        again = 0 if self._ids is not None else repeated_images(self._images)
+        if again:
+            yield (
+                f"{again:,} of {len(self):,} rows hold an image that an earlier row has, and count as images of their "
+                "own; if rows of one image belong together, name a column that tells images apart: id_column"
+            )
 
     def _id(self, number: int, row: int) -> str:
         given = None if self._ids is None else self._ids[number][row].as_py()

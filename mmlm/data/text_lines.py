@@ -35,8 +35,8 @@ class TextLines:
     ) -> None:
         paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
         if not paths or len({path.name for path in paths}) < len(paths):
-            names = [path.name for path in paths]
-            raise ArgumentError(f"files: {names} must name one file at least, and none twice: ids have the names")
+            given = [path.name for path in paths]
+            raise ArgumentError(f"files: {given} must name one file at least, and none twice: ids have the names")
         found = [(path.name, number, text) for path in paths for number, text in _texts(path, key)]
         if not found:
             raise UserError(f"{paths[0]}: has no text; write one a line")

@@ -8,6 +8,8 @@ runs/<experiment>/<name or hash>/seed=<n>/
     figures.json       what the names of metrics and scores are (record/figures.py)
     scores.json        the scores of every evaluated split (evaluation/evaluate.py)
     samples.json       examples of captions and retrieval, for the report
+    items.json         what the scores are made of, image by image (evaluation/items.py)
+    changes.json       what the config changes of that of caption_base (record/changes.py)
     report.html        the page for people (reports/page.py)
     manifest.jsonl     the SHA-256 of each of these files (record/manifest.py)
     tokenizer/         files of the tokenizer, if it has any
@@ -34,6 +36,8 @@ DATA = "data.json"
 FIGURES = "figures.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"
+ITEMS = "items.json"
+CHANGES = "changes.json"
 REPORT = "report.html"
 MANIFEST = "manifest.jsonl"
 TOKENIZER = "tokenizer"

@@ -23,6 +23,7 @@ from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
+from mmlm.data.remarks import remarks_of
 from mmlm.data.tokenizer import describe_cut
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
 from mmlm.experiment.build import build_loggers
@@ -36,6 +37,7 @@ from mmlm.launch.rank_info import COMMAND, Starter
 from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
 from mmlm.model.costs import ModelCosts
+from mmlm.record.changes import Changes, record_changes
 from mmlm.record.console import Console
 from mmlm.record.environment import describe_environment, save_environment
 from mmlm.record.figures import RunFigures, record_figures
@@ -61,8 +63,10 @@ _MISTAKE = "mistake"
 """Key in the store that ranks share: the first rank that finds a user's mistake claims it, and tells of it alone."""
 
 
-def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
+def train_run(config: Config, folder: Path, meeting: Meeting, changes: Changes | None = None) -> int:
     """Trains a run to its report, as the rank that ``meeting`` makes this process; returns the exit status.
+
+    ``changes`` are what the config changes of the base experiment's, for rank 0 to write down; None if nobody knows.
 
     A rank that cannot go on because another one cannot says so in one line, and its process ends with ``LOST``.
     """
@@ -78,7 +82,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
             stack.enter_context(watchdog)
             with _told_once(meeting):
                 experiment = build_experiment(config, folder, device)
-                return Session(config, folder, experiment, here.starter, watchdog, console).run()
+                return Session(config, folder, experiment, here.starter, watchdog, console, changes).run()
     except Exception as error:
         if here.alone or not is_lost_connection(error):
             raise
@@ -128,6 +132,7 @@ class Session:
     starter: Starter
     watchdog: Watchdog
     console: Console
+    changes: Changes | None = None
 
     def run(self) -> int:
         """Trains from where the folder is, evaluates and reports; returns the exit status."""
@@ -160,6 +165,7 @@ class Session:
             for line in on_rank_zero(lambda: check_data(self.experiment, self.folder, changed_is_fine)) or ():
                 self.console.line(line)
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
+            on_rank_zero(self._record_changes)
             on_rank_zero(lambda: record_figures(self.folder, self._figures()))
             report = self.folder / REPORT
             if state.step >= self.config.train.steps and report.exists():
@@ -198,6 +204,11 @@ class Session:
             cut = describe_cut(experiment.tokenizer, captions, most)
             if cut is not None:
                 self.console.line(f"data.train: {cut}")
+            for line in remarks_of(experiment.train_source):
+                self.console.line(f"data.train: {line}")
+            for name, batches in experiment.validation.items():
+                for line in batches.remarks():
+                    self.console.line(f"data.validation.{name}: {line}")
         for line in experiment.findings.lines:
             self.console.line(line)
 
@@ -252,6 +263,10 @@ class Session:
         if not (self.folder / ENVIRONMENT).exists():
             environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs))
             save_environment(environment, self.folder)
+
+    def _record_changes(self) -> None:
+        if self.changes is not None:
+            record_changes(self.folder, self.changes)
 
     def _figures(self) -> RunFigures:
         """What the names of this run's metrics and scores are."""
