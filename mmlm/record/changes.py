@@ -2,7 +2,7 @@
 
     {"base": "caption_base", "changes": [{"key": "train.steps", "base": "1344", "here": "500"}, ...]}
 
-The file is for readers of the report. Whoever cannot understand it does without it.
+The file is for readers of the report.
 """
 
 import json
@@ -36,19 +36,26 @@ class Changes:
 
 
 def record_changes(folder: Path, changes: Changes) -> None:
-    """Writes ``changes.json``, unless it says the same already."""
-    if read_changes(folder) != changes:
+    """Writes ``changes.json``, unless it says the same already. One that is damaged is written anew."""
+    try:
+        known = read_changes(folder)
+    except DamagedFileError:
+        known = None
+    if known != changes:
         write_recorded(folder / CHANGES, json.dumps(asdict(changes), ensure_ascii=False, indent=1) + "\n")
 
 
 def read_changes(folder: Path) -> Changes | None:
-    """What ``changes.json`` says; None if there is no such file, or if it is damaged."""
+    """What ``changes.json`` says; None if there is no such file. Raises DamagedFileError."""
+    file = folder / CHANGES
+    if not file.is_file():
+        return None
     try:
-        content = json.loads(read_recorded(folder / CHANGES))
+        content = json.loads(read_recorded(file))
         changes = [Change(str(one["key"]), _text(one["base"]), _text(one["here"])) for one in content["changes"]]
         return Changes(str(content["base"]), changes)
-    except (DamagedFileError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise DamagedFileError(file, "it holds no list of changes") from None
 
 
 def _text(value: object) -> str | None:

@@ -166,8 +166,8 @@ def read_run_folder(path: Path, tell: Callable[[str], None] | None = None) -> Ru
     """Reads a run folder, finished or not.
 
     Raises ``UserError`` when ``path`` is no folder, holds neither ``config.yaml`` nor ``metrics.jsonl``, or when one of
-    its files is damaged or cannot be understood. With ``tell``, scores, samples and items for which that holds are
-    left out instead, and ``tell`` is given the line.
+    its files is damaged or cannot be understood. With ``tell``, results for which that holds are left out
+    instead, and ``tell`` is given the line.
     """
     if not path.is_dir():
         raise UserError(f"run={path}: no such folder; give a run folder such as runs/<experiment>/<name>/seed=0")
@@ -186,24 +186,25 @@ def read_run_folder(path: Path, tell: Callable[[str], None] | None = None) -> Ru
         environment=read_json(path / ENVIRONMENT) or {},
         figures=read_figures(path),
         items=_result(path / ITEMS, parse_items, tell) or {},
-        changes=read_changes(path),
-        data=_data(path / DATA),
+        changes=_unless_bad(lambda: read_changes(path), tell),
+        data=_unless_bad(lambda: read_json(path / DATA), tell) or {},
     )
 
 
-def _data(file: Path) -> Mapping[str, object]:
-    """What ``data.json`` holds; nothing if it is damaged: it only serves to tell runs apart."""
-    try:
-        return read_json(file) or {}
-    except UserError:
-        return {}
-
-
 def _result(file: Path, parse: Callable[[JsonNode], Result], tell: Callable[[str], None] | None) -> Result | None:
-    """What ``parse`` makes of a file; None without the file, and if it is bad and ``tell`` is there to hear it."""
-    try:
+    """What ``parse`` makes of a file; None without the file, and as ``_unless_bad`` has it."""
+
+    def read() -> Result | None:
         content = read_json(file)
         return None if content is None else parse(JsonNode(content, file.name))
+
+    return _unless_bad(read, tell)
+
+
+def _unless_bad(read: Callable[[], Result | None], tell: Callable[[str], None] | None) -> Result | None:
+    """What ``read`` gives; None if it raises a UserError and ``tell`` is there to hear it."""
+    try:
+        return read()
     except UserError as error:
         if tell is None:
             raise

@@ -10,6 +10,7 @@ from mmlm.cli.arguments import ReportArguments
 from mmlm.commands.report import rewrite_report
 from mmlm.core.errors import UserError
 from mmlm.record.changes import Change, Changes, read_changes, record_changes
+from mmlm.record.manifest import DamagedFileError
 from mmlm.reports.run_folder import read_run_folder
 from mmlm.reports.run_section import name_beside
 from tests.reports.conftest import write_items
@@ -114,8 +115,13 @@ def test_what_the_run_changes(make_run):
     for damage in ("{", '{"base": "a", "changes": [3]}', "[]"):
         (folder / "changes.json").write_text(damage)
         (folder / "manifest.jsonl").unlink(missing_ok=True)
-        assert read_changes(folder) is None
-        assert "What it changes" not in written(folder)
+        with pytest.raises(DamagedFileError, match=r"changes.json: is damaged \(it holds no list of changes\)"):
+            read_changes(folder)
+        told: list[str] = []
+        assert read_run_folder(folder, told.append).changes is None
+        assert len(told) == 1
+    record_changes(folder, changes)  # a run that goes on writes it anew
+    assert read_changes(folder) == changes
 
 
 def test_the_rank_of_the_true_answer_and_the_extreme_examples(make_run, change_json):
