@@ -101,7 +101,9 @@ def reproduce_section(run: RunFolder) -> str:
     config = (
         f"<details><summary>Resolved config</summary><pre>{escape(run.config)}</pre></details>" if run.config else ""
     )
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _flatten(run.environment).items())
+    # The page is passed around, and should not name the folders of a machine.
+    shown = _flatten({key: value for key, value in run.environment.items() if key != "working_folder"})
+    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in shown.items())
     environment = (
         f'<details><summary>Environment and versions</summary><table class="plain">{rows}</table></details>'
         if rows
