@@ -223,7 +223,7 @@ class MmlmModel(nn.Module):
             self.model.encode_image(self._see(chunk, first)).embedding
             for first, chunk in _chunks(images, batch_size, "images")
         ]
-        return torch.cat(parts) if parts else torch.empty(0, self.config.embedding_width, device=self.device)
+        return torch.cat(parts) if parts else torch.empty(0, self.model.sizes.embedding_width, device=self.device)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], language: str | None = None, batch_size: int = 256) -> Tensor:
@@ -235,7 +235,7 @@ class MmlmModel(nn.Module):
             self.model.encode_text(*self._read(chunk, first, language or self.config.language))
             for first, chunk in _chunks(texts, batch_size, "texts")
         ]
-        return torch.cat(parts) if parts else torch.empty(0, self.config.embedding_width, device=self.device)
+        return torch.cat(parts) if parts else torch.empty(0, self.model.sizes.embedding_width, device=self.device)
 
     @torch.no_grad()
     def caption(
