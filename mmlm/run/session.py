@@ -195,7 +195,7 @@ class Session:
             cut = describe_cut(experiment.tokenizer, captions, most)
             if cut is not None:
                 self.console.line(f"data.train: {cut}")
-        for line in experiment.findings.lines:
+        for line in (*experiment.started, *experiment.findings.lines):
             self.console.line(line)
 
     def _look_at_first_batch(self) -> None:
