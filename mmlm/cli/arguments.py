@@ -165,11 +165,13 @@ class ExportArguments:
 
 @dataclass
 class ConvertArguments:
-    """Convert open_clip's weights to a run folder, or a run of its CoCa's architecture to open_clip's weights.
+    """Convert the weights of open_clip or transformers to a run folder, or a run of CoCa's architecture to open_clip's.
 
     from_open_clip=FILE model=coca_ViT-B-32 to=DIR makes a run folder, for run=DIR (caption, evaluate) and
     init_from.run=DIR (train). A CLIP (model=ViT-B-32) becomes encoder and text layers of a model whose captioning
-    decoder is still to be trained. run=DIR to_open_clip=FILE takes a CoCa back. All are exact.
+    decoder is still to be trained. SigLIP, SigLIP 2, PE-Core and MetaCLIP (quickgelu) become two towers;
+    from_transformers=FOLDER to=DIR reads SigLIP, SigLIP 2, CLIP and MetaCLIP as transformers saves them. run=DIR
+    to_open_clip=FILE takes a CoCa back. All are exact.
     """
 
     from_open_clip: str | None = None
@@ -184,6 +186,14 @@ class ConvertArguments:
     """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
     to_open_clip: str | None = None
     """File to write open_clip weights to: .safetensors, or any other name for a PyTorch state dict."""
+    from_transformers: str | None = None
+    """Model of transformers to read: a folder with config.json and safetensors, or a name on the hub."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer that the weights go with, where it is not the one that their model names."""
+    temperature: float | None = None
+    """Temperature of weights that come without one, such as 0.01. Training starts from it."""
+    bias: float | None = None
+    """Bias of SigLIP's loss for weights that come without one, such as -10."""
 
 
 @dataclass

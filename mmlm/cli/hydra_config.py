@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmlm.cli.fine_tune import option_name, options_of
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
 from mmlm.experiment.config_errors import explain
@@ -28,6 +29,16 @@ def store_schema() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def store_run(brought: DictConfig) -> str:
+    """Tells Hydra what a run brings (``fine_tune``); returns the experiment that stands for it."""
+    from hydra.core.config_store import ConfigStore
+
+    name = option_name(brought)
+    for group, package, node in options_of(brought, name):
+        ConfigStore.instance().store(name=name, node=OmegaConf.create(node), group=group, package=package)
+    return name
 
 
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:

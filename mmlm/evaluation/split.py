@@ -185,16 +185,29 @@ class EncodedSplit:
     @cached_property
     def gallery(self) -> Gallery:
         """Images and distinct texts. Captions that read the same are one text, so that a wrong one counts once."""
-        caption_key = torch.cat([b.batch.caption_key for b in self.batches])
-        pairs = positive_pairs(self.image_concept, self.caption_concept, caption_key, self.image_index)
+        return self.gallery_of(range(len(self.captions)))
+
+    def gallery_of(self, rows: Sequence[int]) -> Gallery:
+        """``gallery`` as if the split had the captions of these rows alone."""
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        caption_key, caption_concept, image_index = (
+            tensor[chosen.to(tensor.device)]
+            for tensor in (
+                torch.cat([b.batch.caption_key for b in self.batches]),
+                self.caption_concept,
+                self.image_index,
+            )
+        )
+        pairs = positive_pairs(self.image_concept, caption_concept, caption_key, image_index)
         kept, pairs = merge_equal_captions(pairs, caption_key)
         text_embedding = torch.cat([b.text_embedding for b in self.batches])
+        kept_rows = chosen[kept.cpu()]
         return Gallery(
             image_embedding=self.image_embedding,
-            text_embedding=text_embedding[kept.to(text_embedding.device)],
+            text_embedding=text_embedding[kept_rows.to(text_embedding.device)],
             pairs=pairs,
-            texts=tuple(self.captions[row].text for row in kept.tolist()),
-            languages=tuple(self.captions[row].language for row in kept.tolist()),
+            texts=tuple(self.captions[row].text for row in kept_rows.tolist()),
+            languages=tuple(self.captions[row].language for row in kept_rows.tolist()),
         )
 
     @cached_property

@@ -88,11 +88,12 @@ class ModelSettings:
 
     width: int = 192
     """Width of the bridge's memory and of the decoder's states, where these do not set one of their own."""
-    embedding_width: int = 256
-    """Width that images and texts are projected to for contrastive learning, E."""
+    embedding_width: int | None = 256
+    """Width that images and texts are projected to for contrastive learning, E; null projects neither, for two towers
+    that end in projections of their own (SigLIP)."""
 
     def __post_init__(self) -> None:
-        check_above_zero(self, "width", "embedding_width")
+        check_above_zero(self, "width", *(["embedding_width"] if self.embedding_width is not None else []))
 
 
 @dataclass

@@ -23,6 +23,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,7 +95,12 @@ def newest_run(path: str) -> tuple[Path, int]:
     A run was trained last if its metrics were written last; evaluating a run, or writing its report, makes it no newer.
     """
     found = runs_below(path)
-    return max(found, key=_trained_at), len(found)
+    return newest_of(found), len(found)
+
+
+def newest_of(runs: Sequence[Path]) -> Path:
+    """The run folder that was trained last, of one or more."""
+    return max(runs, key=_trained_at)
 
 
 def runs_below(path: str) -> list[Path]:

@@ -209,7 +209,7 @@ class Session:
             for name, batches in experiment.validation.items():
                 for line in batches.remarks():
                     self.console.line(f"data.validation.{name}: {line}")
-        for line in experiment.findings.lines:
+        for line in (*experiment.started, *experiment.findings.lines):
             self.console.line(line)
 
     def _look_at_first_batch(self) -> None:

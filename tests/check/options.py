@@ -33,6 +33,8 @@ LEFT_OUT = {
     ("text_encoder", "clip"): "is downloaded",
     ("text_encoder", "minilm"): "is the class and the architecture of bert_tiny, of a size that takes minutes",
     ("tokenizer", "hugging_face"): "needs a name, and is downloaded",
+    ("evaluators", "by_language"): "is the standard ones and tests/evaluation/test_by_language.py: half a minute",
+    ("tokenizer", "siglip"): "is downloaded; tests/pretrained/test_towers.py has one of its kind",
 }
 """Options that are not checked, and why."""
 COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
@@ -42,7 +44,9 @@ COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "karpathy"): ("data.path={karpathy}",),
     ("data", "paired_files"): ("data.train.folder={pairs}", "data.validation.validation.folder={pairs}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
+    ("data", "own"): ("data.path={shapes}",),
     ("data", "table"): ("data.path={table}",),
+    ("tokenizer", "byte_pair_multilingual"): ("data=emoji_multilingual",),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
 """What an option needs beside it; ``{classes}`` is what the fixture of that name makes."""

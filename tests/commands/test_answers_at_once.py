@@ -50,6 +50,7 @@ def test_help_and_mistakes_are_answered_without_torch():
     lines += [["train"], ["train", "experiment=caption_bose"], ["train", "experiment=caption_base", "train.stpes=3"]]
     lines += [["train", "experiment=caption_base", "train.steps=many"], ["train", "--shelp"]]
     lines += [["train", "experiment=caption_base", "--cfg", "job"]]
+    lines += [["train", "init_from.run=nowhere", "data=emoji"], ["train", "experiment=caption_base", "data=./nowhere"]]
     program = PROGRAM.format(lines=lines, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     answers = [ast.literal_eval(line) for line in done.stdout.splitlines()]

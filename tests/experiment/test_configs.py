@@ -28,6 +28,7 @@ NEEDS = {
     ("encoder", "hugging_face"): ("encoder.name_or_path=a",),
     ("data", "class_folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
+    ("data", "own"): ("data.path=a",),
     ("data", "mixture"): ("data.train.sources.own.folder=a", "data.validation.own.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
     ("text_encoder", "hugging_face"): ("text_encoder.name_or_path=bert-base-uncased",),
