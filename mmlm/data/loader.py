@@ -171,8 +171,10 @@ class TrainLoader:
         Raises:
             UserError: values that do not fit.
         """
-        if not 1 <= batch_size <= len(source):
-            raise UserError(f"batch_size={batch_size} must be between 1 and the {len(source)} examples of the data set")
+        order = EpochOrder(source, seed, shuffle_window)
+        size = order.examples_per_epoch
+        if not 1 <= batch_size <= size:
+            raise UserError(f"batch_size={batch_size} must be between 1 and the {size} examples of the data set")
         if batch_size % world_size:
             raise UserError(f"batch_size={batch_size} must be a multiple of the {world_size} ranks that share it")
         for name, value, least in (("captions_per_image", captions_per_image, 1), ("workers", workers, 0)):
@@ -181,7 +183,7 @@ class TrainLoader:
         if bucket < 1:
             raise UserError(f"bucket={bucket} must be at least 1 token")
         self.batch_size = batch_size
-        self.examples_per_epoch = len(source)
+        self.examples_per_epoch = size
         self._cursor = _Cursor(0, batch_size)
         self._pad_id = tokenizer.pad_id
         self._max_tokens = max_tokens
@@ -189,7 +191,6 @@ class TrainLoader:
         self._encode = caption_encoder(tokenizer, max_tokens)
         local = batch_size // world_size
         share = range(rank * local, (rank + 1) * local)
-        order = EpochOrder(source, seed, shuffle_window)
         self._shares = _Shares(source, order, transform, seed, captions_per_image, batch_size, share)
         self._workers = start_workers(self._shares, self._cursor, workers) if workers else None
 

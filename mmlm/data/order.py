@@ -25,6 +25,28 @@ class Sharded(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsEpochs(Protocol):
+    """A source of which an epoch has other examples than each index once."""
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """The number of examples in an epoch."""
+        ...
+
+    def drawn(self, seed: int, epoch: int, places: Tensor) -> Tensor:
+        """The indices int64[K] of the examples at int64[K] places, 0 to ``examples_per_epoch`` - 1, of an epoch.
+
+        No two places of an epoch have one index. The order of the places is no matter: ``EpochOrder`` shuffles them.
+        """
+        ...
+
+
+def examples_per_epoch(source: Source) -> int:
+    """The number of examples that an epoch of a source has."""
+    return source.examples_per_epoch if isinstance(source, DrawsEpochs) else len(source)
+
+
 @dataclass(frozen=True)
 class Located:
     """The examples at some positions."""
@@ -53,9 +75,11 @@ class EpochOrder:
     """
 
     def __init__(self, source: Source, seed: int, window: int | None = None) -> None:
-        self._size, self._seed, self._window = len(source), seed, window
+        self._draws = source if isinstance(source, DrawsEpochs) else None
+        self.examples_per_epoch = examples_per_epoch(source)
+        self._seed, self._window = seed, window
         self._layout: tuple[int, _Layout] | None = None
-        self._first = self._sizes = torch.zeros(0, dtype=torch.int64)
+        self._first = self.examples_per_epochs = torch.zeros(0, dtype=torch.int64)
         if window is None:
             return
         if window < 1:
@@ -63,12 +87,12 @@ class EpochOrder:
         if not isinstance(source, Sharded):
             kind = type(source).__name__
             raise ArgumentError(f"shuffle_window={window} wants a source with shards, which {kind} has not; set null")
-        self._sizes = torch.tensor(source.shard_sizes(), dtype=torch.int64)
-        self._first = self._sizes.cumsum(0) - self._sizes
+        self.examples_per_epochs = torch.tensor(source.shard_sizes(), dtype=torch.int64)
+        self._first = self.examples_per_epochs.cumsum(0) - self.examples_per_epochs
 
     def at(self, positions: Tensor) -> Located:
         """The examples at int64[K] ``positions``, counted from the run's first example."""
-        epochs, places = positions // self._size, positions % self._size
+        epochs, places = positions // self.examples_per_epoch, positions % self.examples_per_epoch
         indices = torch.empty_like(places)
         # Few epochs at once: a batch lies in one, or in two where it crosses an end.
         for epoch in epochs.unique().tolist():
@@ -78,7 +102,8 @@ class EpochOrder:
 
     def _in_epoch(self, epoch: int, places: Tensor) -> Tensor:
         if self._window is None:
-            return keyed_order(self._seed, epoch, self._size, places, _ORDER)
+            mixed = keyed_order(self._seed, epoch, self.examples_per_epoch, places, _ORDER)
+            return mixed if self._draws is None else self._draws.drawn(self._seed, epoch, mixed)
         # The order of the shards costs as much as there are shards, so that of the current epoch is kept.
         if self._layout is None or self._layout[0] != epoch:
             self._layout = (epoch, self._arranged(epoch, self._window))
@@ -92,14 +117,14 @@ class EpochOrder:
             mixed = start + keyed_order(self._seed, key, end - start, places[chosen] - start, _WITHIN)
             shards = torch.searchsorted(layout.shard_ends, mixed, right=True)
             shard = layout.shards[shards]
-            rows = mixed - (layout.shard_ends[shards] - self._sizes[shard])
+            rows = mixed - (layout.shard_ends[shards] - self.examples_per_epochs[shard])
             indices[chosen] = self._first[shard] + rows
         return indices
 
     def _arranged(self, epoch: int, window: int) -> "_Layout":
-        count = len(self._sizes)
+        count = len(self.examples_per_epochs)
         shards = keyed_order(self._seed, epoch, count, torch.arange(count), _SHARDS)
-        ends = self._sizes[shards].cumsum(0)
+        ends = self.examples_per_epochs[shards].cumsum(0)
         last = torch.arange(window, count + window, window).clamp(max=count) - 1
         return _Layout(shards, ends, ends[last])
 

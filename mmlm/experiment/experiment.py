@@ -12,6 +12,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.loader import TrainLoader
+from mmlm.data.order import examples_per_epoch
 from mmlm.data.sources import Source, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
@@ -95,10 +96,11 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
     seed_everything(config.seed)
     device = device or choose_device(config.device)
     source = build_source(config, config.data.train, "data.train")
-    if config.train.batch_size > len(source):
+    size = examples_per_epoch(source)
+    if config.train.batch_size > size:
         raise UserError(
-            f"train.batch_size: {config.train.batch_size} is larger than the data set, which has {len(source)} "
-            f"examples; use at most {len(source)}"
+            f"train.batch_size: {config.train.batch_size} is larger than the data set, which has {size} "
+            f"examples; use at most {size}"
         )
     if config.train.batch_size % world_size():
         raise UserError(

@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from mmlm.core.computing import computing
 from mmlm.core.distributed import world_size
+from mmlm.data.order import examples_per_epoch
 from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment
@@ -30,11 +31,11 @@ def header_rows(
     config: Config, experiment: Experiment, folder: Path, costs: ModelCosts, starter: Starter
 ) -> list[tuple[str, str]]:
     device, tokenizer = device_name(experiment.device), experiment.tokenizer
-    epochs = config.train.steps * config.train.batch_size / len(experiment.train_source)
+    epochs = config.train.steps * config.train.batch_size / examples_per_epoch(experiment.train_source)
     splits = ", ".join(f"{name} {batches.num_examples:,}" for name, batches in experiment.validation.items())
     return [
         ("experiment", f"{config.experiment} (seed {config.seed}) on {device}, {experiment.precision.name}"),
-        ("data", f"{len(experiment.train_source):,} images to train on, {splits} to validate on"),
+        ("data", f"{examples_per_epoch(experiment.train_source):,} images to train on, {splits} to validate on"),
         ("tokenizer", f"{tokenizer.vocab_size:,} tokens"),
         *_model_rows(experiment.model, costs, config.data.max_tokens),
         ("trainable", _trainable(config, experiment, sum(costs.parameters.values()))),

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mmlm import train
-from mmlm.core.errors import STOPPED, CorruptImage, UserError
+from mmlm.core.errors import STOPPED, ArgumentError, CorruptImage, UserError
 from mmlm.data.mixture import Mixture
+from mmlm.data.order import EpochOrder
 from mmlm.experiment.config_checks import check_config
 from mmlm.experiment.run_identity import run_folder
 from tests.conftest import IMAGE_SIZE, write_shapes
@@ -25,6 +26,96 @@ def test_an_epoch_has_every_example_as_often_as_its_source_passes():
     assert len(mixture) == len(ids) == 4 * 3 + 2 * 5 + 2
     assert Counter(Counter(ids).values()) == {4: 3, 2: 5, 1: 2}
     assert Counter(name.split("/")[0] for name in ids) == {"few": 12, "many": 10, "once": 2}
+
+
+def epochs_of(mixture: Mixture, count: int, seed: int = 0) -> list[list[str]]:
+    """The ids of some epochs, in order."""
+    order = EpochOrder(mixture, seed)
+    size = order.examples_per_epoch
+    return [
+        [mixture[index].id for index in order.at(torch.arange(size) + epoch * size).indices.tolist()]
+        for epoch in range(count)
+    ]
+
+
+def by_source(ids: list[str]) -> dict[str, int]:
+    return dict(Counter(name.split("/")[0] for name in ids))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"weights": {"few": 1, "many": 1}}, {"few": 6, "many": 7}),  # of 13 in all, the odd one by the remainder
+        ({"weights": {"few": 3, "many": 1}, "examples": 20}, {"few": 15, "many": 5}),
+        ({"weights": {"few": 1, "many": 99}, "examples": 10}, {"few": 1, "many": 9}),  # never none at all
+        ({"weights": {"few": 3, "many": 1}, "examples": 20, "most_passes": 2}, {"few": 6, "many": 14}),
+        ({"weights": {"few": 1, "many": 1}, "examples": 90, "most_passes": 1.5}, {"few": 4, "many": 15}),
+        ({"temperature": 1.0}, {"few": 3, "many": 10}),
+        ({"temperature": 1e9, "examples": 12}, {"few": 6, "many": 6}),
+        ({"temperature": 2.0, "examples": 100}, {"few": 35, "many": 65}),  # 3**.5 : 10**.5
+        ({"passes": {"few": 2}}, {"few": 6, "many": 10}),
+    ],
+)
+def test_every_epoch_has_the_shares_that_were_asked_for(arguments, expected):
+    mixture = Mixture({"few": Pictures(3), "many": Pictures(10)}, **arguments)
+    assert mixture.examples_per_epoch == sum(expected.values())
+    shares = [by_source(ids) for ids in epochs_of(mixture, 4)]
+    # Of two equal remainders either may have the odd one, but it is the same in every epoch.
+    assert shares == [shares[0]] * 4
+    assert shares[0] == expected or (
+        "weights" in arguments and len(arguments) == 1 and shares[0] == {"few": 7, "many": 6}
+    )
+
+
+def test_no_example_comes_again_before_all_others_of_its_source_have_come():
+    mixture = Mixture({"few": Pictures(3), "many": Pictures(10)}, weights={"few": 4, "many": 3}, examples=14)
+    counts: Counter[str] = Counter()
+    for ids in epochs_of(mixture, 15):  # 8 of few and 6 of many: neither is a number of whole passes
+        counts.update(ids)
+        for source in ("few", "many"):
+            of_source = [counts[f"{source}/picture/{i}"] for i in range(3 if source == "few" else 10)]
+            assert max(of_source) - min(of_source) <= 1
+    assert by_source(list(counts.elements())) == {"few": 120, "many": 90}
+
+
+def test_places_of_an_epoch_have_indices_of_their_own_and_seeds_another_choice():
+    mixture = Mixture({"few": Pictures(3), "many": Pictures(10)}, weights={"few": 1, "many": 1}, examples=11)
+    for epoch in range(12):
+        indices = mixture.drawn(0, epoch, torch.arange(11))
+        assert len(indices.unique()) == 11
+        assert 0 <= int(indices.min()) <= int(indices.max()) < len(mixture)
+    assert sorted(epochs_of(mixture, 1, seed=0)[0]) != sorted(epochs_of(mixture, 1, seed=1)[0])
+
+
+def test_texts_are_listed_by_index():
+    mixture = Mixture({"few": Pictures(3), "many": Pictures(4)}, weights={"few": 5, "many": 2}, examples=7)
+    assert [texts.id for texts in mixture.texts()] == [mixture[index].id for index in range(len(mixture))]
+
+
+def test_what_an_epoch_has_is_told():
+    mixture = Mixture({"few": Pictures(3), "many": Pictures(10)}, weights={"few": 3, "many": 1}, examples=20)
+    assert list(mixture.remarks()) == [
+        "few: 15 of 20 examples of an epoch, 5 passes of its 3",
+        "many: 5 of 20 examples of an epoch, 0.5 passes of its 10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": {"one": 1}}, "^weights: other has none; give every source a weight"),
+        ({"weights": {"one": 1, "othr": 1}}, "^weights.othr: the mixture has no such source; did you mean 'other'"),
+        ({"weights": {"one": 0, "other": 1}}, "^weights.one: 0 must be above 0"),
+        ({"weights": {"one": 1, "other": 1}, "passes": {"one": 2}}, "^weights: excludes passes; set passes=null"),
+        ({"temperature": 0.0}, "^temperature: 0.0 must be above 0"),
+        ({"temperature": 1.0, "examples": 1}, "^examples: 1 must be at least the number of sources, 2"),
+        ({"temperature": 1.0, "most_passes": 0}, "^most_passes: 0 must be above 0"),
+        ({"examples": 9}, "^examples: goes with weights or a temperature"),
+    ],
+)
+def test_impossible_shares_are_refused(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        Mixture({"one": Pictures(2), "other": Pictures(2)}, **arguments)
 
 
 def test_an_example_is_that_of_its_source_but_for_its_id():
@@ -74,15 +165,16 @@ def test_what_is_no_mixture_is_refused(sources, passes, message):
         Mixture(sources, passes)
 
 
+@pytest.mark.parametrize("shares", [{"passes": {"few": 2}}, {"weights": {"few": 3, "many": 2}, "examples": 22}])
 @pytest.mark.parametrize("layout", [Layout(1, 2), Layout(2, 1), Layout(4, 0)], ids=str)
-def test_workers_and_ranks_go_on_from_anywhere(tokenizer, tmp_path, layout):
+def test_workers_and_ranks_go_on_from_anywhere(tokenizer, tmp_path, layout, shares):
     folders = {name: tmp_path / name for name in ("few", "many")}
     for folder in folders.values():
         folder.mkdir()
     few, many = write_folder(folders["few"], Pictures(5)), write_folder(folders["many"], Pictures(12))
-    mixture = Mixture({"few": few, "many": many}, {"few": 2})
+    mixture = Mixture({"few": few, "many": many}, **shares)
     straight = make_loader(tokenizer, mixture, batch_size=1, seed=SEED, captions_per_image=2)
-    stream = [sample for batch in islice(straight, 3 * len(mixture)) for sample in samples_of(batch)]
+    stream = [sample for batch in islice(straight, 3 * mixture.examples_per_epoch) for sample in samples_of(batch)]
     loaders = layout.loaders(mixture, tokenizer, 0)
     for position in (8, 0, 19, 22, 37):
         for loader in loaders:
