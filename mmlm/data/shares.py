@@ -24,7 +24,7 @@ class Share:
 
     @property
     def turns(self) -> int:
-        """Passes that an epoch may have a part of: one more than whole ones, where it begins in the middle of a pass."""
+        """Passes that an epoch may have a part of; one more than their number where it begins in the middle of one."""
         return max(1, math.ceil(self.passes) + (self.count % self.size != 0))
 
 
