@@ -13,7 +13,7 @@ from mmlm.core.figure import Figure, declared, in_order
 from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
-from mmlm.data.sources import Source
+from mmlm.data.sources import Source, remarks_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
@@ -120,6 +120,8 @@ def _splits(
             raise UserError(f"data: '{name}' is a split of this run; give the images another name: data=NAME:{path}")
         found = recognise(path, config.data.language, class_captions(config))
         console.line(f"{name}: {path}, taken as {found.what}: {len(found.source):,} examples")
+        for line in remarks_of(found.source):
+            console.line(line)
         # The page is passed around, and should not name the folders of a machine.
         sources[name], described[name] = found.source, f"not of this run: {path.resolve().name}, {found.what}"
     groups["data"] = evaluation_batches(config, tokenizer, sources)

@@ -102,7 +102,7 @@ def _words(classes: list[str], names: Path | None) -> Mapping[str, str]:
     if names is None:
         words = {name: name.replace("_", " ") for name in classes}
     else:
-        given = _read_names(names)
+        given = read_names(names)
         missing = [name for name in classes if name not in given]
         if missing:
             raise UserError(f"{names}: has no words for the folder {listed(missing, 5)}; add them")
@@ -115,7 +115,7 @@ def _words(classes: list[str], names: Path | None) -> Mapping[str, str]:
     return words
 
 
-def _read_names(file: Path) -> Mapping[str, str]:
+def read_names(file: Path) -> Mapping[str, str]:
     """The words by folder of a JSON file. Raises UserError."""
     if not file.is_file():
         raise UserError(f'{file}: there is no such file; write {{"folder": "words of the class", ...}}')

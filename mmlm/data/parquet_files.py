@@ -22,14 +22,14 @@ def expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
         raise ArgumentError("files: [] names no Parquet file; give at least one path or pattern")
     paths: list[Path] = []
     for pattern in patterns:
-        found = [str(pattern)] if Path(pattern).is_file() else _matching(str(pattern))
+        found = [str(pattern)] if Path(pattern).is_file() else matching(str(pattern))
         if not found:
             raise UserError(f"{pattern}: there is no such Parquet file")
         paths += [Path(name) for name in found]
     return paths
 
 
-def _matching(pattern: str) -> list[str]:
+def matching(pattern: str) -> list[str]:
     """The files of a pattern. Folders that are there as they are written are no patterns: ``photos [v2]/*.parquet``."""
     path, fixed = Path(pattern), Path()
     rest = list(path.parts)

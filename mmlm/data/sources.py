@@ -46,6 +46,32 @@ class ListsTexts(Protocol):
         ...
 
 
+@runtime_checkable
+class GivesBytes(Protocol):
+    """A source that has its images encoded, in files or in tables, and can give them as they are."""
+
+    def encoded(self, index: int) -> bytes | None:
+        """The encoded image of the example at ``index``, for ``decode_image``; None for text only.
+
+        Raises CorruptImage if it cannot be read. It is not decoded: damage inside of it is not found.
+        """
+        ...
+
+
+@runtime_checkable
+class Remarks(Protocol):
+    """A source that has something to tell of itself: what it has found at its files and passed over."""
+
+    def remarks(self) -> Sequence[str]:
+        """One line each."""
+        ...
+
+
+def remarks_of(source: Source) -> Sequence[str]:
+    """What a source tells of itself; nothing, for most."""
+    return source.remarks() if isinstance(source, Remarks) else ()
+
+
 def texts_of(source: Source) -> Iterator[ExampleTexts]:
     """Every example of ``source`` without its pixels, in order.
 

@@ -40,6 +40,7 @@ COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
     ("data", "table"): ("data.path={table}",),
+    ("data", "tar"): ("data.path={tar}",),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
 """What an option needs beside it; ``{classes}`` is what the fixture of that name makes."""
