@@ -8,7 +8,7 @@ from pathlib import Path
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
-from mmlm.data.images import read_image
+from mmlm.data.images import read_encoded, read_image
 from mmlm.data.text_files import read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -68,6 +68,10 @@ class ClassFolder:
         file = self._files[index]
         concept = file.parts[0]
         return Example(file.as_posix(), read_image(self._folder / file), (self._caption_of(concept),), concept)
+
+    def encoded(self, index: int) -> bytes:
+        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
+        return read_encoded(self._folder / self._files[index])
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import cut
-from mmlm.data.images import read_image
+from mmlm.data.images import read_encoded, read_image
 
 GIVE_CAPTIONS = "give a file of captions, such as captions_train2017.json"
 """What to do about a file that is none."""
@@ -78,6 +78,10 @@ class CocoCaptions:
         name = self._names[index].as_py()
         captions = tuple(Caption(text, self._language) for text in self._captions[index].as_py())
         return Example(name, read_image(self._images / name), captions)
+
+    def encoded(self, index: int) -> bytes:
+        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
+        return read_encoded(self._images / self._names[index].as_py())
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""

@@ -10,7 +10,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
 from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
-from mmlm.data.parquet_files import column_names
+from mmlm.data.parquet_files import column_names, text_columns
 from mmlm.data.sources import ImageFolder, ParquetTable, Source, remarks_of, texts_of
 from mmlm.data.tar_shards import TarShards
 from mmlm.data.text_table import TextTable, header_of
@@ -170,7 +170,9 @@ def _parquet(files: Sequence[Path]) -> Source:
     columns = column_names(files[0])
     image, caption = (_column(files[0], columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
     concept = "concept" if "concept" in columns else None
-    return ParquetTable([str(file) for file in files], image, caption, concept_column=concept)
+    language = "language" if "language" in text_columns(files[0]) else None
+    names = [str(file) for file in files]
+    return ParquetTable(names, image, caption, concept_column=concept, language_column=language)
 
 
 def _table(file: Path) -> Source:
