@@ -219,5 +219,5 @@ def test_a_run_trains_on_packed_shapes(tmp_path, command, shapes):
     options = ("data=tar", f"data.path={tmp_path / 'packed'}", "data.shuffle_window=2", f"runs={tmp_path / 'runs'}")
     outcome = command(train, *tiny, *options)
     assert (outcome.status, outcome.err) == (0, "")
-    assert "2 tar shards: 1 of their numbers are not there (00001.tar)" in outcome.out
+    assert "2 tar shards: 1 missing by their numbers (00001.tar)" in outcome.out
     assert "5 images to train on, validation 8 to validate on" in outcome.out

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from mmlm.core.batch import Caption, ExampleTexts
 from mmlm.core.errors import CorruptImage, UserError
@@ -139,7 +139,7 @@ class _Rows:
 def png(image: Tensor) -> bytes:
     """A PNG of uint8[3, H, W]: its pixels are the same."""
     file = io.BytesIO()
-    to_pil_image(image).save(file, format="PNG")
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -179,7 +179,7 @@ def _write_parquet(draft: Path, rows: Iterable[Row]) -> None:
                 [None if row.image is None else {"bytes": row.image, "path": None} for row in some],
                 [[caption.text for caption in row.captions] for row in some],
                 [[caption.language for caption in row.captions] for row in some],
-                [row.concept for row in some],
+                [None if row.concept is None else utf8(row.concept).decode() for row in some],
                 [row.id for row in some],
             )
             arrays = [pa.array(values, field.type) for values, field in zip(columns, PARQUET, strict=True)]

@@ -352,8 +352,8 @@ class ParquetTable:
 
 def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
     """uint8[3, H, W] of one cell of the image column."""
-    in_a_file = isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path") is not None
-    return decode_image(_encoded_cell(cell, id, folder), str(folder / cell["path"]) if in_a_file else id)
+    path = None if isinstance(cell, bytes) or cell.get("bytes") is not None else cell.get("path")
+    return decode_image(_encoded_cell(cell, id, folder), id if path is None else str(folder / path))
 
 
 def _encoded_cell(cell: bytes | dict, id: str, folder: Path) -> bytes:

@@ -15,7 +15,7 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -82,6 +82,12 @@ def index_beside(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.index")
 
 
+def _places(shard: Path) -> Iterator[Path]:
+    """Where the index of a shard may lie."""
+    yield index_beside(shard)
+    yield _index_in_cache(shard)
+
+
 def _index_in_cache(shard: Path) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     home = Path(cache) if cache else Path.home() / ".cache"
@@ -130,7 +136,7 @@ def make_index(shard: Path) -> Summary:
     header = json.dumps(asdict(summary)).encode().ljust(HEADER - 1) + b"\n"
     assert len(header) == HEADER, "endings are cut, so that every header has room"
     failed: OSError | None = None
-    for place in (index_beside(shard), _index_in_cache(shard)):
+    for place in _places(shard):
         try:
             _write(place, header, body)
         except OSError as error:
@@ -194,7 +200,7 @@ def _write(place: Path, header: bytes, body: pa.Buffer) -> None:
 def _kept(shard: Path) -> Summary | None:
     """The summary of a shard's index; None if there is no good one. Raises UserError for a shard that is not there."""
     stat = _stat(shard)
-    for place in (index_beside(shard), _index_in_cache(shard)):
+    for place in _places(shard):
         summary = _read_header(place)
         if summary is not None and (summary.size, summary.modified) == (stat.st_size, stat.st_mtime_ns):
             return summary
@@ -218,7 +224,7 @@ def _read_header(place: Path) -> Summary | None:
 
 def _read_rows(shard: Path, summary: Summary) -> pa.RecordBatch | None:
     """The rows of an index on disk; None if there is none with that summary whose rows are right."""
-    for place in (index_beside(shard), _index_in_cache(shard)):
+    for place in _places(shard):
         if _read_header(place) != summary:
             continue
         try:

@@ -1,6 +1,5 @@
 """Tar shards as the webdataset library and img2dataset write them: ``0017.jpg`` beside ``0017.txt``, many a file."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from mmlm.data.recent import Recent
 from mmlm.data.shard_files import find_shards
 from mmlm.data.tar_index import Summary, rows_of, summaries
 from mmlm.data.tar_members import TEXTS
-from mmlm.data.tar_texts import TextRules
+from mmlm.data.tar_texts import TextRules, json_object
 
 OPEN_SHARDS = 128
 """Shards that each process keeps open at most: a file, and the rows of its index."""
@@ -191,7 +190,7 @@ class TarShards:
     def _check_keys(self) -> None:
         """Raises UserError if the first JSON object has no key of captions: a misspelt one would be silent."""
         number, place = self._find(0)
-        content = json.loads(self._shard(number, place).texts(place)["json"] or "{}")
+        content = json_object(self._shard(number, place).texts(place)["json"] or "")
         if not any(key in content for key in self._rules.json_captions):
             keys = listed([cut(printable(key), 30) for key in content], 20) or "no key"
             wanted = " or ".join(repr(key) for key in self._rules.json_captions)
@@ -284,7 +283,7 @@ def _remarks(
     """What a user should know of the shards, summed over all of them."""
     where = f"{len(paths):,} tar shards" if len(paths) > 1 else str(paths[0])
     if missing:
-        yield f"{where}: {len(missing):,} of their numbers are not there ({listed(missing, 5)})"
+        yield f"{where}: {len(missing):,} missing by their numbers ({listed([*map(printable, missing)], 5)})"
     images = sum(sum(summary.kinds) for summary in read) - sum(sizes)
     counts = [
         (images, f"images without {' or '.join(texts)}"),
@@ -295,7 +294,7 @@ def _remarks(
     if told:
         yield f"{where}: left out {', '.join(told)}"
     reasons = sorted({reason for summary in read for reason in summary.unusable})
-    bad = [f"{sum(summary.unusable.get(reason, 0) for summary in read):,} {reason}" for reason in reasons]
+    bad = [f"{sum(summary.unusable.get(reason, 0) for summary in read):,} {printable(reason)}" for reason in reasons]
     if bad:
         yield f"{where}: texts that cannot be used: {', '.join(bad)}"
     empty = [path.name for path, summary in zip(paths, read, strict=True) if not summary.endings]

@@ -9,6 +9,15 @@ from mmlm.core.batch import Caption
 from mmlm.data.class_folder import PLACE
 
 
+def json_object(text: str) -> Mapping[str, Any]:
+    """The object that a JSON text holds; an empty one if it holds none, as in an index that somebody has edited."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 @dataclass(frozen=True)
 class TextRules:
     """How texts become captions. The settings of ``TarShards`` explain the fields of the same names."""
@@ -28,7 +37,7 @@ class TextRules:
             if text is None:
                 continue
             if ending == "json":
-                found, named = self._of_json(json.loads(text))
+                found, named = self._of_json(json_object(text))
                 captions |= dict.fromkeys(found)
                 concept = named or concept
             elif ending == "cls":
