@@ -17,6 +17,7 @@ COMMANDS = {
     "caption": "caption images with a trained run",
     "search": "find the images of a folder that are nearest to a text or an image",
     "classify": "give each image of a folder to one of your labels",
+    "lint": "read a data set once, and tell what is wrong with it",
     "compare": "show curves and scores of several runs side by side",
     "report": "write the report of a run again",
     "export": "write the model of a run as a folder that loads without mmlm's configs",

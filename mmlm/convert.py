@@ -1,4 +1,4 @@
-"""``python -m mmlm.convert``: open_clip's CoCa or CLIP weights to a run folder, and a run of its CoCa back."""
+"""``python -m mmlm.convert``: weights of open_clip or transformers to a run folder, and a run of CoCa back."""
 
 from mmlm.cli.arguments import ConvertArguments
 from mmlm.cli.exits import report_user_errors

@@ -1,5 +1,6 @@
 """Tiny things that many tests share: a drawn data set, a composed experiment that trains in a second, commands."""
 
+import gc
 import json
 import os
 import signal
@@ -88,6 +89,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the most slow tests first: one process runs all tests of a file, and must not begin with them last."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported lives on: the garbage collector need not go through it each time (5% of all time)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

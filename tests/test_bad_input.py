@@ -57,7 +57,7 @@ REFUSED = [
     ("data.workers=-1", "workers=-1 must be at least 0"),
     ("data.max_tokens=2", "max_tokens=2 must be at least 3"),
     ("data.language=xx", "data.language: a caption's language is 'xx', but tokenizer.languages=['en']; add it there"),
-    ("metrics.wandb=on", "metrics.wandb: 'on' is not one of disabled, offline, online"),
+    ("logger=wandb logger.wandb.mode=on", "logger.wandb.mode: 'on' is not one of 'offline', 'online'"),
     ("device=gpu", "device: 'gpu' is not one of auto, cpu, cuda"),
     ("name=a/b", "name: 'a/b' must be the name of one folder, without a slash"),
     ("train.best_metric=validation/R", "train.best_metric: 'validation/R' is not evaluated; there are: validation/c"),
@@ -102,7 +102,7 @@ def test_a_mistake_is_one_line_before_training_starts(train_tiny, tmp_path, monk
 
     if "best_metric" not in override:  # which needs an evaluation to be known
         monkeypatch.setattr(training, "fit", fit)
-    outcome = train_tiny(override)
+    outcome = train_tiny(*override.split())
     assert message in outcome.mistake
     assert "step 1/3" not in outcome.out
     assert "best_metric" in override or not (tmp_path / "runs").exists(), "nothing is left behind"

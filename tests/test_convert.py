@@ -230,16 +230,24 @@ def test_only_runs_of_the_architecture_go_back(trained, command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give from_open_clip=, model= and to=, or run= and to_open_clip="),
-        (("run=a", "to=b"), "give from_open_clip=, model= and to=, or run= and to_open_clip="),
+        ((), "give from_open_clip=, model= and to=, or from_transformers= and to=, or run= and to_open_clip="),
+        (
+            ("run=a", "to=b"),
+            "give from_open_clip=, model= and to=, or from_transformers= and to=, or run= and to_open_clip=",
+        ),
         (
             ("from_open_clip=a.pt", "model=coca_ViT-B-33", "to=b"),
             "open_clip has no 'coca_ViT-B-33'; its CoCas are coca_",
         ),
         (
             ("from_open_clip=a.pt", "model=ViT-B-32-quickgelu", "to=b"),
-            "model: quick_gelu=True has no counterpart in our model; it has to be False",
+            "from_open_clip: a.pt: there is no such file",
         ),
+        (
+            ("from_open_clip=a.pt", "model=coca_ViT-B-32", "to=b", "temperature=0.1"),
+            "temperature: these weights have their own; leave it out",
+        ),
+        (("from_transformers=nowhere/at/all", "to=b"), "from_transformers: there is no folder 'nowhere/at/all'"),
         (("from_open_clip=a.pt", "model=no.json", "to=b"), "model: there is no file no.json"),
         (("from_open_clip=a.pt", "model=coca_ViT-B-32", "to=b"), "from_open_clip: a.pt: there is no such file"),
         (("run=a", "to_open_clip=b"), "a is no run folder"),

@@ -1,6 +1,7 @@
 """``python -m mmlm.evaluate``: the table it prints, the files it brings up to date, and what it refuses."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlm import caption, evaluate, report
+from mmlm import caption, evaluate, report, train
 from mmlm.commands.evaluate import WIDTH, score_table
 from mmlm.core.figure import Figure
 from tests.conftest import draw
@@ -126,6 +127,26 @@ def test_a_table_fits_the_terminal_and_cuts_names_and_no_numbers():
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (4.7e-13, "0.000"),
+        (-4.7e-13, "0.000"),
+        (0.0, "0.000"),
+        (0.00042, "0.00042"),
+        (0.12345678, "0.1235"),
+        (3.14159, "3.142"),
+        (12345.0, "12345"),
+        (0, "0"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_value_of_the_table(value, shown):
+    """Nothing is 0.000, as BLEU of captions without a match, and a count is whole, however large."""
+    (_, line) = score_table({"val": {"score": value}}, {"score": Figure("score")}, WIDTH)
+    assert line.split() == ["score", shown]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("splits=[vall]",), "splits: 'vall' is no split of this run; there are: validation"),
@@ -156,3 +177,26 @@ def test_mistakes_about_other_images(trained, command):
 def test_hydra_is_left_alone_until_an_option_is_asked_for():
     code = "import sys, mmlm.commands.evaluate; print('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_run_that_named_its_data_by_relative_paths_is_evaluated_from_anywhere(
+    tmp_path, shapes, tiny, command, monkeypatch
+):
+    """The folder of the same name where the command is given is other data."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    shutil.copytree(shapes, project / "photos")
+    (elsewhere / "photos").mkdir(parents=True)
+    monkeypatch.chdir(project)
+    relative = ("data.train.folder=photos", "data.validation.validation.folder=photos", "name=here")
+    assert command(train, *tiny, *relative).status == 0
+    run = tmp_path / "runs" / "caption_base" / "here" / "seed=0"
+    before = json.loads((run / "scores.json").read_text())["splits"]
+    monkeypatch.chdir(elsewhere)
+    done = command(evaluate, "run=../runs/caption_base/here", "data=[more:../project/photos]", "splits=[validation]")
+    assert done.status == 0, done
+    assert f"the run's own data are read from {project}, where it was trained" in done.out
+    after = json.loads((run / "scores.json").read_text())["splits"]
+    assert after["validation"] == before["validation"]
+    assert after["more"]["image_to_text/R@1"] == before["validation"]["image_to_text/R@1"]
+    assert str(project) not in (run / "report.html").read_text()
+    assert Path.cwd() == elsewhere

@@ -35,6 +35,8 @@ DOOR = 7
 """The floor of a file in ``mmlm/`` itself: it reads the arguments of a command, then imports the command's work."""
 OPTIONAL = {
     "wandb",
+    "tensorboard",
+    "trackio",
     "open_clip",
     "resvg_py",
     "peft",
@@ -86,6 +88,14 @@ def floor_of(module: str) -> int:
     return DOOR if package is None else FLOOR_OF[package]
 
 
+def work_of(here: str) -> tuple[str, ...]:
+    """What the names of modules begin with that a command imports once it has read its arguments."""
+    if floor_of(here) == DOOR:
+        return ("mmlm.commands.", "mmlm.launch.")
+    # ``python -m`` of a package, whose work is beside it
+    return (here.removesuffix("__main__"),) if here.endswith(".__main__") else ()
+
+
 def faults(here: str, tree: ast.AST) -> list[str]:
     """What is wrong with the imports of one file: arrows to the same floor or up, and imports inside functions."""
     found = []
@@ -98,9 +108,7 @@ def faults(here: str, tree: ast.AST) -> list[str]:
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                    if floor_of(here) == DOOR and all(
-                        str(name).startswith(("mmlm.commands.", "mmlm.launch.")) for name in names
-                    ):
+                    if all(str(name).startswith(work_of(here)) for name in names):
                         continue
                     if not {str(name).split(".")[0] for name in names} <= OPTIONAL:
                         found.append(f"{here}, line {node.lineno}: an import inside a function")
@@ -151,6 +159,17 @@ def test_a_forbidden_import_is_found(source, fault):
 def test_neighbours_on_one_floor_may_not_import_each_other():
     assert faults("mmlm.optim.muon", ast.parse("from mmlm.model.blocks import pack")) != []
     assert faults("mmlm.train", ast.parse("from mmlm import caption")) != []
+
+
+@pytest.mark.parametrize("library", ["wandb", "tensorboard", "trackio"])
+def test_only_a_logger_that_is_on_imports_its_library(library):
+    """In functions of its own file; for annotations, below ``if TYPE_CHECKING``."""
+    lines = {
+        module: re.findall(rf"^( *)(?:import|from) {library}\b", file.read_text(), re.M)
+        for module, file in FILES.items()
+    }
+    assert {module for module, found in lines.items() if found} == {f"mmlm.record.loggers.{library}"}
+    assert all(lines[f"mmlm.record.loggers.{library}"]), "one is imported with its file"
 
 
 def test_timm_is_imported_in_one_place():

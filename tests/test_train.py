@@ -37,6 +37,8 @@ def test_a_run_folder(trained):
         "manifest.jsonl",
         "tokenizer",
         "samples.json",
+        "items.json",
+        "changes.json",
         "scores.json",
         "report.html",
     }

@@ -21,6 +21,8 @@ def test_a_run_and_its_export(trained, command, tmp_path):
         "tokenizer/byte_pair.json",
         "scores.json",
         "samples.json",
+        "items.json",
+        "changes.json",
         "report.html",
         "checkpoints/step=000003",
     }

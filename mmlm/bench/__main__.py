@@ -1,16 +1,17 @@
 """``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), and of the
 cost of losses (``losses``)."""
 
-from mmlm.bench import learns, losses, parts
+from mmlm.bench.settings import LearnsSettings, LossesSettings, PartsSettings
 from mmlm.cli.exits import report_user_errors
+from mmlm.cli.imports import quick_imports
+from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 
 USAGE = "python -m mmlm.bench parts|learns|losses [key=value ...]"
-BENCHMARKS = {"parts": parts.main, "learns": learns.main, "losses": losses.main}
 
 
 def main(argv: list[str]) -> int:
-    """Runs the benchmark that the first word names; returns the exit status."""
+    """Runs the benchmark that the first word names; returns the exit status. Raises UserError."""
     if argv[:1] in (["--help"], ["-h"]):
         print(
             f"{USAGE}\n"
@@ -23,6 +24,33 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in BENCHMARKS:
         raise UserError(f"{argv[0] if argv else 'no benchmark'}: name a benchmark; usage: {USAGE}")
     return BENCHMARKS[argv[0]](argv[1:])
+
+
+def _parts(argv: list[str]) -> int:
+    settings, _ = parse_key_values(argv, PartsSettings)
+    with quick_imports():
+        from mmlm.bench.parts import measure_parts
+
+    return measure_parts(settings, argv)
+
+
+def _learns(argv: list[str]) -> int:
+    settings, _ = parse_key_values(argv, LearnsSettings)
+    with quick_imports():
+        from mmlm.bench.learns import train_parts
+
+    return train_parts(settings, argv)
+
+
+def _losses(argv: list[str]) -> int:
+    settings, _ = parse_key_values(argv, LossesSettings)
+    with quick_imports():
+        from mmlm.bench.losses import measure_losses
+
+    return measure_losses(settings, argv)
+
+
+BENCHMARKS = {"parts": _parts, "learns": _learns, "losses": _losses}
 
 
 if __name__ == "__main__":

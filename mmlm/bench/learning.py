@@ -27,7 +27,7 @@ from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment, build_experiment
 from mmlm.record.console import Console
 from mmlm.record.environment import device_name
-from mmlm.record.metrics import MetricLog, MetricsSettings, read_metrics
+from mmlm.record.metrics import MetricLog, read_metrics
 from mmlm.training.gradients import backward
 from mmlm.training.loop import FitParts, Watch, fit
 from mmlm.training.messages import NonFiniteLoss
@@ -219,7 +219,7 @@ def _fit(
         return values
 
     parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, _NothingKept())
-    with MetricLog(folder, MetricsSettings(), {}, "") as log, stop_request() as request:
+    with MetricLog(folder) as log, stop_request() as request:
         fit(experiment.state, settings, parts, Reporter(log, Console(sys.stderr)), Watch(request))
         return read_metrics(log.path)
 

@@ -10,7 +10,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,10 +26,10 @@ from mmlm.bench.cells import (
     reasons,
 )
 from mmlm.bench.learning import CONTRASTIVE_SHARE, LAST_STEPS, MARGIN, Captioned, Learned, train_cell
+from mmlm.bench.settings import LearnsSettings
 from mmlm.cli.checked_config import compose_checked
 from mmlm.cli.hydra_command import hydra_override
 from mmlm.cli.hydra_config import chosen_options
-from mmlm.cli.key_values import parse_key_values
 from mmlm.core.computing import resolved
 from mmlm.core.errors import UserError
 from mmlm.core.stop import KILLED
@@ -60,36 +59,6 @@ COMPANIONS: Mapping[str, Sequence[str]] = {
     "freeze=text_locked": ("text_encoder=transformer",),
 }
 """The settings that an option needs, given after ``overrides``."""
-
-
-@dataclass
-class LearnsSettings:
-    """Train every option of every slot for a few hundred steps, and print whether it learns. Exit status 1 if one does
-    not. Cells that a file beside ``out`` has the result of are not trained again."""
-
-    experiment: str = "caption_base"
-    """The model that is held fixed; its data are replaced by data=emoji tokenizer=byte_pair."""
-    slots: list[str] = field(default_factory=lambda: list(LEARNING_SLOTS))
-    """Slots to vary, one at a time."""
-    options: list[str] | None = None
-    """Only these options of the slots; null takes all that have a file in configs/."""
-    overrides: list[str] = field(default_factory=list)
-    """Settings of the experiment to change for all cells, such as [model.width=96,optim=adamw]; one with brackets of
-    its own stands in double quotes."""
-    steps: int = 300
-    """Optimizer steps of each cell."""
-    batch_size: int | None = None
-    """Images a step; null takes the experiment's."""
-    seed: int = 0
-    """Seed of each cell's training."""
-    split: str = "val_style"
-    """Validation split that is held out."""
-    examples: int | None = None
-    """Examples of that split to judge on, drawn at random and the same for all cells; null takes all of it."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    out: str | None = None
-    """File to write the table to as well. Results go to OUT.jsonl as they come; a line deleted there is run again."""
 
 
 class Results:
@@ -125,9 +94,8 @@ class Results:
                 stream.write(json.dumps({"key": key, **dataclasses.asdict(learned)}) + "\n")
 
 
-def main(argv: list[str]) -> int:
-    """Trains the cells and prints the table; returns the exit status."""
-    settings, _ = parse_key_values(argv, LearnsSettings)
+def train_parts(settings: LearnsSettings, argv: Sequence[str]) -> int:
+    """Trains the cells and prints the table; returns the exit status. The page names ``argv`` as its command."""
     _check(settings)
     reference = chosen_options(_command_line(settings), LEARNING_SLOTS)
     # A mistake that all cells share is reported here once, instead of as the reason why each of them is left out.

@@ -9,7 +9,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,30 +17,12 @@ import torch
 from mmlm.bench import captioning_loss
 from mmlm.bench.cells import check_out
 from mmlm.bench.process import Measured, measure
-from mmlm.cli.key_values import parse_key_values
+from mmlm.bench.settings import LossesSettings
 from mmlm.core.errors import UserError
 from mmlm.experiment.device import choose_device
 from mmlm.record.environment import device_name
 
 MIB = 2**20
-
-
-@dataclass
-class LossesSettings:
-    """Measure forward and backward of our losses and of open_clip's in turn, and print a Markdown table."""
-
-    batch_sizes: list[int] = field(default_factory=lambda: [1024, 4096, 16384])
-    """Images (and captions) of the contrastive losses."""
-    width: int = 512
-    """Numbers of an embedding."""
-    captioning: bool = True
-    """Measure captioning's loss too, against ways that hold all logits: open_clip's needs 12 GB."""
-    rounds: int = 3
-    """Measurements of each contrastive loss, in turn."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    out: str | None = None
-    """File to write the table to as well."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +51,8 @@ CONTRASTIVE = (
 """The contrastive losses, against open_clip's ClipLoss and SigLipLoss."""
 
 
-def main(argv: list[str]) -> int:
-    """Measures and prints the tables; returns the exit status."""
-    settings, _ = parse_key_values(argv, LossesSettings)
+def measure_losses(settings: LossesSettings, argv: Sequence[str]) -> int:
+    """Measures and prints the tables; returns the exit status. The page names ``argv`` as its command."""
     _check(settings)
     text = "\n".join(_document(settings, argv))
     print(text)

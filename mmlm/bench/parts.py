@@ -6,7 +6,7 @@ takes turns with the reference, and the table gives the ratio of the two.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -22,10 +22,10 @@ from mmlm.bench.cells import (
     reasons,
 )
 from mmlm.bench.measure import Trainer, build_trainer, take_turns
+from mmlm.bench.settings import PartsSettings
 from mmlm.cli.checked_config import compose_checked
 from mmlm.cli.hydra_command import hydra_override
 from mmlm.cli.hydra_config import chosen_options
-from mmlm.cli.key_values import parse_key_values
 from mmlm.core.computing import resolved
 from mmlm.experiment.device import choose_device
 from mmlm.model.protocols import MODEL_SLOTS
@@ -33,31 +33,6 @@ from mmlm.record.environment import device_name
 
 WARM_UP = 2
 """Steps before anything is measured."""
-
-
-@dataclass
-class PartsSettings:
-    """Measure every option of every slot in turn with the experiment's own choice, and print a Markdown table."""
-
-    experiment: str = "caption_base"
-    """The model that is held fixed, and the sizes of its data."""
-    slots: list[str] = field(default_factory=lambda: list(MODEL_SLOTS))
-    """Slots to vary, one at a time."""
-    options: list[str] | None = None
-    """Only these options of the slots; null takes all that have a file in configs/."""
-    overrides: list[str] = field(default_factory=list)
-    """Settings of the experiment to change for all cells, such as [model.width=96,optim=adamw]; one with brackets of
-    its own stands in double quotes."""
-    batch_size: int | None = None
-    """Images a step, with one caption each; null takes the experiment's."""
-    vocab_size: int = 2000
-    """Tokens of the vocabulary: no tokenizer is fitted here."""
-    steps: int = 8
-    """Timed steps of each cell."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    out: str | None = None
-    """File to write the table to as well."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +72,8 @@ class Reference:
     """Bytes that a training step needs, measured before any other model was built."""
 
 
-def main(argv: list[str]) -> int:
-    """Measures and prints the table; returns the exit status."""
-    settings, _ = parse_key_values(argv, PartsSettings)
+def measure_parts(settings: PartsSettings, argv: Sequence[str]) -> int:
+    """Measures and prints the table; returns the exit status. The page names ``argv`` as its command."""
     _check(settings)
     device = choose_device(settings.device)
     base = [f"experiment={settings.experiment}", *map(hydra_override, settings.overrides)]

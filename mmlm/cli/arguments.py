@@ -106,6 +106,30 @@ class ClassifyArguments:
 
 
 @dataclass
+class LintArguments:
+    """Read every image and caption of a data set once: what cannot be read and why, what is odd or there twice, how
+    many tokens and how much padding to expect. Writes a page, and lists of the ids concerned.
+
+    Of several sets, what the others share with the first one is told too: what training would have seen already.
+    """
+
+    data: str = "???"
+    """A folder or file of images with captions, recognised as by mmlm.evaluate. [train:PATH,test:PATH] gives several,
+    named; the first is the one that is trained on."""
+    out: str = "lint"
+    """Folder to write lint.html and the lists into; drop.txt has the ids of the first set whose pixels another
+    set has too, alike.txt those that look like an image of another."""
+    threads: int | None = None
+    """Threads that read; null is one for each core."""
+    max_tokens: int = 48
+    """The longest caption that a model would read, in tokens, as data.max_tokens."""
+    vocab_size: int = 2000
+    """Ids of the byte-pair tokenizer that is fitted to count tokens, as tokenizer.vocab_size."""
+    alike: bool = True
+    """Look for nearly equal images too: scaled, compressed or brightened copies, and some that only look so."""
+
+
+@dataclass
 class CompareArguments:
     """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
 
@@ -122,6 +146,9 @@ class ReportArguments:
 
     run: str = "???"
     """Run folder, or a folder with runs below it, of which the newest is taken."""
+    against: str | None = None
+    """Another run, whose scores stand beside this one's: a run folder, or a folder with runs below it, of which the
+    newest is taken. A line says in which precision, commit, device, threads or data the two differ."""
 
 
 @dataclass
@@ -140,11 +167,13 @@ class ExportArguments:
 
 @dataclass
 class ConvertArguments:
-    """Convert open_clip's weights to a run folder, or a run of its CoCa's architecture to open_clip's weights.
+    """Convert the weights of open_clip or transformers to a run folder, or a run of CoCa's architecture to open_clip's.
 
     from_open_clip=FILE model=coca_ViT-B-32 to=DIR makes a run folder, for run=DIR (caption, evaluate) and
     init_from.run=DIR (train). A CLIP (model=ViT-B-32) becomes encoder and text layers of a model whose captioning
-    decoder is still to be trained. run=DIR to_open_clip=FILE takes a CoCa back. All are exact.
+    decoder is still to be trained. SigLIP, SigLIP 2, PE-Core and MetaCLIP (quickgelu) become two towers;
+    from_transformers=FOLDER to=DIR reads SigLIP, SigLIP 2, CLIP and MetaCLIP as transformers saves them. run=DIR
+    to_open_clip=FILE takes a CoCa back. All are exact.
     """
 
     from_open_clip: str | None = None
@@ -159,6 +188,14 @@ class ConvertArguments:
     """Packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
     to_open_clip: str | None = None
     """File to write open_clip weights to: .safetensors, or any other name for a PyTorch state dict."""
+    from_transformers: str | None = None
+    """Model of transformers to read: a folder with config.json and safetensors, or a name on the hub."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer that the weights go with, where it is not the one that their model names."""
+    temperature: float | None = None
+    """Temperature of weights that come without one, such as 0.01. Training starts from it."""
+    bias: float | None = None
+    """Bias of SigLIP's loss for weights that come without one, such as -10."""
 
 
 @dataclass

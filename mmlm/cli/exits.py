@@ -31,12 +31,14 @@ def report_user_errors(main: Callable[[list[str]], int | None], is_rank: bool = 
 def told_in_one_line(is_rank: bool = False) -> Iterator[None]:
     """Context that ends the process, with one line on stderr, where the body raises what is no bug.
 
-    - A user's mistake: status 2. So does a disk that cannot be written to, if nothing closer has said so.
+    - A user's mistake, such as a command on Windows: status 2. So does a disk that cannot be written to, if nothing
+      closer has said so.
     - One of ``mmlm.core.stop.SIGNALS``: at once, status 128 + its number, unless the body handles it. One of several
       ranks (``is_rank``) leaves that to the operating system, since whoever started the ranks tells of it.
     - Nobody reads the output any more (``... | head -1``): no line, and the status of a program that SIGPIPE ends.
     """
     try:
+        _check_system()
         with nullcontext() if is_rank else ended_by_signals():
             yield
     except SystemExit:  # as after --help
@@ -57,6 +59,18 @@ def told_in_one_line(is_rank: bool = False) -> Iterator[None]:
             raise
         file = error.filename or "a file"
         fail(f"{file} could not be written ({error.strerror}); free space there, or give another folder", USER_ERROR)
+
+
+def _check_system() -> None:
+    """Raises UserError on Windows: locks on run folders, and stopping by signals, are those of Linux and macOS.
+
+    Not by another library's locks. Those of filelock, for one, do hold on Windows, but everything that starts, stops
+    and survives processes here would still be missing there, and could not be tested.
+    """
+    if sys.platform == "win32":
+        raise UserError(
+            "mmlm runs on Linux and macOS, and on Windows in WSL only: wsl --install, then install it there"
+        )
 
 
 def say(message: str) -> None:

@@ -20,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from mmlm.cli.exits import fail, say, told_in_one_line
-from mmlm.cli.hydra_config import explain_composing, store_schema
+from mmlm.cli.fine_tune import with_run
+from mmlm.cli.hydra_config import explain_composing, store_run, store_schema
+from mmlm.cli.own_data import with_own_data
 from mmlm.cli.sweep import Sweep
 from mmlm.core.errors import STOPPED, USER_ERROR, UserError
 from mmlm.core.stop import KILLED
@@ -58,10 +60,12 @@ def run_hydra(
     with told_in_one_line(is_rank):
         try:
             _check_flags(sys.argv[1:])
-            sys.argv[1:] = [hydra_override(token) for token in sys.argv[1:]]
+            typed = [hydra_override(token) for token in sys.argv[1:]]
+            notices: list[str] = []
+            sys.argv[1:] = hydra_arguments(sys.argv[1:], notices)
             sweep = Sweep.of(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
-                _task(main, config_dir, sweep)
+                _task(main, config_dir, sweep, typed, notices)
             )()
             sys.stdout.flush()
             failures = sweep.failures()
@@ -88,13 +92,26 @@ def hydra_override(token: str) -> str:
     return f"{key}=" + ",".join(one if _PLAIN.fullmatch(one) else f'"{one}"' for one in value.split(","))
 
 
-def _task(main: Callable[[DictConfig], int | None], config_dir: Path, sweep: Sweep) -> Callable[[DictConfig], None]:
+def hydra_arguments(tokens: Sequence[str], notices: list[str]) -> list[str]:
+    """The arguments of a training command as Hydra understands them: ``data=PATH``, and a run that brings its config.
+
+    What the user should know of that is added to ``notices``. Raises UserError.
+    """
+    own, brought = with_run(with_own_data(tokens, notices), notices)
+    more = [] if brought is None else [f"experiment={store_run(brought)}"]
+    return [hydra_override(token) for token in own] + more
+
+
+def _task(
+    main: Callable[[DictConfig], int | None], config_dir: Path, sweep: Sweep, typed: Sequence[str], notices: list[str]
+) -> Callable[[DictConfig], None]:
     """A function for Hydra to call once a job, which runs ``main`` and adds its exit status to those of ``sweep``.
 
     (Hydra drops the return value of a job.) A user's mistake is printed at once and the sweep goes on with its next
     job; a bug ends the sweep, and so does a job that was told to stop: whoever stops a sweep means all of it. A
     launcher of Hydra may run the job in another process, whose ``sweep`` nobody reads: there a mistake or a bad
-    status is raised, for the launcher to hand back.
+    status is raised, for the launcher to hand back. ``typed`` are the arguments to resume by, and
+    ``notices`` are said once, if the config has no mistake.
     """
     process = os.getpid()
 
@@ -102,9 +119,10 @@ def _task(main: Callable[[DictConfig], int | None], config_dir: Path, sweep: Swe
     def task(cfg: DictConfig) -> None:
         here = os.getpid() == process
         if here:
+            sys.argv[1:] = typed
             sweep.begin()
         try:
-            status = _checked(main, cfg, config_dir)
+            status = _checked(main, cfg, config_dir, notices)
         except UserError as error:
             if not here:
                 raise
@@ -121,7 +139,7 @@ def _task(main: Callable[[DictConfig], int | None], config_dir: Path, sweep: Swe
     return task
 
 
-def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig, config_dir: Path) -> int:
+def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig, config_dir: Path, notices: list[str]) -> int:
     """Refuses an incomplete config, then runs ``main`` and returns its exit status.
 
     Raises UserError for unknown keys, mandatory keys without a value, and every error of OmegaConf.
@@ -134,6 +152,8 @@ def _checked(main: Callable[[DictConfig], int | None], cfg: DictConfig, config_d
         if missing:
             raise UserError(not_set(missing, config_dir))
         OmegaConf.to_container(cfg, resolve=True)
+        while notices:
+            say(notices.pop(0))
         return main(cfg) or 0
     except ConfigAttributeError:
         raise  # a bug: the code reads an attribute that the config does not have

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mmlm.cli.fine_tune import option_name, options_of
 from mmlm.core.errors import UserError
 from mmlm.experiment.config import CONFIG_DIR, CONFIG_NAME, Config
 from mmlm.experiment.config_errors import explain
@@ -30,20 +31,35 @@ def store_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+def store_run(brought: DictConfig) -> str:
+    """Tells Hydra what a run brings (``fine_tune``); returns the experiment that stands for it."""
+    from hydra.core.config_store import ConfigStore
+
+    name = option_name(brought)
+    for group, package, node in options_of(brought, name):
+        ConfigStore.instance().store(name=name, node=OmegaConf.create(node), group=group, package=package)
+    return name
+
+
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
-    """The config of a command line, composed outside of a Hydra command; it may be incomplete and is not checked.
+    """The config of a command line, composed by us rather than by Hydra's own command; incomplete, perhaps, and
+    not checked. Also in the middle of such a command, whose state of Hydra stays as it is.
 
     ``with_hydra`` adds Hydra's own node, which knows the option that was chosen of each group. Raises UserError.
     """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
     store_schema()
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return hydra.compose(CONFIG_NAME, list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(explain_composing(error, CONFIG_DIR, overrides)) from None
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def evaluators_of(option: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Converts open_clip's CoCa or CLIP weights to a run folder, and a run of its CoCa back."""
+"""Converts weights of open_clip and transformers to a run folder, and a run of open_clip's CoCa back."""
 
 import dataclasses
 import importlib.util
@@ -14,6 +14,7 @@ from mmlm.checkpoints.weights import read_weights, save_weights
 from mmlm.cli.arguments import ConvertArguments
 from mmlm.cli.hydra_config import compose
 from mmlm.cli.runs import chosen_run
+from mmlm.commands.convert_towers import Loss, import_towers, new_folder
 from mmlm.core.errors import UserError
 from mmlm.experiment.build import build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config
@@ -24,6 +25,8 @@ from mmlm.experiment.parts import dotted
 from mmlm.experiment.saved_run import model_weights, save_tokenizer, trained_weights
 from mmlm.pretrained.open_clip import SCALE, clip_from_open_clip, coca_from_open_clip, coca_to_open_clip
 from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
+from mmlm.pretrained.open_clip_towers import is_two_towers, open_clip_towers
+from mmlm.pretrained.transformers_towers import transformers_towers
 from mmlm.record.folder import CHECKPOINTS, CONFIG
 
 COCA, CLIP = "coca_vit_b_32", "clip_captioner_vit_b_32"
@@ -63,21 +66,35 @@ _TRAINING_ONLY = (
 
 def convert(arguments: ConvertArguments) -> int:
     """Converts one way or the other, as the arguments say; returns the exit status. Raises UserError."""
-    match arguments:
-        case ConvertArguments(str(file), str(model), str(folder), None, _, None):
-            import_weights(Path(file), model, Path(folder))
-        case ConvertArguments(None, None, None, str(run), plugins, str(out)):
-            export_coca(run, Path(out), plugins)
-        case _:
-            raise UserError("give from_open_clip=, model= and to=, or run= and to_open_clip=; see --help")
+    given = {name for name, value in vars(arguments).items() if value not in (None, [])}
+    of_towers = {"tokenizer", "temperature", "bias"}
+    if {"from_open_clip", "model", "to"} <= given <= {"from_open_clip", "model", "to"} | of_towers:
+        import_weights(arguments)
+    elif {"from_transformers", "to"} <= given <= {"from_transformers", "to"} | of_towers:
+        source = str(arguments.from_transformers)
+        folder = new_folder(str(arguments.to))
+        import_towers(transformers_towers(source, arguments.tokenizer), folder, source, Loss.of(arguments))
+    elif {"run", "to_open_clip"} <= given <= {"run", "to_open_clip", "plugins"}:
+        export_coca(str(arguments.run), Path(str(arguments.to_open_clip)), arguments.plugins)
+    else:
+        raise UserError(
+            "give from_open_clip=, model= and to=, or from_transformers= and to=, or run= and to_open_clip=; see --help"
+        )
     return 0
 
 
-def import_weights(file: Path, model: str, folder: Path) -> None:
-    """Writes a run folder with the open_clip weights in ``file``. Raises UserError."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"to: {folder} is there already; give a folder that is not")
-    experiment, settings = architecture_of(model)
+def import_weights(arguments: ConvertArguments) -> None:
+    """Writes a run folder with the open_clip weights in a file. Raises UserError."""
+    file, folder = Path(str(arguments.from_open_clip)), new_folder(str(arguments.to))
+    model = _model_config(str(arguments.model))
+    if is_two_towers(model):
+        towers = open_clip_towers(model, read_open_clip(file), arguments.tokenizer)
+        import_towers(towers, folder, str(file), Loss.of(arguments))
+        return
+    for name in ("tokenizer", "temperature", "bias"):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"{name}: these weights have their own; leave it out")
+    experiment, settings = architecture_of(str(arguments.model))
     weights = read_open_clip(file)
     if SCALE not in weights:
         raise UserError(f"from_open_clip: {file} has no '{SCALE}', so these are not the weights of a CoCa or CLIP")

@@ -1,19 +1,21 @@
 """Scores a trained run on its splits, and adds the scores to its report."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 from mmlm.cli.arguments import EvaluateArguments
 from mmlm.cli.hydra_config import evaluators_of
 from mmlm.cli.named_paths import named_paths
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import UserError
-from mmlm.core.figure import Figure, declared, in_order
+from mmlm.core.figure import Figure, declared, in_order, without_helpers
 from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
-from mmlm.data.sources import Source, remarks_of
+from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
@@ -24,12 +26,15 @@ from mmlm.experiment.device import choose_device
 from mmlm.experiment.experiment import find_splits
 from mmlm.experiment.saved_run import load_run
 from mmlm.record.console import Console
+from mmlm.record.environment import working_folder_of_run
 from mmlm.record.figures import RunFigures, record_figures
 from mmlm.reports.page import write_report
 from mmlm.training.messages import describe_corrupt
 
 COUNTS = ("images", "captions")
 """What ``Evaluation.write`` returns of a split besides the values of its evaluators."""
+NEGLIGIBLE = 1e-8
+"""Values below this are shown as 0.000."""
 WIDTH = 80
 """Columns of a terminal that the table fits into."""
 
@@ -42,33 +47,44 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     evaluators = build_evaluators(config)
     check_evaluators(evaluators, run.model.decoder is not None)
     console = Console()
-    groups, described = _splits(config, run.tokenizer, arguments, console)
-    findings = [find_splits(of_group, slot, run.tokenizer, evaluators).accepted() for slot, of_group in groups.items()]
-    splits = {name: batches for of_group in groups.values() for name, batches in of_group.items()}
-    for line in chain.from_iterable(found.lines for found in findings):
-        console.line(line)
-    figures = evaluation_figures(evaluators)
-    record_figures(run.folder, RunFigures(evaluation=figures))
-    without = {split: names for found in findings for split, names in found.without.items()}
-    with console.activity() as activity:
-        evaluation = Evaluation.of(
-            run,
-            evaluators,
-            config.data.max_tokens,
-            device,
-            arguments.precision,
-            tick=activity.update,
-            without=without,
-            tell=console.line,
-        )
-        scores = evaluation.write(run.folder, run.step, splits, config.samples, config.data.language, described)
+    others = {} if arguments.data is None else named_paths("data", arguments.data)
+    others = {name: path.resolve() for name, path in others.items()}
+    own, folder = _own_splits(config, arguments), run.folder.resolve()
+    with _where_trained(config, own, folder, console):
+        groups, described = _splits(config, run.tokenizer, own, others, console)
+        found_out = [find_splits(group, slot, run.tokenizer, evaluators) for slot, group in groups.items()]
+        findings = [found.accepted() for found in found_out]
+        splits = {name: batches for of_group in groups.values() for name, batches in of_group.items()}
+        for line in chain.from_iterable(found.lines for found in findings):
+            console.line(line)
+        for name, batches in splits.items():
+            for line in batches.remarks():
+                console.line(f"{name}: {line}")
+        figures = evaluation_figures(evaluators)
+        record_figures(folder, RunFigures(evaluation=figures))
+        without = {split: names for found in findings for split, names in found.without.items()}
+        with console.activity() as activity:
+            evaluation = Evaluation.of(
+                run,
+                evaluators,
+                config.data.max_tokens,
+                device,
+                arguments.precision,
+                tick=activity.update,
+                without=without,
+                tell=console.line,
+            )
+            scores = evaluation.write(folder, run.step, splits, config.samples, config.data.language, described)
     console.line(f"{run.folder} at step {run.step}, scored in {evaluation.precision}")
     for name, batches in splits.items():
         if batches.corrupt:
             console.line(describe_corrupt(name, batches.corrupt))
     for line in score_table(scores, figures, WIDTH):
         console.line(line)
-    console.line(f"report: {write_report(run.folder)}")
+    with console.activity() as activity:
+        activity.update("writing the report")
+        page = write_report(run.folder)
+    console.line(f"report: {page}")
     return 0
 
 
@@ -95,36 +111,60 @@ def _in_language(config: Config, tokenizer: Tokenizer, arguments: EvaluateArgume
     return replace(config, data=replace(config.data, language=arguments.language))
 
 
-def _splits(
-    config: Config, tokenizer: Tokenizer, arguments: EvaluateArguments, console: Console
-) -> tuple[dict[str, dict[str, EvaluationBatches]], dict[str, str]]:
-    """The splits to score, by the key that messages about them are headed by; a line about each of ``data=``.
+@contextlib.contextmanager
+def _where_trained(config: Config, own: set[str], folder: Path, console: Console) -> Iterator[None]:
+    """A context in which relative paths of the splits ``own`` begin where they began for the run in ``folder``.
 
-    Raises UserError.
+    So a run's data are found from anywhere. Says so where the current folder is another one, and it matters.
     """
+    place = working_folder_of_run(folder) if own else None
+    nodes = [node for name, node in {**config.data.validation, **config.data.test}.items() if name in own]
+    if place is None or place == Path.cwd() or not _names_file(nodes, place):
+        yield
+        return
+    console.line(f"the run's own data are read from {place}, where it was trained")
+    with contextlib.chdir(place):
+        yield
+
+
+def _names_file(node: object, place: Path) -> bool:
+    """Whether some text in a node of the config is the relative path of something that lies in ``place``."""
+    if isinstance(node, str):
+        return node != "" and not Path(node).is_absolute() and (place / node).exists()
+    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    return any(_names_file(one, place) for one in inner)
+
+
+def _own_splits(config: Config, arguments: EvaluateArguments) -> set[str]:
+    """The names of the run's own splits to score. Raises UserError."""
     names = arguments.splits
     if names is None:
         names = [] if arguments.data is not None else ["validation"]
-    chosen = _choose(config, names) if names or arguments.data is None else set()
+    return _choose(config, names) if names or arguments.data is None else set()
+
+
+def _splits(
+    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Path], console: Console
+) -> tuple[dict[str, dict[str, EvaluationBatches]], dict[str, str]]:
+    """The splits to score, by the key that messages about them are headed by; a line about each of ``others``.
+
+    Raises UserError.
+    """
     groups: dict[str, dict[str, EvaluationBatches]] = {}
     for group in ("validation", "test"):
-        nodes = {name: node for name, node in getattr(config.data, group).items() if name in chosen}
+        nodes = {name: node for name, node in getattr(config.data, group).items() if name in own}
         groups[f"data.{group}"] = build_splits(config, tokenizer, nodes, f"data.{group}")
-    if arguments.data is None:
-        return groups, {}
-    own = {*config.data.validation, *config.data.test}
     sources: dict[str, Source] = {}
     described: dict[str, str] = {}
-    for name, path in named_paths("data", arguments.data).items():
-        if name in own:
+    for name, path in others.items():
+        if name in {*config.data.validation, *config.data.test}:
             raise UserError(f"data: '{name}' is a split of this run; give the images another name: data=NAME:{path}")
         found = recognise(path, config.data.language, class_captions(config))
         console.line(f"{name}: {path}, taken as {found.what}: {len(found.source):,} examples")
-        for line in remarks_of(found.source):
-            console.line(line)
         # The page is passed around, and should not name the folders of a machine.
-        sources[name], described[name] = found.source, f"not of this run: {path.resolve().name}, {found.what}"
-    groups["data"] = evaluation_batches(config, tokenizer, sources)
+        sources[name], described[name] = found.source, f"not of this run: {path.name}, {found.what}"
+    if others:
+        groups["data"] = evaluation_batches(config, tokenizer, sources)
     return groups, described
 
 
@@ -145,10 +185,11 @@ def _choose(config: Config, names: list[str]) -> set[str]:
 
 def score_table(scores: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure], width: int) -> list[str]:
     """One line a value, one column a split; shares of 1 are in per cent. The counts of the split come first.
+    Intervals and levels of chance are left to the report.
 
     Splits that do not fit into ``width`` characters beside each other stand below: names may be cut, numbers never.
     """
-    known = list(dict.fromkeys(key for values in scores.values() for key in values))
+    known = without_helpers(figures, dict.fromkeys(key for values in scores.values() for key in values))
     names = [*(name for name in known if name in COUNTS), *in_order(figures, [n for n in known if n not in COUNTS])]
     margin = max(len(name) for name in names)
     blocks: list[list[list[str]]] = []
@@ -177,4 +218,9 @@ _NARROWEST = 10
 def _cell(value: float | None, figure: Figure) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f}%" if figure.share else f"{value:.4g}"
+    if figure.share:
+        return f"{100 * value:.1f}%"
+    if isinstance(value, int) or (value.is_integer() and value != 0):
+        return f"{value:.0f}"  # a count, whole
+    # Four digits, but for what is nothing: BLEU without a match is about 1e-10, as in the reference implementation.
+    return "0.000" if abs(value) < NEGLIGIBLE else f"{value:.4g}"

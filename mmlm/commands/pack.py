@@ -13,7 +13,8 @@ from mmlm.core.wording import did_you_mean
 from mmlm.data.packed_folder import PackedFolder, Plan
 from mmlm.data.packing import pack_file
 from mmlm.data.recognise import recognise
-from mmlm.data.sources import ListsTexts, Source, remarks_of
+from mmlm.data.remarks import remarks_of
+from mmlm.data.sources import ListsTexts, Source
 from mmlm.experiment.build import build_source
 from mmlm.experiment.config import CONFIG_DIR
 from mmlm.record.console import Console

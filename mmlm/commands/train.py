@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from mmlm.checkpoints.checkpoint import latest_checkpoint
 from mmlm.checkpoints.files import step_of
+from mmlm.cli.base_changes import changes_from_base
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.experiment.build import build_launcher
 from mmlm.experiment.compatibility import check_compatible
@@ -16,7 +17,8 @@ from mmlm.experiment.config_file import config_text, parse_config
 from mmlm.experiment.run_identity import run_folder
 from mmlm.launch.meeting import Meeting
 from mmlm.launch.rank_info import RankInfo
-from mmlm.record.folder import CHECKPOINTS, CONFIG, MANIFEST
+from mmlm.record.changes import record_changes
+from mmlm.record.folder import CHANGES, CHECKPOINTS, CONFIG, MANIFEST
 from mmlm.run.resume import begin_or_go_on, record_config
 from mmlm.run.session import command, make_folder, train_run
 
@@ -38,7 +40,7 @@ def train(cfg: DictConfig, meeting: Meeting | None = None) -> int:
     if config.launcher is not None and not config.preflight:
         return _launch(config, folder, meeting.rank_info)
     meeting.publish(folder, config_text(config))
-    return train_run(config, folder, meeting)
+    return train_run(config, folder, meeting, None if config.preflight else changes_from_base(config))
 
 
 def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
@@ -54,9 +56,16 @@ def _launch(config: Config, folder: Path, rank_info: RankInfo) -> int:
     # ``record_config`` needs the step for a changed config only, and finding it means checksums of large files.
     newest = latest_checkpoint(folder / CHECKPOINTS)[0] if config.resume is Resume.changed else None
     record_config(config, folder, 0 if newest is None else step_of(newest))
+    changes = changes_from_base(config)
+    if changes is not None:
+        record_changes(folder, changes)
     status = launcher(folder, command())
-    if new and status == USER_ERROR and {file.name for file in folder.iterdir()} <= {CONFIG, MANIFEST}:
-        for name in (CONFIG, MANIFEST):  # the parts could not even be built: there is no run to keep a folder for
+    if new and status == USER_ERROR and {file.name for file in folder.iterdir()} <= {CONFIG, CHANGES, MANIFEST}:
+        for name in (
+            CONFIG,
+            CHANGES,
+            MANIFEST,
+        ):  # the parts could not even be built: there is no run to keep a folder for
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
     return status

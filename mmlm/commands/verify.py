@@ -9,19 +9,21 @@ from mmlm.cli.arguments import VerifyArguments
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import USER_ERROR, UserError
 from mmlm.record.folder import (
+    CHANGES,
     CHECKPOINTS,
     DATA,
     ENVIRONMENT,
     FIGURES,
+    ITEMS,
+    LOGGER_ID,
     MANIFEST,
     REPORT,
     SAMPLES,
     SCORES,
-    WANDB_ID,
 )
 from mmlm.record.manifest import DamagedFileError, accept, fault_of, read_manifest
 
-_MAY_BE_GONE = (DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, REPORT, WANDB_ID)
+_MAY_BE_GONE = (CHANGES, DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, ITEMS, REPORT, LOGGER_ID)
 """Files that a run does without, so that whoever has removed one has done no damage."""
 
 

@@ -57,11 +57,17 @@ class Figure:
     """Name of the value that is the lower end of the figure's interval, if it has one."""
     high: str = ""
     """Name of the upper end."""
+    count: str = ""
+    """Name of the value that has the number of items that the figure is taken over, if it tells."""
+    among: str = ""
+    """Name of the value that has the number of candidates that each item is looked for among, if it tells."""
     shown: tuple[Place, ...] = ("table", "chart")
     """Where; a figure that is shown nowhere is still written down."""
     headline: str = ""
-    """A clause for the report's first sentence, such as ``{value} of {images} are named right``. It may also hold
-    ``{of_captions}``: " of 1,400", the number of distinct captions, or nothing where that is unknown."""
+    """A clause for the report's first sentence, such as ``{value} of {images} are named right``. ``{images}`` are
+    those that were scored (``count``). It may also hold ``{of_images}``: " of 1,500 images", or nothing where the
+    clause before is about as many; and ``{of_captions}``: " of 1,400", the number of distinct captions (``among``), or
+    nothing where that is unknown."""
     beside: str = ""
     """Of a score: the training figure whose chart shows it too, as a line for each split, where a run has that."""
     family: bool = False
@@ -79,13 +85,15 @@ class Figure:
 
     def under(self, prefix: str) -> "Figure":
         """The declaration where every name of its maker has got a ``prefix``, such as ``captioning/``."""
-        low, high = (prefix + name if name else "" for name in (self.low, self.high))
+        names = (prefix + name if name else "" for name in (self.low, self.high, self.count, self.among))
+        low, high, count, among = names
         chance = prefix + self.chance if isinstance(self.chance, str) else self.chance
-        return replace(self, low=low, high=high, chance=chance)
+        return replace(self, low=low, high=high, count=count, among=among, chance=chance)
 
     def helpers(self) -> set[str]:
         """The names of the values that belong to this figure and are not shown for themselves."""
-        return {name for name in (self.low, self.high, self.chance) if isinstance(name, str) and name}
+        names = (self.low, self.high, self.count, self.among, self.chance)
+        return {name for name in names if isinstance(name, str) and name}
 
 
 def loss_term(meaning: str) -> Figure:
@@ -126,5 +134,10 @@ def in_order(figures: Mapping[str, Figure], names: Iterable[str]) -> list[str]:
 
 def shown_in(place: Place, figures: Mapping[str, Figure], names: Iterable[str]) -> list[str]:
     """Those of ``names`` that are shown in a place, in order; the helpers of other figures are left out."""
+    return [n for n in in_order(figures, without_helpers(figures, names)) if place in declared(figures, n).shown]
+
+
+def without_helpers(figures: Mapping[str, Figure], names: Iterable[str]) -> list[str]:
+    """``names`` without those that belong to another figure: ends of intervals, levels of chance, counts."""
     helpers = {helper for figure in figures.values() for helper in figure.helpers()}
-    return [n for n in in_order(figures, names) if n not in helpers and place in declared(figures, n).shown]
+    return [name for name in names if name not in helpers]

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
-"""Signals that ask a run to stop, the most urgent first."""
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+"""Signals that ask a run to stop, the most urgent first. Windows has only some, and every command is refused there."""
 _IMPATIENT = (signal.SIGINT,)
 """Signals that end a run at once when they come a second time. SIGTERM is none of them: at the time limit, SLURM sends
 two to every process within milliseconds, and then waits (KillWait, 30 seconds) before it kills."""

@@ -1,22 +1,18 @@
 """COCO's captions as they are published: one JSON file of images and their captions, and a folder of the images."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
-from mmlm.core.wording import cut
-from mmlm.data.images import read_encoded, read_image
+from mmlm.data.captioned_images import CaptionedImages
+from mmlm.data.json_file import read_json, shown, text_at
 
 GIVE_CAPTIONS = "give a file of captions, such as captions_train2017.json"
 """What to do about a file that is none."""
 
 
-class CocoCaptions:
+class CocoCaptions(CaptionedImages):
     """The images of a COCO captions file with all their captions.
 
     The file is one JSON object: ``"images"`` lists ``{"id": 9, "file_name": "000000000009.jpg", ...}``, and
@@ -56,49 +52,21 @@ class CocoCaptions:
     ) -> None:
         if folder is None:
             raise ArgumentError("folder: null must be the folder of the data set; give data.path=FOLDER")
-        file, self._images, self._language = Path(folder) / annotations, Path(folder) / images, language
+        file, images = Path(folder) / annotations, Path(folder) / images
         if not file.is_file():
             raise UserError(f"{file}: there is no such file; unpack COCO's annotations there, or name the file it is")
-        if not self._images.is_dir():
-            raise UserError(f"{self._images}: there is no such folder; unpack COCO's images there, or name the folder")
-        # Python's own lists of texts would take several times the memory in each worker.
+        if not images.is_dir():
+            raise UserError(f"{images}: there is no such folder; unpack COCO's images there, or name the folder")
         names, captions = _read(file)
-        self._names = pa.array(names, pa.large_string())
-        self._captions = pa.array(captions, pa.list_(pa.large_string()))
-        first = self._images / names[0]
+        first = images / names[0]
         if not first.is_file():
             raise UserError(f"{first}: there is no such image, but {file} lists it; name the folder of its images")
-
-    def __len__(self) -> int:
-        """Number of images that have captions."""
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Example:
-        """See ``Source``."""
-        name = self._names[index].as_py()
-        captions = tuple(Caption(text, self._language) for text in self._captions[index].as_py())
-        return Example(name, read_image(self._images / name), captions)
-
-    def encoded(self, index: int) -> bytes:
-        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
-        return read_encoded(self._images / self._names[index].as_py())
-
-    def captions(self) -> Iterator[Caption]:
-        """See ``Source``."""
-        return (Caption(text.as_py(), self._language) for text in self._captions.flatten())
-
-    def texts(self) -> Iterator[ExampleTexts]:
-        """See ``ListsTexts``."""
-        for name, captions in zip(self._names, self._captions, strict=True):
-            yield ExampleTexts(name.as_py(), tuple(Caption(t, self._language) for t in captions.as_py()), None, True)
+        super().__init__(images, names, captions, language)
 
 
 def _read(file: Path) -> tuple[list[str], list[list[str]]]:
     """The file name of each image that has captions, and its captions. Raises UserError."""
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{file}: is not JSON ({error}); it may be cut off: download or unpack it again") from None
+    content = read_json(file)
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{file}: has no list '{key}'; {GIVE_CAPTIONS} (there is none for COCO's test images)")
@@ -115,7 +83,7 @@ def _names(file: Path, images: list[Any]) -> dict[int | str, str]:
     ids: dict[str, int | str] = {}
     for position, image in enumerate(images):
         try:
-            id, name = _id(image, "id"), _text(image, "file_name")
+            id, name = _id(image, "id"), text_at(image, "file_name")
             if id in names:
                 raise ValueError(f"id {id} is that of '{names[id]}' too; give each image an id of its own")
             if name in ids:
@@ -133,12 +101,12 @@ def _captions(file: Path, annotations: list[Any], names: Mapping[int | str, str]
         try:
             if isinstance(annotation, dict) and "caption" not in annotation:
                 raise ValueError(f"has no caption; {GIVE_CAPTIONS}")
-            image, text = _id(annotation, "image_id"), _text(annotation, "caption")
+            image, text = _id(annotation, "image_id"), text_at(annotation, "caption")
             if image not in captions:
-                raise ValueError(f"image_id {_shown(image)} is not among 'images'; add the image, or remove this")
+                raise ValueError(f"image_id {shown(image)} is not among 'images'; add the image, or remove this")
         except ValueError as error:
             # The number is found by counting, the id by searching the file.
-            id = f" (id {_shown(annotation['id'])})" if isinstance(annotation, dict) and "id" in annotation else ""
+            id = f" (id {shown(annotation['id'])})" if isinstance(annotation, dict) and "id" in annotation else ""
             raise UserError(f"{file}: annotations[{position}]{id}: {error}") from None
         captions[image].append(" ".join(text.split()))
     return {id: texts for id, texts in captions.items() if texts}
@@ -147,26 +115,8 @@ def _captions(file: Path, annotations: list[Any], names: Mapping[int | str, str]
 def _id(item: Any, key: str) -> int | str:
     """The id of an image: a whole number in COCO, a text in some files of its form. Raises ValueError."""
     if not isinstance(item, dict):
-        raise ValueError(f'{_shown(item)} must be an object, such as {{"{key}": 9, ...}}; correct or remove it')
+        raise ValueError(f'{shown(item)} must be an object, such as {{"{key}": 9, ...}}; correct or remove it')
     id = item.get(key)
     if isinstance(id, bool) or not isinstance(id, int | str):
-        raise ValueError(f"{key} {_shown(id)} must be a whole number or a text, the id of an image; correct it")
+        raise ValueError(f"{key} {shown(id)} must be a whole number or a text, the id of an image; correct it")
     return id
-
-
-def _text(item: dict[str, Any], key: str) -> str:
-    """A text that is not blank and has a form in UTF-8. Raises ValueError."""
-    text = item.get(key)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{key} {_shown(text)} must be a text that is not blank; correct or remove it")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # JSON can hold one half of a pair that makes a character ("\ud83d"). It is no text for Arrow or a tokenizer.
-        raise ValueError(f"{key} {_shown(text)} has half a character in it; correct or remove it") from None
-    return text
-
-
-def _shown(value: Any) -> str:
-    """A value as the file has it, but not too long for a line."""
-    return cut(json.dumps(value), 80)

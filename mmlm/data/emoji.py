@@ -59,6 +59,7 @@ class Emoji:
         self._concepts: list[str] = []
         self._captions: list[tuple[Caption, ...]] = []
         self._encoded: list[bytes] = []
+        self._groups: list[str] = []
         self._decoded: dict[int, Tensor] = {}
         joined = _read_keywords(languages) if keywords else {}
         for hand in chosen:
@@ -90,14 +91,23 @@ class Emoji:
         for id, captions, concept in zip(self._ids, self._captions, self._concepts, strict=True):
             yield ExampleTexts(id, captions, concept, True)
 
+    def attributes(self) -> Mapping[str, Mapping[str, str]]:
+        """The artist and the group (Unicode's, such as ``Animals & Nature``) of each image, by its id."""
+        hands = (id.split("/", 1)[0] for id in self._ids)
+        return {
+            "artist": dict(zip(self._ids, hands, strict=True)),
+            "group": dict(zip(self._ids, self._groups, strict=True)),
+        }
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_decoded": {}}
 
     def _read(self, hand: str, division: str, languages: Sequence[str], keywords: Mapping[str, list[Caption]]) -> None:
         """Adds the rows of one hand whose concept's family is in ``division``."""
-        table = _read_table(FOLDER / f"{hand}.parquet", ("image", "concept", "captions"))
+        table = _read_table(FOLDER / f"{hand}.parquet", ("image", "concept", "captions", "group"))
         concepts = table["concept"].to_pylist()
         names = [_field(table, "captions", language) for language in languages]
+        groups = table["group"].to_pylist()
         for row, (concept, encoded) in enumerate(zip(concepts, _field(table, "image", "bytes"), strict=True)):
             if division_of(family_of(concept)) == division:
                 captions = (Caption(column[row], language) for column, language in zip(names, languages, strict=True))
@@ -105,6 +115,7 @@ class Emoji:
                 self._concepts.append(concept)
                 self._captions.append((*captions, *keywords.get(concept, ())))
                 self._encoded.append(encoded)
+                self._groups.append(groups[row])
 
 
 def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:

@@ -6,7 +6,9 @@ from itertools import islice
 
 from mmlm.core.batch import Batch, Caption, Example, ExampleTexts
 from mmlm.core.errors import UserError
+from mmlm.data.attributes import Attributes, attributes_of
 from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
+from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import ListsTexts, Source, read_example, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
@@ -78,6 +80,14 @@ class EvaluationBatches:
     def texts(self) -> Iterator[ExampleTexts]:
         """Every example without its pixels, in order, without decoding an image (see ``texts_of``)."""
         return texts_of(self._source)
+
+    def attributes(self) -> Attributes:
+        """What is known of the examples besides their captions (see ``attributes_of``)."""
+        return attributes_of(self._source)
+
+    def remarks(self) -> list[str]:
+        """What the source finds odd about its examples."""
+        return remarks_of(self._source)
 
     def sample(self) -> "EvaluationBatches":
         """One batch of its examples, evenly spaced over all of them, as a split of its own."""

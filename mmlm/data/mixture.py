@@ -1,14 +1,15 @@
 """Several sources as one, in fixed proportions: the example is still a function of one position."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
 
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError
 from mmlm.core.wording import did_you_mean
-from mmlm.data.sources import Source, remarks_of, texts_of
+from mmlm.data.remarks import remarks_of
+from mmlm.data.sources import Source, texts_of
 
 
 class Mixture:
@@ -56,9 +57,10 @@ class Mixture:
         for _, source in self._turns:
             yield from source.captions()
 
-    def remarks(self) -> Sequence[str]:
-        """See :class:`mmlm.data.sources.Remarks`."""
-        return [line for source in dict(self._turns).values() for line in remarks_of(source)]
+    def remarks(self) -> Iterator[str]:
+        """See :class:`mmlm.data.remarks.HasRemarks`; each names its source, once."""
+        for name, source in dict(self._turns).items():
+            yield from (f"{name}: {remark}" for remark in remarks_of(source))
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See :class:`mmlm.data.sources.ListsTexts`; repeated examples are repeated."""

@@ -1,11 +1,13 @@
 """Finding and reading Parquet files, and checking their columns."""
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -86,6 +88,37 @@ def check_paths(path: Path, images: pa.ChunkedArray, outside: bool) -> None:
     without_bytes = pc.is_null(pc.struct_field(images, "bytes"))
     for name in pc.struct_field(images, "path").filter(without_bytes).unique().to_pylist():
         check_inside(name, str(path), outside)
+
+
+MOST_COMPARED = 2**30
+"""Bytes of images that are compared at most: a second or two of work."""
+
+
+def repeated_images(columns: Sequence[pa.ChunkedArray]) -> int:
+    """How many rows of all columns have the very bytes of an earlier row's image; rows without bytes do not count.
+
+    Only images of equal length are compared, by a digest, and ``MOST_COMPARED`` bytes of them: of large tables the
+    number is that of their first rows.
+    """
+    encoded = [pc.struct_field(c, "bytes") if pa.types.is_struct(c.type) else c for c in columns]
+    # A file in which no row has bytes may say no more of their type than that they are null.
+    encoded = [c for c in encoded if pa.types.is_binary(c.type) or pa.types.is_large_binary(c.type)]
+    if not encoded:
+        return 0
+    lengths = [pc.fill_null(pc.binary_length(c), -1).to_numpy() for c in encoded]
+    values, counts = np.unique(np.concatenate(lengths), return_counts=True)
+    several = values[(counts > 1) & (values >= 0)]
+    seen: set[bytes] = set()
+    again = compared = 0
+    for column, of_column in zip(encoded, lengths, strict=True):
+        for row in np.isin(of_column, several).nonzero()[0].tolist():
+            compared += int(of_column[row])
+            if compared > MOST_COMPARED:
+                return again
+            digest = hashlib.blake2b(column[row].as_py(), digest_size=16).digest()
+            again += digest in seen
+            seen.add(digest)
+    return again
 
 
 def check_types(

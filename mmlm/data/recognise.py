@@ -10,15 +10,18 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
 from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
+from mmlm.data.karpathy import KarpathyCaptions
+from mmlm.data.paired_files import PairedFiles
 from mmlm.data.parquet_files import column_names, text_columns
-from mmlm.data.sources import ImageFolder, ParquetTable, Source, remarks_of, texts_of
+from mmlm.data.remarks import remarks_of
+from mmlm.data.sources import ImageFolder, ParquetTable, Source, texts_of
 from mmlm.data.tar_shards import TarShards
 from mmlm.data.text_table import TextTable, header_of
 
 CAPTIONS = "captions.jsonl"
 LOOKED_FOR = (
-    f"{CAPTIONS}, annotations/captions_NAME.json with the images in NAME/, .parquet, .tar, .csv or .tsv, or a "
-    "folder of images for each class"
+    f"{CAPTIONS}, annotations/captions_NAME.json with the images in NAME/, dataset_NAME.json, .parquet, .tar, .csv or "
+    ".tsv, images with a .txt beside each, or a folder of images for each class"
 )
 """All that is recognised, in the order in which it is looked for."""
 IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "filepath", "path", "file")
@@ -27,6 +30,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description")
 """Names of a column of captions; the first that is there is taken."""
 _SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test)(?![a-z])", re.IGNORECASE)
 """The beginning of a name that belongs to one split of a data set."""
+_KARPATHY = "dataset_"
+"""How the names of Karpathy's files begin."""
 _SHOWN = 5
 """Names that a message lists."""
 
@@ -69,9 +74,9 @@ class _InLanguage:
         """See ``ListsTexts``."""
         return (replace(texts, captions=self._tagged(texts.captions)) for texts in texts_of(self._source))
 
-    def remarks(self) -> Sequence[str]:
-        """See ``Remarks``."""
-        return remarks_of(self._source)
+    def remarks(self) -> Iterator[str]:
+        """See ``HasRemarks``."""
+        return iter(remarks_of(self._source))
 
     def _tagged(self, captions: Sequence[Caption] | Iterator[Caption]) -> tuple[Caption, ...]:
         return tuple(Caption(c.text, self._language) if c.language is None else c for c in captions)
@@ -107,6 +112,8 @@ def _of_file(file: Path) -> Iterator[_Found]:
     kind = file.suffix.lower()
     if kind == ".jsonl":
         yield f"the captions file {file.name}", lambda: ImageFolder(file.parent, file.name)
+    elif kind == ".json" and file.stem.startswith(_KARPATHY):
+        yield f"the test split of Karpathy's {file.name}", lambda: _karpathy(file)
     elif kind == ".json":
         yield f"COCO's captions {file.name}", lambda: _coco(file)
     elif kind == ".parquet":
@@ -123,6 +130,9 @@ def _of_folder(folder: Path, classes: ClassCaptions) -> Iterator[_Found]:
     coco = sorted(file for place in (folder / "annotations", folder) for file in place.glob("captions_*.json"))
     if coco:
         yield "a COCO folder", lambda: _coco(_only(folder, coco))
+    karpathy = sorted(folder.glob(f"{_KARPATHY}*.json"))
+    if karpathy:
+        yield f"the test split of Karpathy's {karpathy[0].name}", lambda: _karpathy(_only(folder, karpathy))
     parquet = sorted(file for place in (folder, folder / "data") for file in place.glob("*.parquet"))
     if parquet:
         yield f"{len(parquet)} Parquet file{'s' * (len(parquet) > 1)}", lambda: _parquet(_one_split(folder, parquet))
@@ -133,8 +143,11 @@ def _of_folder(folder: Path, classes: ClassCaptions) -> Iterator[_Found]:
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".csv", ".tsv"))
     if tables:
         yield "a table", lambda: _table(_only(folder, tables))
+    images = [file for file in folder.iterdir() if _is_image(file)]
+    if images and all(file.with_suffix(".txt").is_file() for file in images):
+        yield "images with a .txt beside each", lambda: PairedFiles(folder)
     inner = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
-    if inner and all(any(map(_is_image, one.rglob("*"))) for one in inner):
+    if inner and not karpathy and all(any(map(_is_image, one.rglob("*"))) for one in inner):
         yield "a folder of images for each class", lambda: _class_folder(folder, inner, classes)
 
 
@@ -164,6 +177,13 @@ def _coco(annotations: Path) -> Source:
     if images is None:
         raise UserError(f"{annotations}: the folder of its images is not there; looked for {listed(_names(places), 3)}")
     return CocoCaptions(images.parent, annotations.resolve(), images.resolve())
+
+
+def _karpathy(file: Path) -> Source:
+    name = file.stem.removeprefix(_KARPATHY)
+    places = (file.parent / folder for folder in ("images", f"{name}-images", f"{name}_images"))
+    images = next((place for place in places if place.is_dir()), file.parent)
+    return KarpathyCaptions(file.parent, file.name, images.resolve(), "test")
 
 
 def _parquet(files: Sequence[Path]) -> Source:

@@ -14,7 +14,7 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.wording import cut
 from mmlm.data.images import decode_image, read_encoded, read_image
 from mmlm.data.inside import check_inside
-from mmlm.data.parquet_files import check_paths, check_types, expand, read_columns, told_apart
+from mmlm.data.parquet_files import check_paths, check_types, expand, read_columns, repeated_images, told_apart
 from mmlm.data.text_files import numbered_lines
 
 
@@ -56,20 +56,6 @@ class GivesBytes(Protocol):
         Raises CorruptImage if it cannot be read. It is not decoded: damage inside of it is not found.
         """
         ...
-
-
-@runtime_checkable
-class Remarks(Protocol):
-    """A source that has something to tell of itself: what it has found at its files and passed over."""
-
-    def remarks(self) -> Sequence[str]:
-        """One line each."""
-        ...
-
-
-def remarks_of(source: Source) -> Sequence[str]:
-    """What a source tells of itself; nothing, for most."""
-    return source.remarks() if isinstance(source, Remarks) else ()
 
 
 def texts_of(source: Source) -> Iterator[ExampleTexts]:
@@ -329,6 +315,15 @@ class ParquetTable:
             number, row = rows[0]
             is_there = self._images[number][row].is_valid
             yield ExampleTexts(self._id(number, row), self._captions_of(index), self._concept(number, row), is_there)
+
+    def remarks(self) -> Iterator[str]:
+        """Rows that hold the same image, though nothing says that they belong together; see ``HasRemarks``."""
+        again = 0 if self._ids is not None else repeated_images(self._images)
+        if again:
+            yield (
+                f"{again:,} of {len(self):,} rows hold an image that an earlier row has, and count as images of their "
+                "own; if rows of one image belong together, name a column that tells images apart: id_column"
+            )
 
     def _id(self, number: int, row: int) -> str:
         given = None if self._ids is None else self._ids[number][row].as_py()

@@ -128,9 +128,9 @@ class TarShards:
         """See ``mmlm.data.order.Sharded``."""
         return self._sizes
 
-    def remarks(self) -> Sequence[str]:
-        """See ``mmlm.data.sources.Remarks``."""
-        return self._remarks
+    def remarks(self) -> Iterator[str]:
+        """See ``mmlm.data.remarks.HasRemarks``."""
+        return iter(self._remarks)
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``. Raises IndexError beyond the last example."""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmlm.core.errors import UserError
-from mmlm.core.figure import Figure, FigureGroup
+from mmlm.core.figure import Figure, FigureGroup, Place
 from mmlm.evaluation.caption_words import caption_words, normalised
 
 MAX_ORDER = 4
@@ -33,33 +33,40 @@ BLEU_NUMERATOR, BLEU_DENOMINATOR = 1e-15, 1e-9
 """Constants that the reference adds to n-gram counts; they decide the example scores of captions without a match."""
 
 CAPTIONING = FigureGroup("Captioning", "How close is the caption that the decoder wrote to the true ones?")
+
+
+def _score(
+    key: str, name: str, meaning: str, shown: tuple[Place, ...], share: bool = False, headline: str = ""
+) -> Figure:
+    """A score, with the interval over concepts and the level of captions that were dealt to other images."""
+    return Figure(
+        name,
+        meaning,
+        CAPTIONING,
+        share=share,
+        higher_is_better=True,
+        chance=f"{key}/chance",
+        low=f"{key}/low",
+        high=f"{key}/high",
+        count="captioned",
+        shown=shown,
+        headline=headline,
+    )
+
+
+_EVERYWHERE: tuple[Place, ...] = ("table", "chart", "compare", "console")
 FIGURES = {
-    "exact": Figure(
+    "exact": _score(
+        "exact",
         "Exact",
         "word for word a true caption",
-        CAPTIONING,
+        _EVERYWHERE,
         share=True,
-        higher_is_better=True,
-        shown=("table", "chart", "compare", "console"),
-        headline="{value} are captioned in exactly the right words",
+        headline="{value}{of_images} are captioned in exactly the right words",
     ),
-    "CIDEr-D": Figure(
-        "CIDEr-D",
-        "shared runs of 1 to 4 words, rare ones count more; 0 to 10",
-        CAPTIONING,
-        higher_is_better=True,
-        shown=("table", "chart", "compare", "console"),
-    ),
-    "BLEU-4": Figure(
-        "BLEU-4",
-        "shared runs of 1 to 4 words, over the whole split; 0 to 1",
-        CAPTIONING,
-        higher_is_better=True,
-        shown=("table",),
-    ),
-    "ROUGE-L": Figure(
-        "ROUGE-L", "longest common sequence of words; 0 to 1", CAPTIONING, higher_is_better=True, shown=("table",)
-    ),
+    "CIDEr-D": _score("CIDEr-D", "CIDEr-D", "shared runs of 1 to 4 words, rare ones count more; 0 to 10", _EVERYWHERE),
+    "BLEU-4": _score("BLEU-4", "BLEU-4", "shared runs of 1 to 4 words, over the whole split; 0 to 1", ("table",)),
+    "ROUGE-L": _score("ROUGE-L", "ROUGE-L", "longest common sequence of words; 0 to 1", ("table",)),
     "BLEU-1": Figure("BLEU-1", "shared words", CAPTIONING, higher_is_better=True, shown=()),
     "BLEU-2": Figure("BLEU-2", "shared runs of 1 and 2 words", CAPTIONING, higher_is_better=True, shown=()),
     "BLEU-3": Figure("BLEU-3", "shared runs of 1 to 3 words", CAPTIONING, higher_is_better=True, shown=()),
@@ -140,8 +147,8 @@ def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
     BLEU_NUMERATOR and BLEU_DENOMINATOR, as in COCO's evaluation. Raises as ``score_captions``.
     """
     _check(candidates, references)
-    examples = [_bleu_counts(c, refs) for c, refs in zip(candidates, references, strict=True)]
-    total = _BleuCounts(
+    examples = [bleu_counts(c, refs) for c, refs in zip(candidates, references, strict=True)]
+    total = BleuCounts(
         matched=[sum(column) for column in zip(*(example.matched for example in examples), strict=True)],
         possible=[sum(column) for column in zip(*(example.possible for example in examples), strict=True)],
         length=sum(example.length for example in examples),
@@ -211,13 +218,13 @@ def _ngrams(words: Words) -> NGrams:
 
 
 @dataclass(frozen=True)
-class _BleuCounts:
+class BleuCounts:
     """The counts that BLEU is computed from, of one example or summed over a corpus; an entry for each order."""
 
-    matched: list[int]
-    possible: list[int]
-    length: int
-    reference_length: int
+    matched: Sequence[float]
+    possible: Sequence[float]
+    length: float
+    reference_length: float
 
     def scores(self) -> list[float]:
         """BLEU-1 to BLEU-4."""
@@ -230,7 +237,8 @@ class _BleuCounts:
         return scores
 
 
-def _bleu_counts(candidate: Words, references: Sequence[Words]) -> _BleuCounts:
+def bleu_counts(candidate: Words, references: Sequence[Words]) -> BleuCounts:
+    """The counts of one example, given as words."""
     # A candidate's n-gram counts at most as often as it occurs in the one reference that has it most.
     allowed: NGrams = Counter()
     for reference in references:
@@ -238,7 +246,7 @@ def _bleu_counts(candidate: Words, references: Sequence[Words]) -> _BleuCounts:
     matched = [0] * MAX_ORDER
     for ngram, count in (_ngrams(candidate) & allowed).items():
         matched[len(ngram) - 1] += count
-    return _BleuCounts(
+    return BleuCounts(
         matched=matched,
         possible=[max(0, len(candidate) - order + 1) for order in range(1, MAX_ORDER + 1)],
         length=len(candidate),

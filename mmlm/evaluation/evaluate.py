@@ -25,11 +25,12 @@ from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
-from mmlm.record.folder import SAMPLES, SCORES
+from mmlm.record.folder import ITEMS, SAMPLES, SCORES
 from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
 
 
@@ -159,26 +160,29 @@ class Evaluation:
         language: str | None,
         described: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, dict[str, float]]:
-        """Evaluates every split and merges the results into ``scores.json`` and ``samples.json`` of a run folder.
+        """Evaluates every split and merges the results into the files of a run folder.
 
-        ``described`` holds a line about each split that is not the run's own. The results of such a one replace all
-        that the files have under its name, for other images may have had it. Rank 0 writes the files. When ``write``
-        returns, on any rank, they are complete.
+        The files are ``scores.json``, ``samples.json`` and ``items.json``. ``described`` holds a line about each split
+        that is not the run's own. The results of such a one replace all that the files have under its name, for other
+        images may have had it. Rank 0 writes the files. When ``write`` returns, on any rank, they are complete.
         """
         scores: dict[str, dict[str, float]] = {}
         shown: dict[str, Any] = {}
+        items: dict[str, Any] = {}
         for name, batches in splits.items():
             split = self.encode(name, batches)
             counts = {"images": len(split.image_concept), "captions": len(split.gallery.texts)}
             scores[name] = counts | self.scores(split)
             with self.computing():
-                shown[name] = collect_samples(split, samples, language)
+                ranks = split_ranks(split)
+                shown[name] = collect_samples(split, samples, language, ranks)
+                items[name] = collect_items(split, language, ranks, batches.attributes())
 
         def merge() -> None:
             if rank() == 0:
                 noted: dict[str, Any] = dict(scores)
                 noted |= {name: {"description": line} | scores[name] for name, line in described.items()}
-                for file, results in ((folder / SCORES, noted), (folder / SAMPLES, shown)):
+                for file, results in ((folder / SCORES, noted), (folder / SAMPLES, shown), (folder / ITEMS, items)):
                     _merge(file, step, self.precision, results, described, self.tell)
 
         gather_results(merge)

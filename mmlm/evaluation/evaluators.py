@@ -11,11 +11,11 @@ from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.evaluation import caption_scores, image_use, retrieval
-from mmlm.evaluation.caption_scores import score_captions
+from mmlm.evaluation.caption_intervals import with_intervals
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.requires import Requires
-from mmlm.evaluation.retrieval import score_retrieval
+from mmlm.evaluation.retrieval import of_ranks, score_retrieval
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
@@ -53,11 +53,19 @@ class Retrieval:
     figures: Mapping[str, Figure] = retrieval.FIGURES
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``image_to_text/R@1`` and so on, shares in [0, 1]."""
+        """Yields ``image_to_text/R@1`` and so on, shares in [0, 1], with their helpers (``retrieval.of_ranks``)."""
         gallery = split.gallery.paired()
         if not len(gallery.pairs):
             raise UserError(f"no image of the split '{split.name}' has a caption to be found by")
-        yield from score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs).items()
+        found = score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs)
+        concept = split.image_concept.cpu()[split.gallery.pairs[:, 0].unique()]
+        images, texts = gallery.pairs.unbind(dim=1)
+        num_images, num_texts = len(concept), len(gallery.texts)
+        # A text that several concepts have goes with the first of its images.
+        image_of_text = torch.full((num_texts,), num_images).scatter_reduce_(0, texts, images, "amin")
+        of_image, of_text = torch.bincount(images, minlength=num_images), torch.bincount(texts, minlength=num_texts)
+        yield from of_ranks("image_to_text", found.image_to_text, concept, of_image, num_texts)
+        yield from of_ranks("text_to_image", found.text_to_image, concept[image_of_text], of_text, num_images)
 
 
 class CaptionLoss:
@@ -99,18 +107,18 @@ class CaptionQuality:
         self.requires = Requires(language, own_texts=True)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields the scores over the images that have a reference in the language. Raises UserError without one."""
+        """Yields the scores over the images that have a reference in the language, with their helpers.
+
+        Raises UserError without one.
+        """
         generated = generate_captions(split, self.language)
-        candidates, references = [], []
-        for caption, texts in zip(generated, split.references, strict=True):
-            wanted = [text.text for text in texts if self.language in (None, text.language)]
-            if wanted:
-                candidates.append(caption)
-                references.append(wanted)
-        if not references:
+        truths = [[text.text for text in texts if self.language in (None, text.language)] for texts in split.references]
+        rows = [row for row, texts in enumerate(truths) if texts]
+        if not rows:
             which = "" if self.language is None else f" in '{self.language}'"
             raise UserError(f"no image of the split '{split.name}' has a caption{which}")
-        yield from score_captions(candidates, references).items()
+        candidates, references = [generated[row] for row in rows], [truths[row] for row in rows]
+        yield from with_intervals(candidates, references, split.image_concept.cpu()[rows])
 
 
 class ImageUse:
@@ -142,13 +150,19 @@ class ImageUse:
 
 @torch.no_grad()
 def generate_captions(split: EncodedSplit, language: str | None) -> list[str]:
-    """A greedy caption of every image of the split, in order. All ranks call it, and get the same captions."""
+    """A greedy caption of every image of the split, in order. All ranks call it, and get the same captions.
+
+    They are written once for each language, and kept: scores, samples and items of a split are about the same captions.
+    """
+    if language in split.written:
+        return split.written[language]
     start_id = split.tokenizer.start_id(language)
 
     def of_batch(item: EncodedBatch) -> list[str]:
         return write_captions(split.model, split.tokenizer, item.features, start_id, split.max_tokens)
 
-    return list(chain.from_iterable(split.over_batches(of_batch)))
+    split.written[language] = list(chain.from_iterable(split.over_batches(of_batch)))
+    return split.written[language]
 
 
 @torch.no_grad()

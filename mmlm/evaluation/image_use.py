@@ -17,9 +17,7 @@ from torch import Tensor
 
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup
-
-DRAWS_AT_ONCE = 4_000_000
-"""Concept draws held at a time, to bound the bootstrap's memory (8 bytes each, a few copies)."""
+from mmlm.evaluation.intervals import percentiles, resampled_sums
 
 FIGURES = {
     "mean": Figure(
@@ -105,27 +103,12 @@ def image_use_gap(
     resample), or settings out of range.
     """
     gap = _checked_gap(true_loss, shuffled_loss, concept, resamples, confidence)
-    _, group, counts = torch.unique(concept.cpu(), return_inverse=True, return_counts=True)
-    if len(counts) < 2:
-        raise ValueError(f"{len(counts)} concept among {len(gap)} captions: an interval over concepts needs at least 2")
-    gap_of_concept = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, group, gap)
-    means = _bootstrap_means(gap_of_concept, counts.double(), seed, resamples)
-    tail = (1 - confidence) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    concepts = len(concept.unique())
+    if concepts < 2:
+        raise ValueError(f"{concepts} concept among {len(gap)} captions: an interval over concepts needs at least 2")
+    drawn = resampled_sums(torch.stack([gap, torch.ones_like(gap)], dim=1), concept, seed, resamples)
+    low, high = percentiles(drawn[:, 0] / drawn[:, 1], confidence).tolist()
     return ImageUseGap(gap.mean().item(), low, high)
-
-
-def _bootstrap_means(sums: Tensor, counts: Tensor, seed: int, resamples: int) -> Tensor:
-    """float64[resamples]: ratio of resampled float64[G] sums to counts, G clusters drawn with replacement each time."""
-    generator = torch.Generator().manual_seed(seed)
-    num_clusters = len(sums)
-    means = []
-    rows_at_once = max(1, DRAWS_AT_ONCE // num_clusters)
-    for start in range(0, resamples, rows_at_once):
-        rows = min(rows_at_once, resamples - start)
-        drawn = torch.randint(num_clusters, (rows, num_clusters), generator=generator)
-        means.append(sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1))
-    return torch.cat(means)
 
 
 def _checked_gap(

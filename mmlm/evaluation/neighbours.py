@@ -10,7 +10,7 @@ from mmlm.core.computing import exact_float32
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.ranges import check_counts, check_positive
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
-from mmlm.evaluation.zero_shot import class_means
+from mmlm.evaluation.zero_shot import class_means, with_ends
 
 _AT_ONCE = 2**22
 """Similarities that are held at once: as many whole rows as that allows, and one at least."""
@@ -62,6 +62,8 @@ class Neighbours:
             share=True,
             higher_is_better=True,
             chance="chance",
+            low="top1/low",
+            high="top1/high",
             shown=("table", "chart", "compare", "console"),
         ),
         "by_concept": Figure(
@@ -71,6 +73,8 @@ class Neighbours:
             share=True,
             higher_is_better=True,
             chance="chance_by_concept",
+            low="by_concept/low",
+            high="by_concept/high",
             shown=("table",),
         ),
         "images": Figure(
@@ -84,7 +88,7 @@ class Neighbours:
         self.k, self.temperature = k, temperature
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``images``, the number that take part, ``top1``, ``by_concept`` and their levels of a majority guess.
+        """Yields ``images``, the number that take part, ``top1`` and ``by_concept``, with intervals and chances.
 
         ``chance`` is the share of the most frequent concept. A guess of that concept is right for one concept and wrong
         for the others, hence ``chance_by_concept``. If no two images have the same concept, ``images`` is 0, and that
@@ -106,8 +110,9 @@ class Neighbours:
             return shares_right(images, labels, place[own][takes_part[own]], self.k, self.temperature)
 
         right = torch.cat(split.over_batches(of_batch))
-        yield "top1", right.mean().item()
-        yield "by_concept", class_means(right, labels).mean().item()
+        of_concept = class_means(right, labels)
+        yield from with_ends("top1", right, labels)
+        yield from with_ends("by_concept", of_concept, torch.arange(len(of_concept)))
         yield "chance", count.max().item() / len(labels)
         yield "chance_by_concept", 1 / len(count)
 

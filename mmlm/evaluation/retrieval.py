@@ -18,6 +18,8 @@ from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.computing import exact_float32
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup, Place
+from mmlm.core.intervals import share_interval
+from mmlm.evaluation.intervals import recall_by_chance
 
 CUTOFFS = (1, 5, 10)
 """The k of R@k, as in COCO and Flickr30k retrieval (arXiv:1412.2306)."""
@@ -29,32 +31,48 @@ TEXT_TO_IMAGE = FigureGroup(
     "Text to image", "How often is an image of the caption found among all images of the split?"
 )
 
+OTHER_WAY = {"image_to_text": "text_to_image", "text_to_image": "image_to_text"}
+"""What is looked for in one direction is what looks in the other."""
 
-def _recall(group: FigureGroup, cutoff: int, shown: tuple[Place, ...], headline: str = "") -> Figure:
-    """R@k of one direction. What chance gives depends on how many positives each query has, so it is not told."""
+
+def _recall(way: str, group: FigureGroup, cutoff: int, shown: tuple[Place, ...], headline: str = "") -> Figure:
+    """R@k of one direction. What chance gives depends on the split: on how many positives each query has."""
     meaning = "it is the nearest" if cutoff == 1 else f"it is among the {cutoff} nearest"
     name = f"R@{cutoff}"
     title = f"{group.name}, {name}"
     return Figure(
-        name, meaning, group, title, share=True, higher_is_better=True, shown=("table", *shown), headline=headline
+        name,
+        meaning,
+        group,
+        title,
+        share=True,
+        higher_is_better=True,
+        chance=f"{way}/{name}/chance",
+        low=f"{way}/{name}/low",
+        high=f"{way}/{name}/high",
+        count=f"{way}/queries",
+        among=f"{OTHER_WAY[way]}/queries",
+        shown=("table", *shown),
+        headline=headline,
     )
 
 
 # Three ranks a direction would crowd the page with charts; the table has them all.
 FIGURES = {
-    "image_to_text/R@1": _recall(IMAGE_TO_TEXT, 1, ("compare", "console")),
+    "image_to_text/R@1": _recall("image_to_text", IMAGE_TO_TEXT, 1, ("compare", "console")),
     "image_to_text/R@5": _recall(
+        "image_to_text",
         IMAGE_TO_TEXT,
         5,
         ("chart", "compare", "console"),
         "for {value} of {images} a true caption is among the five nearest{of_captions}",
     ),
-    "image_to_text/R@10": _recall(IMAGE_TO_TEXT, 10, ()),
-    "text_to_image/R@1": _recall(TEXT_TO_IMAGE, 1, ()),
-    "text_to_image/R@5": _recall(TEXT_TO_IMAGE, 5, ("chart", "compare")),
-    "text_to_image/R@10": _recall(TEXT_TO_IMAGE, 10, ()),
+    "image_to_text/R@10": _recall("image_to_text", IMAGE_TO_TEXT, 10, ()),
+    "text_to_image/R@1": _recall("text_to_image", TEXT_TO_IMAGE, 1, ()),
+    "text_to_image/R@5": _recall("text_to_image", TEXT_TO_IMAGE, 5, ("chart", "compare")),
+    "text_to_image/R@10": _recall("text_to_image", TEXT_TO_IMAGE, 10, ()),
 }
-"""What the names of ``RetrievalScores.items`` are."""
+"""What the names of ``RetrievalScores.items`` are; ``Retrieval`` yields those of their helpers too."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,25 @@ class RetrievalScores:
         for direction, ranks in (("image_to_text", self.image_to_text), ("text_to_image", self.text_to_image)):
             for cutoff in CUTOFFS:
                 yield f"{direction}/R@{cutoff}", recall_at(ranks, cutoff)
+
+
+def of_ranks(
+    way: str, ranks: Tensor, concept: Tensor, positives: Tensor, candidates: int
+) -> Iterator[tuple[str, float]]:
+    """Yields the values of the direction ``way``: each R@k with its interval and its chance, and the number of queries.
+
+    ``ranks``, ``concept`` and ``positives`` int64[Q]: of each query the rank, what it shows (queries of one concept are
+    not independent), and how many of the ``candidates`` are right.
+    """
+    of_query = concept.tolist()
+    yield f"{way}/queries", float(len(ranks))
+    for cutoff in CUTOFFS:
+        name = f"{way}/R@{cutoff}"
+        yield name, recall_at(ranks, cutoff)
+        low, high = share_interval((ranks <= cutoff).double().tolist(), of_query)
+        yield f"{name}/low", low
+        yield f"{name}/high", high
+        yield f"{name}/chance", recall_by_chance(positives, candidates, cutoff)
 
 
 def recall_at(ranks: Tensor, cutoff: int) -> float:

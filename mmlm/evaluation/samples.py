@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -12,17 +12,14 @@ from mmlm.core.batch import Caption
 from mmlm.evaluation.attention import attention_of_words
 from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.evaluators import generate_captions
+from mmlm.evaluation.items import SplitRanks, spaced
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedSplit
 
 NEIGHBOURS = 5
 """Nearest captions of an image, and nearest images of a caption, that are shown."""
-
-
-def spaced(count: int, total: int) -> list[int]:
-    """``count`` rows evenly spaced over ``total`` rows; all of them if there are fewer."""
-    count = min(count, total)
-    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+EXTREMES = 6
+"""The worst, typical and best images that are shown, of each kind."""
 
 
 def data_uri(image: Tensor) -> str:
@@ -32,47 +29,80 @@ def data_uri(image: Tensor) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def collect_samples(split: EncodedSplit, settings: SampleSettings, language: str | None) -> dict[str, Any]:
-    """The split's entry of ``samples.json``: ``examples`` and ``queries``.
+def collect_samples(
+    split: EncodedSplit, settings: SampleSettings, language: str | None, ranks: SplitRanks
+) -> dict[str, Any]:
+    """The split's entry of ``samples.json``: ``examples``, ``queries`` and ``extremes``.
 
     For a model without a decoder ``generated`` is null and ``exact`` false; ``attention`` is null as well if the
-    decoder cannot record it. All ranks have to call this function, and get the same result.
+    decoder cannot record it. ``rank`` is that of the true answer (``split_ranks``). ``extremes`` are the ``worst``,
+    ``typical`` and ``best`` images by their rank, in the form of ``examples``. All ranks have to call this function,
+    and get the same result.
     """
     gallery = split.gallery
     similarity = gallery.image_embedding @ gallery.text_embedding.T
     matches = set(map(tuple, gallery.pairs.tolist()))
     generated = None if split.model.decoder is None else generate_captions(split, language)
     # All images that are shown anywhere are encoded in one go: their pixels are on different ranks.
+    truths = [[c.text for c in captions if language in (None, c.language)] for captions in split.references]
+    exact = [generated is not None and is_exact(generated[row], own) for row, own in enumerate(truths)]
     rows = spaced(settings.examples, len(split.image_ids))
+    extremes = extreme_rows(ranks.images, exact, min(EXTREMES, settings.examples))
     found = {text: _found(text, similarity) for text in spaced(settings.queries, len(gallery.texts))}
     shown = [*rows, *(row for images in found.values() for row, _ in images)]
+    shown += [row for of_kind in extremes.values() for row in of_kind]
     uris = split.over_images(shown, lambda row, image: data_uri(image))
     attention = _attention(split, rows[: settings.attention], generated, language)
-    examples = []
-    for row in rows:
-        truths = [c.text for c in split.references[row] if language in (None, c.language)]
-        said = None if generated is None else generated[row]
-        examples.append(
-            {
-                "id": split.image_ids[row],
-                "image": uris[row],
-                "captions": truths,
-                "generated": said,
-                "exact": said is not None and is_exact(said, truths),
-                "nearest_captions": _nearest(split, row, similarity, matches),
-                "attention": attention.get(row),
-            }
-        )
+
+    def example(row: int) -> dict[str, Any]:
+        return {
+            "id": split.image_ids[row],
+            "image": uris[row],
+            "captions": truths[row],
+            "generated": None if generated is None else generated[row],
+            "exact": exact[row],
+            "rank": ranks.images.get(row),
+            "nearest_captions": _nearest(split, row, similarity, matches),
+            "attention": attention.get(row),
+        }
+
     queries = [
         {
             "caption": gallery.texts[text],
+            "rank": ranks.texts.get(text),
             "images": [
                 {"image": uris[row], "similarity": value, "match": (row, text) in matches} for row, value in images
             ],
         }
         for text, images in found.items()
     ]
-    return {"examples": examples, "queries": queries}
+    return {
+        "examples": [example(row) for row in rows],
+        "queries": queries,
+        "extremes": {
+            kind: [{**example(row), "attention": None} for row in of_kind] for kind, of_kind in extremes.items()
+        },
+    }
+
+
+def extreme_rows(ranks: Mapping[int, int], exact: Sequence[bool], count: int) -> dict[str, list[int]]:
+    """The rows of the ``worst``, ``typical`` and ``best`` images, ``count`` of each at most; no row is in two of them.
+
+    The best have the lowest ``ranks``, those with an ``exact`` caption before others; of more that are equally good,
+    some that are evenly spaced are taken. The typical ones are in the middle.
+    """
+    order = sorted(ranks, key=lambda row: (ranks[row], not exact[row], row))
+    count = min(count, len(order) // 3)
+    if not count:
+        return {}
+    worst = order[: -count - 1 : -1]
+    middle = (len(order) - count) // 2
+    typical = order[middle : middle + count]
+    first = order[0]
+    alike = [row for row in order if (ranks[row], exact[row]) == (ranks[first], exact[first]) and row not in worst]
+    alike = [row for row in alike if row not in typical]
+    best = [alike[place] for place in spaced(count, len(alike))] if len(alike) > count else order[:count]
+    return {"worst": worst, "typical": typical, "best": best}
 
 
 def _nearest(split: EncodedSplit, row: int, similarity: Tensor, matches: set[tuple[int, int]]) -> list[dict[str, Any]]:

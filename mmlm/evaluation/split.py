@@ -11,7 +11,7 @@ encode, so that every number comes out the same. Afterwards each rank has the wh
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import Protocol, TypeVar, cast
@@ -83,6 +83,8 @@ class Gallery:
     """int64[P, 2]: (image row, text row); on the CPU, as ``positive_pairs`` makes it."""
     texts: tuple[str, ...]
     """The K distinct texts, in the order of ``text_embedding``."""
+    languages: tuple[str | None, ...] = ()
+    """The language of each text; empty where nobody has told."""
 
     def paired(self) -> "Gallery":
         """The gallery without the images that no text belongs to and the texts that belong to no image."""
@@ -93,6 +95,7 @@ class Gallery:
             text_embedding=self.text_embedding[texts.to(self.text_embedding.device)],
             pairs=torch.stack([image_of_pair, text_of_pair], dim=1),
             texts=tuple(self.texts[row] for row in texts.tolist()),
+            languages=tuple(self.languages[row] for row in texts.tolist()) if self.languages else (),
         )
 
 
@@ -118,6 +121,8 @@ class EncodedSplit:
     """``id: reason`` of every image left out, in order."""
     tick: Callable[[str], None] = no_tick
     """Called before each batch that this rank works on, with a text for the watchdog: the rank is alive."""
+    written: dict[str | None, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The captions that ``generate_captions`` has written, by language. A split with other features begins without."""
 
     @property
     def device(self) -> torch.device:
@@ -180,15 +185,29 @@ class EncodedSplit:
     @cached_property
     def gallery(self) -> Gallery:
         """Images and distinct texts. Captions that read the same are one text, so that a wrong one counts once."""
-        caption_key = torch.cat([b.batch.caption_key for b in self.batches])
-        pairs = positive_pairs(self.image_concept, self.caption_concept, caption_key, self.image_index)
+        return self.gallery_of(range(len(self.captions)))
+
+    def gallery_of(self, rows: Sequence[int]) -> Gallery:
+        """``gallery`` as if the split had the captions of these rows alone."""
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        caption_key, caption_concept, image_index = (
+            tensor[chosen.to(tensor.device)]
+            for tensor in (
+                torch.cat([b.batch.caption_key for b in self.batches]),
+                self.caption_concept,
+                self.image_index,
+            )
+        )
+        pairs = positive_pairs(self.image_concept, caption_concept, caption_key, image_index)
         kept, pairs = merge_equal_captions(pairs, caption_key)
         text_embedding = torch.cat([b.text_embedding for b in self.batches])
+        kept_rows = chosen[kept.cpu()]
         return Gallery(
             image_embedding=self.image_embedding,
-            text_embedding=text_embedding[kept.to(text_embedding.device)],
+            text_embedding=text_embedding[kept_rows.to(text_embedding.device)],
             pairs=pairs,
-            texts=tuple(self.captions[row].text for row in kept.tolist()),
+            texts=tuple(self.captions[row].text for row in kept_rows.tolist()),
+            languages=tuple(self.captions[row].language for row in kept_rows.tolist()),
         )
 
     @cached_property

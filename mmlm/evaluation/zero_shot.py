@@ -9,6 +9,7 @@ from torch import Tensor
 from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
+from mmlm.core.intervals import share_interval
 from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 
@@ -48,10 +49,20 @@ class ZeroShot:
             share=True,
             higher_is_better=True,
             chance="chance",
+            low="top1/low",
+            high="top1/high",
             shown=("table", "chart", "compare", "console"),
         ),
         "top5": Figure(
-            "Top 5", "it is among the 5 nearest", GROUP, share=True, higher_is_better=True, shown=("table",)
+            "Top 5",
+            "it is among the 5 nearest",
+            GROUP,
+            share=True,
+            higher_is_better=True,
+            chance="top5/chance",
+            low="top5/low",
+            high="top5/high",
+            shown=("table",),
         ),
         "by_class": Figure(
             "Mean over classes",
@@ -60,6 +71,8 @@ class ZeroShot:
             share=True,
             higher_is_better=True,
             chance="chance",
+            low="by_class/low",
+            high="by_class/high",
             shown=("table",),
         ),
     }
@@ -70,7 +83,10 @@ class ZeroShot:
         self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``top1``, ``top5``, ``by_class`` and ``chance``, shares in [0, 1]. Raises UserError without texts."""
+        """Yields ``top1``, ``top5`` and ``by_class``, shares in [0, 1], with their intervals and levels of chance.
+
+        Raises UserError without texts.
+        """
         texts: dict[int, list[str]] = {}
         for concept in split.concepts:
             own = [text.text for text in concept.texts if self.language in (None, text.language)]
@@ -84,10 +100,20 @@ class ZeroShot:
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
         places = class_places(split.gallery.image_embedding[known], classes, labels[known])
-        yield "top1", within(places, 1).mean().item()
-        yield "top5", within(places, 5).mean().item()
-        yield "by_class", class_means(within(places, 1), labels[known]).mean().item()
+        of_class = class_means(within(places, 1), labels[known])
+        yield from with_ends("top1", within(places, 1), labels[known])
+        yield from with_ends("top5", within(places, 5), labels[known])
+        yield from with_ends("by_class", of_class, torch.arange(len(of_class)))
         yield "chance", 1 / len(number_of)
+        yield "top5/chance", min(1.0, 5 / len(number_of))
+
+
+def with_ends(name: str, right: Tensor, cluster: Tensor) -> Iterator[tuple[str, float]]:
+    """Yields the mean of ``right`` under ``name``, and the ends of its interval over clusters (``share_interval``)."""
+    yield name, right.mean().item()
+    low, high = share_interval(right.tolist(), cluster.tolist())
+    yield f"{name}/low", low
+    yield f"{name}/high", high
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.freeze import FreezePlan
 from mmlm.optim.optimizers import OptimizerPart
 from mmlm.optim.schedules import Schedule
+from mmlm.record.logger import Logger
 from mmlm.training.parallel import Parallel
 
 
@@ -131,6 +132,14 @@ def build_evaluators(config: Config) -> dict[str, Evaluator]:
     return {
         name: cast(Evaluator, build_part(node, f"evaluators.{name}", runtime, config.plugins))
         for name, node in config.evaluators.items()
+    }
+
+
+def build_loggers(config: Config) -> dict[str, Logger]:
+    """The loggers by the name that the config gives each. None of them has begun. Raises UserError."""
+    return {
+        name: cast(Logger, build_part(node, f"logger.{name}", {}, config.plugins))
+        for name, node in config.logger.items()
     }
 
 

@@ -15,6 +15,7 @@ from mmlm.evaluation.requires import Requires, Requiring
 from mmlm.experiment.build import (
     build_evaluators,
     build_freeze,
+    build_loggers,
     build_model,
     build_objective,
     build_optim,
@@ -46,6 +47,7 @@ def check_compatible(config: Config) -> None:
     UserError.
     """
     # Parts that need no data are made once, for what they refuse.
+    build_loggers(config)
     build_transform(config)
     build_schedule(config)
     check_parallel(build_parallel(config), build_optim(config), config.teacher.ema)

@@ -16,7 +16,6 @@ from mmlm.core.errors import ArgumentError
 from mmlm.core.ranges import check_above_zero
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.launch.rank_info import RankSettings
-from mmlm.record.metrics import MetricsSettings
 from mmlm.training.settings import FitSettings
 
 CONFIG_NAME = "config"
@@ -89,11 +88,12 @@ class ModelSettings:
 
     width: int = 192
     """Width of the bridge's memory and of the decoder's states, where these do not set one of their own."""
-    embedding_width: int = 256
-    """Width that images and texts are projected to for contrastive learning, E."""
+    embedding_width: int | None = 256
+    """Width that images and texts are projected to for contrastive learning, E; null projects neither, for two towers
+    that end in projections of their own (SigLIP)."""
 
     def __post_init__(self) -> None:
-        check_above_zero(self, "width", "embedding_width")
+        check_above_zero(self, "width", *(["embedding_width"] if self.embedding_width is not None else []))
 
 
 @dataclass
@@ -203,4 +203,5 @@ class Config:
     init_from: InitSettings = field(default_factory=InitSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     samples: SampleSettings = field(default_factory=SampleSettings)
-    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Parts by name: the loggers that copy metrics, samples and report; ``metrics.jsonl`` is always written."""

@@ -53,6 +53,8 @@ def check_config(cfg: DictConfig) -> Config:
             check_part(node, f"data.{group}.{name}", (), config.plugins)
     for name, node in config.evaluators.items():
         check_part(node, f"evaluators.{name}", EVALUATOR_ARGUMENTS, config.plugins)
+    for name, node in config.logger.items():
+        check_part(node, f"logger.{name}", (), config.plugins)
     _check_together(config)
     return config
 

@@ -1,6 +1,6 @@
 """All live parts of a training run, made once from its config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,15 @@ from mmlm.experiment.build import (
 )
 from mmlm.experiment.config import Config
 from mmlm.experiment.device import choose_device, seed_everything
-from mmlm.experiment.saved_run import initialise_from, load_teacher, restore_tokenizer, start_weights, tokenizer_folder
+from mmlm.experiment.saved_run import (
+    differing_sizes,
+    initialise_from,
+    load_teacher,
+    restore_tokenizer,
+    start_objective,
+    start_weights,
+    tokenizer_folder,
+)
 from mmlm.model.model import ImageTextModel
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.freeze import check_plan
@@ -65,6 +73,8 @@ class Experiment:
     evaluators: Mapping[str, Evaluator]
     findings: SplitFindings
     """What the validation splits lack for the evaluators, and what the user is told of that."""
+    started: Sequence[str]
+    """What the user is told of a start from other weights: which losses begin anew."""
     train_source: Source
     device: torch.device
     precision: Precision
@@ -123,13 +133,20 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
     # adapters are added, and only then can the freeze plan be checked against every name that there is.
     model = build_model(config, tokenizer.vocab_size)
     if config.init_from.run is not None or config.init_from.weights is not None:
-        initialise_from(model, config.init_from, *start_weights(config.init_from, config.plugins))
+        source_of_weights, weights = start_weights(config.init_from, config.plugins)
+        try:
+            initialise_from(model, config.init_from, source_of_weights, weights)
+        except UserError as error:
+            raise UserError(f"{error}{differing_sizes(config)}") from None
     plan = build_freeze(config)
     plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
     objective = build_objective(config)
     teacher = load_teacher(config, objective, tokenizer, source, device)
     objective.connect(sizes_with_teacher(config, model.sizes, None if teacher is None else teacher.sizes))
+    started: list[str] = []
+    if config.init_from.run is not None or config.init_from.weights is not None:
+        started = start_objective(config, objective)
     train_step = TrainStep(model, objective, plan, None if teacher is None else Teacher(teacher)).to(device)
 
     # A teacher that is the moving average is a deep copy of the model, and ``prepare`` allows no copy after it. Any
@@ -158,6 +175,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
         validation=validation,
         evaluators=evaluators,
         findings=findings,
+        started=started,
         train_source=source,
         device=device,
         precision=broadcast_object(precision_of_run(settings.precision, folder, device), 0),

@@ -21,6 +21,7 @@ from mmlm.objectives.weights import WeightSchedule
 from mmlm.optim.freeze import FreezePlan
 from mmlm.optim.optimizers import OptimizerPart
 from mmlm.optim.schedules import Schedule
+from mmlm.record.logger import Logger
 from mmlm.training.parallel import Parallel
 
 
@@ -89,6 +90,7 @@ _KINDS = (
     Kind(Parallel, ("mmlm.training.parallel",)),
     Kind(Source, ("mmlm.data",)),
     Kind(Evaluator, ("mmlm.evaluation",)),
+    Kind(Logger, ("mmlm.record.loggers",)),
 )
 KINDS: Mapping[type, Kind] = {kind.protocol: kind for kind in _KINDS}
 """Every kind, by its protocol, which is also what a constructor annotates a nested part with."""
@@ -109,6 +111,7 @@ _OF_SLOT: Mapping[str, type] = {
     "parallel": Parallel,
     "data": Source,
     "evaluators": Evaluator,
+    "logger": Logger,
 }
 """The protocol of each slot, by the first word of its key."""
 

@@ -17,7 +17,7 @@ OUTSIDE_IDENTITY = (
     "seed",
     "runs",
     "device",
-    "metrics",
+    "logger",
     "data.workers",
     "train.log_every",
     "train.keep_last",
@@ -69,8 +69,20 @@ def run_folder(config: Config) -> Path:
 
 def differences(old: Config, new: Config) -> list[str]:
     """``key: old value -> new value`` for every setting that differs and changes what is computed."""
+    return [f"{key}: {before} -> {after}" for key, before, after in changed_settings(old, new)]
+
+
+def changed_settings(old: Config, new: Config) -> list[tuple[str, str | None, str | None]]:
+    """(key, old value, new value) of every setting that differs and changes what is computed, sorted by key.
+
+    Values are texts; None stands for a key that is not there.
+    """
     before, after = (dict(dotted(dataclasses.asdict(config))) for config in (old, new))
     # An entry of OUTSIDE_IDENTITY stands for a setting or for a whole group of settings.
     outside = tuple(f"{key}." for key in OUTSIDE_IDENTITY)
     keys = sorted(key for key in before.keys() | after.keys() if not f"{key}.".startswith(outside))
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)]
+    return [
+        (key, str(before[key]) if key in before else None, str(after[key]) if key in after else None)
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]

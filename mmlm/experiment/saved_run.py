@@ -2,27 +2,30 @@
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlm.checkpoints.checkpoint import best_checkpoint, latest_checkpoint, load_weights
 from mmlm.checkpoints.files import step_of
 from mmlm.checkpoints.weights import Weights, copy_weights, match_weights, read_weights
 from mmlm.core.errors import UserError
 from mmlm.core.views import EMBED, TextView, View
+from mmlm.core.wording import listed
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer, same_tokens
 from mmlm.experiment.build import build_freeze, build_model, unfitted_tokenizer
 from mmlm.experiment.config import Config, InitSettings
 from mmlm.experiment.config_file import load_config
+from mmlm.experiment.parts import dotted
 from mmlm.experiment.similarity_scale import Scale, learned_scale
 from mmlm.model.model import ImageTextModel
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.objectives.objective import Objective
 from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.lora import merge_adapters
@@ -133,6 +136,68 @@ def initialise_from(model: ImageTextModel, start: InitSettings, source: Path, gi
         target[name].copy_(given[name])
 
 
+@torch.no_grad()
+def start_objective(config: Config, objective: WeightedSum) -> list[str]:
+    """Goes on from what the objective of ``init_from.run`` has learned: temperatures, biases, heads.
+
+    Taken over is what belongs to a term with the same settings in both configs; a setting that the user changed counts
+    as it is. Returns a line about each term that begins from its settings instead. With ``init_from.parts``, whose
+    parts are those of the model, nothing is taken and nothing said. Raises UserError.
+    """
+    start = config.init_from
+    if start.parts is not None:
+        return []
+    learned: Weights = {}
+    terms: Mapping[str, object] = {}
+    if start.run is not None:
+        folder = find_run(start.run)
+        theirs = load_config(folder / CONFIG, config.plugins)
+        learned, terms = trained_weights(folder, theirs)[1], theirs.objective.get("objectives", {})
+    lines, nodes = [], config.objective.get("objectives", {})  # a sum of one's own may name its terms elsewhere
+    for term, part in objective.named_parts().items():
+        node = nodes.get(term, {})
+        own = dict(cast(nn.Module, part).named_parameters())
+        given = {name: learned.get(f"objective.objectives.{term}.{name}") for name in own}
+        fits = all(value is not None and value.shape == own[name].shape for name, value in given.items())
+        if own and fits and terms.get(term) == node:
+            for name, value in given.items():
+                own[name].copy_(cast(Tensor, value))
+        elif own:
+            said = ", ".join(f"{key}={node[key]}" for key in ("temperature", "bias") if key in node)
+            why = (
+                f"has learned it with other settings ({_settings(terms[term])})" if term in terms else "has none of it"
+            )
+            lines.append(
+                f"objective.objectives.{term}: starts from its settings{f' ({said})' if said else ''}: "
+                f"{start.run or start.weights} {why}"
+            )
+    return lines
+
+
+def _settings(node: object) -> str:
+    return ", ".join(f"{key}={value}" for key, value in cast(dict[str, object], node).items() if key != "_target_")
+
+
+def differing_sizes(config: Config) -> str:
+    """``; it has model.width=144, ...``: what of the run's model is another here. Empty for a file of weights."""
+    if config.init_from.run is None:
+        return ""
+    theirs = load_config(find_run(config.init_from.run) / CONFIG, config.plugins)
+    own, other = (dict(dotted(_sizes(one))) for one in (config, theirs))
+    odd = [f"{key}={value}" for key, value in other.items() if own.get(key) != value and not key.endswith("_target_")]
+    if not odd:
+        return ""
+    return f"; the run has {listed(odd, _SHOWN)}: give these, or leave out experiment=, and the run brings them"
+
+
+def _sizes(config: Config) -> dict[str, object]:
+    sizes: dict[str, object] = {slot: getattr(config, slot) or {} for slot in MODEL_SLOTS}
+    data = {"image_size": config.data.image_size, "max_tokens": config.data.max_tokens}
+    return sizes | {"model": vars(config.model), "data": data}
+
+
+_SHOWN = 4
+"""Settings that a message lists."""
 _ADVICE = (
     "; leave that part out of init_from.parts, or say what you expect: init_from.missing=[PATTERN] keeps this model's "
     "own tensors, init_from.unexpected=[PATTERN] leaves theirs"

@@ -15,9 +15,7 @@ from pathlib import Path
 from mmlm.core.errors import UserError
 from mmlm.core.wording import did_you_mean
 from mmlm.experiment.kinds import Kind
-
-HOME = "mmlm"
-"""The package whose parts any config may name."""
+from mmlm.experiment.opened_config import HOME
 
 
 def resolve(target: str, slot: str, kinds: Collection[Kind], plugins: Collection[str]) -> Callable[..., object]:

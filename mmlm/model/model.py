@@ -59,7 +59,8 @@ class ImageTextModel(nn.Module):
 
     Args:
         encoder, bridge, text_encoder, decoder: the parts.
-        embedding_width: E, the width both modalities are projected to for contrastive learning.
+        embedding_width: E, the width both modalities are projected to for contrastive learning; None projects neither:
+            both towers end in projections of their own (SigLIP), and E is the width that they share.
 
     Raises:
         UserError: parts that do not fit together.
@@ -70,14 +71,15 @@ class ImageTextModel(nn.Module):
         encoder: Encoder,
         bridge: Bridge | None,
         decoder: Decoder | None,
-        embedding_width: int = 256,
+        embedding_width: int | None = 256,
         text_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         _check_parts(encoder, bridge, decoder, text_encoder)
         self.encoder, self.bridge, self.text_encoder, self.decoder = encoder, bridge, text_encoder, decoder
+        image_width = _image_width(encoder, bridge)
         with keyed_start("image_projection"):
-            self.image_projection = _projection(_image_width(encoder, bridge), embedding_width)
+            self.image_projection = _projection(image_width, embedding_width)
         # A text encoder ends in a norm; the decoder's text states come from the middle of its stack, without one.
         self.text_norm: nn.Module
         if text_encoder is None:
@@ -85,6 +87,12 @@ class ImageTextModel(nn.Module):
             self.text_norm = nn.LayerNorm(text_width)
         else:
             text_width, self.text_norm = text_encoder.width, nn.Identity()
+        if embedding_width is None and image_width != text_width:
+            raise UserError(
+                f"model.embedding_width: null needs vectors of one width, and the image's has {image_width} and the "
+                f"text's {text_width}; set the width that both are projected to"
+            )
+        self._embedding_width = image_width if embedding_width is None else embedding_width
         with keyed_start("text_projection"):
             self.text_projection = _projection(text_width, embedding_width)
 
@@ -178,7 +186,7 @@ class ImageTextModel(nn.Module):
     def sizes(self) -> ModelSizes:
         """Widths and sizes that objectives build their own heads for."""
         return ModelSizes(
-            embedding_width=self.image_projection.out_features,
+            embedding_width=self._embedding_width,
             patch_width=self.encoder.width,
             grid=self.encoder.grid,
             decoder_width=None if self.decoder is None else self.decoder.width,
@@ -284,7 +292,9 @@ def _needed(part: Part | None) -> Part:
     return part
 
 
-def _projection(width: int, embedding_width: int) -> nn.Linear:
+def _projection(width: int, embedding_width: int | None) -> nn.Module:
+    if embedding_width is None:
+        return nn.Identity()
     projection = nn.Linear(width, embedding_width, bias=False)
     nn.init.normal_(projection.weight, std=width**-0.5)
     return projection

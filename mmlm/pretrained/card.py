@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from mmlm.core.figure import declared, shown_in
+from mmlm.core.figure import declared, shown_in, without_helpers
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values
 from mmlm.model.protocols import MODEL_SLOTS
-from mmlm.reports.run_folder import RunFolder, Scores
+from mmlm.reports.run_folder import RunFolder
 
 _CAPTIONING, _EMBEDDING = "image-to-text", "feature-extraction"
 """Tasks, by the names of the hub."""
@@ -43,7 +43,7 @@ def model_card(folder: RunFolder, config: Config, step: int, licence: str | None
         _about(config),
         f"## How to use it\n\n{_usage(config)}",
         f"## Data\n\n{_data(values['data'])}",
-        f"## Scores\n\n{_scores(folder.scores, step)}",
+        f"## Scores\n\n{_scores(folder, step)}",
         f"## Limits\n\n{_limits(config)}",
         f"## How it was made\n\n{_made(folder, config, step)}",
         f"<details><summary>The config</summary>\n\n```yaml\n{_yaml(values)}```\n\n</details>",
@@ -125,11 +125,13 @@ def _data(data: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scores(scores: Scores | None, step: int) -> str:
+def _scores(folder: RunFolder, step: int) -> str:
     """A table with a row for each score and a column for each split."""
+    scores = folder.scores
     if scores is None or scores.step != step or not scores.splits:
         return "These weights have not been scored."
-    names = list(dict.fromkeys(name for split in scores.splits.values() for name in split.values))
+    every = dict.fromkeys(name for split in scores.splits.values() for name in split.values)
+    names = without_helpers(folder.figures.evaluation, every)
     lines = [f"| | {' | '.join(f'`{name}`' for name in scores.splits)} |", "|---" * (len(scores.splits) + 1) + "|"]
     lines += [_row("images", [split.images for split in scores.splits.values()])]
     lines += [_row(name, [split.values.get(name) for split in scores.splits.values()]) for name in names]

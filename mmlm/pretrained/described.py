@@ -29,7 +29,7 @@ def facts(config: MmlmConfig, model: ImageTextModel, scale: Scale | None) -> lis
             more = f", {about[slot]}" if slot in about else ""
             found.append((slot, f"{type(part).__name__}, {counts.get(slot, 0):,} parameters{more}"))
     scaled = "no scale of its own" if scale is None else f"scale {scale.value:.4g} {scale.source}"
-    found.append(("embeddings", f"{config.embedding_width} wide; {scaled}"))
+    found.append(("embeddings", f"{model.sizes.embedding_width} wide; {scaled}"))
     found.append(("texts", f"up to {config.max_tokens} tokens of {config.vocab_size:,}; {_languages(config)}"))
     return found
 

@@ -174,7 +174,7 @@ class EmbeddingModel(nn.Module):
         return self._joined(given.in_batches(batch_size, work, "embedding texts", progress))
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts)) if parts else torch.empty(0, self.config.embedding_width, device=self.device)
+        return torch.cat(list(parts)) if parts else torch.empty(0, self.model.sizes.embedding_width, device=self.device)
 
 
 def _given(part: object, name: str) -> object:

@@ -44,7 +44,7 @@ class MmlmConfig(PretrainedConfig):
         parts: the ``_target_`` node of each slot (see ``mmlm.experiment.parts``), null for an empty one.
         image_size: pixels a side.
         max_tokens: longest caption in tokens, start and end included.
-        embedding_width: E.
+        embedding_width: E; null for towers that end in projections of their own.
         vocab_size: V.
         language: language of generated captions; null for untagged ones.
         similarity_scale: what similarities are multiplied by before a softmax; null if the model has learned none.
@@ -61,7 +61,7 @@ class MmlmConfig(PretrainedConfig):
         parts: Mapping[str, Any] | None = None,
         image_size: int = 32,
         max_tokens: int = 24,
-        embedding_width: int = 256,
+        embedding_width: int | None = 256,
         vocab_size: int = 0,
         language: str | None = None,
         similarity_scale: float | None = None,

@@ -4,7 +4,7 @@ Nothing is computed: tensors are renamed, transposed, cut and joined, so that th
 our names belong to are those of ``experiment=coca_vit_b_32`` and ``experiment=clip_captioner_vit_b_32``, at any size.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,8 @@ from mmlm.core.wording import listed
 
 SCALE = "logit_scale"
 """Name of open_clip's parameter ln(1 / temperature). In mmlm it belongs to the objective, not to the model."""
-_SOURCE = "the open_clip weights"
-"""The name of the weights in messages."""
+SOURCE = "the open_clip weights"
+"""The name of open_clip's weights in messages."""
 _SHOWN = 5
 """Names that an error shows before it only counts."""
 
@@ -29,8 +29,8 @@ class Match:
     theirs: tuple[str, ...]
     """Names of tensors of equal size, which are joined along the first dimension."""
     ours: tuple[str, ...]
-    """One name, or the two of a query and of keys and values, which are joined along the first dimension. The second is
-    twice as large as the first."""
+    """One name; the two of a query and of keys and values, which are joined along the first dimension (the second is
+    twice as large as the first); or the three of query, key and value."""
     transposed: bool = False
     """True if their matrix multiplies from the right, and so is the transpose of ours."""
     leading: int = 0
@@ -42,6 +42,8 @@ class Match:
         joined = (joined.T if self.transposed else joined)[(None,) * self.leading]
         if len(self.ours) == 1:
             return [joined]
+        if len(self.ours) == 3:
+            return list(joined.chunk(3))
         third = len(joined) // 3
         return [joined[:third], joined[third:]]
 
@@ -57,8 +59,8 @@ def coca_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor
     ``ours`` may be on the meta device; ``logit_scale`` is left out. Raises UserError for missing, unexpected or
     wrongly shaped tensors.
     """
-    converted = _to_ours(_coca(ours), weights)
-    match_weights(ours, converted, _SOURCE)
+    converted = renamed(_coca(ours), weights)
+    match_weights(ours, converted, SOURCE)
     return converted
 
 
@@ -70,8 +72,8 @@ def clip_from_open_clip(weights: Mapping[str, Tensor], ours: Mapping[str, Tensor
     """
     # CLIPs trained as ``CustomTextCLIP`` have their text tower in a module of its own.
     text = "text." if any(name.startswith("text.") for name in weights) else ""
-    converted = _to_ours(_clip(ours, text), weights)
-    match_weights({name: tensor for name, tensor in ours.items() if name in converted}, converted, _SOURCE)
+    converted = renamed(_clip(ours, text), weights)
+    match_weights({name: tensor for name, tensor in ours.items() if name in converted}, converted, SOURCE)
     return converted
 
 
@@ -89,9 +91,14 @@ def coca_to_open_clip(ours: Mapping[str, Tensor], logit_scale: Tensor) -> dict[s
     return converted
 
 
-def _to_ours(matches: list[Match], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``weights`` under our names. Raises UserError if a name is missing or unexpected."""
-    _check_names(_SOURCE, weights, {name for match in matches for name in match.theirs} | {SCALE})
+def renamed(
+    matches: Sequence[Match], weights: Mapping[str, Tensor], beside: Collection[str] = (SCALE,)
+) -> dict[str, Tensor]:
+    """``weights`` under our names. Raises UserError if a name is missing or unexpected.
+
+    ``beside`` are names that have no match.
+    """
+    _check_names(SOURCE, weights, {name for match in matches for name in match.theirs} | {*beside})
     converted: dict[str, Tensor] = {}
     for match in matches:
         tensors = match.to_ours([weights[name] for name in match.theirs])
@@ -109,52 +116,53 @@ def _check_names(whose: str, found: Collection[str], wanted: Collection[str]) ->
 def _coca(ours: Mapping[str, Tensor]) -> list[Match]:
     """The matches of all tensors of a CoCa. The names in ``ours`` say how many layers there are."""
     return [
-        *_image_side(_count(ours, "encoder.vit.blocks.")),
+        *image_side(count_layers(ours, "encoder.vit.blocks.")),
         *_pooler(ours),
-        *_affine("visual.ln_post", "bridge.norm"),
-        *_text_side(_count(ours, "decoder.unimodal_layers."), "text."),
+        *affine("visual.ln_post", "bridge.norm"),
+        *_text_side(count_layers(ours, "decoder.unimodal_layers."), "text."),
         Match(("text.cls_emb",), ("decoder.cls_embedding",)),
-        *_decoder(_count(ours, "decoder.multimodal_layers.")),
+        *_decoder(count_layers(ours, "decoder.multimodal_layers.")),
     ]
 
 
 def _clip(ours: Mapping[str, Tensor], text: str) -> list[Match]:
     """The matches of all tensors of a CLIP. ``text`` is the prefix of the names of its text tower."""
     return [
-        *_image_side(_count(ours, "encoder.vit.blocks.")),
-        *_affine("visual.ln_post", "encoder.vit.norm"),
-        *_text_side(_count(ours, "decoder.unimodal_layers."), text),
+        *image_side(count_layers(ours, "encoder.vit.blocks.")),
+        *affine("visual.ln_post", "encoder.vit.norm"),
+        *_text_side(count_layers(ours, "decoder.unimodal_layers."), text),
     ]
 
 
-def _count(names: Collection[str], prefix: str) -> int:
+def count_layers(names: Collection[str], prefix: str) -> int:
     """The number of layers in the list of modules whose names begin with ``prefix``."""
     numbers = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
     return len(numbers)
 
 
-def _image_side(num_layers: int) -> Iterator[Match]:
+def image_side(num_layers: int) -> Iterator[Match]:
+    """The matches of an image tower of CLIP, without its last norm, with our ``encoder=vit``."""
     yield Match(("visual.class_embedding",), ("encoder.vit.cls_token",), leading=2)
     yield Match(("visual.positional_embedding",), ("encoder.vit.pos_embed",), leading=1)
     yield Match(("visual.conv1.weight",), ("encoder.vit.patch_embed.proj.weight",))
-    yield from _affine("visual.ln_pre", "encoder.vit.norm_pre")
+    yield from affine("visual.ln_pre", "encoder.vit.norm_pre")
     yield Match(("visual.proj",), ("image_projection.weight",), transposed=True)
     for i in range(num_layers):
         theirs, ours = f"visual.transformer.resblocks.{i}", f"encoder.vit.blocks.{i}"
-        yield from _affine(f"{theirs}.ln_1", f"{ours}.norm1")
+        yield from affine(f"{theirs}.ln_1", f"{ours}.norm1")
         yield Match((f"{theirs}.attn.in_proj_weight",), (f"{ours}.attn.qkv.weight",))
         yield Match((f"{theirs}.attn.in_proj_bias",), (f"{ours}.attn.qkv.bias",))
-        yield from _affine(f"{theirs}.attn.out_proj", f"{ours}.attn.proj")
-        yield from _affine(f"{theirs}.ln_2", f"{ours}.norm2")
-        yield from _affine(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1")
-        yield from _affine(f"{theirs}.mlp.c_proj", f"{ours}.mlp.fc2")
+        yield from affine(f"{theirs}.attn.out_proj", f"{ours}.attn.proj")
+        yield from affine(f"{theirs}.ln_2", f"{ours}.norm2")
+        yield from affine(f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc1")
+        yield from affine(f"{theirs}.mlp.c_proj", f"{ours}.mlp.fc2")
 
 
 def _pooler(ours: Mapping[str, Tensor]) -> Iterator[Match]:
     theirs = "visual.attn_pool"
     yield Match((f"{theirs}.query",), ("bridge.queries",))
-    yield from _affine(f"{theirs}.ln_q", "bridge.query_norm")
-    yield from _affine(f"{theirs}.ln_k", "bridge.patch_norm")
+    yield from affine(f"{theirs}.ln_q", "bridge.query_norm")
+    yield from affine(f"{theirs}.ln_k", "bridge.patch_norm")
     query, key_value = "bridge.attention.query.weight", "bridge.attention.key_value.weight"
     widths = {ours[name].shape[1] for name in (query, key_value) if name in ours}
     if len(widths) == 1:
@@ -171,7 +179,7 @@ def _text_side(num_layers: int, text: str) -> Iterator[Match]:
     for i in range(num_layers):
         ours = f"decoder.unimodal_layers.{i}"
         yield from _self_attention_block(f"{text}transformer.resblocks.{i}", ours, "feed_forward")
-    yield from _affine(f"{text}ln_final", "text_norm")
+    yield from affine(f"{text}ln_final", "text_norm")
     yield Match((f"{text}text_projection",), ("text_projection.weight",), transposed=True)
 
 
@@ -179,24 +187,24 @@ def _decoder(num_layers: int) -> Iterator[Match]:
     for i in range(num_layers):
         ours, theirs = f"decoder.multimodal_layers.{i}", f"text_decoder.cross_attn.{i}"
         yield from _self_attention_block(f"text_decoder.resblocks.{i}", ours, "self_feed_forward")
-        yield from _affine(f"{theirs}.ln_1", f"{ours}.cross_norm")
-        yield from _affine(f"{theirs}.ln_1_kv", f"{ours}.memory_norm")
+        yield from affine(f"{theirs}.ln_1", f"{ours}.cross_norm")
+        yield from affine(f"{theirs}.ln_1_kv", f"{ours}.memory_norm")
         yield from _attention(f"{theirs}.attn", f"{ours}.cross_attention")
         yield from _feed_forward(theirs, f"{ours}.feed_forward")
-    yield from _affine("text_decoder.ln_final", "decoder.norm")
+    yield from affine("text_decoder.ln_final", "decoder.norm")
     yield Match(("text_decoder.text_projection",), ("decoder.head.weight",), transposed=True)
 
 
 def _self_attention_block(theirs: str, ours: str, feed_forward: str) -> Iterator[Match]:
-    yield from _affine(f"{theirs}.ln_1", f"{ours}.self_norm")
+    yield from affine(f"{theirs}.ln_1", f"{ours}.self_norm")
     yield from _attention(f"{theirs}.attn", f"{ours}.self_attention")
     yield from _feed_forward(theirs, f"{ours}.{feed_forward}")
 
 
 def _feed_forward(theirs: str, ours: str) -> Iterator[Match]:
-    yield from _affine(f"{theirs}.ln_2", f"{ours}_norm")
-    yield from _affine(f"{theirs}.mlp.c_fc", f"{ours}.0")
-    yield from _affine(f"{theirs}.mlp.c_proj", f"{ours}.2")
+    yield from affine(f"{theirs}.ln_2", f"{ours}_norm")
+    yield from affine(f"{theirs}.mlp.c_fc", f"{ours}.0")
+    yield from affine(f"{theirs}.mlp.c_proj", f"{ours}.2")
 
 
 def _attention(theirs: str, ours: str) -> Iterator[Match]:
@@ -206,9 +214,10 @@ def _attention(theirs: str, ours: str) -> Iterator[Match]:
 
 def _attention_but_weight(theirs: str, ours: str) -> Iterator[Match]:
     yield Match((f"{theirs}.in_proj_bias",), (f"{ours}.query.bias", f"{ours}.key_value.bias"))
-    yield from _affine(f"{theirs}.out_proj", f"{ours}.output")
+    yield from affine(f"{theirs}.out_proj", f"{ours}.output")
 
 
-def _affine(theirs: str, ours: str) -> Iterator[Match]:
+def affine(theirs: str, ours: str) -> Iterator[Match]:
+    """The matches of a weight and its bias."""
     for name in ("weight", "bias"):
         yield Match((f"{theirs}.{name}",), (f"{ours}.{name}",))

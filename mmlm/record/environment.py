@@ -40,6 +40,8 @@ class Environment:
 
     command: str
     """The command line that started the run."""
+    working_folder: str
+    """Where it was given: relative paths of the config begin there."""
     git_commit: str | None
     """None outside a git checkout."""
     git_dirty: bool | None
@@ -62,6 +64,7 @@ def describe_environment(
     status = _git("status", "--porcelain", "--untracked-files=no")
     return Environment(
         command=shlex.join(["python", "-m", "mmlm.train", *sys.argv[1:]]),
+        working_folder=str(Path.cwd()),
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
         device=device_name(device),
@@ -94,6 +97,22 @@ def precision_of_run(configured: Precision, folder: Path, device: torch.device) 
     except (ValueError, AttributeError):
         raise DamagedFileError(file, "it holds no JSON object") from None
     return Precision[recorded] if recorded in Precision.__members__ else resolved(configured, device)
+
+
+def working_folder_of_run(folder: Path) -> Path | None:
+    """Where the relative paths of a run's config begin; None if nobody has written it down, or it is not there.
+
+    Raises DamagedFileError.
+    """
+    file = folder / ENVIRONMENT
+    if not file.is_file():
+        return None
+    try:
+        recorded = json.loads(read_recorded(file)).get("working_folder")
+    except (ValueError, AttributeError):
+        raise DamagedFileError(file, "it holds no JSON object") from None
+    found = Path(recorded) if isinstance(recorded, str) and recorded else None
+    return found if found is not None and found.is_dir() else None
 
 
 def save_environment(environment: Environment, folder: Path) -> None:

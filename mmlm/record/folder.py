@@ -8,6 +8,8 @@ runs/<experiment>/<name or hash>/seed=<n>/
     figures.json       what the names of metrics and scores are (record/figures.py)
     scores.json        the scores of every evaluated split (evaluation/evaluate.py)
     samples.json       examples of captions and retrieval, for the report
+    items.json         what the scores are made of, image by image (evaluation/items.py)
+    changes.json       what the config changes of that of caption_base (record/changes.py)
     report.html        the page for people (reports/page.py)
     manifest.jsonl     the SHA-256 of each of these files (record/manifest.py)
     tokenizer/         files of the tokenizer, if it has any
@@ -15,10 +17,13 @@ runs/<experiment>/<name or hash>/seed=<n>/
     stacks/            where ranks stood when one of them stalled (launch/watchdog.py)
     slurm/             the batch file and logs of launcher=slurm; launch/slurm.py names them
     lock               held while a process writes into the folder (record/lock.py)
-    wandb_id           the run's id at wandb, so that a resumed run continues its curves
+    wandb/             what logger=wandb writes (record/loggers/wandb.py)
+    tensorboard/       what logger=tensorboard writes (record/loggers/tensorboard.py)
+    logger_id          the run's id for loggers, so that a resumed run continues its curves
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,13 +37,16 @@ DATA = "data.json"
 FIGURES = "figures.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"
+ITEMS = "items.json"
+CHANGES = "changes.json"
 REPORT = "report.html"
 MANIFEST = "manifest.jsonl"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 STACKS = "stacks"
 LOCK = "lock"
-WANDB_ID = "wandb_id"
+TENSORBOARD = "tensorboard"
+LOGGER_ID = "logger_id"
 ASIDE = ".before-"
 """Part of the name of a run folder that was moved aside because a new run took its place."""
 
@@ -87,7 +95,12 @@ def newest_run(path: str) -> tuple[Path, int]:
     A run was trained last if its metrics were written last; evaluating a run, or writing its report, makes it no newer.
     """
     found = runs_below(path)
-    return max(found, key=_trained_at), len(found)
+    return newest_of(found), len(found)
+
+
+def newest_of(runs: Sequence[Path]) -> Path:
+    """The run folder that was trained last, of one or more."""
+    return max(runs, key=_trained_at)
 
 
 def runs_below(path: str) -> list[Path]:

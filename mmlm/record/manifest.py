@@ -24,10 +24,12 @@ from typing import Any
 from mmlm.core.errors import UserError
 from mmlm.core.wording import utf8
 from mmlm.record.folder import (
+    CHANGES,
     CONFIG,
     DATA,
     ENVIRONMENT,
     FIGURES,
+    ITEMS,
     MANIFEST,
     METRICS,
     REPORT,
@@ -59,6 +61,8 @@ _ADVICE: Mapping[str, str] = {
     FIGURES: "remove it: everything works without it, under plain names",
     SCORES: _EVALUATED,
     SAMPLES: _EVALUATED,
+    ITEMS: _EVALUATED,
+    CHANGES: "remove it: then the report does not show what the run changes",
     REPORT: "python -m mmlm.report run={folder} writes it anew",
     TOKENIZER: "restore it from a copy; without it no text can be read, and figures and reports still can",
 }

@@ -1,59 +1,24 @@
-"""Metrics of a run: rows of ``(name, value)`` in ``metrics.jsonl``, and a copy at wandb.
-
-The JSONL file is the record, which reports read. The copy at wandb may fail without harm.
-"""
+"""Metrics of a run: rows of ``(name, value)`` in ``metrics.jsonl``, the record, which reports and copies follow."""
 
 import json
 import math
 import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
+from typing import Protocol, Self, TextIO
 
 from mmlm.core.errors import UserError
-from mmlm.core.output import to_stderr
 from mmlm.core.wording import utf8
-from mmlm.record.folder import METRICS, WANDB_ID, unwritten, write_whole
-from mmlm.record.manifest import Growing, Prefix, announce_prefixes, read_recorded, text_of, write_recorded
-
-if TYPE_CHECKING:
-    from wandb import Run
+from mmlm.record.folder import METRICS, unwritten, write_whole
+from mmlm.record.logger import Copies
+from mmlm.record.manifest import Growing, Prefix, announce_prefixes, read_recorded, text_of
 
 _RESERVED = ("step", "examples", "seconds")
 """Names in a row that no metric may have."""
-_WANDB_SECONDS = 15.0
-"""How long wandb may take to start, once to log in and once to begin the run."""
 _ROWS = 200
 """Rows after which the file is put on record in the manifest; it is at the end of a run, and of a part of one, too."""
-_UPLOAD_SECONDS = 60.0
-"""How long wandb may take, at the end of a run, to upload what is left."""
-
-
-class WandbMode(StrEnum):
-    """Whether and how wandb gets a copy of the metrics."""
-
-    disabled = "disabled"
-    offline = "offline"
-    online = "online"
-
-
-@dataclass
-class MetricsSettings:
-    """Settings of wandb; ``metrics.jsonl`` is always written."""
-
-    wandb: WandbMode = WandbMode.disabled
-    """disabled; offline (kept in the run folder, uploaded later with `wandb sync`); or online."""
-    project: str = "mmlm"
-    """wandb project."""
-    entity: str | None = None
-    """wandb user or team; null is the account's default."""
-    tags: list[str] = field(default_factory=list)
-    """wandb tags."""
 
 
 class Log(Protocol):
@@ -88,40 +53,21 @@ class NoLog:
 
 
 class MetricLog:
-    """The log of one run, in ``metrics.jsonl`` and at wandb. Used on rank 0 only, as a context manager.
+    """The log of one run, in ``metrics.jsonl`` and its copies. Used on rank 0 only, as a context manager.
 
     A row of ``metrics.jsonl`` is one JSON object: ``step`` (optimizer steps), ``examples`` (seen since step 0),
     ``seconds`` (of training), and the values. JSON has no NaN, so non-finite values are written as the strings
     ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float()`` and ``read_metrics`` read.
-
-    No failure of wandb ends a run: after the first one, which is told, wandb is not used any more.
     """
 
-    def __init__(
-        self,
-        run_folder: Path,
-        settings: MetricsSettings,
-        config: Mapping[str, Any],
-        run_name: str,
-        tell: Callable[[str], None] = to_stderr,
-    ) -> None:
-        """Starts the copy at wandb if ``settings`` ask for it; ``metrics.jsonl`` is opened by the first row.
-
-        ``config`` is shown by wandb as the run's settings: plain values without secrets. ``tell`` receives the line
-        about a failure of wandb.
-        """
+    def __init__(self, run_folder: Path, copies: Copies | None = None) -> None:
+        """``metrics.jsonl`` is opened by the first row, and ``copies`` are begun by ``resume_from``."""
         run_folder.mkdir(parents=True, exist_ok=True)
-        self._tell = tell
         self.path = run_folder / METRICS
         self._file: TextIO | None = None
         self._written = Growing()
         self._unannounced = 0
-        self._wandb: Run | None = None
-        if settings.wandb != WandbMode.disabled:
-            try:
-                self._wandb = _start_wandb(run_folder, settings, config, run_name)
-            except Exception as error:  # no network, no account, a changed library: none of it ends a run
-                tell(_left_out(error))
+        self._copies = copies
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +90,8 @@ class MetricLog:
         before = [Prefix.of(self.path.read_bytes())] if self.path.exists() else []
         announce_prefixes(self.path.parent, METRICS, Prefix.of(utf8(text)), *before)
         write_whole(self.path, text)
+        if self._copies is not None:
+            self._copies.begin(kept)
         return len(rows) - len(kept)
 
     def log(self, step: int, examples: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -153,7 +101,7 @@ class MetricLog:
         """
         if clash := [name for name in values if name in _RESERVED]:
             raise ValueError(f"a metric cannot be called '{clash[0]}'")
-        row = {"step": step, "examples": examples, "seconds": seconds, **values}
+        row = _plain({"step": step, "examples": examples, "seconds": seconds, **values})
         try:
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
@@ -167,14 +115,14 @@ class MetricLog:
                 self._announce()
         except OSError as error:
             raise unwritten(self.path, error) from error
-        # Its own count of rows would begin anew in a resumed run, and the parts of an offline run overwrite each other.
-        self._to_wandb(lambda run: run.log(row, step=step))
+        if self._copies is not None:
+            self._copies.log(row)
 
     def close(self, failed: bool = False) -> None:
-        """Closes the file and ends the run at wandb; ``failed`` marks it as failed there."""
+        """Closes the file and ends the copies; ``failed`` marks them as those of a run that was cut off."""
         self._close_file()
-        self._to_wandb(lambda run: run.finish(exit_code=int(failed)))
-        self._wandb = None
+        if self._copies is not None:
+            self._copies.close(failed)
 
     def _close_file(self) -> None:
         if self._file is not None:
@@ -191,15 +139,6 @@ class MetricLog:
         os.fsync(self._file.fileno())
         announce_prefixes(self.path.parent, METRICS, self._written.prefix)
         self._unannounced = 0
-
-    def _to_wandb(self, action: Callable[["Run"], None]) -> None:
-        if self._wandb is None:
-            return
-        try:
-            action(self._wandb)
-        except Exception as error:  # whatever it is: a logger does not end a run
-            self._wandb = None
-            self._tell(_left_out(error))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -220,10 +159,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def _plain(row: Mapping[str, float]) -> dict[str, float]:
+    """int stays int; 0-dimensional tensors and numpy numbers become floats."""
+    return {name: value if type(value) in (int, float) else float(value) for name, value in row.items()}
+
+
 def _line(row: Mapping[str, float]) -> str:
-    # int stays int; 0-dimensional tensors and numpy numbers become floats.
-    plain = {name: value if type(value) in (int, float) else float(value) for name, value in row.items()}
-    spelt = {name: value if math.isfinite(value) else _spell(value) for name, value in plain.items()}
+    spelt = {name: value if math.isfinite(value) else _spell(value) for name, value in row.items()}
     return json.dumps(spelt, allow_nan=False) + "\n"
 
 
@@ -238,50 +180,3 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is not a number")
     return value
-
-
-# wandb
-
-
-def _start_wandb(run_folder: Path, settings: MetricsSettings, config: Mapping[str, Any], run_name: str) -> "Run":
-    """Starts a wandb run that writes below the run folder only, prints nothing and gives up in bounded time."""
-    import wandb  # takes a second, and most runs do without
-
-    limits = wandb.Settings(
-        console="off",
-        silent=True,
-        disable_git=True,
-        disable_code=True,
-        disable_job_creation=True,
-        init_timeout=_WANDB_SECONDS,
-        login_timeout=_WANDB_SECONDS,
-        finish_timeout=_UPLOAD_SECONDS,
-    )
-    run = wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        tags=settings.tags,
-        name=run_name,
-        id=_wandb_id(run_folder),
-        resume="allow" if settings.wandb == WandbMode.online else None,
-        dir=run_folder,
-        mode=settings.wandb.value,
-        config=dict(config),
-        settings=limits,
-    )
-    # Our own step as the axis: wandb's refuses to go back, which a run does that resumes from a checkpoint.
-    run.define_metric("*", step_metric="step")
-    return run
-
-
-def _wandb_id(run_folder: Path) -> str:
-    """The id of this run folder at wandb, made once and kept in a file, so that a resumed run continues its curves."""
-    file = run_folder / WANDB_ID
-    if not file.exists():
-        write_recorded(file, secrets.token_hex(4))
-    return text_of(file, read_recorded(file)).strip()
-
-
-def _left_out(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"wandb is left out from here on ({type(error).__name__}: {first}); {METRICS} has everything"

@@ -10,7 +10,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ WIDTH, HEIGHT = 350, 176
 
 MAX_POINTS = 240
 """A longer series is drawn as the means of this many stretches: more points would be less than two pixels apart."""
+
+PLOT_LEFT, PLOT_WIDTH = 0.115, 0.865
+"""Where the axis of steps begins, and its length, as shares of a chart's width."""
 
 SMOOTH_FROM = 40
 """A training series of fewer points than this is drawn without a running mean."""
@@ -78,7 +81,7 @@ def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: boo
     with mpl.rc_context(settings):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         canvas = FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.115, 0.135, 0.865, 0.82))
+        axes = figure.add_axes((PLOT_LEFT, 0.135, PLOT_WIDTH, 0.82))
         _style_axes(axes, percent)
         for line in lines:
             _draw_line(axes, line)
@@ -86,6 +89,32 @@ def draw_chart(lines: Sequence[Line], name: str, percent: bool = False, log: boo
         drawn = io.StringIO()
         canvas.print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _to_inline_svg(drawn.getvalue(), name)
+
+
+def curve_data(lines: Mapping[str, Line], percent: bool) -> dict[str, Any]:
+    """What the page's script tells of a chart when somebody points at it: the points of each strong line, and the axis.
+
+    ``left`` and ``width`` are shares of the chart's width; the axis goes from step ``from`` over ``until`` steps.
+    Values have 5 digits; one that is not finite is None.
+    """
+    low, high = _step_limits(tuple(lines.values()))
+    drawn = {name: line.drawn()[0] for name, line in lines.items()}
+    return {
+        "left": PLOT_LEFT,
+        "width": PLOT_WIDTH,
+        "from": low,
+        "until": high - low,
+        "percent": percent,
+        "lines": [
+            {
+                "name": name,
+                "color": lines[name].color,
+                "steps": list(series.steps),
+                "values": [float(f"{value:.5g}") if math.isfinite(value) else None for value in series.values],
+            }
+            for name, series in drawn.items()
+        ],
+    }
 
 
 def compact_number(value: float) -> str:
@@ -179,13 +208,18 @@ def _draw_line(axes: "Axes", line: Line) -> None:
     )
 
 
+def _step_limits(lines: Sequence[Line]) -> tuple[float, float]:
+    """The first and last step of the axis."""
+    steps = [step for line in lines for step in line.series.steps]
+    return min([0, *steps]), max([1, *steps]) * 1.02
+
+
 def _limit_axes(axes: "Axes", lines: Sequence[Line], log: bool) -> None:
     """Limits both axes to finite values. The highest half per cent of a long curve (its first steps) may be cut off."""
-    steps = [step for line in lines for step in line.series.steps]
     drawn = [series for line in lines for series in (line.series, line.low, line.high) if series]
     values = np.array([value for series in drawn for value in series.values if math.isfinite(value)])
     values = values[values > 0] if log else values
-    axes.set_xlim(min(0, *steps) if steps else 0, max([1, *steps]) * 1.02)
+    axes.set_xlim(*_step_limits(lines))
     if values.size and log:
         _limit_log_axis(axes, float(values.min()), float(values.max()))
     elif values.size:

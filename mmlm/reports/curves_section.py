@@ -1,11 +1,12 @@
 """The report's section of curves: losses, validation scores, diagnoses, and figures such as the learning rate."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 from mmlm.core.figure import LOSS, OTHER, TOTAL, WEIGHTED, Figure, FigureGroup, declared, family_of, shown_in
 from mmlm.record.figures import RunFigures
-from mmlm.reports.charts import Line, draw_chart
+from mmlm.reports.charts import Line, curve_data, draw_chart
 from mmlm.reports.run_folder import Metrics, Series
 from mmlm.reports.scores_section import SERIES_COLORS, format_value
 
@@ -127,9 +128,10 @@ def _chart(figure: Figure, lines: Mapping[str, Line], kind: str) -> str:
     drawing = draw_chart(tuple(lines.values()), kind + title, figure.share, figure.log_scale)
     legend = _legend(lines, figure.share)
     meaning = f' title="{escape(figure.meaning)}"' if figure.meaning else ""
+    data = escape(json.dumps(curve_data(lines, figure.share)))
     return (
         f'<figure><figcaption><b{meaning}>{escape(title)}</b><div class="legend">{legend}</div></figcaption>'
-        f"{drawing}</figure>"
+        f'<div class="plot" data-curves="{data}">{drawing}</div></figure>'
     )
 
 

@@ -18,10 +18,17 @@ OF_DATA = ("train", "validation", "test", "path", "image_size", "max_tokens", "c
 def differences(runs: Mapping[str, RunFolder]) -> str | None:
     """One line about the precision, commit, device (threads) and data that differ among runs; None if all are equal.
 
+    Of the data, settings are compared, and the examples that each run found. So is the precision of the last scores.
+
     What a run does not tell, since it is older or has no such file, is taken for equal.
     """
     found = [line for key, word in RECORDED.items() if (line := _of_environment(runs, key, word)) is not None]
+    taken = {name: run.scores.precision for name, run in runs.items() if run.scores and run.scores.precision}
+    if len(set(taken.values())) > 1:
+        found.append(f"precision of the scores ({', '.join(f'{name}: {value}' for name, value in taken.items())})")
     places = list(_places_of_data(runs))
+    if not places:
+        places = [f"other examples in {name}" for name in _examples_that_differ(runs)]
     if places:
         found.append(f"data ({', '.join(places)})")
     return f"the runs also differ in {'; '.join(found)}" if found else None
@@ -41,6 +48,14 @@ def _places_of_data(runs: Mapping[str, RunFolder]) -> Iterator[str]:
     for key in OF_DATA:
         if any(section.get(key) != sections[0].get(key) for section in sections):
             yield f"data.{key}"
+
+
+def _examples_that_differ(runs: Mapping[str, RunFolder]) -> Iterator[str]:
+    """The splits of which the runs have found other examples, by the digests in ``data.json``."""
+    for split in dict.fromkeys(split for run in runs.values() for split in run.data):
+        told = [record for run in runs.values() if isinstance(record := run.data.get(split), dict)]
+        if len({str(record.get("digest")) for record in told}) > 1:
+            yield split
 
 
 def _data_of(config: str) -> Mapping[str, Any] | None:

@@ -1,37 +1,51 @@
 """Writes ``report.html`` of a run folder: a single page that needs no other file, for a talk, a mail or a printer."""
 
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 from mmlm.record.folder import FIGURES, REPORT
 from mmlm.record.manifest import write_recorded
+from mmlm.reports.breakdown_section import breakdown_section
 from mmlm.reports.curves_section import curves
 from mmlm.reports.run_folder import RunFolder, read_run_folder
+from mmlm.reports.run_section import against_note, changes_section, name_beside, reproduce_section, seeds_line
 from mmlm.reports.samples_section import samples_section
-from mmlm.reports.scores_section import headline, newest_scores, scores_table, split_colors
-from mmlm.reports.style import SCRIPT, STYLE
+from mmlm.reports.scores_section import Other, headline, newest_scores, scores_table, split_colors
+from mmlm.reports.script import SCRIPT
+from mmlm.reports.style import STYLE
 
 # The page fetches nothing from anywhere, even if a caption or a config holds HTML that would.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, other: RunFolder | None = None) -> Path:
     """Writes ``report.html`` into a run folder, finished or not, and returns its path.
+
+    The scores of ``other``, another run, stand beside those of this one.
 
     Raises ``UserError`` when the folder is no run folder or one of its files cannot be understood. An older page is
     replaced in one step, so that a reader never meets half of one.
     """
-    page = render_page(read_run_folder(run_folder))
+    page = render_page(read_run_folder(run_folder), other)
     target = run_folder / REPORT
     write_recorded(target, page)
     return target
 
 
-def render_page(run: RunFolder) -> str:
+def render_page(run: RunFolder, other: RunFolder | None = None) -> str:
     """The whole page as HTML."""
     title = run.experiment if run.seed is None else f"{run.experiment}, seed {run.seed}"
-    body = "".join((_header(run), _scores(run), _curves(run), _samples(run), _reproduce(run)))
+    sections = {
+        "Scores": _scores(run, other),
+        "Breakdown": _breakdown(run),
+        "Curves": _curves(run),
+        "Samples": _samples(run),
+        "Changes": changes_section(run.changes),
+        "Do it again": reproduce_section(run),
+    }
+    body = _header(run, _contents(sections)) + "".join(sections.values())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
@@ -69,7 +83,17 @@ def format_flops(count: int) -> str:
     return f"{count} FLOPs"
 
 
-def _header(run: RunFolder) -> str:
+def _contents(sections: Mapping[str, str]) -> str:
+    """A link to each section that there is, by the id that the section begins with."""
+    links = "".join(
+        f'<a href="#{found[1]}">{name}</a>'
+        for name, section in sections.items()
+        if (found := re.match(r'<section id="([a-z]+)"', section))
+    )
+    return f'<nav aria-label="Contents">{links}</nav>'
+
+
+def _header(run: RunFolder, contents: str) -> str:
     scores = newest_scores(run)
     name = "" if run.name is None else f"run <code>{escape(run.name)}</code>, seed {run.seed}"
     said = headline(scores, run.figures.evaluation) if scores else ""
@@ -77,7 +101,7 @@ def _header(run: RunFolder) -> str:
     facts = "".join(f"<div><dt>{term}</dt><dd>{value}</dd></div>" for term, value in _facts(run).items())
     return (
         f'<header><p class="eyebrow">{name}</p><h1>{escape(run.experiment)}</h1>'
-        f'{lead}<dl class="facts">{facts}</dl>{_parts(run)}</header>'
+        f'{lead}{seeds_line(run.path)}<dl class="facts">{facts}</dl>{_parts(run)}{contents}</header>'
     )
 
 
@@ -120,22 +144,31 @@ def _parts(run: RunFolder) -> str:
     return f'<div class="parts" aria-hidden="true">{bar}</div><div class="part-names">{names}</div>'
 
 
-def _scores(run: RunFolder) -> str:
+def _scores(run: RunFolder, other: RunFolder | None) -> str:
     scores = newest_scores(run)
+    beside = Other(name_beside(run, other), other.scores) if other and other.scores else None
     table = (
-        scores_table(scores, split_colors(run), run.figures.evaluation)
+        scores_table(scores, split_colors(run), run.figures.evaluation, beside)
         if scores and scores.splits
         else '<p class="note">Not evaluated yet.</p>'
     )
+    said = against_note(run, other) if other and beside else ""
+    about = '<p class="note">Below a score stand what chance gives and the 95% interval, where they are known.</p>'
     note = f'<p class="note">{FIGURES} is damaged: what it explains is shown under plain names.</p>'
-    return f'<section id="scores"><h2>Scores</h2>{note * run.figures.damaged}{table}</section>'
+    return f'<section id="scores"><h2>Scores</h2>{note * run.figures.damaged}{about}{said}{table}</section>'
+
+
+def _breakdown(run: RunFolder) -> str:
+    drawn = breakdown_section(run.items, split_colors(run))
+    return f'<section id="breakdown"><h2>Where it is right and wrong</h2>{drawn}</section>' if drawn else ""
 
 
 def _curves(run: RunFolder) -> str:
     drawn = curves(run.metrics, split_colors(run), run.figures) or '<p class="note">Nothing logged yet.</p>'
     return (
         '<section id="curves"><h2>Curves</h2><p class="note">Over optimizer steps. Faint: as logged; '
-        f"strong: running mean. The number is where the strong line ends.</p>{drawn}</section>"
+        "strong: running mean. The number is where the strong line ends; point at a chart to read its values."
+        f"</p>{drawn}</section>"
     )
 
 
@@ -145,39 +178,3 @@ def _samples(run: RunFolder) -> str:
     silent = shown and all(example.generated is None for split in shown.values() for example in split.examples)
     title = "What it finds" if silent else "What it sees and says"
     return f'<section id="samples"><h2>{title}</h2>{drawn}</section>'
-
-
-def _reproduce(run: RunFolder) -> str:
-    command = run.environment.get("command")
-    commit = run.environment.get("git_commit")
-    lines = [f"git checkout {commit}"] * bool(commit) + ["pip install -e .", str(command)] * bool(command)
-    lines += ["", "# this page again", f"python -m mmlm.report run={run.display_path}"]
-    dirty = (
-        '<p class="note">There were uncommitted changes: the commit alone does not give this run back.</p>'
-        if run.environment.get("git_dirty")
-        else ""
-    )
-    config = (
-        f"<details><summary>Resolved config</summary><pre>{escape(run.config)}</pre></details>" if run.config else ""
-    )
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in _flatten(run.environment).items())
-    environment = (
-        f'<details><summary>Environment and versions</summary><table class="plain">{rows}</table></details>'
-        if rows
-        else ""
-    )
-    return (
-        f'<section id="reproduce"><h2>Do it again</h2>{dirty}<pre>{escape(chr(10).join(lines).strip())}</pre>'
-        f"{config}{environment}</section>"
-    )
-
-
-def _flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """The values of nested objects as text, by dotted name."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return flat

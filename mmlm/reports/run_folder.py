@@ -8,7 +8,10 @@
         figures.json       what the names of metrics and scores are (record/figures.py)
         scores.json        {"step", "precision"?,
                             "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
-        samples.json       {"splits": {name: {"examples": [...], "queries": [...]}}}
+        samples.json       {"splits": {name: {"examples": [...], "queries": [...], "extremes": {...}}}}
+        items.json         {"splits": {name: {"of": {...}, "images": {column: [...]}, "texts": {column: [...]}}}}
+        changes.json       what the config changes of the base experiment (record/changes.py)
+        data.json          {split: {"digest", ...}}: what the examples were
 
 Any file may be missing: a report can be made of a run that has just begun. A file that is there and cannot be
 understood is a ``UserError`` that names the file and the key. (A last line of ``metrics.jsonl`` that was cut off when
@@ -22,9 +25,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmlm.core.errors import UserError
+from mmlm.record.changes import Changes, read_changes
 from mmlm.record.figures import RunFigures, read_figures
-from mmlm.record.folder import CONFIG, ENVIRONMENT, METRICS, SAMPLES, SCORES
+from mmlm.record.folder import CONFIG, DATA, ENVIRONMENT, ITEMS, METRICS, SAMPLES, SCORES
 from mmlm.record.metrics import read_metrics
+from mmlm.reports.items import SplitItems, parse_items
 from mmlm.reports.json_file import JsonNode, read_json, read_text
 from mmlm.reports.samples import SplitSamples, parse_samples
 
@@ -106,6 +111,12 @@ class RunFolder:
     """The object in ``environment.json``."""
     figures: RunFigures = field(default_factory=RunFigures)
     """What the names of metrics and scores are."""
+    items: Mapping[str, SplitItems] = field(default_factory=dict)
+    """What the scores of each split are made of."""
+    changes: Changes | None = None
+    """What the config changes of the base experiment; None if nobody has written it down."""
+    data: Mapping[str, object] = field(default_factory=dict)
+    """The object in ``data.json``."""
 
     @property
     def experiment(self) -> str:
@@ -155,7 +166,7 @@ def read_run_folder(path: Path, tell: Callable[[str], None] | None = None) -> Ru
     """Reads a run folder, finished or not.
 
     Raises ``UserError`` when ``path`` is no folder, holds neither ``config.yaml`` nor ``metrics.jsonl``, or when one of
-    its files is damaged or cannot be understood. With ``tell``, scores and samples for which that holds are left out
+    its files is damaged or cannot be understood. With ``tell``, results for which that holds are left out
     instead, and ``tell`` is given the line.
     """
     if not path.is_dir():
@@ -174,14 +185,26 @@ def read_run_folder(path: Path, tell: Callable[[str], None] | None = None) -> Ru
         config=read_text(path / CONFIG) or "",
         environment=read_json(path / ENVIRONMENT) or {},
         figures=read_figures(path),
+        items=_result(path / ITEMS, parse_items, tell) or {},
+        changes=_unless_bad(lambda: read_changes(path), tell),
+        data=_unless_bad(lambda: read_json(path / DATA), tell) or {},
     )
 
 
 def _result(file: Path, parse: Callable[[JsonNode], Result], tell: Callable[[str], None] | None) -> Result | None:
-    """What ``parse`` makes of a file; None without the file, and if it is bad and ``tell`` is there to hear it."""
-    try:
+    """What ``parse`` makes of a file; None without the file, and as ``_unless_bad`` has it."""
+
+    def read() -> Result | None:
         content = read_json(file)
         return None if content is None else parse(JsonNode(content, file.name))
+
+    return _unless_bad(read, tell)
+
+
+def _unless_bad(read: Callable[[], Result | None], tell: Callable[[str], None] | None) -> Result | None:
+    """What ``read`` gives; None if it raises a UserError and ``tell`` is there to hear it."""
+    try:
+        return read()
     except UserError as error:
         if tell is None:
             raise

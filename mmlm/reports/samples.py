@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmlm.core.errors import UserError
 from mmlm.reports.json_file import JsonNode
@@ -48,6 +48,8 @@ class SampleExample:
     nearest_captions: tuple[NearestCaption, ...]
     """Nearest first."""
     attention: Attention | None
+    rank: int | None = None
+    """The place of its best true caption among all captions, 1 being the nearest; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Query:
     caption: str
     images: tuple[RetrievedImage, ...]
     """Nearest first."""
+    rank: int | None = None
+    """The place of its best image among all images; None if it is not known."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class SplitSamples:
 
     examples: tuple[SampleExample, ...]
     queries: tuple[Query, ...]
+    extremes: Mapping[str, tuple[SampleExample, ...]] = field(default_factory=dict)
+    """The ``worst``, ``typical`` and ``best`` images by rank; none in files older than them."""
 
 
 def parse_samples(root: JsonNode) -> Mapping[str, SplitSamples]:
@@ -86,10 +92,21 @@ def parse_samples(root: JsonNode) -> Mapping[str, SplitSamples]:
 
 
 def _parse_split_samples(node: JsonNode) -> SplitSamples:
+    extremes = node.get("extremes", dict, {})
     return SplitSamples(
         examples=tuple(_parse_example(example) for example in node.get("examples", list, []).items(dict)),
         queries=tuple(_parse_query(query) for query in node.get("queries", list, []).items(dict)),
+        extremes={
+            kind: tuple(_parse_example(example) for example in extremes.get(kind, list, []).items(dict))
+            for kind in ("worst", "typical", "best")
+            if kind in extremes.value
+        },
     )
+
+
+def _parse_rank(node: JsonNode) -> int | None:
+    """The rank of an example or a query; older files have none."""
+    return None if node.value.get("rank") is None else node.get("rank", int).value
 
 
 def _parse_example(node: JsonNode) -> SampleExample:
@@ -108,6 +125,7 @@ def _parse_example(node: JsonNode) -> SampleExample:
             for n in near
         ),
         attention=None if looked is None else _parse_attention(node.get("attention", dict)),
+        rank=_parse_rank(node),
     )
 
 
@@ -116,7 +134,7 @@ def _parse_query(node: JsonNode) -> Query:
         RetrievedImage(_parse_image(n.get("image", str)), n.get("similarity", float).value, n.get("match", bool).value)
         for n in node.get("images", list).items(dict)
     )
-    return Query(caption=node.get("caption", str).value, images=images)
+    return Query(caption=node.get("caption", str).value, images=images, rank=_parse_rank(node))
 
 
 def _parse_attention(node: JsonNode) -> Attention:

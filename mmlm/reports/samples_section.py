@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from mmlm.reports.charts import heat_map, peak_share
 from mmlm.reports.samples import Query, SampleExample, SplitSamples
+from mmlm.reports.tabs import tabbed
 
 Shown = TypeVar("Shown", SampleExample, Query)
 
@@ -19,17 +20,7 @@ SHOWN = 12
 
 def samples_section(samples: Mapping[str, SplitSamples]) -> str:
     """A tab for each split. Without JavaScript, and on paper, the splits stand one below the other."""
-    tabs = "".join(
-        f'<button role="tab" id="tab-{i}" aria-controls="panel-{i}" data-split="{escape(name)}" '
-        f'aria-selected="{"true" if i == 0 else "false"}">{escape(name)}</button>'
-        for i, name in enumerate(samples)
-    )
-    panels = "".join(
-        f'<div class="panel" role="tabpanel" id="panel-{i}" aria-labelledby="tab-{i}">'
-        f'<h3 class="panel-title">{escape(name)}</h3>{_panel(split)}</div>'
-        for i, (name, split) in enumerate(samples.items())
-    )
-    return f'<div class="tabs" role="tablist" aria-label="Splits">{tabs}</div>{panels}'
+    return tabbed("samples", {name: _panel(split) for name, split in samples.items()})
 
 
 def mark_words(generated: str, captions: Sequence[str]) -> str:
@@ -54,6 +45,7 @@ def _panel(split: SplitSamples) -> str:
     near = [example for example in split.examples if example.nearest_captions]
     return "".join((
         _captions(split.examples) if any(e.generated is not None for e in split.examples) else _found(split.examples),
+        _extremes(split.extremes),
         _block(
             "Where the decoder looked",
             "The image with a true caption, then each word as it was written: attention over the image's patches, "
@@ -123,6 +115,40 @@ def _found(examples: Sequence[SampleExample]) -> str:
     return _gallery("Images and their nearest caption", note, cards, found, ("found", "missed"))
 
 
+EXTREMES = {
+    "worst": "Worst: the true caption is far down the list",
+    "typical": "Typical: in the middle of all images",
+    "best": "Best: the true caption comes first, or nearly so",
+}
+"""The heading of each kind of extreme examples."""
+
+
+def _extremes(extremes: Mapping[str, Sequence[SampleExample]]) -> str:
+    """The worst, typical and best images, by the rank of their true caption."""
+    blocks = []
+    for kind, heading in EXTREMES.items():
+        cards = [_extreme_card(example) for example in extremes.get(kind, ())]
+        if cards:
+            blocks.append(f'<h4>{heading}</h4><div class="gallery">{"".join(cards)}</div>')
+    if not blocks:
+        return ""
+    note = "Ordered by the place of the true caption among all captions of the split, 1 being the nearest."
+    return f'<div><h3>Worst, typical and best</h3><p class="note">{note}</p>{"".join(blocks)}</div>'
+
+
+def _extreme_card(example: SampleExample) -> str:
+    """The caption that was written; or the nearest one, where none was."""
+    if example.generated is not None:
+        return _card(example, example.generated, example.exact)
+    near = example.nearest_captions[0] if example.nearest_captions else None
+    return _card(example, near.text if near else "", near is not None and near.match)
+
+
+def _rank(rank: int | None, title: str) -> str:
+    """The rank of the true answer as a small mark; empty where it is not known."""
+    return "" if rank is None else f'<span class="rank" title="{title}">rank {rank:,}</span>'
+
+
 def _gallery(title: str, note: str, cards: Sequence[str], right: int, names: tuple[str, str]) -> str:
     """A grid of cards with buttons for all cards, the ``right`` ones and the others; ``names`` label the last two."""
     counts = (("all", "all", len(cards)), ("exact", names[0], right), ("wrong", names[1], len(cards) - right))
@@ -148,7 +174,8 @@ def _card(example: SampleExample, said: str, right: bool) -> str:
     return (
         f'<figure class="{"exact" if right else "wrong"}" title="{escape(example.id)}">'
         f'<img src="{example.image}" alt="{escape(", ".join(example.captions))}">'
-        f'<figcaption><p class="generated" dir="auto">{marked}</p>{truth}</figcaption></figure>'
+        f'<figcaption><p class="generated" dir="auto">{marked}</p>{truth}'
+        f"{_rank(example.rank, 'place of the true caption among all captions')}</figcaption></figure>"
     )
 
 
@@ -178,7 +205,9 @@ def _neighbours(example: SampleExample) -> str:
         for near in example.nearest_captions
     )
     alt = escape(", ".join(example.captions))
-    return f'<div class="neighbour"><img src="{example.image}" alt="{alt}" title="{alt}"><ol>{rows}</ol></div>'
+    rank = _rank(example.rank, "place of the true caption among all captions")
+    picture = f'<div><img src="{example.image}" alt="{alt}" title="{alt}">{rank}</div>'
+    return f'<div class="neighbour">{picture}<ol>{rows}</ol></div>'
 
 
 def _query(query: Query) -> str:
@@ -187,4 +216,5 @@ def _query(query: Query) -> str:
         f"{image.similarity:.2f}{' ✓' if image.match else ''}</li>"
         for image in query.images
     )
-    return f'<div class="query"><p dir="auto">{escape(query.caption)}</p><ol>{images}</ol></div>'
+    rank = _rank(query.rank, "place of its best image among all images")
+    return f'<div class="query"><p><bdi>{escape(query.caption)}</bdi> {rank}</p><ol>{images}</ol></div>'

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from mmlm.core.figure import OTHER, Figure, FigureGroup, declared, in_order, shown_in
@@ -56,23 +57,40 @@ def format_value(value: float | None, share: bool = False) -> str:
 def headline(scores: Scores, figures: Mapping[str, Figure]) -> str:
     """One sentence (HTML) on the first split: what an audience should remember. Empty without such scores.
 
-    It is made of the clauses that the evaluators declare.
+    It is made of the clauses that the evaluators declare. Each counts the images that its figure was taken over: a
+    split may have images without a caption, or without one in the language that is scored.
     """
     name, split = next(iter(scores.splits.items()), ("", SplitScores({})))
     values = {key: value for key, value in split.values.items() if math.isfinite(value)}
     clauses = {key: declared(figures, key).headline for key in in_order(figures, values)}
-    said = [_clause(text, declared(figures, key), values[key], split) for key, text in clauses.items() if text]
+    said: list[str] = []
+    before = split.images
+    for key, text in clauses.items():
+        if text:
+            said.append(_clause(text, declared(figures, key), values[key], split, before))
+            before = _count(declared(figures, key).count, split) or split.images
     several = ", and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]]))
     return f"On <b>{escape(name)}</b>, {several}." if said else ""
 
 
-def _clause(text: str, figure: Figure, value: float, split: SplitScores) -> str:
-    """A declared clause as HTML. Only these words in braces are replaced, for whoever wrote the run wrote the text."""
+def _count(name: str, split: SplitScores) -> int | None:
+    """The number of items under ``name``, if the split has it."""
+    value = split.values.get(name)
+    return round(value) if value is not None and math.isfinite(value) else None
+
+
+def _clause(text: str, figure: Figure, value: float, split: SplitScores, before: int | None) -> str:
+    """A declared clause as HTML. Only these words in braces are replaced, for whoever wrote the run wrote the text.
+
+    ``before`` is the number of images that the clause before is about.
+    """
     shown = f"{100 * value:.0f}%" if figure.share else format_value(value)
+    images, captions = _count(figure.count, split) or split.images, _count(figure.among, split) or split.captions
     words = {
         "{value}": f"<b>{shown}</b>",
-        "{images}": f"{split.images:,} images" if split.images else "the images",
-        "{of_captions}": f" of {split.captions:,}" if split.captions else "",
+        "{images}": f"{images:,} images" if images else "the images",
+        "{of_images}": f" of {images:,} images" if images and images != before else "",
+        "{of_captions}": f" of {captions:,}" if captions else "",
     }
     html = escape(text)
     for word, said in words.items():
@@ -80,14 +98,27 @@ def _clause(text: str, figure: Figure, value: float, split: SplitScores) -> str:
     return html
 
 
-def scores_table(scores: Scores, colors: Mapping[str, str], figures: Mapping[str, Figure]) -> str:
-    """The table of the main scores, a row a figure with its meaning and a column a split, and a fold of all scores."""
+@dataclass(frozen=True)
+class Other:
+    """Another run, whose scores stand beside those of the report's own."""
+
+    name: str
+    scores: Scores
+
+
+def scores_table(
+    scores: Scores, colors: Mapping[str, str], figures: Mapping[str, Figure], other: Other | None = None
+) -> str:
+    """The table of the main scores, a row a figure with its meaning and a column a split, and a fold of all scores.
+
+    Each value has its level of chance and its interval, as far as they are known, and the value of ``other``.
+    """
     head = "".join(_split_heading(name, split) for name, split in scores.splits.items())
     groups: dict[FigureGroup, list[str]] = {}
     for key in shown_in("table", figures, _names(scores)):
         groups.setdefault(declared(figures, key).group, []).append(key)
     ordered = sorted(groups, key=lambda group: group == OTHER)  # stable: what belongs nowhere comes last
-    body = "".join(_group_rows(group, groups[group], scores, colors, figures) for group in ordered)
+    body = "".join(_group_rows(group, groups[group], scores, colors, figures, other) for group in ordered)
     # Next to many columns there is no room for the meaning of a figure: it goes below the name.
     crowded = " crowded" if len(scores.splits) > CROWDED else ""
     taken = f", in {escape(scores.precision)}" if scores.precision else ""
@@ -115,12 +146,16 @@ def _group_rows(
     scores: Scores,
     colors: Mapping[str, str],
     figures: Mapping[str, Figure],
+    other: Other | None,
 ) -> str:
     columns = len(scores.splits) + 1
     rows = []
     for key in keys:
         figure = declared(figures, key)
-        cells = (_score_cell(key, figure, split, colors[name]) for name, split in scores.splits.items())
+        cells = (
+            _score_cell(key, figure, split, colors[name], other, other.scores.splits.get(name) if other else None)
+            for name, split in scores.splits.items()
+        )
         rows.append(
             f'<tr><th scope="row"><div><span class="metric">{escape(figure.name)}</span>'
             f'<span class="meaning">{escape(figure.meaning)}</span></div></th>{"".join(cells)}</tr>'
@@ -131,25 +166,45 @@ def _group_rows(
     )
 
 
-def _score_cell(key: str, figure: Figure, split: SplitScores, color: str) -> str:
+def _score_cell(
+    key: str, figure: Figure, split: SplitScores, color: str, other: Other | None, others: SplitScores | None
+) -> str:
+    """A value with all that stands below it; ``others`` are the scores of the ``other`` run on the same split."""
     value, extra = split.values.get(key), ""
     known = value is not None and math.isfinite(value)
     if figure.share and value is not None and known:
         width = 100 * min(max(value, 0.0), 1.0)
         extra = f'<span class="share"><i style="width:{width:.1f}%;background:var(--{color})"></i></span>'
     chance = split.values.get(figure.chance) if isinstance(figure.chance, str) else figure.chance
-    if known and chance:  # a level of 0 goes without saying
+    if known and chance is not None:
         extra += f"<small>chance {format_value(chance, figure.share)}</small>"
     low, high = split.values.get(figure.low), split.values.get(figure.high)
     if low is not None and high is not None:
         extra += f"<small>{_interval(low, high, figure.share)}</small>{_doubt(figure, low, high, chance)}"
+    if other is not None and others is not None and key in others.values:
+        extra += _against(value if known else None, others.values[key], figure, other.name)
     return f"<td>{format_value(value, figure.share)}{extra}</td>"
 
 
+def _against(value: float | None, others: float, figure: Figure, name: str) -> str:
+    """The value of the other run and, if both are known, by how much this one is higher."""
+    said = f"{escape(name)} {format_value(others, figure.share)}"
+    if value is None or not math.isfinite(others):
+        return f'<small class="other">{said}</small>'
+    difference = round(100 * (value - others), 1) if figure.share else round(value - others, 3)
+    better = figure.higher_is_better is not None and difference != 0 and (difference > 0) == figure.higher_is_better
+    worse = figure.higher_is_better is not None and difference != 0 and not better
+    shown = f"{difference:+.1f}" if figure.share else f"{difference:+.3f}"
+    kind = " better" if better else " worse" if worse else ""
+    return f'<small class="other">{said} <span class="difference{kind}">{shown}</span></small>'
+
+
 def _interval(low: float, high: float, share: bool) -> str:
-    """``0.400 to 0.600``: both ends with equally many digits."""
+    """``0.400 to 0.600``: both ends with equally many digits, unless those would all be zeros."""
     if share:
         return f"{100 * low:.1f} to {100 * high:.1f}%"
+    if 0 < max(abs(low), abs(high)) < 0.001:
+        return f"{format_value(low)} to {format_value(high)}"
     digits = 2 if max(abs(low), abs(high)) >= 1 else 3
     return f"{low:.{digits}f} to {high:.{digits}f}"
 

@@ -1,4 +1,4 @@
-"""The report's style sheet and script: for light and dark, screen and paper; they load nothing from elsewhere."""
+"""The report's style sheet: for light and dark, screen and paper; it loads nothing from elsewhere."""
 
 STYLE = """
 :root {
@@ -41,6 +41,15 @@ section { margin-top: 72px; scroll-margin-top: 24px; }
 code, pre { font-family: var(--mono); font-size: 0.88em; }
 .number { font-variant-numeric: tabular-nums; }
 
+.seeds { margin-top: 12px; font-size: 14px; color: var(--muted); }
+a { color: var(--series-1); text-underline-offset: 3px; text-decoration-thickness: 1px; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 20px; margin-top: 28px; padding: 12px 0; font-size: 14px;
+  border-top: 1px solid var(--line); border-bottom: 1px solid var(--line); }
+nav a { color: var(--soft); text-decoration: none; }
+nav a:hover { color: var(--ink); text-decoration: underline; }
+.unlike { max-width: 60em; margin-top: 8px; padding: 6px 12px; color: var(--bad); font-size: 14px;
+  border-left: 3px solid currentColor; overflow-wrap: anywhere; }
+
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 22px 28px; margin-top: 36px;
   padding-top: 24px; border-top: 1px solid var(--line); }
 .facts dt { color: var(--muted); font-size: 13px; }
@@ -69,12 +78,47 @@ table.scores { width: 100%; border-collapse: collapse; font-variant-numeric: tab
 .scores td .share { display: block; height: 3px; margin: 3px 0 1px auto; width: 96px; border-radius: 2px;
   background: var(--line); }
 .scores td .share i { display: block; height: 3px; border-radius: 2px; }
+.difference { font-weight: 560; }
+.difference.better { color: var(--good); }
+.difference.worse { color: var(--bad); }
+.scores td small.other { max-width: 13em; margin-left: auto; color: var(--soft); white-space: normal;
+  overflow-wrap: anywhere; }
 .scores th > div { display: grid; grid-template-columns: 8.2em minmax(0, 38em); align-items: baseline; }
 .scores.crowded tbody tr:not(.group) th { width: 17em; min-width: 11em; }
 .scores.crowded th > div { display: block; }
 .scores.crowded .metric { display: block; }
 .metric { font-weight: 600; }
 .meaning { color: var(--muted); font-size: 14px; }
+
+.breakdowns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr));
+  gap: 8px 48px; align-items: start; }
+.breakdown, .mistakes { width: 100%; border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+.breakdown th, .breakdown td, .mistakes th, .mistakes td { padding: 5px 0 5px 18px; text-align: right;
+  vertical-align: baseline; font-weight: 400; border-bottom: 1px solid var(--line); }
+.breakdown th:first-child, .mistakes th, .mistakes td { text-align: left; overflow-wrap: anywhere; }
+.breakdown th:first-child, .mistakes th:first-child, .mistakes td:first-child { padding-left: 0; }
+.breakdown thead th, .mistakes thead th { color: var(--muted); font-size: 13px; }
+.breakdown b, .mistakes tbody th { font-weight: 560; }
+.breakdown td small { display: block; color: var(--muted); font-size: 12px; white-space: nowrap; }
+.breakdown .share { position: relative; display: block; width: 88px; height: 3px; margin: 4px 0 3px auto;
+  border-radius: 2px; background: var(--line); }
+.breakdown .share i { display: block; height: 3px; border-radius: 2px; }
+.breakdown .share u { position: absolute; top: -2px; height: 7px; border: solid var(--muted); border-width: 0 1px; }
+.mistakes td:first-child { width: 4em; }
+.mistakes thead th { white-space: nowrap; }
+.mistakes tbody th { min-width: 9em; }
+.mistakes tbody td:last-child { color: var(--muted); }
+h4 { margin: 22px 0 0; font-size: 14.5px; font-weight: 560; color: var(--soft); }
+.rank { display: inline-block; margin-top: 4px; padding: 0 7px; border-radius: 99px; background: var(--bar);
+  color: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+
+.plot { position: relative; touch-action: pan-y; }
+.mark { position: absolute; top: 4%; height: 83%; width: 1px; background: var(--muted); pointer-events: none; }
+.told { position: absolute; top: 4px; z-index: 3; padding: 5px 9px; border-radius: 6px; font-size: 12.5px;
+  line-height: 1.4; color: var(--ink); background: var(--surface); border: 1px solid var(--line);
+  pointer-events: none; font-variant-numeric: tabular-nums; max-width: 100%; overflow-wrap: anywhere; }
+.told i { display: inline-block; width: 8px; height: 8px; margin-right: 6px; border-radius: 50%; }
+.told div:first-child { color: var(--muted); }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 30px 34px;
   margin: 10px 0 0; }
@@ -168,6 +212,9 @@ pre { margin: 12px 0 0; padding: 16px 18px; border: 1px solid var(--line); borde
 .plain th, .plain td { padding: 4px 18px 4px 0; text-align: left; font-weight: 400; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 .plain th { color: var(--muted); width: 17em; }
+.plain.changes th { width: 34%; }
+.plain.changes td { width: 33%; }
+.plain.changes thead th, .plain.changes thead td { color: var(--muted); font-size: 13px; }
 .plain td { font-variant-numeric: tabular-nums; }
 footer { margin-top: 72px; padding-top: 16px; border-top: 1px solid var(--line); color: var(--muted); font-size: 13px; }
 
@@ -212,40 +259,12 @@ footer { margin-top: 72px; padding-top: 16px; border-top: 1px solid var(--line);
   .neighbour img { width: 52px; height: 52px; }
   .scripted .panel-title { display: block; }
   .scripted .tabs, .scripted .filter { display: none; }
-  figure, .neighbour, .query, .attention, .scores tr { break-inside: avoid; }
+  .mark, .told { display: none; }
+  nav { display: none; }
+  .breakdowns { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .breakdown th, .breakdown td, .mistakes th, .mistakes td { padding-top: 2px; padding-bottom: 2px; }
+  .breakdown, .mistakes { font-size: 10px; }
+  figure, .neighbour, .query, .attention, .scores tr, .breakdown tr, .mistakes tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
 }
-"""
-
-SCRIPT = """
-(() => {
-  const all = (selector, root) => [...(root || document).querySelectorAll(selector)];
-  const tabs = all('[role=tab]'), panels = all('[role=tabpanel]');
-  document.documentElement.classList.add('scripted');
-  const show = (tab) => {
-    tabs.forEach((other) => {
-      other.setAttribute('aria-selected', other === tab);
-      other.tabIndex = other === tab ? 0 : -1;
-    });
-    panels.forEach((panel) => { panel.hidden = panel.id !== tab.getAttribute('aria-controls'); });
-  };
-  tabs.forEach((tab, i) => {
-    tab.addEventListener('click', () => show(tab));
-    tab.addEventListener('keydown', (event) => {
-      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!by) return;
-      const next = tabs[(i + by + tabs.length) % tabs.length];
-      show(next);
-      next.focus();
-    });
-  });
-  const wanted = '#' + decodeURIComponent(location.hash.slice(1));
-  if (tabs.length) show(tabs.find((tab) => '#' + tab.dataset.split === wanted) || tabs[0]);
-  all('.filter').forEach((filter) => all('button', filter).forEach((button) => {
-    button.addEventListener('click', () => {
-      all('button', filter).forEach((other) => other.setAttribute('aria-pressed', other === button));
-      filter.closest('.captions').dataset.show = button.dataset.filter;
-    });
-  }));
-})();
 """

@@ -6,7 +6,6 @@ import torch.distributed as dist
 
 from mmlm.core.computing import computing
 from mmlm.core.distributed import world_size
-from mmlm.data.sources import remarks_of
 from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment
@@ -36,7 +35,6 @@ def header_rows(
     return [
         ("experiment", f"{config.experiment} (seed {config.seed}) on {device}, {experiment.precision.name}"),
         ("data", f"{len(experiment.train_source):,} images to train on, {splits} to validate on"),
-        *(("", line) for line in remarks_of(experiment.train_source)),
         ("tokenizer", f"{tokenizer.vocab_size:,} tokens"),
         *_model_rows(experiment.model, costs, config.data.max_tokens),
         ("trainable", _trainable(config, experiment, sum(costs.parameters.values()))),

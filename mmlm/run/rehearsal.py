@@ -8,6 +8,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.evaluation.evaluate import Evaluation, place_of
+from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.requires import SplitTexts, required_by
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples
@@ -37,7 +38,9 @@ def rehearse(
                 json.dumps(evaluation.values_of(key, split))  # as its values are written at the end
             scored.append(key)
         with _named("samples", f"what the report shows fails {at}"), evaluation.computing():
-            json.dumps(collect_samples(split, samples, language))
+            ranks = split_ranks(split)
+            json.dumps(collect_samples(split, samples, language, ranks))
+            json.dumps(collect_items(split, language, ranks, some.attributes()))
         lines.append(f"{name}: {', '.join(scored) or 'no evaluator'} and the report's samples run {at}")
     return lines
 

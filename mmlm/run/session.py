@@ -23,8 +23,10 @@ from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
+from mmlm.data.remarks import remarks_of
 from mmlm.data.tokenizer import describe_cut
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
+from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
 from mmlm.experiment.config_file import config_values
 from mmlm.experiment.device import choose_device
@@ -35,15 +37,18 @@ from mmlm.launch.rank_info import COMMAND, Starter
 from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
 from mmlm.model.costs import ModelCosts
+from mmlm.record.changes import Changes, record_changes
 from mmlm.record.console import Console
 from mmlm.record.environment import describe_environment, save_environment
 from mmlm.record.figures import RunFigures, record_figures
 from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, STACKS, TOKENIZER
 from mmlm.record.lock import RunLock
+from mmlm.record.logger import Copies, LoggedRun
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
 from mmlm.run.data_record import check_data
 from mmlm.run.header import header_rows, run_costs
+from mmlm.run.logged_samples import logged_samples
 from mmlm.run.preflight import Preflight, check_first_batch
 from mmlm.run.rehearsal import rehearse
 from mmlm.run.restore import RunCheckpoints, resume_run
@@ -58,8 +63,10 @@ _MISTAKE = "mistake"
 """Key in the store that ranks share: the first rank that finds a user's mistake claims it, and tells of it alone."""
 
 
-def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
+def train_run(config: Config, folder: Path, meeting: Meeting, changes: Changes | None = None) -> int:
     """Trains a run to its report, as the rank that ``meeting`` makes this process; returns the exit status.
+
+    ``changes`` are what the config changes of the base experiment's, for rank 0 to write down; None if nobody knows.
 
     A rank that cannot go on because another one cannot says so in one line, and its process ends with ``LOST``.
     """
@@ -75,7 +82,7 @@ def train_run(config: Config, folder: Path, meeting: Meeting) -> int:
             stack.enter_context(watchdog)
             with _told_once(meeting):
                 experiment = build_experiment(config, folder, device)
-                return Session(config, folder, experiment, here.starter, watchdog, console).run()
+                return Session(config, folder, experiment, here.starter, watchdog, console, changes).run()
     except Exception as error:
         if here.alone or not is_lost_connection(error):
             raise
@@ -125,6 +132,7 @@ class Session:
     starter: Starter
     watchdog: Watchdog
     console: Console
+    changes: Changes | None = None
 
     def run(self) -> int:
         """Trains from where the folder is, evaluates and reports; returns the exit status."""
@@ -157,6 +165,7 @@ class Session:
             for line in on_rank_zero(lambda: check_data(self.experiment, self.folder, changed_is_fine)) or ():
                 self.console.line(line)
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
+            on_rank_zero(self._record_changes)
             on_rank_zero(lambda: record_figures(self.folder, self._figures()))
             report = self.folder / REPORT
             if state.step >= self.config.train.steps and report.exists():
@@ -195,7 +204,12 @@ class Session:
             cut = describe_cut(experiment.tokenizer, captions, most)
             if cut is not None:
                 self.console.line(f"data.train: {cut}")
-        for line in experiment.findings.lines:
+            for line in remarks_of(experiment.train_source):
+                self.console.line(f"data.train: {line}")
+            for name, batches in experiment.validation.items():
+                for line in batches.remarks():
+                    self.console.line(f"data.validation.{name}: {line}")
+        for line in (*experiment.started, *experiment.findings.lines):
             self.console.line(line)
 
     def _look_at_first_batch(self) -> None:
@@ -226,6 +240,7 @@ class Session:
 
         def tick(doing: str) -> None:
             self.watchdog.mark(doing)
+            self.console.doing(doing)
             if request is not None:
                 request.check()
 
@@ -249,6 +264,10 @@ class Session:
             environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs))
             save_environment(environment, self.folder)
 
+    def _record_changes(self) -> None:
+        if self.changes is not None:
+            record_changes(self.folder, self.changes)
+
     def _figures(self) -> RunFigures:
         """What the names of this run's metrics and scores are."""
         objective = inner(self.experiment.state.train_step).objective
@@ -259,27 +278,31 @@ class Session:
 
         Raises Interrupted or StopAsked once what has been trained is on the disk, if ``request`` says so.
         """
-        state = self.experiment.state
-        if state.step < self.config.train.steps or state.owes_evaluation:
-            self._train(self._evaluation(request=request), Watch(request, self.watchdog.mark))
-        # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these scores.
-        self._finish(self._evaluation(Precision.fp32, request), request)
+        state, copies = self.experiment.state, self._copies()
+        with NoLog() if rank() > 0 else MetricLog(self.folder, copies) as log:
+            log.resume_from(state.step if state.step else None)
+            if state.step < self.config.train.steps or state.owes_evaluation:
+                self._train(log, self._evaluation(request=request), Watch(request, self.watchdog.mark))
+            # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these
+            # scores.
+            self._finish(copies, self._evaluation(Precision.fp32, request), request)
         return 0
 
-    def _train(self, evaluation: Evaluation, watch: Watch) -> None:
+    def _copies(self) -> Copies:
+        """What copies the run elsewhere, which rank 0 alone does."""
+        run = LoggedRun(self.folder, "/".join(self.folder.parts[-3:]), config_values(self.config))
+        return Copies(run, {} if rank() > 0 else build_loggers(self.config), self.console.line)
+
+    def _train(self, log: MetricLog | NoLog, evaluation: Evaluation, watch: Watch) -> None:
         """Trains to the last step. Raises what ``fit`` raises, once the state is on the disk where that says so."""
         config, experiment, state = self.config, self.experiment, self.experiment.state
 
         def evaluate(step: int) -> Mapping[str, float]:
-            with experiment.whole():
+            with experiment.whole(), self.console.activity():
                 return evaluation.all_scores(experiment.validation)
 
         patience = timedelta(seconds=config.ranks.timeout_seconds)
-        with (
-            self._metric_log() as log,
-            CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer,
-        ):
-            log.resume_from(state.step if state.step else None)
+        with CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer:
             checkpoints = RunCheckpoints(config, self.folder, writer, self.console)
             parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
@@ -288,13 +311,6 @@ class Session:
             except (Interrupted, NonFiniteLoss):
                 writer.wait()  # both say that the state is saved
                 raise
-
-    def _metric_log(self) -> MetricLog | NoLog:
-        """The run's record, which rank 0 alone keeps."""
-        if rank() > 0:
-            return NoLog()
-        run_name = "/".join(self.folder.parts[-3:])
-        return MetricLog(self.folder, self.config.metrics, config_values(self.config), run_name, tell=self.console.line)
 
     def _stopped(self, step: int) -> int:
         """Says how the run goes on, and lets SLURM start it again where it runs in a job step."""
@@ -309,7 +325,7 @@ class Session:
                 dist.barrier()
         return STOPPED
 
-    def _finish(self, evaluation: Evaluation, request: StopRequest) -> None:
+    def _finish(self, copies: Copies, evaluation: Evaluation, request: StopRequest) -> None:
         """Writes scores and samples of the weights that are exported, and the page that shows them.
 
         Raises StopAsked on all ranks, between two batches or before the page: the same command makes all of it anew.
@@ -320,7 +336,7 @@ class Session:
         laid_out = {name: lay_out(name, tensor, own) for name, tensor in weights.items()}
         copy_weights(own, laid_out, f"report: {self.folder}")
         experiment.model.eval()
-        with experiment.whole():
+        with experiment.whole(), self.console.activity():
             settings, language = self.config.samples, self.config.data.language
             scores = evaluation.write(self.folder, step, validation, settings, language)
         for split, values in scores.items():
@@ -328,11 +344,20 @@ class Session:
                 self.console.line(describe_corrupt(split, validation[split].corrupt))
             shown = shown_in("console", self._figures().evaluation, values)
             if shown:
-                self.console.line(f"{split}: " + ", ".join(f"{key} {values[key]:.3f}" for key in shown))
+                self.console.listing(split, [f"{key} {values[key]:.3f}" for key in shown])
 
         def report() -> None:
             request.check()
-            self.console.line(f"report: {write_report(self.folder)}")
+            with self.console.activity() as activity:
+                activity.update("writing the report")
+                page = write_report(self.folder)
+            if copies.loggers:
+                # Beside the last row, also where the weights that are shown are those of an earlier step.
+                last = experiment.state.step
+                for split, found in logged_samples(self.folder).items():
+                    copies.samples(last, split, found)
+                copies.report(last, page)
+            self.console.line(f"report: {page}")
 
         on_rank_zero(report)
 

@@ -138,6 +138,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             state.go_to(state.step + 1)
             state.position = batch.position
             state.seconds = time.monotonic() - begun
+            progress.step(state.step)
 
             # What is due now. An evaluation is owed until it is done: a run that stops before it makes it on resuming.
             due = Due.after(state.step, settings, state.loader.epoch_at(batch.position) != batch.epoch)

@@ -8,8 +8,10 @@ from mmlm.bench import __main__ as bench
 from mmlm.bench import learns
 from mmlm.bench.learning import Captioned, Learned
 from mmlm.bench.learns import COMPANIONS, LEARNING_SLOTS
+from mmlm.bench.settings import LearnsSettings, PartsSettings
 from mmlm.core.errors import INTERRUPTED
 from mmlm.experiment.compatibility import check_compatible
+from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.training.loop import Interrupted
 
 YES = Learned(Captioned(1.5, 4.25, 0.5, 0.25, 0.75), 0.5, 4, 12.4, "CPU")
@@ -169,4 +171,5 @@ def test_mistakes(command, arguments, message):
 def test_help(command):
     assert "learns --help" in command(bench, "--help").out
     assert "split=val_style" in command(bench, "learns", "--help").out
-    assert set(LEARNING_SLOTS) == {"encoder", "bridge", "text_encoder", "decoder", "freeze"}
+    assert tuple(LearnsSettings().slots) == LEARNING_SLOTS
+    assert tuple(PartsSettings().slots) == MODEL_SLOTS

@@ -11,6 +11,9 @@ from tests.conftest import COLOURS, SHAPES, draw
 from tests.data.pictures import Pictures
 from tests.data.tars import write_shards
 
+NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+"""What the images show, and their names."""
+
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
@@ -32,13 +35,12 @@ def classes(tmp_path: Path) -> Path:
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
     """A folder like COCO's, with two captions for each image."""
-    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    images = [{"id": 9 + i, "file_name": f"{name}.png"} for i, name in enumerate(names)]
-    texts = [{"id": i, "image_id": 9 + i % len(names), "caption": f"a {name}"} for i, name in enumerate(2 * names)]
+    images = [{"id": 9 + i, "file_name": f"{name}.png"} for i, name in enumerate(NAMES)]
+    texts = [{"id": i, "image_id": 9 + i % len(NAMES), "caption": f"a {name}"} for i, name in enumerate(2 * NAMES)]
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
         (tmp_path / "coco" / split).mkdir()
-        for name in names:
+        for name in NAMES:
             draw(*name.split()).save(tmp_path / "coco" / split / f"{name}.png")
         file = tmp_path / "coco" / "annotations" / f"captions_{split}.json"
         file.write_text(json.dumps({"images": images, "annotations": texts}))
@@ -48,12 +50,11 @@ def coco(tmp_path: Path) -> Path:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """A folder of images with a table for each split."""
-    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     (tmp_path / "table").mkdir()
-    for name in names:
+    for name in NAMES:
         draw(*name.split()).save(tmp_path / "table" / f"{name}.png")
     for file in ("train.csv", "validation.csv"):
-        rows = "".join(f'{name}.png,"a {name}, on white"\n' for name in names)
+        rows = "".join(f'{name}.png,"a {name}, on white"\n' for name in NAMES)
         (tmp_path / "table" / file).write_text(f"image,caption\n{rows}")
     return tmp_path / "table"
 
@@ -65,3 +66,28 @@ def tar(tmp_path: Path) -> Path:
     for split in ("train", "validation"):
         write_shards(tmp_path / "tar" / split, pictures, [5, 3])
     return tmp_path / "tar"
+
+
+@pytest.fixture
+def karpathy(tmp_path: Path) -> Path:
+    """A folder with Karpathy's splits and the images in it."""
+    folder, images = tmp_path / "karpathy", []
+    folder.mkdir()
+    for split in ("train", "restval", "val", "test"):
+        for name in NAMES:
+            file = f"{split} {name}.png"
+            draw(*name.split()).save(folder / file)
+            images.append({"filename": file, "split": split, "sentences": [{"raw": f"a {name}"}]})
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A folder of images with a text beside each."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name in NAMES:
+        draw(*name.split()).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name}")
+    return folder

@@ -17,6 +17,7 @@ NOT_SLOTS = {
     "experiment": "is made of options, which are checked",
     "freeze": "says what trains: tests/model/grid and tests/optim/test_freeze.py",
     "parallel": "does not change the numbers: tests/exactness/test_shared.py",
+    "logger": "copies what a run writes: tests/record/loggers and tests/run/test_logged_samples.py",
     "launcher": "starts processes: tests/launch and tests/slurm",
 }
 """Folders of configs whose options the kit does not check, and why, or where they are tested."""
@@ -32,15 +33,21 @@ LEFT_OUT = {
     ("text_encoder", "clip"): "is downloaded",
     ("text_encoder", "minilm"): "is the class and the architecture of bert_tiny, of a size that takes minutes",
     ("tokenizer", "hugging_face"): "needs a name, and is downloaded",
+    ("evaluators", "by_language"): "is the standard ones and tests/evaluation/test_by_language.py: half a minute",
+    ("tokenizer", "siglip"): "is downloaded; tests/pretrained/test_towers.py has one of its kind",
 }
 """Options that are not checked, and why."""
 COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "class_folder"): ("data.train.folder={classes}", "data.validation.validation.folder={classes}"),
     ("data", "coco"): ("data.path={coco}",),
     ("data", "folder"): ("data.train.folder={shapes}", "data.validation.validation.folder={shapes}"),
+    ("data", "karpathy"): ("data.path={karpathy}",),
+    ("data", "paired_files"): ("data.train.folder={pairs}", "data.validation.validation.folder={pairs}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
+    ("data", "own"): ("data.path={shapes}",),
     ("data", "table"): ("data.path={table}",),
     ("data", "tar"): ("data.path={tar}",),
+    ("tokenizer", "byte_pair_multilingual"): ("data=emoji_multilingual",),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }
 """What an option needs beside it; ``{classes}`` is what the fixture of that name makes."""

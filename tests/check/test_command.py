@@ -43,7 +43,9 @@ def test_mistakes_of_the_command_line(command: Callable):
     assert command(check, "--slots").mistake.startswith("--slots: no such option")
     assert command(check, "bridge=unheard_of").mistake.startswith("unknown bridge 'unheard_of'; there are: ")
     assert command(check, "bridge.nothing=1").mistake.startswith("bridge.nothing: no such setting")
-    assert "python -m mmlm.check" in command(check, "--help").out
+    shown = command(check, "--help").out
+    assert "python -m mmlm.check" in shown
+    assert ", ".join(SLOTS) in shown
     # A part that refuses its settings breaks no rule.
     assert command(check, "bridge=token_learner", "bridge.num_tokens=0").mistake.startswith("bridge.num_tokens: 0 must")
 

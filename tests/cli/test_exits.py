@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mmlm import caption, compare, evaluate, export, report
+from mmlm import caption, compare, evaluate, export, report, train
 from mmlm.cli.exits import report_user_errors
 from tests.conftest import handlers_kept
 from tests.signalled import signal_in
@@ -37,6 +37,16 @@ PHASES = {
     compare: ("mmlm.commands.compare.score_table", "mmlm.commands.compare.draw_curves"),
 }
 """Command -> the functions in which the signals come."""
+
+
+def test_windows_is_refused_in_one_line(command, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    for module in (train, evaluate, caption):
+        outcome = command(module, "--help")
+        assert outcome.out == ""
+        assert outcome.mistake == (
+            "mmlm runs on Linux and macOS, and on Windows in WSL only: wsl --install, then install it there"
+        )
 
 
 def test_a_signal_ends_a_small_command_at_once_and_leaves_nothing_half_done(trained, command, pictures, tmp_path):

@@ -69,6 +69,19 @@ def coco(folder: Path, split: str = "val2017") -> Path:
     return folder
 
 
+def karpathy(folder: Path) -> Path:
+    named = zip(images(folder / "flickr30k-images"), TEXTS, strict=True)
+    content = [{"filename": name, "split": "test", "sentences": [{"raw": text}]} for name, text in named]
+    (folder / "dataset_flickr30k.json").write_text(json.dumps({"images": content}))
+    return folder
+
+
+def paired(folder: Path) -> Path:
+    for name, text in zip(images(folder), TEXTS, strict=True):
+        (folder / name).with_suffix(".txt").write_text(text)
+    return folder
+
+
 def classes(folder: Path) -> Path:
     for text in TEXTS:
         name = text.removeprefix("a ").replace(" ", "_")
@@ -91,6 +104,9 @@ def classes(folder: Path) -> Path:
         (table, "rows.csv", "the table rows.csv"),
         (coco, "", "a COCO folder"),
         (coco, "annotations/captions_val2017.json", "COCO's captions captions_val2017.json"),
+        (karpathy, "", "the test split of Karpathy's dataset_flickr30k.json"),
+        (karpathy, "dataset_flickr30k.json", "the test split of Karpathy's dataset_flickr30k.json"),
+        (paired, "", "images with a .txt beside each"),
         (classes, "", "a folder of images for each class"),
     ],
 )

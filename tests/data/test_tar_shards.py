@@ -11,7 +11,8 @@ import torch
 from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, CorruptImage, UserError
 from mmlm.data.images import decode_image
-from mmlm.data.sources import GivesBytes, read_example, remarks_of, texts_of
+from mmlm.data.remarks import remarks_of
+from mmlm.data.sources import GivesBytes, read_example, texts_of
 from mmlm.data.tar_shards import TarShards
 from tests.data.pictures import Pictures, encoded_picture
 from tests.data.tars import sample, write_shards, write_tar
@@ -44,7 +45,7 @@ def test_examples_are_those_of_the_shards_in_order(tmp_path):
         assert example.captions == (Caption(f"picture number {index}", "en"),)
         assert isinstance(source, GivesBytes)
         assert source.encoded(index) == encoded_picture(index)
-    assert remarks_of(source) == ()
+    assert remarks_of(source) == []
     for index in (-1, 7):
         with pytest.raises(IndexError):
             source[index]
@@ -122,7 +123,7 @@ def test_texts_of_every_kind(tmp_path):
     named = TarShards(tmp_path, texts=["cls", "json"], caption="see: {}", names=tmp_path / "names.json")
     assert [t.concept for t in texts_of(named)] == ["c", "7", None]
     assert [t.captions[0].text for t in texts_of(named) if t.captions] == ["see: tabby_cat", "see: lynx"]
-    assert remarks_of(TarShards(tmp_path)) == (f"{tmp_path / '0.tar'}: left out 2 images without txt",)
+    assert remarks_of(TarShards(tmp_path)) == [f"{tmp_path / '0.tar'}: left out 2 images without txt"]
 
 
 def test_what_a_person_types_stays_text(tmp_path):

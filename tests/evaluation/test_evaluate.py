@@ -114,7 +114,12 @@ def test_splits_of_the_same_weights_are_merged_and_others_dropped(evaluation, tm
     assert (scores["val"]["images"], scores["test"]["images"]) == (2, 3)
     made.write(tmp_path, 8, {"test": batches}, NONE, None)
     assert written("scores.json") == written("samples.json") == (8, ["test"])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["manifest.jsonl", "samples.json", "scores.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "items.json",
+        "manifest.jsonl",
+        "samples.json",
+        "scores.json",
+    ]
     assert not list(tmp_path.glob(".*")), "no draft is left"
 
 

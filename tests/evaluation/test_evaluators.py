@@ -87,7 +87,11 @@ def test_retrieval_of_matching_and_of_swapped_embeddings(make_split):
         values = dict(Retrieval()(chosen))
         assert values["image_to_text/R@1"] == values["text_to_image/R@1"] == expected
         assert values["image_to_text/R@5"] == 1.0
-        assert set(values) == {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+        assert values["image_to_text/R@1/chance"] == pytest.approx(1 / 3)
+        assert values["image_to_text/R@5/chance"] == values["image_to_text/R@5/high"] == 1.0
+        assert values["image_to_text/queries"] == values["text_to_image/queries"] == 3
+        names = {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+        assert {name for name in values if name.count("/") == 1 and "queries" not in name} == names
 
 
 # Declarations

@@ -131,6 +131,9 @@ def test_a_split_against_a_plain_loop(make_split):
     for place, label in enumerate(labels):
         votes = plain_votes(images, labels, place, 2, 0.1)
         right[label].append(votes[label] == max(votes))
+    ends = {name: values.pop(name) for name in list(values) if name.endswith(("/low", "/high"))}
+    assert ends["top1/low"] < values["top1"] < ends["top1/high"]
+    assert len(ends) == 4
     assert values == pytest.approx(
         {
             "top1": sum(sum(of_concept) for of_concept in right.values()) / 7,

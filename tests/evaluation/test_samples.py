@@ -12,8 +12,9 @@ from PIL import Image
 
 from mmlm.core.batch import Caption, Example
 from mmlm.evaluation.evaluators import generate_captions
+from mmlm.evaluation.items import spaced, split_ranks
 from mmlm.evaluation.sample_settings import SampleSettings
-from mmlm.evaluation.samples import collect_samples, data_uri, spaced
+from mmlm.evaluation.samples import collect_samples, data_uri
 
 TEXTS = ("a red square", "a green circle", "un café très grand", "日本 の 旗")
 
@@ -52,7 +53,7 @@ def test_an_image_survives_its_data_address():
 
 def test_what_is_collected_of_a_split(make_split):
     split = make_split(examples(), batch_size=3)
-    samples = collect_samples(split, SampleSettings(examples=4, queries=2, attention=1), None)
+    samples = collect_samples(split, SampleSettings(examples=4, queries=2, attention=1), None, split_ranks(split))
     assert json.loads(json.dumps(samples)) == samples
     assert [example["id"] for example in samples["examples"]] == ["image0", "image1", "image2", "image3"]
     generated = generate_captions(split, None)
@@ -79,7 +80,7 @@ def test_an_exact_caption_and_the_language_of_the_truths(make_split, monkeypatch
     split = make_split([Example("a", examples()[0].image, both)], languages=("en", "de"))
     monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language: ["eine Katze"])
     for language, truths, exact in (("de", ["eine Katze"], True), ("en", ["a cat"], False)):
-        (example,) = collect_samples(split, SampleSettings(), language)["examples"]
+        (example,) = collect_samples(split, SampleSettings(), language, split_ranks(split))["examples"]
         assert (example["captions"], example["exact"]) == (truths, exact)
 
 
@@ -87,5 +88,5 @@ def test_an_exact_caption_and_the_language_of_the_truths(make_split, monkeypatch
 def test_a_caption_of_nothing_has_no_attention(make_split, monkeypatch, said):
     split = make_split(examples())
     monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language: [said] * 4)
-    samples = collect_samples(split, SampleSettings(attention=4), None)
+    samples = collect_samples(split, SampleSettings(attention=4), None, split_ranks(split))
     assert [example["attention"] for example in samples["examples"]] == [None] * 4

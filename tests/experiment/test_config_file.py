@@ -10,7 +10,8 @@ from mmlm.record.manifest import DamagedFileError, accept
 
 
 def test_a_saved_config_comes_back(tiny_config, tmp_path):
-    config = tiny_config("name=a", "train.ema_decay=0.9", "metrics.tags=[x,y]", "init_from.run=some/run")
+    logger = ("logger=wandb", "logger.wandb.tags=[x,y]")
+    config = tiny_config("name=a", "train.ema_decay=0.9", *logger, "init_from.run=some/run")
     save_config(config, tmp_path / "config.yaml")
     loaded = load_config(tmp_path / "config.yaml")
     assert config_values(loaded) == config_values(config)

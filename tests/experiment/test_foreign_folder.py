@@ -24,7 +24,7 @@ from mmlm.experiment.saved_run import load_run
 from mmlm.experiment.targets import resolve
 from mmlm.record.manifest import accept
 
-SLOTS = (*PART_SLOTS, "data.train", "data.validation.a", "evaluators.a")
+SLOTS = (*PART_SLOTS, "data.train", "data.validation.a", "evaluators.a", "logger.a")
 DANGEROUS = (
     "asyncio.subprocess",
     "builtins",

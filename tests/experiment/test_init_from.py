@@ -106,7 +106,10 @@ def test_weights_are_taken_from_a_file(trained, build, tmp_path, kind):
         save_weights(run.model.state_dict(), file)
     else:
         torch.save(run.model.state_dict(), file)
-    assert same(weights_of(build("seed=5", f"init_from.weights={file}")), run.model.state_dict())
+    taken = build("seed=5", f"init_from.weights={file}")
+    assert same(weights_of(taken), run.model.state_dict())
+    line = "objective.objectives.contrastive: starts from its settings (temperature=0.07): {} has none of it"
+    assert list(taken.started) == [line.format(file)], "no file of a model alone has a temperature"
 
 
 def test_a_siglip_tower_of_timm_is_taken_from_a_file_by_the_model_s_names(build, tmp_path):

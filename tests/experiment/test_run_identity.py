@@ -13,8 +13,7 @@ OUTSIDE = {
     "seed": "7",
     "runs": "elsewhere",
     "device": "cuda",
-    "metrics.wandb": "offline",
-    "metrics.tags": "[a]",
+    "logger": "[wandb,tensorboard]",
     "data.workers": "2",
     "train.log_every": "5",
     "train.diagnose_every": "null",
@@ -48,7 +47,7 @@ INSIDE = {
 
 
 def test_the_outside_of_identity_is_listed_here_in_full():
-    nodes = ("metrics", "launcher", "ranks")
+    nodes = ("launcher", "ranks")
     named = {key.split(".")[0] if key.startswith(nodes) else key for key in OUTSIDE}
     assert named | {"processes"} == set(OUTSIDE_IDENTITY)  # which needs a launcher beside it: tested below
 

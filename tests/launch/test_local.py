@@ -6,6 +6,7 @@ import shlex
 import signal
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmlm import train
 from mmlm.core.errors import STOPPED
@@ -91,12 +92,16 @@ def test_ranks_go_back_together_before_a_loss_spike(here, tiny_there, folder_of)
 
 def test_a_killed_rank_is_named_and_all_start_again(straight, here, tiny_there, folder_of):
     saved = folder_of("killed") / "checkpoints" / "step=000002"
-    outcome = here(*tiny_there, *RANDOM, *LOCAL, "name=killed", fault="kill:0:3", after=saved)
+    outcome = here(*tiny_there, *RANDOM, *LOCAL, "logger=tensorboard", "name=killed", fault="kill:0:3", after=saved)
     assert outcome.status == 0, outcome
     assert "rank 0 was ended by SIGKILL; starting all ranks again (1 of 2)" in told(outcome)
     assert "resumed at step 2 from" in outcome.out
     assert "Traceback" not in outcome.err
     assert_same_runs(straight[1], folder_of("killed"))
+    # One of the ranks keeps the copy, which has no step twice.
+    (copy,) = (folder_of("killed") / "tensorboard").glob("events*")
+    shown = EventAccumulator(str(copy.parent), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in shown.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_without_restarts_it_says_how_to_go_on(straight, here, tiny_there, folder_of):

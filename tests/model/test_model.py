@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.errors import UserError
 from mmlm.core.model_output import ModelOutput
 from mmlm.core.views import CAPTION, EMBED, WHOLE_IMAGE, ImageView
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
@@ -16,6 +17,7 @@ from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
 from mmlm.model.packing import Layout
+from mmlm.model.text_encoders.transformer import TransformerTextEncoder
 
 BRIDGES = ("pooler", "tokens", "mlp")
 FUSIONS = ("cross_attention", "prefix")
@@ -342,3 +344,23 @@ def test_bfloat16_autocast_gives_float32_embeddings_near_the_exact_ones(make_bat
         (rough.hidden[CAPTION].float(), exact.hidden[CAPTION]),
     ):
         assert torch.nn.functional.cosine_similarity(one, other, dim=-1).min() > 0.99
+
+
+def test_without_projections_the_towers_vectors_are_the_embeddings():
+    tokens, lengths = torch.randint(3, 40, (2, 5)), torch.tensor([5, 4])
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    for width, fits in ((16, True), (8, False)):
+        encoder = TimmVit(16, width=16, depth=1, num_heads=2, patch_size=8, pool="mean")
+        text = TransformerTextEncoder(40, 8, width=width, num_heads=2, num_layers=1)
+        if not fits:
+            with pytest.raises(
+                UserError, match=r"^model\.embedding_width: null needs vectors of one width, and the im"
+            ):
+                ImageTextModel(encoder, None, None, None, text)
+            continue
+        model = ImageTextModel(encoder, None, None, None, text).eval()
+        assert model.sizes.embedding_width == 16
+        pooled = torch.nn.functional.normalize(encoder(images).pooled, dim=-1)
+        torch.testing.assert_close(model.encode_image(images).embedding, pooled)
+        embedded = torch.nn.functional.normalize(text(tokens, lengths), dim=-1)
+        torch.testing.assert_close(model.encode_text(tokens, lengths), embedded)

@@ -86,6 +86,7 @@ def test_the_file_holds_all_fields(argv, tmp_path):
     assert written["device"] == device_name(CPU)
     assert list(written) == [
         "command",
+        "working_folder",
         "git_commit",
         "git_dirty",
         "device",

@@ -1,4 +1,4 @@
-"""Metrics: valid JSON lines that resume exactly, a wandb that never stops a run, a console for terminals and files."""
+"""Metrics: valid JSON lines that resume exactly, and a console for terminals and files."""
 
 import errno
 import io
@@ -6,22 +6,16 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import rich.console
 import torch
-import wandb
 
 from mmlm.core.errors import UserError
 from mmlm.record.console import Console
 from mmlm.record.folder import write_whole
-from mmlm.record.metrics import MetricLog, MetricsSettings, WandbMode, read_metrics
-
-DISABLED = MetricsSettings()
+from mmlm.record.metrics import MetricLog, read_metrics
 
 
 def strict_rows(path):
@@ -34,7 +28,7 @@ def strict_rows(path):
 
 
 def test_rows_are_on_disk_at_once(tmp_path):
-    with MetricLog(tmp_path / "run", DISABLED, {}, "name") as log:
+    with MetricLog(tmp_path / "run") as log:
         log.log(1, 128, 0.5, {"train/loss": 2.5})
         assert strict_rows(log.path) == [{"step": 1, "examples": 128, "seconds": 0.5, "train/loss": 2.5}]
         log.log(2, 256, 1.0, {"val/R@1": torch.tensor(0.25), "val/images": 7})
@@ -44,7 +38,7 @@ def test_rows_are_on_disk_at_once(tmp_path):
 
 
 def test_values_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
-    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+    with MetricLog(tmp_path) as log:
         log.log(1, 1, 1.0, {"a": math.nan, "b": math.inf, "c": -math.inf})
     row = strict_rows(log.path)[0]
     assert (row["a"], row["b"], row["c"]) == ("NaN", "Infinity", "-Infinity")
@@ -54,19 +48,19 @@ def test_values_that_are_not_finite_are_valid_json_and_come_back(tmp_path):
 
 
 def test_refuses_a_metric_that_would_overwrite_the_step(tmp_path):
-    with MetricLog(tmp_path, DISABLED, {}, "name") as log, pytest.raises(ValueError, match="cannot be called 'step'"):
+    with MetricLog(tmp_path) as log, pytest.raises(ValueError, match="cannot be called 'step'"):
         log.log(1, 1, 1.0, {"step": 3.0})
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
-    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+    with MetricLog(tmp_path) as log:
         for step in range(1, 6):
             log.log(step, step * 10, float(step), {"loss": math.nan if step == 2 else 1 / step})
     never_killed = log.path.read_text()
     with log.path.open("a") as file:
         file.write('{"step": 6, "exam')  # killed while writing
 
-    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+    with MetricLog(tmp_path) as log:
         assert log.resume_from(3) == 2
         assert [row["step"] for row in read_metrics(log.path)] == [1, 2, 3]
         for step in (4, 5):
@@ -80,7 +74,7 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
 def test_a_full_disk_is_one_line(tmp_path):
-    with MetricLog(tmp_path, DISABLED, {}, "name") as log, open("/dev/full", "ab") as full:
+    with MetricLog(tmp_path) as log, open("/dev/full", "ab") as full:
         log.log(1, 128, 0.5, {"train/loss": 2.5})
         os.dup2(full.fileno(), log._file.fileno())
         message = r"metrics.jsonl could not be written \(No space left on device\); free"
@@ -102,7 +96,7 @@ def test_a_draft_that_could_not_be_written_is_not_left(tmp_path, monkeypatch):
 
 
 def test_resuming_without_a_file_starts_one(tmp_path):
-    with MetricLog(tmp_path, DISABLED, {}, "name") as log:
+    with MetricLog(tmp_path) as log:
         assert log.resume_from(5) == 0
     assert read_metrics(log.path) == []
 
@@ -115,129 +109,6 @@ def test_a_bad_row_is_named_unless_it_is_the_last(tmp_path, bad):
     path.write_text('{"step": 1}\n' + bad + '\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: not a row of metrics"):
         read_metrics(path)
-
-
-# wandb
-
-OFFLINE_RUN = """
-import sys
-from pathlib import Path
-from mmlm.record.metrics import MetricLog, MetricsSettings, WandbMode
-
-told = []
-settings = MetricsSettings(wandb=WandbMode.offline, project="tests")
-for step in (1, 2):  # the second is the same run resumed
-    with MetricLog(Path(sys.argv[1]), settings, {"optim": {"lr": 0.1}}, "a run", told.append) as log:
-        log.log(step, step * 8, 0.1, {"train/loss": 1.0 / step})
-assert told == [], told
-"""
-
-
-@pytest.mark.slow
-def test_wandb_offline_writes_into_the_run_folder_and_prints_nothing(tmp_path):
-    """In its own process, which has to end by itself; a proxy that nobody answers stands for no network."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    run = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE_RUN, str(run)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [row["train/loss"] for row in read_metrics(run / "metrics.jsonl")] == [1.0, 0.5]
-    runs = sorted((run / "wandb").glob("offline-run-*"))
-    identity = (run / "wandb_id").read_text()
-    # wandb numbers folders of the same second; both hold the same run.
-    assert len(runs) == 2
-    assert all((folder / f"run-{identity}.wandb").stat().st_size > 0 for folder in runs)
-
-
-def test_the_parts_of_a_run_are_one_curve_at_wandb(tmp_path, monkeypatch):
-    """A row has its optimizer step as the step of wandb, whose own count would begin anew in a part that is resumed."""
-    sent = []
-    run = SimpleNamespace(log=lambda row, step: sent.append((step, row["step"])), finish=lambda exit_code: None)
-    monkeypatch.setattr("mmlm.record.metrics._start_wandb", lambda *arguments: run)
-    for steps in ((10, 20), (30, 40)):
-        with MetricLog(tmp_path, MetricsSettings(wandb=WandbMode.offline), {}, "name") as log:
-            for step in steps:
-                log.log(step, step, 0.1, {})
-    assert sent == [(step, step) for step in (10, 20, 30, 40)]
-
-
-class FailingRun:
-    """A wandb run of which one method fails, and which counts its calls."""
-
-    def __init__(self, failing):
-        self.failing, self.calls = failing, []
-
-    def _call(self, name):
-        self.calls.append(name)
-        if name == self.failing:
-            raise ConnectionError("the service died\nand more")
-
-    def define_metric(self, name, step_metric):
-        self._call("define_metric")
-
-    def log(self, row, step):
-        self._call("log")
-
-    def finish(self, exit_code):
-        self._call("finish")
-
-
-@pytest.mark.parametrize(
-    ("failing", "calls"),
-    [
-        ("define_metric", ["define_metric"]),
-        ("log", ["define_metric", "log"]),
-        ("finish", ["define_metric", "log", "log", "finish"]),
-    ],
-)
-def test_a_failing_wandb_is_told_once_and_left_out(tmp_path, monkeypatch, failing, calls):
-    run = FailingRun(failing)
-    monkeypatch.setattr(wandb, "init", lambda **settings: run)
-    told = []
-    with MetricLog(tmp_path, MetricsSettings(wandb=WandbMode.online), {}, "name", told.append) as log:
-        log.log(1, 8, 0.1, {"loss": 1.0})
-        log.log(2, 16, 0.2, {"loss": 0.5})
-    assert run.calls == calls
-    text = "wandb is left out from here on (ConnectionError: the service died); metrics.jsonl has everything"
-    assert told == [text]
-    assert [row["step"] for row in read_metrics(log.path)] == [1, 2]
-
-
-def test_a_wandb_that_does_not_start_does_not_stop_a_run(tmp_path, monkeypatch, capsys):
-    def init(**settings):
-        raise TimeoutError("no answer")
-
-    monkeypatch.setattr(wandb, "init", init)
-    with MetricLog(tmp_path, MetricsSettings(wandb=WandbMode.online), {}, "name") as log:
-        log.log(1, 8, 0.1, {"loss": 1.0})
-    assert capsys.readouterr().err.startswith("wandb is left out from here on (TimeoutError: no answer)")
-    assert len(read_metrics(log.path)) == 1
-
-
-def test_wandb_is_started_with_bounded_waits_and_keeps_its_id(tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings) or FailingRun(None))
-    settings = MetricsSettings(wandb=WandbMode.online, project="p", entity="e", tags=["t"])
-    for _ in range(2):
-        with MetricLog(tmp_path, settings, {"lr": 1}, "name"):
-            pass
-    first, second = started
-    assert first["id"] == second["id"]
-    assert (first["project"], first["entity"], first["tags"], first["mode"]) == ("p", "e", ["t"], "online")
-    assert (first["dir"], first["config"]) == (tmp_path, {"lr": 1})
-    limits = first["settings"]
-    assert limits.init_timeout <= 15
-    assert 0 < limits.finish_timeout <= 60
-    assert (limits.console, limits.silent) == ("off", True)
-
-
-def test_disabled_wandb_is_not_touched(tmp_path, monkeypatch):
-    monkeypatch.setattr(wandb, "init", lambda **settings: pytest.fail("started"))
-    with MetricLog(tmp_path, DISABLED, {}, "name"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 # Console
@@ -261,8 +132,8 @@ def test_plain_progress_prints_a_line_every_twentieth_with_rate_and_time_left():
             progress.update(step, {"loss": 1 / step, "lr": 1e-5}, 256.4)
     lines = file.getvalue().splitlines()
     assert len(lines) == 20
-    assert lines[0] == "step 10/200  256 examples/s  1:35 left  loss 0.1  lr 1e-05"
-    assert lines[-1] == "step 200/200  256 examples/s  0:00 left  loss 0.005  lr 1e-05"
+    assert lines[0] == "step 10/200  0:05 elapsed, 1:35 left  256 examples/s  loss 0.1  lr 1e-05"
+    assert lines[-1] == "step 200/200  1:40 elapsed, 0:00 left  256 examples/s  loss 0.005  lr 1e-05"
 
 
 def test_plain_progress_prints_at_least_every_ten_seconds():
@@ -287,21 +158,87 @@ def test_an_activity_tells_now_and_then_what_is_done():
     assert len(lines) == 6
 
 
-def test_the_live_activity_is_a_bar_that_fits_the_terminal(monkeypatch):
-    file, clock = io.StringIO(), Clock()
-    terminal = rich.console.Console(file=file, force_terminal=True, width=50, highlight=False, color_system=None)
-    monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+@pytest.fixture
+def terminal_of(monkeypatch):
+    """``terminal_of(width)``: the file that a console on a terminal of so many columns writes to."""
+
+    def make(width: int) -> io.StringIO:
+        file = io.StringIO()
+        terminal = rich.console.Console(file=file, force_terminal=True, width=width, highlight=False, color_system=None)
+        monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
+        return file
+
+    return make
+
+
+def shown_lines(file: io.StringIO) -> list[str]:
+    """Every line that a terminal has shown at some time."""
+    return re.sub(r"\x1b\[[?\d]*\w", "", file.getvalue()).replace("\r", "\n").splitlines()
+
+
+def test_the_live_activity_is_a_bar_that_fits_the_terminal(terminal_of):
+    file, clock = terminal_of(50), Clock()
     console = Console(clock=clock)
     with console.activity() as activity:
         clock.now = 65.0
-        activity.update("evaluating validation, batch 11 of 12")
-        activity.update("evaluating a_split_of_a_long_name, batch 11 of 12")
-        activity.update("something else")
         console.line("a line above it")
-    shown = file.getvalue()
-    assert "a line above it" in shown
-    assert "something else" in shown
-    assert all(len(line) <= 50 for line in re.sub(r"\x1b\[[?\d]*\w", "", shown).replace("\r", "\n").splitlines())
+        for doing in ("encoding a_split_of_a_name_that_is_too_long, batch 1048 of 1200", "something else"):
+            activity.update(doing)
+            console._bars._shown.refresh()
+    lines = shown_lines(file)
+    assert all(len(line) <= 50 for line in lines)
+    for text in ("a line above it", "1:05  encoding…, batch 1048 of 1200", "1:05  something else"):
+        assert any(text in line for line in lines), text
+
+
+def test_an_evaluation_has_its_bar_below_that_of_the_run(terminal_of):
+    file, clock = terminal_of(80), Clock()
+    console = Console(clock=clock)
+    console.doing("nothing: no activity is displayed")
+    with console.progress(1000) as progress:
+        clock.now = 600.0
+        progress.update(500, {"loss": 1.25}, 300.0)
+        with console.activity():
+            clock.now = 630.0
+            console.doing("evaluating val_style, batch 3 of 12")
+            console._bars._shown.refresh()
+            console.line("both are there")
+        progress.step(501)
+    screen = shown_lines(file)
+    both = screen[screen.index(next(line for line in screen if "both are there" in line)) :][:3]
+    assert "500/1000" in both[1]
+    assert "10:00 elapsed, 10:00 left  300 examples/s  loss 1.25" in both[1]
+    assert "0:30  evaluating val_style, batch 3 of 12" in both[2]
+    assert "501/1000" in next(line for line in reversed(screen) if line.strip())
+    assert "nothing" not in file.getvalue()
+
+
+@pytest.mark.parametrize("width", range(30, 130, 7))
+def test_no_number_is_cut_on_any_terminal(terminal_of, width):
+    values = {"loss": 1.23456789, "contrastive/accuracy": 0.98765432, "lr": 0.00012345}
+    file, clock = terminal_of(width), Clock()
+    with Console(clock=clock).progress(12345) as progress:
+        clock.now = 3725.0
+        progress.update(6789, values, 1234.0)
+    whole = {f"{value:.4g}" for value in values.values()} | {"1234", "1:02:05", "50:48", "6789/12345"}
+    lines = [line for line in shown_lines(file) if line.strip()]
+    assert all(len(line) <= width for line in lines)
+    found = {word.strip("…,") for line in lines for word in line.split() if any(map(str.isdigit, word))}
+    assert found <= whole | {"0/12345"}, found
+
+
+def test_a_listing_is_broken_between_its_items_and_only_on_a_terminal(terminal_of):
+    items = [f"captioning/score_{number} 0.{number}25" for number in range(4)]
+    pipe = io.StringIO()
+    Console(pipe).listing("validation", items)
+    assert pipe.getvalue() == f"validation: {', '.join(items)}\n"
+    file = terminal_of(60)
+    Console().listing("validation", items)
+    assert file.getvalue().splitlines() == [
+        "validation: captioning/score_0 0.025,",
+        "  captioning/score_1 0.125, captioning/score_2 0.225,",
+        "  captioning/score_3 0.325",
+    ]
 
 
 def test_header_and_lines_are_printed_as_they_are():
@@ -367,5 +304,4 @@ def test_a_narrow_terminal_keeps_the_time_left(monkeypatch):
     with Console(clock=Clock()).progress(100) as progress:
         progress.update(50, {f"term_{index}": 1.0 for index in range(20)}, 300.0)
     last = [line for line in file.getvalue().splitlines() if "50/100" in line][-1]
-    assert "300 examples/s  0:00 left" in last
-    assert "…" in last
+    assert "0:00 elapsed, 0:00 left  300 examples/s  term_0 1…" in last

@@ -78,6 +78,24 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def write_items(run: Path) -> None:
+    """The items.json of a run: two images of two artists, and two captions, of each split."""
+    images = {
+        "id": ["ann/1", "bob/2"],
+        "shown": ["a blue cat", "a dog"],
+        "words": [3, 2],
+        "rank": [1, 8],
+        "wrong": [None, "a blue cat"],
+        "said": ["a blue cat", "a fox"],
+        "exact": [True, False],
+        "cider": [9.5, 0.0],
+        "attributes": {"artist": ["ann", "bob"]},
+    }
+    texts = {"language": ["en", "de"], "words": [3, 2], "rank": [1, 2]}
+    split = {"of": {"images": 2, "texts": 2}, "images": images, "texts": texts}
+    write_json(run / "items.json", {"step": 60, "splits": {"val_style": split, "val_concepts": split}})
+
+
 def standard_figures() -> RunFigures:
     """What a run of CoCa and another objective, ``parallel``, with the standard evaluators declares."""
     objectives = {"contrastive": InfoNCE(), "captioning": Captioning(), "parallel": Objective()}

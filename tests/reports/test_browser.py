@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmlm.record.changes import Change, Changes, record_changes
 from mmlm.reports.contact_sheet import FoundImage, contact_sheet, thumbnail_uri
 from mmlm.reports.page import write_report
+from tests.reports.conftest import write_items
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
@@ -59,6 +61,28 @@ def test_page_in_a_browser(make_run, change_json, tmp_path):
     assert re.findall(r'aria-selected="true"[^>]*>(\w+)</button>', page) == ["val_concepts"]
 
 
+def test_tabs_of_two_sections_and_the_values_under_the_pointer(make_run, tmp_path):
+    folder = make_run()
+    write_items(folder)
+    page = write_report(folder)
+    # A pointer over the middle of the first chart of a score, and a click on the second tab of the breakdown.
+    probe = """<script>
+    const first = (plot) => JSON.parse(plot.dataset.curves).lines[0].name;
+    const plot = [...document.querySelectorAll('.plot')].find((one) => first(one) === 'val_style');
+    const box = plot.getBoundingClientRect();
+    plot.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + 0.55 * box.width, clientY: box.top }));
+    document.getElementById('tab-breakdown-1').click();
+    </script></body>"""
+    page.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    shown, console = open_page(page.as_uri(), tmp_path / "profile")
+    assert console == ""
+    told = re.search(r'<div class="told"[^>]*>(.*?)</div></div>', shown)[1]
+    assert re.sub(r"<[^>]*>", " ", told).split()[:2] == ["step", "30"]
+    assert "val_style 30%" in told
+    hidden = re.findall(r'id="panel-(\w+-\d)"[^>]*\shidden=""', shown)
+    assert hidden == ["breakdown-0", "samples-1"], "each section shows the split that was chosen there"
+
+
 def widths_on_a_telephone(text: str, folder: Path) -> tuple[int, int]:
     """The pixels that a page needs, and those that there are, in a window of 380."""
     # A frame is as narrow as one asks; a headless window is not. The frame must share the origin to be measured.
@@ -77,7 +101,10 @@ def widths_on_a_telephone(text: str, folder: Path) -> tuple[int, int]:
 
 
 def test_page_fits_a_telephone(make_run, tmp_path):
-    needed, there = widths_on_a_telephone(write_report(make_run()).read_text(encoding="utf-8"), tmp_path)
+    folder = make_run()
+    write_items(folder)
+    record_changes(folder, Changes("caption_base", [Change("data.train." + "long_" * 30, "1" * 90, None)]))
+    needed, there = widths_on_a_telephone(write_report(folder).read_text(encoding="utf-8"), tmp_path)
     assert needed == there <= 380
 
 

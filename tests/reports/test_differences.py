@@ -1,11 +1,12 @@
 """What compared runs differ in besides their experiments, in one line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmlm.reports.differences import differences
-from mmlm.reports.run_folder import Metrics, RunFolder
+from mmlm.reports.run_folder import Metrics, RunFolder, Scores
 
 COMMITS = ("0123456789abcdef0123", "fedcba98765432100123")
 DATA = "data: {path: one, train: {folder: '${data.path}/train'}, workers: 0}\n"
@@ -40,6 +41,15 @@ def test_runs_of_one_environment_and_of_one_data():
 )
 def test_what_differs_is_named_with_its_values(other, told):
     assert differences({"a": run(HERE), "b": other}) == f"the runs also differ in {told}"
+
+
+def test_runs_that_found_other_examples_or_were_scored_otherwise():
+    """The same settings may lead to other data, where a relative path is read in another folder."""
+    one, other = (replace(run(HERE), data={"data.train": {"digest": digest}}) for digest in "ab")
+    assert differences({"a": one, "b": other}) == "the runs also differ in data (other examples in data.train)"
+    assert differences({"a": one, "b": run(HERE)}) is None, "what a run does not tell is taken for equal"
+    fp32, bf16 = (replace(one, scores=Scores(3, {}, precision)) for precision in ("fp32", "bf16"))
+    assert differences({"a": fp32, "b": bf16}) == "the runs also differ in precision of the scores (a: fp32, b: bf16)"
 
 
 def test_what_a_run_does_not_tell_is_taken_for_equal():

@@ -1,11 +1,15 @@
 """A page stays harmless whatever the captions, names and files of a run hold: all of it is text."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from mmlm.record.changes import Change, Changes, record_changes
 from mmlm.reports.page import write_report
+from mmlm.reports.run_folder import read_run_folder
+from tests.reports.conftest import write_items
 
 EVIL = (
     "\"'></style></pre></script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -40,26 +44,33 @@ KNOWN = """
 step examples seconds splits images captions description queries id image generated exact nearest_captions attention
 words grid maps text similarity match caption command git_commit git_dirty device packages model parameters flops
 training evaluation name meaning group question title share higher_is_better chance low high shown headline beside
-family log_scale noiseless precision
+family log_scale noiseless precision count among rank extremes worst typical best texts of shown words wrong said cider
+attributes language base changes key here
 """
 """Keys of the formats of the files. Any other key is a name that somebody gave."""
 
 
 def test_nothing_that_a_run_holds_becomes_an_element(make_run):
     folder: Path = make_run(steps=10)
+    write_items(folder)
+    record_changes(folder, Changes("base", [Change("key", "before", None)]))
     (folder / "manifest.jsonl").unlink()
-    for name in ("scores.json", "samples.json", "environment.json", "figures.json"):
+    (folder.parent / "seed=4").mkdir()
+    (folder.parent / "seed=4" / "report.html").write_text("")
+    names = ("scores.json", "samples.json", "environment.json", "figures.json", "items.json", "changes.json")
+    for name in names:
         content = poisoned(json.loads((folder / name).read_text()))
         (folder / name).write_text(json.dumps(content))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(poisoned(row)) + "\n" for row in rows))
     (folder / "config.yaml").write_text(f"a: {EVIL}\n")
     named = folder.parents[1].rename(folder.parents[2] / EVIL.replace("/", "")) / folder.parent.name / folder.name
-    text = write_report(named).read_text(encoding="utf-8")
+    other = read_run_folder(named)
+    text = write_report(named, replace(other, path=named.with_name("seed=4"))).read_text(encoding="utf-8")
     assert "alert(1)" in text, "it is shown"
     page = Page(text)
     assert sum(tag == "script" for tag, _ in page.elements) == 1, "ours"
-    allowed = {"src": "data:image/", "href": ("data:,", "#")}
+    allowed = {"src": "data:image/", "href": ("data:,", "#", "../seed=4/report.html")}
     for tag, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name, start in allowed.items():

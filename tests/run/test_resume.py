@@ -72,7 +72,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, hard: bool = False)
 def test_the_same_command_finds_the_same_folder_and_says_that_it_is_finished(trained, train_tiny, tmp_path):
     folder = trained()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    outcome = train_tiny("metrics.tags=[again]", "train.log_every=7")
+    outcome = train_tiny("logger=tensorboard", "train.log_every=7")
     assert outcome.status == 0
     assert f"finished already at step 3; the report is {folder / 'report.html'}" in outcome.out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -21,7 +21,7 @@ from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.local_files import locate
 from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
-from mmlm.model.encoders.readout import Normalize, Pool, Readout
+from mmlm.model.encoders.readout import Normalize, OwnPool, Readout, readout_pool
 from mmlm.model.encoders.unused import leave_out_unused, unused_parameters
 from mmlm.model.hugging_face_loading import (
     check_source,
@@ -70,7 +70,8 @@ class HuggingFaceVision(nn.Module):
         architecture: transformers' model type, such as ``clip_vision_model``, ``dinov2`` or ``vit``, to start from
             random weights (as transformers starts them).
         settings: values of the architecture's config, such as ``{hidden_size: 64, num_hidden_layers: 2}``.
-        pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
+        pool: ``cls`` pools the class token, ``mean`` the patch tokens, ``own`` is the architecture's own pooling head
+            (SigLIP's attention pool); None leaves pooling to the bridge.
         keep_prefix_tokens: leave class and register tokens in front of the patches.
         load_weights: false builds a pretrained model from its config, with random weights.
 
@@ -87,7 +88,7 @@ class HuggingFaceVision(nn.Module):
         name_or_path: str | None = None,
         architecture: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        pool: Pool | None = None,
+        pool: OwnPool | None = None,
         keep_prefix_tokens: bool = False,
         load_weights: bool = True,
     ) -> None:
@@ -110,6 +111,7 @@ class HuggingFaceVision(nn.Module):
         # tokens, and which parameters the tokens do not depend on.
         with torch.device("meta"):
             trial = _build(config).eval()
+        self._own_pool = pool == "own"
         prefix, unused = self._try(trial, image_size, key)
         norm = next((name for name in unused if name.endswith(f"{_CLIP_NORM}.weight")), None)
         # CLIP's last norm is unused by the tokens that transformers returns, but ``forward`` applies it: it stays.
@@ -119,17 +121,19 @@ class HuggingFaceVision(nn.Module):
         if name_or_path is not None and load_weights:
             _load(self.tower, name_or_path, own_size, self.grid, spare)
         leave_out_unused(self.tower, spare)
-        self.readout = Readout(prefix, prefix > 0, pool, keep_prefix_tokens)
+        self.readout = Readout(prefix, prefix > 0, readout_pool(pool), keep_prefix_tokens)
         self.num_prefix_tokens, self.drops_patches = self.readout.num_kept, False
-        self.pooled_width = self.readout.pooled_width(self.width)
+        self.pooled_width = self.width if self._own_pool else self.readout.pooled_width(self.width)
         self.normalize = Normalize(*_colours(config, name_or_path))
 
     def forward(self, images: Tensor) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the model's own mean and deviation."""
-        tokens = self.tower(pixel_values=self.normalize(images)).last_hidden_state
+        found = self.tower(pixel_values=self.normalize(images))
+        tokens = found.last_hidden_state
         if self._late_norm is not None:
             tokens = self.tower.get_submodule(self._late_norm)(tokens)
-        return self.readout(tokens)
+        encoded = self.readout(tokens)
+        return EncoderOutput(encoded.tokens, found.pooler_output) if self._own_pool else encoded
 
     def resized(self, name: str, old: Tensor) -> Tensor | None:
         """The position table ``old`` resampled to this grid; None for any other parameter. See ``Encoder``."""
@@ -142,14 +146,21 @@ class HuggingFaceVision(nn.Module):
         with torch.enable_grad():
             try:
                 images = torch.zeros(1, 3, image_size, image_size, device="meta")
-                tokens = trial(pixel_values=images).last_hidden_state
+                found = trial(pixel_values=images)
+                tokens = found.last_hidden_state
             except (RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise _no_tower(trial, key, one_line(error)) from error
             prefix = tokens.shape[1] - self.grid[0] * self.grid[1] if tokens.ndim == 3 else -1
             if prefix < 0:
                 shape = list(tokens.shape[1:])
                 raise _no_tower(trial, key, f"tokens of shape {shape}, with {self.grid[0]} x {self.grid[1]} patches")
-            return prefix, unused_parameters(trial, tokens)
+            if not self._own_pool:
+                return prefix, unused_parameters(trial, tokens)
+            pooled = getattr(found, "pooler_output", None)  # not every output of transformers has the field
+            if pooled is None:
+                kind = trial.config.model_type
+                raise ArgumentError(f"pool: a '{kind}' has no pooling head of its own; use cls, mean or null")
+            return prefix, unused_parameters(trial, pooled)
 
 
 def _new_config(architecture: str, settings: Mapping[str, Any]) -> PreTrainedConfig:

@@ -12,6 +12,13 @@ from mmlm.model.protocols import EncoderOutput
 
 Pool = Literal["cls", "mean"]
 """How an encoder pools: by its class token, or by the mean of its patch tokens."""
+OwnPool = Literal["cls", "mean", "own"]
+"""``own``: by what the library's architecture pools with itself, as by the attention pool of SigLIP."""
+
+
+def readout_pool(pool: OwnPool | None) -> Pool | None:
+    """What is left to ``Readout``: None where the architecture pools itself."""
+    return None if pool == "own" else pool
 
 
 class Normalize(nn.Module):

@@ -12,7 +12,7 @@ from mmlm.core.ranges import check_library_settings
 from mmlm.core.timm_without_wandb import Eva, VisionTransformer, timm
 from mmlm.core.wording import one_line
 from mmlm.model.encoders.positions import resized_positions
-from mmlm.model.encoders.readout import Normalize, Pool, Readout
+from mmlm.model.encoders.readout import Normalize, OwnPool, Readout, readout_pool
 from mmlm.model.encoders.some_patches import features_of, let_choose, num_kept, only_visible
 from mmlm.model.encoders.timm_backbone import (
     check_arguments,
@@ -60,7 +60,10 @@ class TimmEncoder(nn.Module):
         patch_dropout: share of patches that a ViT or EVA leaves out while training (FLIP, arXiv:2212.00794).
             ``forward`` then gets the patches that stay, in order, and N is smaller. Not for a bridge that lays patches
             out on the grid.
-        pool: ``cls`` pools the class token, ``mean`` the patch tokens; None leaves pooling to the bridge.
+        pool: ``cls`` pools the class token, ``mean`` the patch tokens, ``own`` is the architecture's own attention pool
+            (SigLIP, PE-Core); None leaves pooling to the bridge.
+        head: width of the architecture's own linear head behind its own pool, whose result is then what the encoder
+            pools (PE-Core's projection); None leaves the head out.
         keep_prefix_tokens: leave class, distillation and register tokens in front of the patches.
         final_norm: false leaves the last norm out: tokens (and the pooled vector) are those before it.
         load_weights: false builds the architecture with random weights.
@@ -79,7 +82,8 @@ class TimmEncoder(nn.Module):
         registers: int | None = None,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
-        pool: Pool | None = None,
+        pool: OwnPool | None = None,
+        head: int | None = None,
         keep_prefix_tokens: bool = False,
         final_norm: bool = True,
         load_weights: bool = True,
@@ -87,6 +91,9 @@ class TimmEncoder(nn.Module):
         super().__init__()
         check_arguments(name, pretrained, weights, registers, drop_path, patch_dropout)
         _check_settings(settings or {}, pretrained, registers)
+        if head is not None and (pool != "own" or head < 1):
+            raise ArgumentError(f"head: {head} is a width of at least 1, and needs pool=own; use null")
+        num_classes = 0 if head is None else head
         arguments = dict(settings or {})
         published = timm.get_pretrained_cfg(name)
         if published is not None and published.fixed_input_size:
@@ -94,12 +101,15 @@ class TimmEncoder(nn.Module):
         # A trial model on the meta device costs neither memory nor random numbers. The trial tells which of our options
         # the architecture has, where its last norm is, the shape of its features and which parameters they do not use.
         with torch.device("meta"):
-            trial = _trial(name, arguments)
+            trial = _trial(name, arguments, num_classes)
             check_registers(trial, registers)
             options = _options(trial, name, registers, drop_path, patch_dropout)
             if options:
                 arguments |= options
-                trial = _trial(name, arguments)
+                trial = _trial(name, arguments, num_classes)
+        if pool == "own" and getattr(trial, "attn_pool", None) is None:
+            raise ArgumentError(f"pool: timm's '{name}' has no attention pool of its own; use cls, mean or null")
+        self._own_pool = pool == "own"
         norms = [path for path in _LAST_NORMS if _has_norm(trial, path)]
         if not final_norm and not norms:
             raise ArgumentError(f"final_norm: timm's '{name}' has no last norm to leave out; use true")
@@ -109,7 +119,7 @@ class TimmEncoder(nn.Module):
             leave_out(trial, norms)
         shape, unused = self._try(trial, name, image_size)
 
-        self.backbone: nn.Module = create(name, pretrained and load_weights, num_classes=0, **arguments)
+        self.backbone: nn.Module = create(name, pretrained and load_weights, num_classes=num_classes, **arguments)
         full = self.backbone.state_dict().keys()
         leave_out_unused(self.backbone, unused)
         if weights is not None and load_weights:
@@ -125,14 +135,16 @@ class TimmEncoder(nn.Module):
             self.sees_some = True
             let_choose(self.backbone)
         has_class_token = prefix > 0 and getattr(self.backbone, "cls_token", None) is not None
-        self.readout = Readout(prefix, has_class_token, pool, keep_prefix_tokens)
+        self.readout = Readout(prefix, has_class_token, readout_pool(pool), keep_prefix_tokens)
         self.num_prefix_tokens = self.readout.num_kept
-        self.pooled_width = self.readout.pooled_width(self.width)
+        self.pooled_width = (head or self.width) if self._own_pool else self.readout.pooled_width(self.width)
         self.normalize = Normalize(*mean_and_std(self.backbone))
 
     def forward(self, images: Tensor, kept: Tensor | None = None) -> EncoderOutput:
         """uint8[B, 3, S, S] -> tokens float[B, N, D]; normalises with the architecture's own mean and deviation."""
-        return self.readout(self._tokens(self.backbone, self.normalize(images), kept))
+        tokens = self._tokens(self.backbone, self.normalize(images), kept)
+        encoded = self.readout(tokens)
+        return EncoderOutput(encoded.tokens, _pooled(self.backbone, tokens)) if self._own_pool else encoded
 
     def some_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
         """uint8[B, 3, S, S], int64[B, K] -> float[B, K, D]; see ``Encoder``."""
@@ -176,7 +188,13 @@ class TimmEncoder(nn.Module):
                     f"name: timm's '{name}' gives no features of {image_size}-pixel images "
                     f"({one_line(error)}); choose another data.image_size or architecture"
                 ) from error
-            return shape, unused_parameters(trial, tokens)
+            return shape, unused_parameters(trial, _pooled(trial, tokens) if self._own_pool else tokens)
+
+
+def _pooled(backbone: nn.Module, tokens: Tensor) -> Tensor:
+    """float[B, prefix + N, D] -> float[B, Dp]: the architecture's own pool, and its head if it has been built."""
+    model: Any = backbone  # as in ``_features``
+    return model.forward_head(tokens)
 
 
 def _features(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -197,10 +215,10 @@ def _check_settings(settings: Mapping[str, Any], pretrained: bool, registers: in
     check_library_settings(settings, {})
 
 
-def _trial(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _trial(name: str, arguments: Mapping[str, Any], num_classes: int) -> nn.Module:
     """timm's architecture with random weights; UserError for arguments that its constructor refuses."""
     try:
-        return create(name, pretrained=False, num_classes=0, **arguments)
+        return create(name, pretrained=False, num_classes=num_classes, **arguments)
     except (TypeError, AssertionError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         given = ", ".join(f"{key}={value}" for key, value in arguments.items()) or "its own sizes"
         raise ArgumentError(f"settings: timm's '{name}' does not take {given} ({one_line(error)})") from error

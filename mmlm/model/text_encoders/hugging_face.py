@@ -11,6 +11,7 @@ from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.ranges import check_counts
 from mmlm.model.hugging_face_loading import (
     TEXT_SUPPLIED,
     change_config,
@@ -47,6 +48,8 @@ class HuggingFaceText(nn.Module):
         architecture: transformers' name (``model_type``) of a model to start at random: ``bert``, ``clip_text_model``.
         settings: values of the model's config that differ from its own, such as sizes, or a dropout of 0.
         pool: ``mean``, ``cls`` or ``end``.
+        projection: width of a linear layer behind the pooling, for a model without projections of its own
+            (``model.embedding_width=null``); None adds none.
         load_weights: false builds a pretrained model from its config, with random weights.
 
     Raises:
@@ -62,10 +65,12 @@ class HuggingFaceText(nn.Module):
         architecture: str | None = None,
         settings: Mapping[str, object] | None = None,
         pool: Pool = "mean",
+        projection: int | None = None,
         load_weights: bool = True,
     ) -> None:
         super().__init__()
         check_source(name_or_path, architecture)
+        check_counts({"projection": projection})
         self.vocabulary: str | None = None
         self.pool = pool
         if name_or_path is None:
@@ -77,17 +82,20 @@ class HuggingFaceText(nn.Module):
             self.text_model = _load(name_or_path, config) if load_weights else _build(config)
         fit_vocabulary(self.text_model, vocab_size)
         _check_positions(self.text_model, max_tokens)
-        self.width = self.text_model.config.hidden_size
+        self.width = projection or self.text_model.config.hidden_size
+        self.projection: nn.Module = nn.Identity()
+        if projection is not None:
+            self.projection = nn.Linear(self.text_model.config.hidden_size, projection, bias=False)
         if pool == "cls":
             _check_first_token(self.text_model)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """int64[C, T], int64[C] -> float[C, D], after the last norm."""
+        """int64[C, T], int64[C] -> float[C, D], after the last norm and the projection."""
         real = Layout.mask(lengths, tokens.shape[1])
         # Padding gets the encoder's own padding id, since RoBERTa computes positions from where that id stands.
         tokens = tokens.masked_fill(~real, self.text_model.config.pad_token_id or 0)
         states = self.text_model(input_ids=tokens, attention_mask=real.long()).last_hidden_state
-        return pooled(states, lengths, self.pool)
+        return self.projection(pooled(states, lengths, self.pool))
 
 
 # Configs

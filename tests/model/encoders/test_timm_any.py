@@ -219,3 +219,19 @@ def test_what_does_not_fit_is_refused_in_one_line(name, arguments, message):
     with pytest.raises(UserError, match=message) as caught:
         TimmEncoder(**settings)
     assert "\n" not in str(caught.value)
+
+
+def test_an_attention_pool_is_the_architecture_s_own():
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    encoder = TimmEncoder(32, "vit_base_patch16_siglip_224", small, pool="own").eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    found = encoder(images)
+    expected = encoder.backbone(encoder.normalize(images))
+    torch.testing.assert_close(found.pooled, expected)
+    assert (encoder.pooled_width, found.tokens.shape) == (16, (2, 4, 16))
+    found.pooled.sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    with pytest.raises(UserError, match=r"pool: timm's 'resnet10t' has no attention pool of its own; use cls, mean"):
+        TimmEncoder(64, "resnet10t", pool="own")
+    with pytest.raises(UserError, match="head: 8 is a width of at least 1, and needs pool=own; use null"):
+        TimmEncoder(32, "vit_base_patch16_siglip_224", small, pool="mean", head=8)

@@ -1,0 +1,76 @@
+"""The settings of the benchmarks: docstrings are the text of their ``--help`` (see ``key_values``). No torch."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class PartsSettings:
+    """Measure every option of every slot in turn with the experiment's own choice, and print a Markdown table."""
+
+    experiment: str = "caption_base"
+    """The model that is held fixed, and the sizes of its data."""
+    slots: list[str] = field(default_factory=lambda: ["encoder", "bridge", "text_encoder", "decoder"])
+    """Slots to vary, one at a time."""
+    options: list[str] | None = None
+    """Only these options of the slots; null takes all that have a file in configs/."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of the experiment to change for all cells, such as [model.width=96,optim=adamw]; one with brackets of
+    its own stands in double quotes."""
+    batch_size: int | None = None
+    """Images a step, with one caption each; null takes the experiment's."""
+    vocab_size: int = 2000
+    """Tokens of the vocabulary: no tokenizer is fitted here."""
+    steps: int = 8
+    """Timed steps of each cell."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: str | None = None
+    """File to write the table to as well."""
+
+
+@dataclass
+class LearnsSettings:
+    """Train every option of every slot for a few hundred steps, and print whether it learns. Exit status 1 if one does
+    not. Cells that a file beside ``out`` has the result of are not trained again."""
+
+    experiment: str = "caption_base"
+    """The model that is held fixed; its data are replaced by data=emoji tokenizer=byte_pair."""
+    slots: list[str] = field(default_factory=lambda: ["encoder", "bridge", "text_encoder", "decoder", "freeze"])
+    """Slots to vary, one at a time."""
+    options: list[str] | None = None
+    """Only these options of the slots; null takes all that have a file in configs/."""
+    overrides: list[str] = field(default_factory=list)
+    """Settings of the experiment to change for all cells, such as [model.width=96,optim=adamw]; one with brackets of
+    its own stands in double quotes."""
+    steps: int = 300
+    """Optimizer steps of each cell."""
+    batch_size: int | None = None
+    """Images a step; null takes the experiment's."""
+    seed: int = 0
+    """Seed of each cell's training."""
+    split: str = "val_style"
+    """Validation split that is held out."""
+    examples: int | None = None
+    """Examples of that split to judge on, drawn at random and the same for all cells; null takes all of it."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: str | None = None
+    """File to write the table to as well. Results go to OUT.jsonl as they come; a line deleted there is run again."""
+
+
+@dataclass
+class LossesSettings:
+    """Measure forward and backward of our losses and of open_clip's in turn, and print a Markdown table."""
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1024, 4096, 16384])
+    """Images (and captions) of the contrastive losses."""
+    width: int = 512
+    """Numbers of an embedding."""
+    captioning: bool = True
+    """Measure captioning's loss too, against ways that hold all logits: open_clip's needs 12 GB."""
+    rounds: int = 3
+    """Measurements of each contrastive loss, in turn."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    out: str | None = None
+    """File to write the table to as well."""

@@ -1,0 +1,34 @@
+"""Reading a JSON file that other programs have written, and saying what is wrong in it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmlm.core.errors import UserError
+from mmlm.core.wording import cut
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises UserError for a file that is none."""
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file}: is not JSON ({error}); it may be cut off: download or unpack it again") from None
+
+
+def text_at(item: dict[str, Any], key: str) -> str:
+    """A text that is not blank and has a form in UTF-8. Raises ValueError."""
+    text = item.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{key} {shown(text)} must be a text that is not blank; correct or remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can hold one half of a pair that makes a character ("\ud83d"). It is no text for Arrow or a tokenizer.
+        raise ValueError(f"{key} {shown(text)} has half a character in it; correct or remove it") from None
+    return text
+
+
+def shown(value: Any) -> str:
+    """A value as the file has it, but not too long for a line."""
+    return cut(json.dumps(value), 80)
