@@ -174,14 +174,14 @@ def test_the_commands_for_ones_own_images_work_as_they_are_written(trained, comm
         assert outcome.status == 0, outcome
     names: dict[str, object] = {}
     exec(code_of(text), names)
-    assert len(names["found"]) == 2
+    assert len(names["found"]) == len(list(photos.glob("*.png"))) == 10
     # And the calls of the library, on the folder that it writes.
     names["model"].save_pretrained("my_model")
     for number in (1, 2):
         Path(f"{number}.png").write_bytes((photos / f"{number}.png").read_bytes())
     exec(code_of(HOUSE.read_text(encoding="utf-8").partition("## As a library")[2]), names)
     assert (names["images"].shape, names["text"].shape) == ((2, 16), (16,))
-    assert len(names["labels"]) == len(names["found"]) == 2
+    assert (len(names["labels"]), len(names["found"])) == (2, 10)
 
 
 def code_of(text: str) -> str:
