@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "write the report of a run again",
     "export": "write the model of a run as a folder that loads without mmlm's configs",
     "convert": "turn open_clip's weights into a run, and back",
+    "pack": "write images and captions of any format as tar shards or Parquet files",
     "verify": "compare the files of a run with what was written",
     "check": "try whether a part keeps the rules of its slot",
     "bench": "measure what parts cost and whether they learn",

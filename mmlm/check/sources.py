@@ -11,7 +11,9 @@ import torch
 from mmlm.check.report import Check, expect
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import CorruptImage
-from mmlm.data.sources import ListsTexts, Source, read_example
+from mmlm.data.images import decode_image
+from mmlm.data.order import Sharded
+from mmlm.data.sources import GivesBytes, ListsTexts, Source, read_example
 
 READ = 24
 """Number of examples that are read, spread over the source."""
@@ -134,6 +136,29 @@ def texts(subject: SourceUnderTest) -> None:
         expect(listed[row] == wanted, f"texts() gives {listed[row]} for example {row}, '{example.id}'", fix)
 
 
+def encoded(subject: SourceUnderTest) -> None:
+    """See ``CHECKS``."""
+    if not isinstance(subject.source, GivesBytes):
+        return
+    for row, example in subject.examples.items():
+        data = subject.source.encoded(row)
+        image = None if data is None else decode_image(data, example.id)
+        same = (image is None) is (example.image is None)
+        same = same and (image is None or example.image is None or torch.equal(image, example.image))
+        expect(
+            same, f"encoded({row}) is another image than [{row}] has", "give the bytes that the image is decoded from"
+        )
+
+
+def shard_sizes(subject: SourceUnderTest) -> None:
+    """See ``CHECKS``."""
+    if isinstance(subject.source, Sharded):
+        count, size = sum(subject.source.shard_sizes()), len(subject.source)
+        expect(
+            count == size, f"shard_sizes() adds up to {count}, and len is {size}", "count the examples of each shard"
+        )
+
+
 def _texts(found: Iterable[Caption]) -> str:
     return ", ".join(repr(caption.text) for caption in itertools.islice(found, 2)) or "nothing"
 
@@ -167,6 +192,8 @@ CHECKS: tuple[Check[SourceUnderTest], ...] = (
     Check("different examples have different ids", ids),
     Check("captions() lists the captions of all examples in order", captions),
     Check("texts() lists all examples without their pixels, in order", texts),
+    Check("encoded(), where there is one, gives the bytes that an image is decoded from", encoded),
+    Check("shard_sizes(), where there is one, adds up to the number of examples", shard_sizes),
     Check("a pickled copy, which a data worker gets, has the same examples", pickled),
     Check("opened a second time it has the same examples", opened_twice),
 )

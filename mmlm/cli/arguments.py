@@ -1,6 +1,7 @@
 """The arguments of every small command: docstrings are the text of its ``--help`` (see ``key_values``). No torch."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from mmlm.core.precision import Precision
 
@@ -13,7 +14,8 @@ class EvaluateArguments:
     """Run folder, or a folder with runs below it, of which the newest is taken."""
     data: str | None = None
     """Other images with captions: a folder with captions.jsonl, a folder of images for each class, a Parquet file, a
-    table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several, named."""
+    tar shard, a table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several,
+    named."""
     language: str | None = None
     """With data: the language of captions that name none, and the one to caption in and to score; null takes the run's
     own."""
@@ -204,6 +206,39 @@ class VerifyArguments:
     """Run folder, a folder with runs below it, of which the newest is taken, or the folder of an exported model."""
     accept: list[str] = field(default_factory=list)
     """Files that you have changed on purpose, such as [config.yaml]: from now on they count as they are."""
+
+
+class PackFormat(Enum):
+    """What packed data are written as."""
+
+    tar = "tar"
+    parquet = "parquet"
+
+
+@dataclass
+class PackArguments:
+    """Write images with captions, of any format, as tar shards or Parquet files, with checksums in manifest.json.
+
+    Encoded images are kept as they are; what a source has only decoded becomes PNG. The same command goes on where it
+    was stopped.
+    """
+
+    data: str = "???"
+    """An option of configs/data, such as emoji, or the path of images with captions: a folder with captions.jsonl, a
+    folder of images for each class, a Parquet file, a tar shard, a table (.csv, .tsv) or a COCO folder."""
+    out: str = "???"
+    """Folder to write: a new or an empty one, or that of the same command."""
+    format: PackFormat = PackFormat.tar
+    """tar: shards of 000000017.jpg and 000000017.json, each with its index. parquet: columns image, caption, language,
+    concept and id."""
+    shard_size: int = 1000
+    """Examples of a file."""
+    split: str | None = None
+    """With an option: the split to pack; null is train."""
+    overrides: list[str] = field(default_factory=list)
+    """With an option: its settings, such as [data.path=FOLDER]."""
+    threads: int = 4
+    """Files that are written at the same time."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mmlm.core.batch import Caption, Example, ExampleTexts
-from mmlm.data.images import read_image
+from mmlm.data.images import read_encoded, read_image
 
 
 class CaptionedImages:
@@ -37,6 +37,10 @@ class CaptionedImages:
         """See ``Source``."""
         name = self._names[index].as_py()
         return Example(name, read_image(self._folder / name), self._tagged(self._captions[index].as_py()))
+
+    def encoded(self, index: int) -> bytes:
+        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
+        return read_encoded(self._folder / self._names[index].as_py())
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""

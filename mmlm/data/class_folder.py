@@ -8,7 +8,7 @@ from pathlib import Path
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
-from mmlm.data.images import read_image
+from mmlm.data.images import read_encoded, read_image
 from mmlm.data.text_files import read_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -69,6 +69,10 @@ class ClassFolder:
         concept = file.parts[0]
         return Example(file.as_posix(), read_image(self._folder / file), (self._caption_of(concept),), concept)
 
+    def encoded(self, index: int) -> bytes:
+        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
+        return read_encoded(self._folder / self._files[index])
+
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
         return (self._caption_of(file.parts[0]) for file in self._files)
@@ -102,7 +106,7 @@ def _words(classes: list[str], names: Path | None) -> Mapping[str, str]:
     if names is None:
         words = {name: name.replace("_", " ") for name in classes}
     else:
-        given = _read_names(names)
+        given = read_names(names)
         missing = [name for name in classes if name not in given]
         if missing:
             raise UserError(f"{names}: has no words for the folder {listed(missing, 5)}; add them")
@@ -115,7 +119,7 @@ def _words(classes: list[str], names: Path | None) -> Mapping[str, str]:
     return words
 
 
-def _read_names(file: Path) -> Mapping[str, str]:
+def read_names(file: Path) -> Mapping[str, str]:
     """The words by folder of a JSON file. Raises UserError."""
     if not file.is_file():
         raise UserError(f'{file}: there is no such file; write {{"folder": "words of the class", ...}}')

@@ -77,6 +77,10 @@ class Emoji:
             self._decoded[index] = image
         return Example(self._ids[index], image, self._captions[index], self._concepts[index])
 
+    def encoded(self, index: int) -> bytes:
+        """See ``mmlm.data.sources.GivesBytes``."""
+        return self._encoded[index]
+
     def captions(self) -> Iterator[Caption]:
         """Every caption of every image, in order, without decoding an image."""
         for captions in self._captions:

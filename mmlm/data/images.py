@@ -113,16 +113,20 @@ def image_pixels(image: Image.Image, name: str) -> Tensor:
 
 def read_image(path: Path) -> Tensor:
     """Decodes an image file to uint8[3, H, W]; see :func:`decode_image`. A file that cannot be read is corrupt too."""
+    return decode_image(read_encoded(path), str(Path(path)))
+
+
+def read_encoded(path: Path) -> bytes:
+    """The bytes of an image file. Raises :class:`CorruptImage` if it cannot be read."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise CorruptImage(str(path), "there is no such file") from None
     except IsADirectoryError:
         raise CorruptImage(str(path), "is a folder, not an image file") from None
     except OSError as error:
         raise CorruptImage(str(path), f"cannot be read ({error.strerror})") from error
-    return decode_image(data, str(path))
 
 
 def _refuse_bomb(image: Image.Image, name: str) -> None:

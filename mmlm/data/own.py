@@ -8,6 +8,7 @@ from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.recognise import recognise
+from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import texts_of
 
 _LEAST = 2
@@ -60,6 +61,10 @@ class OwnImages:
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
         return (caption for texts in self.texts() for caption in texts.captions)
+
+    def remarks(self) -> Iterator[str]:
+        """See ``HasRemarks``."""
+        return iter(remarks_of(self._source))
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See ``ListsTexts``."""

@@ -9,7 +9,7 @@ _TRAIN = re.compile(r"train(ing)?(?![a-z])", re.IGNORECASE)
 _VALIDATION = re.compile(r"(val|valid|validation|dev)(?![a-z])", re.IGNORECASE)
 """Beginnings of names of what one trains on, and of what one validates on."""
 _CAPTIONS = "captions"
-_TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
+_TABLES = (".csv", ".tsv", ".parquet", ".tar", ".jsonl")
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ def expand(files: str | Path | Sequence[str | Path]) -> list[Path]:
         raise ArgumentError("files: [] names no Parquet file; give at least one path or pattern")
     paths: list[Path] = []
     for pattern in patterns:
-        found = [str(pattern)] if Path(pattern).is_file() else _matching(str(pattern))
+        found = [str(pattern)] if Path(pattern).is_file() else matching(str(pattern))
         if not found:
             raise UserError(f"{pattern}: there is no such Parquet file")
         paths += [Path(name) for name in found]
     return paths
 
 
-def _matching(pattern: str) -> list[str]:
+def matching(pattern: str) -> list[str]:
     """The files of a pattern. Folders that are there as they are written are no patterns: ``photos [v2]/*.parquet``."""
     path, fixed = Path(pattern), Path()
     rest = list(path.parts)
@@ -121,15 +121,28 @@ def repeated_images(columns: Sequence[pa.ChunkedArray]) -> int:
     return again
 
 
-def check_types(path: Path, table: pa.Table, image_column: str, caption_column: str) -> None:
-    """Raises UserError unless the columns hold images and captions."""
+def check_types(
+    path: Path, table: pa.Table, image_column: str, caption_column: str, language_column: str | None
+) -> None:
+    """Raises UserError unless the columns hold images and texts."""
     image = table.schema.field(image_column).type
     is_bytes = pa.types.is_binary(image) or pa.types.is_large_binary(image)
     is_struct = pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
     if not is_bytes and not is_struct:
         raise UserError(f"{path}: column {image_column!r} is {image}, but an image is struct<bytes, path> or binary")
-    caption = table.schema.field(caption_column).type
-    if pa.types.is_list(caption) or pa.types.is_large_list(caption):
-        caption = caption.value_type
-    if not pa.types.is_string(caption) and not pa.types.is_large_string(caption):
-        raise UserError(f"{path}: column {caption_column!r} is {caption}, but captions are strings or lists of strings")
+    for column, what in ((caption_column, "captions"), (language_column, "languages")):
+        if column is not None and not _holds_texts(table.schema.field(column).type):
+            kind = table.schema.field(column).type
+            raise UserError(f"{path}: column {column!r} is {kind}, but {what} are strings or lists of strings")
+
+
+def text_columns(path: Path) -> list[str]:
+    """The names of a file's columns of strings, or of lists of strings. UserError if the file cannot be read."""
+    with _one_line(path):
+        return [field.name for field in pq.read_schema(path) if _holds_texts(field.type)]
+
+
+def _holds_texts(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -12,14 +12,16 @@ from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
 from mmlm.data.karpathy import KarpathyCaptions
 from mmlm.data.paired_files import PairedFiles
-from mmlm.data.parquet_files import column_names
+from mmlm.data.parquet_files import column_names, text_columns
+from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import ImageFolder, ParquetTable, Source, texts_of
+from mmlm.data.tar_shards import TarShards
 from mmlm.data.text_table import TextTable, header_of
 
 CAPTIONS = "captions.jsonl"
 LOOKED_FOR = (
-    f"{CAPTIONS}, annotations/captions_NAME.json with the images in NAME/, dataset_NAME.json, .parquet, .csv or .tsv, "
-    "images with a .txt beside each, or a folder of images for each class"
+    f"{CAPTIONS}, annotations/captions_NAME.json with the images in NAME/, dataset_NAME.json, .parquet, .tar, .csv or "
+    ".tsv, images with a .txt beside each, or a folder of images for each class"
 )
 """All that is recognised, in the order in which it is looked for."""
 IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "filepath", "path", "file")
@@ -72,6 +74,10 @@ class _InLanguage:
         """See ``ListsTexts``."""
         return (replace(texts, captions=self._tagged(texts.captions)) for texts in texts_of(self._source))
 
+    def remarks(self) -> Iterator[str]:
+        """See ``HasRemarks``."""
+        return iter(remarks_of(self._source))
+
     def _tagged(self, captions: Sequence[Caption] | Iterator[Caption]) -> tuple[Caption, ...]:
         return tuple(Caption(c.text, self._language) if c.language is None else c for c in captions)
 
@@ -112,6 +118,8 @@ def _of_file(file: Path) -> Iterator[_Found]:
         yield f"COCO's captions {file.name}", lambda: _coco(file)
     elif kind == ".parquet":
         yield f"the Parquet file {file.name}", lambda: _parquet([file])
+    elif kind == ".tar":
+        yield f"the tar shard {file.name}", lambda: TarShards(file.parent, file.name)
     elif kind in (".csv", ".tsv"):
         yield f"the table {file.name}", lambda: _table(file)
 
@@ -128,6 +136,10 @@ def _of_folder(folder: Path, classes: ClassCaptions) -> Iterator[_Found]:
     parquet = sorted(file for place in (folder, folder / "data") for file in place.glob("*.parquet"))
     if parquet:
         yield f"{len(parquet)} Parquet file{'s' * (len(parquet) > 1)}", lambda: _parquet(_one_split(folder, parquet))
+    tars = sorted(folder.glob("*.tar"))
+    if tars:
+        names = [file.name for file in _one_split(folder, tars)] if len(tars) > 1 else [tars[0].name]
+        yield f"{len(tars)} tar shard{'s' * (len(tars) > 1)}", lambda: TarShards(folder, names)
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".csv", ".tsv"))
     if tables:
         yield "a table", lambda: _table(_only(folder, tables))
@@ -178,7 +190,9 @@ def _parquet(files: Sequence[Path]) -> Source:
     columns = column_names(files[0])
     image, caption = (_column(files[0], columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
     concept = "concept" if "concept" in columns else None
-    return ParquetTable([str(file) for file in files], image, caption, concept_column=concept)
+    language = "language" if "language" in text_columns(files[0]) else None
+    names = [str(file) for file in files]
+    return ParquetTable(names, image, caption, concept_column=concept, language_column=language)
 
 
 def _table(file: Path) -> Source:

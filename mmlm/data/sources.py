@@ -12,7 +12,7 @@ from torch import Tensor
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.wording import cut
-from mmlm.data.images import decode_image, read_image
+from mmlm.data.images import decode_image, read_encoded, read_image
 from mmlm.data.inside import check_inside
 from mmlm.data.parquet_files import check_paths, check_types, expand, read_columns, repeated_images, told_apart
 from mmlm.data.text_files import numbered_lines
@@ -43,6 +43,18 @@ class ListsTexts(Protocol):
 
     def texts(self) -> Iterator[ExampleTexts]:
         """Every example without its pixels, in order: those with an image that cannot be decoded too."""
+        ...
+
+
+@runtime_checkable
+class GivesBytes(Protocol):
+    """A source that has its images encoded, in files or in tables, and can give them as they are."""
+
+    def encoded(self, index: int) -> bytes | None:
+        """The encoded image of the example at ``index``, for ``decode_image``; None for text only.
+
+        Raises CorruptImage if it cannot be read. It is not decoded: damage inside of it is not found.
+        """
         ...
 
 
@@ -125,6 +137,11 @@ class ImageFolder:
         image = None if entry.image is None else read_image(self._folder / entry.image)
         return Example(self._ids[index], image, tuple(entry.captions), entry.concept)
 
+    def encoded(self, index: int) -> bytes | None:
+        """See :class:`GivesBytes`."""
+        entry = self._entries[index]
+        return None if entry.image is None else read_encoded(self._folder / entry.image)
+
     def captions(self) -> Iterator[Caption]:
         """See :class:`Source`."""
         for entry in self._entries:
@@ -206,8 +223,10 @@ class ParquetTable:
         id_column: str | None = None,
         language: str | None = None,
         outside: bool = False,
+        language_column: str | None = None,
     ) -> None:
-        """Reads the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of all captions.
+        """Reads the columns. ``files`` is one or several paths or glob patterns; ``language`` is that of captions that
+        name none in ``language_column``, which holds a string for all captions of a row or a list of one for each.
 
         Without ``id_column``, or where it is null, an example's id is the name of its file and its row:
         ``train.parquet/17``; where two files have one name, their paths are told apart: ``2023/train.parquet/17``.
@@ -215,19 +234,23 @@ class ParquetTable:
         unreadable file, a missing column, a column of another type, such a path that is not allowed, two images or
         two concepts of one id, or no rows.
         """
-        self._arguments = (files, image_column, caption_column, concept_column, id_column, language, outside)
+        self._arguments = (
+            *(files, image_column, caption_column, concept_column, id_column),
+            *(language, outside, language_column),
+        )
         self._language = language
         paths = expand(files)
-        wanted = (image_column, caption_column, concept_column, id_column)
+        wanted = (image_column, caption_column, concept_column, id_column, language_column)
         columns = list(dict.fromkeys(column for column in wanted if column is not None))
         tables = [read_columns(path, columns) for path in paths]
         for path, table in zip(paths, tables, strict=True):
-            check_types(path, table, image_column, caption_column)
+            check_types(path, table, image_column, caption_column, language_column)
             check_paths(path, table[image_column], outside)
         self._paths = paths
         self._names = told_apart(paths)
         self._images = [table[image_column] for table in tables]
         self._captions = [table[caption_column] for table in tables]
+        self._languages = None if language_column is None else [table[language_column] for table in tables]
         self._concepts = None if concept_column is None else [table[concept_column] for table in tables]
         self._ids = None if id_column is None else [table[id_column] for table in tables]
         self._rows = self._joined((number, row) for number, table in enumerate(tables) for row in range(len(table)))
@@ -275,6 +298,12 @@ class ParquetTable:
             concept=self._concept(number, row),
         )
 
+    def encoded(self, index: int) -> bytes | None:
+        """See :class:`GivesBytes`."""
+        number, row = self._rows[index][0]
+        cell = self._images[number][row].as_py()
+        return None if cell is None else _encoded_cell(cell, self._id(number, row), self._paths[number].parent)
+
     def captions(self) -> Iterator[Caption]:
         """See :class:`Source`."""
         for index in range(len(self._rows)):
@@ -305,16 +334,28 @@ class ParquetTable:
         return None if concept is None else str(concept)
 
     def _captions_of(self, index: int) -> tuple[Caption, ...]:
-        values = (self._captions[number][row].as_py() for number, row in self._rows[index])
-        texts = (text for value in values for text in (value if isinstance(value, list) else [value]))
-        return tuple(Caption(text, self._language) for text in texts if text is not None)
+        found: list[Caption] = []
+        for number, row in self._rows[index]:
+            value = self._captions[number][row].as_py()
+            texts = value if isinstance(value, list) else [value]
+            named = None if self._languages is None else self._languages[number][row].as_py()
+            each = named if isinstance(named, list) and len(named) == len(texts) else [named] * len(texts)
+            languages = (one if isinstance(one, str) else self._language for one in each)
+            found += [Caption(text, one) for text, one in zip(texts, languages, strict=True) if text is not None]
+        return tuple(found)
 
 
 def _decode_cell(cell: bytes | dict, id: str, folder: Path) -> Tensor:
-    """uint8[3, H, W] of one cell of the image column: encoded bytes, or a struct of bytes and path."""
+    """uint8[3, H, W] of one cell of the image column."""
+    path = None if isinstance(cell, bytes) or cell.get("bytes") is not None else cell.get("path")
+    return decode_image(_encoded_cell(cell, id, folder), id if path is None else str(folder / path))
+
+
+def _encoded_cell(cell: bytes | dict, id: str, folder: Path) -> bytes:
+    """The encoded image of one cell of the image column: bytes, or a struct of bytes and path. Raises CorruptImage."""
     data, path = (cell, None) if isinstance(cell, bytes) else (cell.get("bytes"), cell.get("path"))
     if data is not None:
-        return decode_image(data, id)
+        return data
     if path is not None:
-        return read_image(folder / path)
+        return read_encoded(folder / path)
     raise CorruptImage(id, "the row has neither bytes nor a path")

@@ -13,7 +13,7 @@ import pyarrow as pa
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
-from mmlm.data.images import read_image
+from mmlm.data.images import read_encoded, read_image
 
 ENDINGS = ("", ".csv", ".tsv")
 """What is put behind the name of the file to find it."""
@@ -168,6 +168,10 @@ class TextTable:
         """See ``Source``."""
         name = self._names[index].as_py()
         return Example(name, read_image(self._folder / name), self._of_image(index), self._concepts[index].as_py())
+
+    def encoded(self, index: int) -> bytes:
+        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
+        return read_encoded(self._folder / self._names[index].as_py())
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""

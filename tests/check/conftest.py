@@ -8,6 +8,8 @@ import pytest
 
 from mmlm.check.ranks import Ranks
 from tests.conftest import COLOURS, SHAPES, draw
+from tests.data.pictures import Pictures
+from tests.data.tars import write_shards
 
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 """What the images show, and their names."""
@@ -55,6 +57,15 @@ def table(tmp_path: Path) -> Path:
         rows = "".join(f'{name}.png,"a {name}, on white"\n' for name in NAMES)
         (tmp_path / "table" / file).write_text(f"image,caption\n{rows}")
     return tmp_path / "table"
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    """A folder with two tar shards for each split."""
+    pictures = Pictures(8)
+    for split in ("train", "validation"):
+        write_shards(tmp_path / "tar" / split, pictures, [5, 3])
+    return tmp_path / "tar"
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
     ("data", "own"): ("data.path={shapes}",),
     ("data", "table"): ("data.path={table}",),
+    ("data", "tar"): ("data.path={tar}",),
     ("tokenizer", "byte_pair_multilingual"): ("data=emoji_multilingual",),
     ("tokenizer", "byte_pair_keywords"): ("data=emoji_keywords",),
 }

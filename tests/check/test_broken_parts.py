@@ -55,6 +55,11 @@ BROKEN = {
         "DoubledIds": (r"different ids", r"examples 0 and 1 are different and have the id 'square0'; make the id"),
         "FloatImages": (r"an image uint8\[3, H, W\]", r"is torch.float32\[3, 8, 8\]; return uint8"),
         "CaptionsOnce": (r"captions\(\) lists", r"where example 1 has others; yield every caption"),
+        "OtherBytes": (
+            r"encoded\(\), where there is one",
+            r"encoded\(1\) is another image than \[1\] has; give the bytes",
+        ),
+        "ForgetsAShard": (r"shard_sizes\(\), where", r"shard_sizes\(\) adds up to 9, and len is 10; count the"),
     },
     "tokenizer": {
         "LosesEnd": (r"start, tokens and end", r"ends with \d+; end with end_id, \d+, also where the text is cut"),

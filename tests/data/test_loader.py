@@ -32,6 +32,7 @@ def make_loader(
     augment: AugmentSettings | None = AUGMENT,
     max_tokens: int = 16,
     bucket: int = 4,
+    shuffle_window: int | None = None,
 ) -> TrainLoader:
     return TrainLoader(
         source or Pictures(20),
@@ -45,6 +46,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
         bucket=bucket,
+        shuffle_window=shuffle_window,
     )
 
 

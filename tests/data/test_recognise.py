@@ -13,6 +13,7 @@ from mmlm.core.errors import UserError
 from mmlm.data.recognise import ClassCaptions, recognise
 from mmlm.data.sources import texts_of
 from tests.conftest import draw, write_lines
+from tests.data.tars import write_tar
 
 TEXTS = ["a red square", "a blue circle"]
 
@@ -38,6 +39,17 @@ def parquet(folder: Path, name: str = "test.parquet") -> Path:
         draw(*text.split()[1:]).save(file, format="PNG")
         cells.append({"bytes": file.getvalue(), "path": None})
     pq.write_table(pa.table({"text": TEXTS, "image": cells}), folder / name)
+    return folder
+
+
+def tar(folder: Path, name: str = "0000.tar") -> Path:
+    """The images are written as files first."""
+    members = [((folder / name).read_bytes(), text) for name, text in zip(images(folder), TEXTS, strict=True)]
+    for image in folder.glob("*.png"):
+        image.unlink()
+    write_tar(
+        folder / name, [m for n, (data, text) in enumerate(members) for m in ((f"{n}.png", data), (f"{n}.txt", text))]
+    )
     return folder
 
 
@@ -85,6 +97,9 @@ def classes(folder: Path) -> Path:
         (jsonl, "captions.jsonl", "the captions file captions.jsonl"),
         (parquet, "", "1 Parquet file"),
         (parquet, "test.parquet", "the Parquet file test.parquet"),
+        (tar, "", "1 tar shard"),
+        (tar, "0000.tar", "the tar shard 0000.tar"),
+        (lambda folder: tar(tar(folder, "val_0.tar"), "val_1.tar"), "val_1.tar", "the tar shard val_1.tar"),
         (table, "", "a table"),
         (table, "rows.csv", "the table rows.csv"),
         (coco, "", "a COCO folder"),
@@ -161,6 +176,7 @@ def only_images(folder: Path) -> Path:
         (lambda folder: images(folder) and folder / "one.png", "looked for .*; the file ends in '.png'"),
         (two_parquets, "holds files of test and train; give one file"),
         (lambda folder: table(table(folder), "more.tsv", "\t"), "holds more.tsv, rows.csv; give one of them, such as"),
+        (lambda f: tar(tar(f, "train-0.tar"), "val-0.tar"), "holds files of train and val; give one file"),
         (splits, "its folders test, train are splits and no classes; give one, such as .*test"),
         (no_columns, "has no column image, .* or file; it has 'fruit', 'price'; rename one of them"),
     ],

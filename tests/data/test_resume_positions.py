@@ -1,5 +1,7 @@
 """Resuming with other numbers of ranks and workers: the ranks together go on at exactly the right example.
 
+Of a folder, all of which is one shuffle, and of tar shards, of which a window at a time is.
+
 The yardstick is the stream of one process without workers, one example a batch, never interrupted.
 """
 
@@ -15,9 +17,11 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.errors import UserError
 from mmlm.data.loader import TrainLoader
-from mmlm.data.sources import ImageFolder
+from mmlm.data.sources import Source
+from mmlm.data.tar_shards import TarShards
 from mmlm.data.tokenizers.byte_pair import BytePair
 from tests.data.pictures import Pictures, write_folder
+from tests.data.tars import write_shards
 from tests.data.test_loader import make_loader
 
 NUM_EXAMPLES = 22
@@ -41,6 +45,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Data:
+    """What is read, in windows of so many shards (None: all is one shuffle)."""
+
+    source: Source
+    window: int | None = None
+
+
+@dataclass(frozen=True)
 class Layout:
     """By how many ranks the data is read, and by how many worker processes of each."""
 
@@ -50,7 +62,9 @@ class Layout:
     def __str__(self) -> str:
         return f"{self.ranks} ranks, {self.workers} workers"
 
-    def loaders(self, source: ImageFolder, tokenizer: BytePair, position: int) -> list[TrainLoader]:
+    def loaders(
+        self, source: Source, tokenizer: BytePair, position: int, window: int | None = None
+    ) -> list[TrainLoader]:
         """One a rank, about to go on at ``position``."""
         loaders = [
             make_loader(
@@ -62,6 +76,7 @@ class Layout:
                 workers=self.workers,
                 rank=rank,
                 world_size=self.ranks,
+                shuffle_window=window,
             )
             for rank in range(self.ranks)
         ]
@@ -70,6 +85,7 @@ class Layout:
         return loaders
 
 
+FOLDER = pytest.mark.parametrize("data", ["folder"], indirect=True)
 LAYOUTS = [Layout(ranks, workers) for workers in (0, 1, 2) for ranks in (1, 2, 4)]
 
 
@@ -87,9 +103,16 @@ def global_batches(loaders: list[TrainLoader], count: int) -> Iterator[list[Batc
     yield from zip(*(islice(loader, count) for loader in loaders), strict=True)
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    return write_folder(tmp_path_factory.mktemp("pictures"), Pictures(NUM_EXAMPLES))
+SHARDS = {"several shards": [5, 1, 9, 7], "one shard": [NUM_EXAMPLES]}
+"""Examples of each shard: less than there are of ranks x workers, or one of them less than of workers."""
+
+
+@pytest.fixture(scope="module", params=["folder", *SHARDS])
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    folder, pictures = tmp_path_factory.mktemp("pictures"), Pictures(NUM_EXAMPLES)
+    if request.param == "folder":
+        return Data(write_folder(folder, pictures))
+    return Data(TarShards(write_shards(folder, pictures, SHARDS[request.param])), window=2)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +123,10 @@ def tokenizer() -> BytePair:
 
 
 @pytest.fixture(scope="module")
-def stream(source: ImageFolder, tokenizer: BytePair) -> list[Sample]:
+def stream(data: Data, tokenizer: BytePair) -> list[Sample]:
     """The first ``STREAM`` examples of the run that is never interrupted."""
-    loader = make_loader(tokenizer, source, batch_size=1, seed=SEED, captions_per_image=2)
+    settings = {"batch_size": 1, "seed": SEED, "captions_per_image": 2, "shuffle_window": data.window}
+    loader = make_loader(tokenizer, data.source, **settings)
     return [sample for batch in islice(loader, STREAM) for sample in samples_of(batch)]
 
 
@@ -127,31 +151,42 @@ def test_the_stream_is_one_shuffle_of_everything_after_another(stream):
     assert not any(first[name].equals(second[name]) for name in first), "augmented anew"
 
 
+@pytest.mark.parametrize("data", ["folder", "several shards"], indirect=True)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("position", range(2 * NUM_EXAMPLES))
-def test_every_position_of_two_epochs_is_gone_on_from(source, tokenizer, stream, ranks, position):
+def test_every_position_of_two_epochs_is_gone_on_from(data, tokenizer, stream, ranks, position):
     """Those in the middle of a batch too: the position is in examples, and ``train.batch_size`` may have changed."""
-    loaders = Layout(ranks, 0).loaders(source, tokenizer, position)
+    loaders = Layout(ranks, 0).loaders(data.source, tokenizer, position, data.window)
     assert_continues(loaders, 4, stream, position)  # 32 examples: over an epoch's end
 
 
+@FOLDER
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_workers_and_ranks_go_on_from_anywhere(source, tokenizer, stream, layout):
+def test_workers_and_ranks_go_on_from_anywhere(data, tokenizer, stream, layout):
     """One after another, forwards and back: what the workers had prepared ahead is never given out."""
-    loaders = layout.loaders(source, tokenizer, 0)
+    loaders = layout.loaders(data.source, tokenizer, 0, data.window)
     for position in (16, 0, 37, 21, 22, 5):
         for loader in loaders:
             loader.position = position
         assert_continues(loaders, 3, stream, position)
 
 
-@pytest.mark.parametrize("order", [LAYOUTS, LAYOUTS[::-1]], ids=["growing", "shrinking"])
+@pytest.mark.parametrize(
+    ("data", "order"),
+    [
+        pytest.param("folder", LAYOUTS, id="folder, growing"),
+        pytest.param("folder", LAYOUTS[::-1], id="folder, shrinking"),
+        pytest.param("several shards", LAYOUTS[::-1], id="several shards, shrinking"),
+        pytest.param("one shard", LAYOUTS, id="one shard, growing"),
+    ],
+    indirect=["data"],
+)
 def test_a_run_that_is_resumed_by_others_again_and_again_sees_every_example_once_an_epoch(
-    source, tokenizer, stream, order
+    data, tokenizer, stream, order
 ):
     position, seen = 0, []
     for layout in order:
-        loaders = layout.loaders(source, tokenizer, position)
+        loaders = layout.loaders(data.source, tokenizer, position, data.window)
         for shares in global_batches(loaders, 1):
             seen += [sample for share in shares for sample in samples_of(share)]
         (position,) = {loader.position for loader in loaders}
@@ -175,11 +210,12 @@ def test_what_cannot_be_decoded_and_text_alone_stay_at_their_place(tokenizer, tm
         assert torch.equal(text_only, expected.image_index == TEXT_ONLY)
 
 
+@FOLDER
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_share_of_which_nothing_can_be_decoded_is_empty(source, tokenizer, stream, tmp_path: Path, workers):
+def test_a_share_of_which_nothing_can_be_decoded_is_empty(data, tokenizer, stream, tmp_path: Path, workers):
     """Or a run would end with more ranks, on one of them only, that goes on with fewer."""
     lost = [sample.id for sample in stream[2:4]]  # all that rank 1 of 4 has of the first batch
-    numbers = tuple(number for number in range(NUM_EXAMPLES) if source[number].id in lost)
+    numbers = tuple(number for number in range(NUM_EXAMPLES) if data.source[number].id in lost)
     source = write_folder(tmp_path, Pictures(NUM_EXAMPLES, corrupt=numbers))
     (shares,) = global_batches(Layout(4, workers).loaders(source, tokenizer, 0), 1)
     assert [len(share.ids) for share in shares] == [2, 0, 2, 2]

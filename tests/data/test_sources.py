@@ -303,3 +303,33 @@ def test_a_byte_order_mark_and_the_line_ends_of_windows_are_none_of_the_caption(
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "captions.jsonl").write_bytes(b'\xef\xbb\xbf{"image": "a.png", "caption": "a caf\xc3\xa9"}\r\n')
     assert list(ImageFolder(tmp_path).captions()) == [Caption("a café")]
+
+
+def test_parquet_captions_with_a_language_each(tmp_path):
+    rows = {
+        "image": [{"bytes": png(), "path": None}] * 4,
+        "caption": [["a", "b"], ["c"], None, ["d", "e"]],
+        "language": [["de", None], ["fr"], None, ["sw"]],
+        "one": ["en", None, "en", "fr"],
+    }
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    each = ParquetTable(tmp_path / "a.parquet", language_column="language", language="en")
+    assert [(c.text, c.language) for c in each.captions()] == [
+        *(("a", "de"), ("b", "en"), ("c", "fr")),
+        *(("d", "en"), ("e", "en")),  # one language of two captions: nobody knows which
+    ]
+    all_of_a_row = ParquetTable(tmp_path / "a.parquet", language_column="one")
+    assert [c.language for c in all_of_a_row.captions()] == ["en", "en", None, "fr", "fr"]
+    copy = pickle.loads(pickle.dumps(each))
+    assert list(copy.captions()) == list(each.captions())
+    with pytest.raises(UserError, match=r"column 'image' is struct.*, but languages are strings or lists of strings"):
+        ParquetTable(tmp_path / "a.parquet", language_column="image")
+
+
+def test_encoded_images_are_those_that_are_decoded(tmp_path):
+    (tmp_path / "b.png").write_bytes(png("blue"))
+    rows = {"image": [{"bytes": png(), "path": None}, {"bytes": None, "path": "b.png"}, None], "caption": ["a"] * 3}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    folder_with(tmp_path, {"image": "a.png", "caption": "x"}, {"image": None, "caption": "y"})
+    assert [ParquetTable(tmp_path / "a.parquet").encoded(i) for i in range(3)] == [png(), png("blue"), None]
+    assert [ImageFolder(tmp_path).encoded(i) for i in range(2)] == [png("red"), None]

@@ -1,11 +1,13 @@
 """Parts that break one rule of their slot each, as somebody's first try might; the kit has to say which."""
 
+import io
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from mmlm.core.batch import Batch, Caption, Example
@@ -477,6 +479,22 @@ class CaptionsOnce(_Squares):
 
     def captions(self) -> Iterator[Caption]:
         yield from dict.fromkeys(caption for index in range(len(self)) for caption in self[index].captions)
+
+
+class OtherBytes(_Squares):
+    """Gives the bytes of the first image for all."""
+
+    def encoded(self, index: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, "PNG")
+        return file.getvalue()
+
+
+class ForgetsAShard(_Squares):
+    """Does not count its last example among those of the shards."""
+
+    def shard_sizes(self) -> Sequence[int]:
+        return [5, 4]
 
 
 # Tokenizers and transforms
