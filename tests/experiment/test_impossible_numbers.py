@@ -43,13 +43,19 @@ ELSEWHERE = {
     # options that name files or packages of other people
     *("encoder=hugging_face", "encoder=efficientnet_lite0", "text_encoder=hugging_face", "text_encoder=clip"),
     *("text_encoder=minilm", "decoder=hugging_face", "decoder=hugging_face_gated", "tokenizer=hugging_face"),
-    *("tokenizer=minilm", "tokenizer=open_clip"),
+    *("tokenizer=minilm", "tokenizer=open_clip", "tokenizer=siglip"),
     # options without a part
     *("bridge=none", "decoder=none", "text_encoder=own", "launcher=none"),
     # a class and numbers that another option has too
     *("decoder=gru", "decoder=prefix", "decoder=llama_tiny_gated", "decoder=qwen_tiny_gated", "freeze=bridge_only"),
     *("decoder=smollm_tiny_gated", "bridge=patches", "bridge=linear", "bridge=pooler_parallel", "objective=coca"),
-    *("bridge=pooler_cascaded", "tokenizer=byte_pair_keywords", "transform=drawings", "encoder=vit_small_images"),
+    *(
+        "bridge=pooler_cascaded",
+        "tokenizer=byte_pair_keywords",
+        "transform=drawings",
+        "tokenizer=byte_pair_multilingual",
+        "encoder=vit_small_images",
+    ),
     *("objective=coca_sigmoid", "objective=coca_cappa", "evaluators=captioning", "objective=captioning"),
     *("objective=contrastive", "freeze=lit", "freeze=lm_frozen", "freeze=text_locked"),
 }
