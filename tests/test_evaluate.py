@@ -17,7 +17,7 @@ from tests.conftest import draw
 
 
 def test_evaluate_prints_a_table_and_brings_the_report_up_to_date(trained, command, shapes):
-    source = f"{{_target_: mmlm.data.sources.ImageFolder, folder: {shapes}}}"
+    source = f"{{_target_: mmlm.data.image_folder.ImageFolder, folder: {shapes}}}"
     folder = trained(f"+data.test.held_out={source}")
     first = json.loads((folder / "scores.json").read_text())
     assert list(first["splits"]) == ["validation"]

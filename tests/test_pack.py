@@ -12,11 +12,13 @@ from mmlm import pack, train
 from mmlm.commands import pack as packing_command
 from mmlm.core.errors import UserError
 from mmlm.data.emoji import Emoji
+from mmlm.data.image_folder import ImageFolder
 from mmlm.data.images import decode_image
 from mmlm.data.mixture import Mixture
 from mmlm.data.packing import ending_of, pack_file
+from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.recognise import recognise
-from mmlm.data.sources import GivesBytes, ImageFolder, ParquetTable, Source, texts_of
+from mmlm.data.sources import GivesBytes, Source, texts_of
 from mmlm.data.tar_shards import TarShards
 from tests.conftest import TINY, write_lines
 from tests.data.pictures import Pictures, encoded_picture, write_folder

@@ -10,11 +10,13 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
 from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
+from mmlm.data.image_folder import ImageFolder
 from mmlm.data.karpathy import KarpathyCaptions
 from mmlm.data.paired_files import PairedFiles
 from mmlm.data.parquet_files import column_names, text_columns
+from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.remarks import remarks_of
-from mmlm.data.sources import ImageFolder, ParquetTable, Source, texts_of
+from mmlm.data.sources import Source, texts_of
 from mmlm.data.tar_shards import TarShards
 from mmlm.data.text_table import TextTable, header_of
 

@@ -20,7 +20,7 @@ FOLDERS = ("data.train.folder=a", "data.validation.validation.folder=b")
         ("experiment=caption_base",),
         (*TINY, *FOLDERS),
         (*TINY, *FOLDERS, "bridge=perceiver", "bridge.num_heads=4", "~tokenizer.languages", "freeze=lora"),
-        (*TINY, *FOLDERS, "data.train={_target_: mmlm.data.sources.ImageFolder, folder: c}", "+plugins=[x]"),
+        (*TINY, *FOLDERS, "data.train={_target_: mmlm.data.image_folder.ImageFolder, folder: c}", "+plugins=[x]"),
     ],
 )
 def test_a_config_is_the_same_as_without_help(line, monkeypatch):

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from mmlm.core.batch import Caption, Example
+from mmlm.data.image_folder import ImageFolder
 from mmlm.data.images import decode_image
-from mmlm.data.sources import ImageFolder
 
 
 @lru_cache

@@ -181,7 +181,7 @@ def test_workers_and_ranks_go_on_from_anywhere(tokenizer, tmp_path, layout, shar
 def test_a_run_on_a_mixture_that_is_stopped_goes_on_exactly(tiny, command, compose, monkeypatch, tmp_path):
     write_shapes(tmp_path / "own")
     kept = [token for token in tiny if not token.startswith(("data=", "data.train", "data.validation"))]
-    other = f"{{_target_: mmlm.data.sources.ImageFolder, folder: {tmp_path / 'own'}}}"
+    other = f"{{_target_: mmlm.data.image_folder.ImageFolder, folder: {tmp_path / 'own'}}}"
     settings = (
         *kept,
         *RANDOM,

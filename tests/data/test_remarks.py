@@ -5,10 +5,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmlm.data import parquet_files
+from mmlm.data.image_folder import ImageFolder
 from mmlm.data.mixture import Mixture
 from mmlm.data.parquet_files import repeated_images
+from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.remarks import remarks_of
-from mmlm.data.sources import ImageFolder, ParquetTable
 from tests.data.test_sources import png, table_file
 
 RED, BLUE = png((255, 0, 0)), png((0, 0, 255))
@@ -53,7 +54,7 @@ def test_a_source_that_does_not_look_has_no_remarks(shapes):
 def test_training_and_evaluating_tell_of_them(train_tiny, tmp_path):
     images = [RED, BLUE] * 3
     pq.write_table(pa.table({"image": images, "caption": list("abcdef")}), tmp_path / "x.parquet")
-    node = f"{{_target_: mmlm.data.sources.ParquetTable, files: '{tmp_path / 'x.parquet'}'}}"
+    node = f"{{_target_: mmlm.data.parquet_table.ParquetTable, files: '{tmp_path / 'x.parquet'}'}}"
     outcome = train_tiny(f"+data.validation.table={node}", "train.steps=1")
     assert outcome.status == 0
     assert "data.validation.table: 4 of 6 rows hold an image that an earlier row has" in outcome.out

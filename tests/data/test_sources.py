@@ -13,7 +13,8 @@ from PIL import Image
 
 from mmlm.core.batch import Caption
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.data.sources import ImageFolder, ParquetTable
+from mmlm.data.image_folder import ImageFolder
+from mmlm.data.parquet_table import ParquetTable
 from tests.conftest import draw
 
 

@@ -30,7 +30,7 @@ TRAINING = """
 import multiprocessing, sys, time
 from pathlib import Path
 from mmlm.data.loader import TrainLoader
-from mmlm.data.sources import ImageFolder
+from mmlm.data.image_folder import ImageFolder
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 

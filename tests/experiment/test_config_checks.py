@@ -90,7 +90,7 @@ def test_no_part_to_take_over_is_refused(tiny_config):
 
 
 def test_a_split_of_both_groups_is_refused(tiny_config, shapes):
-    source = f"{{_target_: mmlm.data.sources.ImageFolder, folder: {shapes}}}"
+    source = f"{{_target_: mmlm.data.image_folder.ImageFolder, folder: {shapes}}}"
     with pytest.raises(UserError, match=r"data\.test\.validation: a validation split has this name too"):
         tiny_config(f"+data.test.validation={source}")
 

@@ -108,7 +108,7 @@ def test_of_all_callables_of_mmlm_a_slot_accepts_its_own_parts():
     nested = {target for target in options["objective"] if ".weighted_sum." not in target}
     for slot in SLOTS:
         own = options.get(slot.partition(".")[0], set()) - nested
-        own |= {"mmlm.data.sources.ParquetTable"} if slot.startswith("data") else set()
+        own |= {"mmlm.data.parquet_table.ParquetTable"} if slot.startswith("data") else set()
         own |= {"mmlm.optim.freeze.FreezePlan"} if slot == "freeze" else set()
         assert accepted(slot, names) == own, slot
     sums = (KINDS[next(kind for kind in KINDS if kind.__name__ == "Objective")],)

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmlm.core.batch import Example
-from mmlm.data.sources import ImageFolder
+from mmlm.data.image_folder import ImageFolder
 
 SLOW = "slow"
 """File in the folder of the images: while it is there, an example takes the seconds that it holds."""
