@@ -23,9 +23,7 @@ from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
-from mmlm.data.remarks import remarks_of
-from mmlm.data.tokenizer import describe_cut
-from mmlm.evaluation.evaluate import Evaluation, evaluation_figures, evaluator_of
+from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
 from mmlm.experiment.config_file import config_values
@@ -46,6 +44,7 @@ from mmlm.record.lock import RunLock
 from mmlm.record.logger import Copies, LoggedRun
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
+from mmlm.run.before_training import check_best_metric, tell_findings
 from mmlm.run.data_record import check_data
 from mmlm.run.header import header_rows, run_costs
 from mmlm.run.logged_samples import logged_samples
@@ -136,11 +135,11 @@ class Session:
 
     def run(self) -> int:
         """Trains from where the folder is, evaluates and reports; returns the exit status."""
-        self._check_best_metric()
+        check_best_metric(self.config, self.experiment, self._figures())
         self._look_at_first_batch()
         self.experiment.findings.accepted()
         if self.config.preflight:
-            self._tell_findings()
+            tell_findings(self.config, self.experiment, self.console)
             self._rehearse()
             return 0
         with ExitStack() as stack:
@@ -156,7 +155,7 @@ class Session:
             costs = run_costs(self.config, self.experiment)
             on_rank_zero(lambda: self._record(costs))
             self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))
-            self._tell_findings()
+            tell_findings(self.config, self.experiment, self.console)
 
             # Only a run that could be resumed has its config recorded: a change that does not work leaves no trace.
             state = self.experiment.state
@@ -177,40 +176,6 @@ class Session:
                 return self._train_and_finish(request)
             except (Interrupted, StopAsked):
                 return self._stopped(state.step)
-
-    def _check_best_metric(self) -> None:
-        """Raises UserError if the best checkpoint would be the worst one."""
-        name = self.config.train.best_metric or ""
-        figure = self._figures().evaluation.get(name.partition("/")[2])
-        if figure is not None and figure.higher_is_better is False:
-            raise UserError(
-                f"train.best_metric: '{name}' is the better the lower it is, and the checkpoint of the highest value "
-                "is kept; choose another"
-            )
-        split, _, value = name.partition("/")
-        without = self.experiment.findings.without.get(split, {})
-        evaluator = evaluator_of(value, self.experiment.evaluators)
-        if evaluator is not None and evaluator in without:
-            raise UserError(
-                f"train.best_metric: '{name}' is not evaluated: evaluators.{evaluator} is left out of the split "
-                f"{split}, which {without[evaluator]}"
-            )
-
-    def _tell_findings(self) -> None:
-        """Says what is not trained or scored of the data, before the first step."""
-        experiment = self.experiment
-        if rank() == 0:
-            captions, most = experiment.train_source.captions(), self.config.data.max_tokens
-            cut = describe_cut(experiment.tokenizer, captions, most)
-            if cut is not None:
-                self.console.line(f"data.train: {cut}")
-            for line in remarks_of(experiment.train_source):
-                self.console.line(f"data.train: {line}")
-            for name, batches in experiment.validation.items():
-                for line in batches.remarks():
-                    self.console.line(f"data.validation.{name}: {line}")
-        for line in (*experiment.started, *experiment.findings.lines):
-            self.console.line(line)
 
     def _look_at_first_batch(self) -> None:
         """Raises UserError if an objective has nothing to train on in it; shows it first if that is asked for."""
