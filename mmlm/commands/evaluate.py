@@ -33,7 +33,7 @@ from mmlm.training.messages import describe_corrupt
 
 COUNTS = ("images", "captions")
 """What ``Evaluation.write`` returns of a split besides the values of its evaluators."""
-NEGLIGIBLE = 1e-8
+NEGLIGIBLE = 1e-5
 """Values below this are shown as 0.000."""
 WIDTH = 80
 """Columns of a terminal that the table fits into."""
@@ -222,5 +222,5 @@ def _cell(value: float | None, figure: Figure) -> str:
         return f"{100 * value:.1f}%"
     if isinstance(value, int) or (value.is_integer() and value != 0):
         return f"{value:.0f}"  # a count, whole
-    # Four digits, but for what is nothing: BLEU without a match is about 1e-10, as in the reference implementation.
+    # Four digits, but for what is nothing: BLEU without a match is 1e-10 to 1e-6, as in the reference implementation.
     return "0.000" if abs(value) < NEGLIGIBLE else f"{value:.4g}"
