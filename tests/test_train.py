@@ -115,7 +115,8 @@ def test_two_towers_from_training_to_the_page(trained, two_towers, command):
     folder = trained(*two_towers, "train.eval_every=2")
     scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
     recalls = {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    assert scores.keys() == {"images", "captions"} | recalls
+    beside = {f"{recall}/{end}" for recall in recalls for end in ("low", "high", "chance")}
+    assert scores.keys() == {"images", "captions"} | recalls | beside
     for example in samples_of(folder):
         assert (example["generated"], example["exact"], example["attention"]) == (None, False, None)
         assert len(example["captions"]) == 1
