@@ -116,7 +116,8 @@ def test_two_towers_from_training_to_the_page(trained, two_towers, command):
     scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
     recalls = {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
     beside = {f"{recall}/{end}" for recall in recalls for end in ("low", "high", "chance")}
-    assert scores.keys() == {"images", "captions"} | recalls | beside
+    queries = {"image_to_text/queries", "text_to_image/queries"}
+    assert scores.keys() == {"images", "captions"} | recalls | beside | queries
     for example in samples_of(folder):
         assert (example["generated"], example["exact"], example["attention"]) == (None, False, None)
         assert len(example["captions"]) == 1

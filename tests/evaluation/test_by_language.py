@@ -64,7 +64,11 @@ def test_every_value_is_declared(split):
     figures = evaluation_figures({"by_language": by_language})
     scores = dict(by_language(split))
     undeclared = {f"by_language/{name}" for name in scores} - figures.keys()
-    told = {end for figure in figures.values() for end in (figure.low, figure.high, figure.chance)}
+    told = {
+        name
+        for figure in figures.values()
+        for name in (figure.low, figure.high, figure.chance, figure.count, figure.among)
+    }
     assert undeclared <= told
     assert figures["by_language/zh/exact"].shown == ("table",)
 

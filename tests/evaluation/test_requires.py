@@ -100,7 +100,9 @@ def test_retrieval_is_among_images_and_texts_that_belong_together(make_split):
     columns = torch.tensor([gallery.texts.index(f"a {name}") for name in NAMES])
     pairs = torch.arange(4)[:, None].expand(4, 2)
     expected = score_retrieval(gallery.image_embedding[rows], gallery.text_embedding[columns], pairs)
-    assert dict(Retrieval()(odd)) == dict(expected.items())
+    found = dict(Retrieval()(odd))
+    assert {name: found[name] for name, _ in expected.items()} == dict(expected.items())
+    assert (found["image_to_text/queries"], found["text_to_image/queries"]) == (4, 4)
 
 
 def test_lines_name_split_example_and_evaluators():
