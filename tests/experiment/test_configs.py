@@ -29,6 +29,7 @@ NEEDS = {
     ("data", "class_folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("data", "folder"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("data", "own"): ("data.path=a",),
+    ("data", "paired_files"): ("data.train.folder=a", "data.validation.validation.folder=b"),
     ("data", "mixture"): ("data.train.sources.own.folder=a", "data.validation.own.folder=b"),
     ("tokenizer", "hugging_face"): ("tokenizer.name_or_path=gpt2",),
     ("text_encoder", "hugging_face"): ("text_encoder.name_or_path=bert-base-uncased",),
