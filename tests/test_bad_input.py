@@ -29,7 +29,7 @@ REFUSED = [
         "freeze.unfreeze.encoder=2",
         "freeze.unfreeze.encoder: not in its file yet; add it with +freeze.unfreeze.encoder=",
     ),
-    ("freeze.unfreeze={encoder.vit: 2}", "yet; add it with '+freeze.unfreeze={encoder.vit: VALUE}'"),
+    ("freeze.unfreeze={encoder.vit:2}", "yet; add it with '+freeze.unfreeze={encoder.vit: VALUE}'"),
     (
         "+freeze.unfreeze.encoder.vit.blocks.3=2",
         "freeze.unfreeze.encoder.vit.blocks.3: 'encoder.vit.blocks.3' is one name, and its dots are read as levels "

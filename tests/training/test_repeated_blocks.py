@@ -45,6 +45,7 @@ BLOCKS: Mapping[str, tuple[str, int]] = {
     "text_encoder=transformer": ("DecoderLayer", 2),
     "text_encoder=clip_tiny": ("CLIPEncoderLayer", 2),
     "text_encoder=bert_tiny": ("BertLayer", 2),
+    "text_encoder=siglip": ("SiglipEncoderLayer", 2),
 }
 """What the part of an option is a stack of. A gated decoder has a block of ours before each layer besides."""
 
