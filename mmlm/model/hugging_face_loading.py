@@ -84,7 +84,7 @@ def new_config(
 
     Raises UserError for a setting that is ``supplied`` by the run, unknown, or of a wrong value.
     """
-    check_settings(settings, config_kind(), supplied)
+    check_settings(settings, config_kind(**fixed), supplied)
     with one_line_errors(f"settings: {config_kind.model_type} does not take them"):
         return config_kind(**settings, **fixed)
 
