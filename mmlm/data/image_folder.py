@@ -1,7 +1,6 @@
 """A folder of images with a JSON Lines file of captions."""
 
 import difflib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.wording import cut
 from mmlm.data.images import read_encoded, read_image
 from mmlm.data.inside import check_inside
+from mmlm.data.json_file import json_of_line
 from mmlm.data.text_files import numbered_lines
 
 
@@ -109,10 +109,7 @@ def _is_file(path: Path) -> bool:
 
 def _add_line(entries: dict[str, _Entry], line: str, where: str, number: int, outside: bool) -> None:
     """Adds one line of a captions file to ``entries`` (by example id). ``where`` is ``file:line``, for messages."""
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: is not JSON ({error}); write one JSON object a line") from None
+    fields = json_of_line(line, where)
     if not isinstance(fields, dict):
         raise UserError(f'{where}: must be an object such as {{"image": "a.jpg", "captions": ["..."]}}')
     # Keys that we do not know are ignored, but one that is nearly ours is a misspelling.

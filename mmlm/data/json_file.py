@@ -16,6 +16,14 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: is not JSON ({error}); it may be cut off: download or unpack it again") from None
 
 
+def json_of_line(line: str, where: str) -> Any:
+    """What a line of JSON Lines holds; ``where`` is ``file:line``. Raises UserError."""
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON ({error}); write one JSON object a line") from None
+
+
 def text_at(item: dict[str, Any], key: str) -> str:
     """A text that is not blank and has a form in UTF-8. Raises ValueError."""
     text = item.get(key)

@@ -1,6 +1,5 @@
 """Texts without images, for the objectives that learn from text alone."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pyarrow as pa
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
-from mmlm.data.json_file import shown, text_at
+from mmlm.data.json_file import json_of_line, shown, text_at
 from mmlm.data.text_files import numbered_lines
 
 
@@ -84,10 +83,7 @@ def _texts(path: Path, key: str) -> Iterator[tuple[int, str]]:
 
 def _text_of(line: str, key: str, where: str) -> str:
     """The text of a line of JSON. Raises UserError."""
-    try:
-        item = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: is not JSON ({error}); write one JSON object a line") from None
+    item = json_of_line(line, where)
     if not isinstance(item, dict):
         raise UserError(f'{where}: {shown(item)} must be an object with a text, such as {{"{key}": "..."}}; correct it')
     if key not in item:

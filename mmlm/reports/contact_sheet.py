@@ -9,8 +9,7 @@ from html import escape
 from PIL import Image
 from torch import Tensor
 
-from mmlm.reports.page import CONTENT_POLICY
-from mmlm.reports.style import STYLE
+from mmlm.reports.document import document
 
 THUMBNAIL = 360
 """Pixels of the longer side of an image on the page, at most."""
@@ -61,16 +60,12 @@ def contact_sheet(query: str, query_image: str | None, found: Sequence[FoundImag
     if query_image is not None:
         asked = f'<div class="asked"><img src="{query_image}" alt=""><h1 dir="auto">{escape(query)}</h1></div>'
     cards = "".join(_card(rank, image) for rank, image in enumerate(found, start=1))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(query)}</title>\n<style>{STYLE}{_OWN_STYLE}</style>\n</head>\n<body>\n<main>\n"
+    body = (
         f'<header><p class="eyebrow">images nearest to</p>{asked}<p class="lead">{escape(about)}</p></header>'
         '<section><p class="note">Nearest first; the bar and the number are the cosine similarity.</p>'
         f'<div class="gallery found">{cards}</div></section>'
-        "<footer>written by mmlm</footer>\n</main>\n</body>\n</html>\n"
     )
+    return document(query, body, "written by mmlm", style=_OWN_STYLE)
 
 
 def _card(rank: int, image: FoundImage) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mmlm.reports.page import CONTENT_POLICY
-from mmlm.reports.style import STYLE
+from mmlm.reports.document import document
 
 _OWN_STYLE = """
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 24px 18px;
@@ -53,14 +52,8 @@ class Section:
 def lint_page(title: str, sections: Sequence[Section]) -> str:
     """The whole page as HTML: one file that needs no other and no network."""
     body = "".join(_section(section) for section in sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{_OWN_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header><p class="eyebrow">what is in the data</p><h1>{escape(title)}</h1></header>{body}'
-        "<footer>written by mmlm</footer>\n</main>\n</body>\n</html>\n"
-    )
+    head = f'<header><p class="eyebrow">what is in the data</p><h1>{escape(title)}</h1></header>'
+    return document(title, head + body, "written by mmlm", style=_OWN_STYLE)
 
 
 def _section(section: Section) -> str:

@@ -9,15 +9,12 @@ from mmlm.record.folder import FIGURES, REPORT
 from mmlm.record.manifest import write_recorded
 from mmlm.reports.breakdown_section import breakdown_section
 from mmlm.reports.curves_section import curves
+from mmlm.reports.document import document
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.reports.run_section import against_note, changes_section, name_beside, reproduce_section, seeds_line
 from mmlm.reports.samples_section import samples_section
 from mmlm.reports.scores_section import Other, headline, newest_scores, scores_table, split_colors
 from mmlm.reports.script import SCRIPT
-from mmlm.reports.style import STYLE
-
-# The page fetches nothing from anywhere, even if a caption or a config holds HTML that would.
-CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write_report(run_folder: Path, other: RunFolder | None = None) -> Path:
@@ -46,15 +43,7 @@ def render_page(run: RunFolder, other: RunFolder | None = None) -> str:
         "Do it again": reproduce_section(run),
     }
     body = _header(run, _contents(sections)) + "".join(sections.values())
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}"
-        f"<footer>{escape(run.display_path)}, written by mmlm</footer>\n</main>\n<script>{SCRIPT}</script>\n"
-        "</body>\n</html>\n"
-    )
+    return document(title, body, f"{run.display_path}, written by mmlm", script=SCRIPT)
 
 
 def format_duration(seconds: float) -> str:
