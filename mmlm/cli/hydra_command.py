@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from mmlm.cli.exits import fail, say, told_in_one_line
 from mmlm.cli.fine_tune import with_run
-from mmlm.cli.hydra_config import explain_composing, store_run, store_schema
+from mmlm.cli.hydra_config import explain_composing, run_as_option, store_schema
 from mmlm.cli.own_data import with_own_data
 from mmlm.cli.sweep import Sweep
 from mmlm.core.errors import STOPPED, USER_ERROR, UserError
@@ -62,11 +62,13 @@ def run_hydra(
             _check_flags(sys.argv[1:])
             typed = [hydra_override(token) for token in sys.argv[1:]]
             notices: list[str] = []
-            sys.argv[1:] = hydra_arguments(sys.argv[1:], notices)
-            sweep = Sweep.of(sys.argv[1:])
-            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
-                _task(main, config_dir, sweep, typed, notices)
-            )()
+            sys.argv[1:], brought = hydra_arguments(sys.argv[1:], notices)
+            with run_as_option(brought) as chosen:
+                sys.argv.extend(chosen)
+                sweep = Sweep.of(sys.argv[1:])
+                hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
+                    _task(main, config_dir, sweep, typed, notices)
+                )()
             sys.stdout.flush()
             failures = sweep.failures()
             if failures is not None:
@@ -92,14 +94,13 @@ def hydra_override(token: str) -> str:
     return f"{key}=" + ",".join(one if _PLAIN.fullmatch(one) else f'"{one}"' for one in value.split(","))
 
 
-def hydra_arguments(tokens: Sequence[str], notices: list[str]) -> list[str]:
-    """The arguments of a training command as Hydra understands them: ``data=PATH``, and a run that brings its config.
+def hydra_arguments(tokens: Sequence[str], notices: list[str]) -> tuple[list[str], DictConfig | None]:
+    """The arguments of a training command as Hydra understands them (``data=PATH``), and what a run brings.
 
     What the user should know of that is added to ``notices``. Raises UserError.
     """
     own, brought = with_run(with_own_data(tokens, notices), notices)
-    more = [] if brought is None else [f"experiment={store_run(brought)}"]
-    return [hydra_override(token) for token in own] + more
+    return [hydra_override(token) for token in own], brought
 
 
 def _task(

@@ -4,7 +4,8 @@ Only this file and ``hydra_command`` import Hydra, and this one only when it com
 config does without it. Neither imports torch: a mistake in a key is answered at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,14 +32,31 @@ def store_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def store_run(brought: DictConfig) -> str:
-    """Tells Hydra what a run brings (``fine_tune``); returns the experiment that stands for it."""
-    from hydra.core.config_store import ConfigStore
+@contextmanager
+def run_as_option(brought: DictConfig | None) -> Iterator[list[str]]:
+    """Tells Hydra, inside of the block, what a run brings (``fine_tune``); yields the override that chooses it, if any.
 
+    Hydra keeps options for the whole process; what is left there would be an option of every later command.
+    """
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import MissingConfigException
+
+    if brought is None:
+        yield []
+        return
     name = option_name(brought)
-    for group, package, node in options_of(brought, name):
-        ConfigStore.instance().store(name=name, node=OmegaConf.create(node), group=group, package=package)
-    return name
+    options = options_of(brought, name)
+    store = ConfigStore.instance()
+    for group, package, node in options:
+        store.store(name=name, node=OmegaConf.create(node), group=group, package=package)
+    try:
+        yield [f"experiment={name}"]
+    except MissingConfigException as error:
+        error.options = [option for option in error.options or () if option != name]  # nobody can choose it
+        raise
+    finally:
+        for group, _, _ in options:
+            del store.repo[group][f"{name}.yaml"]
 
 
 def compose(overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mmlm import train
@@ -152,6 +153,14 @@ def test_mistakes_around_a_run_and_a_path(command, source, shapes, tmp_path, mon
     assert command(train, runs, "data=photoz").mistake.startswith("unknown data 'photoz'")
     (tmp_path / "empty").mkdir()
     assert "nothing in it is recognised" in command(train, runs, f"data={tmp_path / 'empty'}", "device=cpu").err
+
+
+def test_a_run_is_no_option_of_later_commands(fine_tune, command):
+    mistake = fine_tune("optim=adamm").mistake
+    assert mistake == command(train, "optim=adamm").mistake
+    assert mistake.startswith("unknown optim 'adamm'; there are:")
+    assert "run_" not in mistake
+    assert ConfigStore.instance().list("optim") == []
 
 
 def test_a_folder_of_somebody_else_is_data_here_too(fine_tune, source):
