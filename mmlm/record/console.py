@@ -225,7 +225,9 @@ class Activity:
         self, console: rich.console.Console, bars: _Bars, plain_seconds: float, clock: Callable[[], float]
     ) -> None:
         self._console, self._bars, self._plain_seconds, self._clock = console, bars, plain_seconds, clock
-        self._began = self._printed_at = clock()
+        self._began = self._printed_at = self._pass_began = clock()
+        self._pass, self._first = "", 0
+        """What the pass at hand does, and the batches that were done when it was first told of."""
         self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -242,19 +244,22 @@ class Activity:
             self._task = None
 
     def update(self, doing: str) -> None:
-        """Shows what is begun; a text that ends in ``, batch 3 of 12`` moves the bar."""
-        now = self._clock()
-        elapsed = f"{duration(now - self._began)}  "
+        """Shows what is begun; ``, batch 3 of 12`` at its end moves the bar, and tells what is left of the pass."""
+        now, found = self._clock(), _BATCH.fullmatch(doing)
+        elapsed, total = duration(now - self._began), None
+        what, batch, done = doing, "", 0
+        if found is not None:
+            what, batch, done, total = found["doing"], found["batch"], int(found["number"]) - 1, int(found["total"])
+            if what != self._pass or done < self._first:
+                self._pass, self._pass_began, self._first = what, now, done
+            if done > self._first:
+                each = (now - self._pass_began) / (done - self._first)
+                elapsed += f", {duration(each * (total - done))} left"
         if self._task is not None:
-            found = _BATCH.fullmatch(doing)
-            if found is None:
-                self._bars.update(self._task, "", _Text(elapsed + doing), 0, None)
-            else:
-                done, total = int(found["number"]) - 1, int(found["total"])
-                self._bars.update(self._task, "", _Text(elapsed + found["doing"], found["batch"]), done, total)
+            self._bars.update(self._task, "", _Text(f"{elapsed}  {what}", batch), done, total)
         elif now - self._printed_at >= self._plain_seconds:
             self._printed_at = now
-            self._console.print(elapsed + doing, markup=False)
+            self._console.print(f"{elapsed}  {doing}", markup=False)
 
 
 def duration(seconds: float) -> str:

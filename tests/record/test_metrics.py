@@ -154,8 +154,28 @@ def test_an_activity_tells_now_and_then_what_is_done():
             clock.now += 1.0
             activity.update(f"encoding mine, batch {number} of 60")
     lines = file.getvalue().splitlines()
-    assert lines[:2] == ["0:10  encoding mine, batch 10 of 60", "0:20  encoding mine, batch 20 of 60"]
+    assert lines[:2] == [
+        "0:10, 0:51 left  encoding mine, batch 10 of 60",
+        "0:20, 0:41 left  encoding mine, batch 20 of 60",
+    ]
     assert len(lines) == 6
+
+
+def test_what_is_left_is_that_of_the_pass_at_hand(terminal_of):
+    file, clock = terminal_of(80), Clock()
+    console = Console(clock=clock)
+    told = {
+        100.0: ("encoding a, batch 1 of 12", "1:40  encoding a, batch 1 of 12"),
+        104.0: ("encoding a, batch 3 of 12", "1:44, 0:20 left  encoding a, batch 3 of 12"),
+        105.0: ("evaluating a, batch 2 of 9", "1:45  evaluating a, batch 2 of 9"),  # another rank has the first
+        110.0: ("evaluating a, batch 4 of 9", "1:50, 0:15 left  evaluating a, batch 4 of 9"),
+        111.0: ("evaluating a, batch 1 of 9", "1:51  evaluating a, batch 1 of 9"),  # a second pass of the same name
+    }
+    with console.activity() as activity:
+        for clock.now, (doing, shown) in told.items():
+            activity.update(doing)
+            console._bars._shown.refresh()
+            assert any(line.rstrip().endswith(shown) for line in shown_lines(file)), shown
 
 
 @pytest.fixture
