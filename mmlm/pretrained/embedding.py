@@ -92,12 +92,12 @@ class EmbeddingModel(nn.Module):
     def encode_image(
         self, images: AnyImage | Sequence[AnyImage], batch_size: int = 64, *, progress: bool = False
     ) -> Tensor:
-        """Images of any sizes -> float32[B, E], unit length; one image -> float32[E].
+        """Images of any sizes -> float32[B, E], unit length; one image is a batch of one.
 
         Raises UserError for anything that is no image.
         """
         given: Given[AnyImage] = Given.of("images", images)
-        return given.rows(self._embed_images(given, batch_size, progress))
+        return self._embed_images(given, batch_size, progress)
 
     def encode_text(
         self,
@@ -107,12 +107,12 @@ class EmbeddingModel(nn.Module):
         *,
         progress: bool = False,
     ) -> Tensor:
-        """Texts -> float32[C, E], unit length; one text -> float32[E]. ``language`` None takes the model's own.
+        """Texts -> float32[C, E], unit length; one text is a batch of one. ``language`` None takes the model's own.
 
         Raises UserError for a language that the tokenizer lacks, and for anything that is no text.
         """
         given: Given[str] = Given.of("texts", texts)
-        return given.rows(self._embed_texts(given, language, batch_size, progress))
+        return self._embed_texts(given, language, batch_size, progress)
 
     def similarity(
         self,
@@ -123,7 +123,7 @@ class EmbeddingModel(nn.Module):
         *,
         progress: bool = False,
     ) -> Tensor:
-        """float32[B, C]: the cosine of each image with each text; one image or one text has no dimension.
+        """float32[B, C]: the cosine of each image with each text; one image or one text is a batch of one.
 
         Raises UserError as ``encode_image`` and ``encode_text`` do.
         """
@@ -131,8 +131,7 @@ class EmbeddingModel(nn.Module):
         said: Given[str] = Given.of("texts", texts)
         embedded = self._embed_texts(said, language, batch_size, progress)
         with exact_float32(self.device):
-            similar = self._embed_images(seen, batch_size, progress) @ embedded.T
-        return seen.rows(similar[:, 0] if said.single else similar)
+            return self._embed_images(seen, batch_size, progress) @ embedded.T
 
     def digest(self) -> str:
         """What the model is known by in an index of images (see ``image_digest``)."""

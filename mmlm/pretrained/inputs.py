@@ -1,7 +1,8 @@
 """What is handed to a model: one item or several, and an image in whichever form.
 
 The rule of every call: a list, a tuple or another sequence of items is *several*, and gives as many results; anything
-else is *one* item, and gives one result. A text is one item, though Python counts it among the sequences.
+else is *one* item, and gives one result; a tensor keeps its first dimension, as that of a batch of one. A text is one
+item, though Python counts it among the sequences.
 """
 
 import sys
@@ -50,10 +51,6 @@ class Given(Generic[T]):
     def named(self, index: int) -> str:
         """The name of an item in messages: ``images.3``; of a single one, ``images``."""
         return self.name if self.single else f"{self.name}.{index}"
-
-    def rows(self, results: Tensor) -> Tensor:
-        """Tensors of the items, stacked; of a single item its own, without the first dimension."""
-        return results[0] if self.single else results
 
     def in_batches(
         self, size: int, work: Callable[[int, Sequence[T]], Sequence[R]], doing: str, progress: bool

@@ -4,7 +4,7 @@
 
     model = from_pretrained("folder")          # or a name on the hub, or a run folder
     model.encode_image(["1.png", "2.png"])     # float32[2, E]
-    model.encode_text("a red circle")          # float32[E]
+    model.encode_text("a red circle")          # float32[1, E]
     model.caption("1.png").text                # "a red circle"
 
     config.json                the parts' nodes and sizes

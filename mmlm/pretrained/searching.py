@@ -107,7 +107,7 @@ class SearchingModel(EmbeddingModel):
         for number, query in enumerate(queries.items):
             if isinstance(query, str):
                 _check_query(query, queries.named(number))
-                found.append(self.encode_text(query, language).cpu())
+                found.append(self.encode_text(query, language)[0].cpu())
             else:
                 found.append(self._embed_images(Given(queries.named(number), [query], True), 1, False)[0].cpu())
         return found

@@ -114,7 +114,8 @@ class Copies:
                 action(logger)
             except Exception as error:  # no network, no account, a full disk, a changed library: none of it ends a run
                 del self.loggers[name]
-                what = f"{type(error).__name__}: {first_line(error)}"
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                what = kind + first_line(error)
                 self.tell(f"{name} is left out from here on ({what}); {METRICS} has everything")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mmlm.core.errors import UserError
 from mmlm.record.logger import LoggedRun, Row, Sample, check_installed
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ class Wandb:
             disable_code=True,
             disable_job_creation=True,
             init_timeout=_START_SECONDS,
-            login_timeout=_START_SECONDS,
             finish_timeout=_UPLOAD_SECONDS,
         )
+        # init() would ask for an account, and wait for the answer without a limit, whatever its settings say.
+        if self._mode == "online" and not wandb.login(timeout=_START_SECONDS):
+            raise UserError("nobody is logged in; run `wandb login` before, or take logger.wandb.mode=offline")
         started = wandb.init(
             project=self._project,
             entity=self._entity,

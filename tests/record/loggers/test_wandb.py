@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,7 +112,49 @@ def online() -> Wandb:
     return Wandb("online", "p", "e", ["t"])
 
 
-def test_an_online_run_is_continued_where_the_server_is(tmp_path, monkeypatch):
+@pytest.fixture
+def logged_in(monkeypatch):
+    """The seconds that wandb was given to find an account, which it has found."""
+    seconds = []
+    monkeypatch.setattr(wandb, "login", lambda timeout: seconds.append(timeout) or True)
+    return seconds
+
+
+LOGGED_OUT = """
+import sys
+from pathlib import Path
+from mmlm.record.loggers import wandb
+from mmlm.record.logger import Copies, LoggedRun
+
+wandb._START_SECONDS = 0.5
+folder = Path(sys.argv[1])
+Copies(LoggedRun(folder, "name", {}), {"wandb": wandb.Wandb("online", "tests", None, [])}).begin([])
+"""
+
+
+@pytest.mark.slow
+def test_without_an_account_a_terminal_is_not_waited_for(tmp_path):
+    """In a real terminal, into which nobody types."""
+    ours, theirs = os.openpty()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "NETRC"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOGGED_OUT, str(tmp_path)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        env=environment | {"HOME": str(tmp_path)},
+    )
+    os.close(theirs)
+    shown = b""
+    with open(ours, "rb", buffering=0) as terminal, suppress(OSError):  # a terminal that the process has left
+        while more := terminal.read(4096):
+            shown += more
+    assert process.wait() == 0
+    assert b"wandb is left out from here on (nobody is logged in; run `wandb login` before" in shown
+
+
+def test_an_online_run_is_continued_where_the_server_is(tmp_path, monkeypatch, logged_in):
     """Of a resumed run, the server gets the rows that it lacks, and no row again."""
     server = SimpleNamespace(rows=[])
 
@@ -138,7 +181,7 @@ def _without_pictures(copy: Wandb) -> Wandb:
         ("finish", ["define_metric", "log", "log", "finish"]),
     ],
 )
-def test_a_failing_wandb_is_told_once_and_left_out(tmp_path, monkeypatch, failing, calls):
+def test_a_failing_wandb_is_told_once_and_left_out(tmp_path, monkeypatch, failing, calls, logged_in):
     run, told = Server(failing), []
     monkeypatch.setattr(wandb, "init", lambda **settings: run)
     with MetricLog(tmp_path, Copies(LoggedRun(tmp_path, "name", {}), {"wandb": online()}, told.append)) as log:
@@ -151,7 +194,7 @@ def test_a_failing_wandb_is_told_once_and_left_out(tmp_path, monkeypatch, failin
     assert [row["step"] for row in read_metrics(log.path)] == [1, 2]
 
 
-def test_a_wandb_that_does_not_start_does_not_stop_a_run(tmp_path, monkeypatch, capsys):
+def test_a_wandb_that_does_not_start_does_not_stop_a_run(tmp_path, monkeypatch, capsys, logged_in):
     def init(**settings):
         raise TimeoutError("no answer")
 
@@ -163,7 +206,7 @@ def test_a_wandb_that_does_not_start_does_not_stop_a_run(tmp_path, monkeypatch, 
     assert len(read_metrics(log.path)) == 1
 
 
-def test_wandb_is_started_with_bounded_waits_and_keeps_its_id(tmp_path, monkeypatch):
+def test_wandb_is_started_with_bounded_waits_and_keeps_its_id(tmp_path, monkeypatch, logged_in):
     started = []
     monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings) or Server())
     for _ in range(2):
@@ -173,6 +216,7 @@ def test_wandb_is_started_with_bounded_waits_and_keeps_its_id(tmp_path, monkeypa
     assert first["id"] == second["id"]
     assert (first["project"], first["entity"], first["tags"], first["mode"]) == ("p", "e", ["t"], "online")
     assert (first["dir"], first["config"], first["name"]) == (tmp_path, {"lr": 1}, "name")
+    assert [0 < seconds <= 15 for seconds in logged_in] == [True, True]
     limits = first["settings"]
     assert limits.init_timeout <= 15
     assert 0 < limits.finish_timeout <= 60
