@@ -180,7 +180,7 @@ def test_the_commands_for_ones_own_images_work_as_they_are_written(trained, comm
     for number in (1, 2):
         Path(f"{number}.png").write_bytes((photos / f"{number}.png").read_bytes())
     exec(code_of(HOUSE.read_text(encoding="utf-8").partition("## As a library")[2]), names)
-    assert (names["images"].shape, names["text"].shape) == ((2, 16), (16,))
+    assert (names["images"].shape, names["text"].shape) == ((2, 16), (1, 16))
     assert (len(names["labels"]), len(names["found"])) == (2, 10)
 
 

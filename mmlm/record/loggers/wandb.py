@@ -11,7 +11,7 @@ from mmlm.record.logger import LoggedRun, Row, Sample, check_installed
 if TYPE_CHECKING:
     from wandb import Run
 
-_START_SECONDS = 15.0
+_START_SECONDS = 15
 """How long wandb may take to start, once to log in and once to begin the run."""
 _UPLOAD_SECONDS = 60.0
 """How long wandb may take, at the end of a run, to upload what is left."""

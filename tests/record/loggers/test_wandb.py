@@ -126,7 +126,7 @@ from pathlib import Path
 from mmlm.record.loggers import wandb
 from mmlm.record.logger import Copies, LoggedRun
 
-wandb._START_SECONDS = 0.5
+wandb._START_SECONDS = 1
 folder = Path(sys.argv[1])
 Copies(LoggedRun(folder, "name", {}), {"wandb": wandb.Wandb("online", "tests", None, [])}).begin([])
 """
