@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
+from types import TracebackType
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -189,7 +190,17 @@ def _begin_worker(worker: int) -> None:
     because its workers hold the pipe that would tell it of the end.
     """
     ignore_stop_signals()
+    sys.excepthook = _tell
     threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+
+
+def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """The ``sys.excepthook`` of a worker, to which multiprocessing's thread that hands over pixels tells its errors.
+
+    A training process that is stopped while it fetches some lets go of the connection, which is no error.
+    """
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _end_with_the_parent() -> None:

@@ -46,7 +46,7 @@ class Local:
     def __init__(
         self,
         processes: int | None = None,
-        max_restarts: int = 2,
+        max_restarts: int = 4,
         threads: int | None = None,
         grace_seconds: float = 30.0,
         plugins: Sequence[str] = (),

@@ -16,6 +16,8 @@ runs/<experiment>/<name or hash>/seed=<n>/
     checkpoints/       what a run is resumed from; checkpoints/files.py names the files inside
     stacks/            where ranks stood when one of them stalled (launch/watchdog.py)
     slurm/             the batch file and logs of launcher=slurm; launch/slurm.py names them
+    starts.json        while it is trained, or has died: where its starts died (record/starts.py)
+    doing/             the step that each rank is in, for the same purpose
     lock               held while a process writes into the folder (record/lock.py)
     wandb/             what logger=wandb writes (record/loggers/wandb.py)
     tensorboard/       what logger=tensorboard writes (record/loggers/tensorboard.py)
@@ -44,6 +46,8 @@ MANIFEST = "manifest.jsonl"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 STACKS = "stacks"
+STARTS = "starts.json"
+DOING = "doing"
 LOCK = "lock"
 TENSORBOARD = "tensorboard"
 LOGGER_ID = "logger_id"

@@ -52,6 +52,7 @@ from mmlm.run.preflight import Preflight, check_first_batch
 from mmlm.run.rehearsal import rehearse
 from mmlm.run.restore import RunCheckpoints, resume_run
 from mmlm.run.resume import record_config
+from mmlm.run.started import started
 from mmlm.training.gradients import backward
 from mmlm.training.loop import FitParts, Interrupted, Watch, fit
 from mmlm.training.messages import NonFiniteLoss, describe_corrupt
@@ -156,10 +157,11 @@ class Session:
             on_rank_zero(lambda: self._record(costs))
             self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))
             tell_findings(self.config, self.experiment, self.console)
+            start = stack.enter_context(started(self.folder, self.console))
 
             # Only a run that could be resumed has its config recorded: a change that does not work leaves no trace.
             state = self.experiment.state
-            resume_run(self.config, state, self.folder, self.console)
+            resume_run(self.config, state, self.folder, self.console, start.at_most)
             changed_is_fine = self.config.resume is Resume.changed
             for line in on_rank_zero(lambda: check_data(self.experiment, self.folder, changed_is_fine)) or ():
                 self.console.line(line)
@@ -173,8 +175,9 @@ class Session:
                 self.console.line(f"to train again add name=second; to train on from these weights add {weights}")
                 return 0
             try:
-                return self._train_and_finish(request)
+                return self._train_and_finish(Watch(request, self.watchdog.mark, start.doing))
             except (Interrupted, StopAsked):
+                start.over()
                 return self._stopped(state.step)
 
     def _look_at_first_batch(self) -> None:
@@ -238,19 +241,19 @@ class Session:
         objective = inner(self.experiment.state.train_step).objective
         return RunFigures(training_figures(objective.figures), evaluation_figures(self.experiment.evaluators))
 
-    def _train_and_finish(self, request: StopRequest) -> int:
+    def _train_and_finish(self, watch: Watch) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status.
 
-        Raises Interrupted or StopAsked once what has been trained is on the disk, if ``request`` says so.
+        Raises Interrupted or StopAsked once what has been trained is on the disk, if ``watch.request`` says so.
         """
         state, copies = self.experiment.state, self._copies()
         with NoLog() if rank() > 0 else MetricLog(self.folder, copies) as log:
             log.resume_from(state.step if state.step else None)
             if state.step < self.config.train.steps or state.owes_evaluation:
-                self._train(log, self._evaluation(request=request), Watch(request, self.watchdog.mark))
+                self._train(log, self._evaluation(request=watch.request), watch)
             # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these
             # scores.
-            self._finish(copies, self._evaluation(Precision.fp32, request), request)
+            self._finish(copies, self._evaluation(Precision.fp32, watch.request), watch.request)
         return 0
 
     def _copies(self) -> Copies:

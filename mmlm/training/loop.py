@@ -12,7 +12,7 @@ Three rules make a run that was stopped, anywhere and any number of times, the r
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +72,10 @@ def unwatched(what: str) -> None:
     """The ``Watch.mark`` of a run without a watchdog."""
 
 
+def unnoted(step: int, ids: Sequence[str]) -> None:
+    """The ``Watch.doing`` of a run that leaves no trace."""
+
+
 @dataclass(frozen=True)
 class Watch:
     """What reaches into training from outside."""
@@ -81,6 +85,8 @@ class Watch:
     mark: Callable[[str], None] = unwatched
     """Called with what is about to be done (``step 12: waiting for data``), for a watchdog; at the same places on all
     ranks."""
+    doing: Callable[[int, Sequence[str]], None] = unnoted
+    """Called with the optimizer step, from 1, that begins: without ids before its batch is there, then with them."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: what was asked for has been done
@@ -122,6 +128,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             # One optimizer step. All of its work is given to the device; the CPU reads none of its results yet.
             torch.manual_seed(keyed_integer(state.seed, state.step, rank()))
             watch.mark(f"step {state.step + 1}: waiting for data")
+            watch.doing(state.step + 1, ())
             try:
                 batch = _next(batches, watch.request)
             except (EndedBySignal, UserError) as end:
@@ -133,6 +140,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
                     raise Interrupted(state.step, end.signal_name) from None
                 raise
             watch.mark(f"step {state.step + 1}: training")
+            watch.doing(state.step + 1, batch.ids)
             lr = set_learning_rate(state.optimizer, parts.schedule(state.step, settings.steps))
             pending.add(update(state, batch, is_diagnosed(state.step, settings), watch.request))
             state.go_to(state.step + 1)

@@ -182,6 +182,15 @@ def prepared_share() -> Prepared:
     return Prepared(images, (Example("a", None, ()), Example("b", None, ())), (0, 1), ("c: is empty",))
 
 
+@pytest.mark.parametrize(
+    ("error", "told"), [(ConnectionResetError(), False), (EOFError(), False), (ValueError("x"), True)]
+)
+def test_a_worker_is_silent_about_a_connection_that_the_training_process_lets_go_of(capsys, error, told):
+    """multiprocessing's thread tells its errors to ``sys.excepthook``."""
+    workers._tell(type(error), error, None)
+    assert (capsys.readouterr().err != "") == told
+
+
 def test_without_room_in_shared_memory_a_share_travels_as_bytes(monkeypatch, capsys):
     def no_room(self):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)")

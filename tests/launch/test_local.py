@@ -1,6 +1,7 @@
 """``launcher=local`` with real processes: what ranks share, what ends them, and that nothing is lost by it."""
 
 import os
+import platform
 import re
 import shlex
 import signal
@@ -9,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmlm import train
-from mmlm.core.errors import STOPPED
+from mmlm.core.errors import STOPPED, USER_ERROR
 from mmlm.record.metrics import read_metrics
 from tests.launch.processes import FAULTY, LOCAL, RANDOM, finish, told, wait
 from tests.run.test_resume import assert_same_runs, rows
@@ -94,7 +95,7 @@ def test_a_killed_rank_is_named_and_all_start_again(straight, here, tiny_there, 
     saved = folder_of("killed") / "checkpoints" / "step=000002"
     outcome = here(*tiny_there, *RANDOM, *LOCAL, "logger=tensorboard", "name=killed", fault="kill:0:3", after=saved)
     assert outcome.status == 0, outcome
-    assert "rank 0 was ended by SIGKILL; starting all ranks again (1 of 2)" in told(outcome)
+    assert "rank 0 was ended by SIGKILL; starting all ranks again (1 of 4)" in told(outcome)
     assert "resumed at step 2 from" in outcome.out
     assert "Traceback" not in outcome.err
     assert_same_runs(straight[1], folder_of("killed"))
@@ -102,6 +103,25 @@ def test_a_killed_rank_is_named_and_all_start_again(straight, here, tiny_there, 
     (copy,) = (folder_of("killed") / "tensorboard").glob("events*")
     shown = EventAccumulator(str(copy.parent), size_guidance={"scalars": 0}).Reload()
     assert [event.step for event in shown.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_kills_a_rank_at_the_same_step_every_time_ends_the_run_by_name(straight, here, tiny_there, folder_of):
+    settings = (*tiny_there, *RANDOM, *LOCAL, "launcher.max_restarts=50", "name=doomed")
+    outcome = here(*settings, fault="die:1:5", after=folder_of("doomed") / "checkpoints" / "step=000004")
+    assert outcome.status == USER_ERROR, outcome
+    *before, last = told(outcome)
+    restarts = [line for line in before if "starting" in line]
+    assert restarts == [f"rank 1 was ended by SIGKILL; starting all ranks again ({n} of 50)" for n in range(1, 5)]
+    batch, node = r"on the batch (\w+\.png, ){3}\w+\.png", re.escape(platform.node())
+    assert re.fullmatch(
+        rf"the last 4 starts of \S+ died at step 6, {batch}, on {node}, with no new checkpoint between them; what was "
+        r"saved is intact \(step 4\); see what they said, or leave these examples out; the same command tries again",
+        last,
+    )
+    assert re.findall(r"resumed at step (\d)", outcome.out) == ["4", "2", "2"]
+    assert len(re.findall("goes back one checkpoint, to step 2", outcome.out)) == 2
+    assert here(*settings).status == 0
+    assert_same_runs(straight[1], folder_of("doomed"))
 
 
 def test_without_restarts_it_says_how_to_go_on(straight, here, tiny_there, folder_of):
@@ -202,7 +222,7 @@ def test_a_rank_that_never_goes_on_is_killed_and_all_start_again(straight, here,
     settings = (*RANDOM, *LOCAL, *limits, "name=hung")
     outcome = here(*tiny_there, *settings, fault="stop:1:3")
     assert outcome.status == 0, outcome
-    assert "rank 1 has hung and was killed; starting all ranks again (1 of 2)" in told(outcome)
+    assert "rank 1 has hung and was killed; starting all ranks again (1 of 4)" in told(outcome)
     assert "Traceback" not in outcome.err
     assert_same_runs(straight[1], folder_of("hung"))
     assert read_metrics(folder_of("hung") / "metrics.jsonl")[-1]["step"] == 6

@@ -29,7 +29,7 @@ def attempts(monkeypatch, tmp_path):
 
 
 def test_a_crash_at_the_same_place_ends_the_run(attempts, capfd):
-    assert attempts([-9] * 9, [4] + 8 * [None]) == (1, 3)
+    assert attempts([-9] * 9, [4] + 8 * [None], max_restarts=2) == (1, 3)
     lines = capfd.readouterr().err.splitlines()
     assert [line.rpartition("; ")[2] for line in lines] == [
         "starting all ranks again (1 of 2)",

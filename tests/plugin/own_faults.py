@@ -24,6 +24,7 @@ class FaultySchedule(Constant):
     It waits until the file or folder ``OWN_FAULT_AFTER`` exists, if that is given.
 
     kill, stop: SIGKILL or SIGSTOP to this rank, whose process is noted in ``OWN_FAULT_PID``, a file.
+    die: SIGKILL to this rank, every time.
     raise: a bug.
     parent-SIGTERM, ...: that signal to the process that started the ranks; goes on once it has been told of it.
     itself-SIGTERM, ...: that signal to this process.
@@ -38,7 +39,7 @@ class FaultySchedule(Constant):
         if what == "leap" and step == int(at) and not _LEAPT:
             _LEAPT.append(step)
             return 1e4
-        if (rank, step) == (int(number), int(at)) and not again:
+        if (rank, step) == (int(number), int(at)) and (what == "die" or not again):
             _wait(Path(os.environ.get("OWN_FAULT_AFTER", "/")).exists)
             _do(what)
         return super().__call__(step, num_steps)
@@ -53,6 +54,8 @@ def _wait(condition: Callable[[], object]) -> None:
 def _do(what: str) -> None:
     if what == "raise":
         raise RuntimeError("a bug on one rank")
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
     if what in ("kill", "stop"):
         Path(os.environ["OWN_FAULT_PID"]).write_text(str(os.getpid()), encoding="utf-8")
         os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)

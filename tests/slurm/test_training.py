@@ -16,6 +16,7 @@ import pytest
 from mmlm import train
 from mmlm.checkpoints.files import folders
 from mmlm.record.metrics import read_metrics
+from mmlm.record.starts import Doing, begin
 from tests.conftest import PLUGIN, TINY, Outcome, write_shapes
 from tests.plugin.slow_images import SLOW
 from tests.run.test_resume import assert_same_runs
@@ -284,6 +285,26 @@ def test_a_mistake_that_only_the_job_finds_ends_it(study):
     facts = study.cluster.wait_for_end(job.number)
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0"), job.log
     assert job.log.count("mmlm: ranks.backend: nccl needs CUDA") == 1
+
+
+def test_a_crash_at_the_same_step_again_and_again_ends_the_job(study, monkeypatch):
+    """Two starts have died there before: those that this job adds are enough."""
+    study.speed_up()
+    folder = study.run_folder("doomed")
+    for _ in range(2):
+        folder.mkdir(parents=True, exist_ok=True)
+        begin(folder, -1, ["n7"])
+        doing = Doing(folder, 0)
+        doing.at(3, ["a.png"])
+        doing.close()
+    monkeypatch.setenv("OWN_FAULT", "die:0:2")
+    faulty = ("plugins=[slow_images,own_faults]", "schedule=constant", "schedule._target_=own_faults.FaultySchedule")
+    job = study.submit("doomed", *faulty, "schedule.warmup_steps=2")
+    facts = study.cluster.wait_for_end(job.number)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "2"), job.log
+    told = re.findall(r"mmlm: the last 4 starts of \S+ died at step 3, on the batch .*, on (.*), with no new", job.log)
+    assert len(told) == 1, job.log
+    assert len(told[0].split(", ")) >= 2, "the node of two starts, and that of the others"
 
 
 def test_several_seeds_are_several_jobs(study):
