@@ -132,6 +132,14 @@ def version_of(place: Place, patience: Patience = PATIENCE) -> Version:
     return Version(int(info["size"]), stable_hash(" ".join(told)))
 
 
+def whole_name(place: Place) -> str:
+    """One name for each file, of all that it may be called. Raises UserError for a URL that fsspec does not know."""
+    if isinstance(place, Path):
+        return str(place.resolve())
+    system, path = _system(place)
+    return str(system.unstrip_protocol(path))
+
+
 def read_whole(place: Place, patience: Patience = PATIENCE) -> bytes:
     """The content of a file. Raises OSError."""
     if isinstance(place, Path):
