@@ -11,6 +11,7 @@ from mmlm.core.wording import listed
 from mmlm.data.arrow_parts import ArrowParts
 from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
+from mmlm.data.csv_rows import header_of
 from mmlm.data.image_folder import ImageFolder
 from mmlm.data.karpathy import KarpathyCaptions
 from mmlm.data.paired_files import PairedFiles
@@ -20,7 +21,7 @@ from mmlm.data.remarks import remarks_of
 from mmlm.data.saved_dataset import INFO, SPLITS, STATE, SavedDataset, arrow_files, saved_splits
 from mmlm.data.sources import Source, texts_of
 from mmlm.data.tar_shards import TarShards
-from mmlm.data.text_table import TextTable, header_of
+from mmlm.data.text_table import TextTable
 
 CAPTIONS = "captions.jsonl"
 LOOKED_FOR = (
