@@ -19,7 +19,7 @@ from mmlm.core.batch import Caption, ExampleTexts
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.wording import utf8
 from mmlm.data.images import decode_image
-from mmlm.data.sources import GivesBytes, Source
+from mmlm.data.sources import Source, gives_bytes
 from mmlm.data.tar_index import make_index
 
 PARQUET = pa.schema(
@@ -126,7 +126,7 @@ class _Rows:
 
     def _row(self, index: int, texts: ExampleTexts | None) -> Row:
         """Raises CorruptImage."""
-        if texts is not None and isinstance(self._source, GivesBytes):
+        if texts is not None and gives_bytes(self._source):
             data = self._source.encoded(index)
             if data is not None and ending_of(data) is None:
                 data = png(decode_image(data, texts.id))

@@ -14,12 +14,13 @@ from mmlm.data.coco import CocoCaptions
 from mmlm.data.csv_rows import header_of
 from mmlm.data.image_folder import ImageFolder
 from mmlm.data.karpathy import KarpathyCaptions
+from mmlm.data.order import has_shards
 from mmlm.data.paired_files import PairedFiles
 from mmlm.data.parquet_files import column_names, text_columns
 from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.remarks import remarks_of
 from mmlm.data.saved_dataset import INFO, SPLITS, STATE, SavedDataset, arrow_files, saved_splits
-from mmlm.data.sources import Source, texts_of
+from mmlm.data.sources import Source, gives_bytes, texts_of
 from mmlm.data.tar_shards import TarShards
 from mmlm.data.text_table import TextTable
 
@@ -72,9 +73,23 @@ class _InLanguage:
         example = self._source[index]
         return replace(example, captions=self._tagged(example.captions))
 
+    def wrapped(self) -> Sequence[Source]:
+        """See ``mmlm.data.sources.Wraps``."""
+        return (self._source,)
+
+    def encoded(self, index: int) -> bytes | None:
+        """See ``mmlm.data.sources.GivesBytes``."""
+        assert gives_bytes(self._source)
+        return self._source.encoded(index)
+
+    def shard_sizes(self) -> Sequence[int]:
+        """See ``mmlm.data.order.Sharded``."""
+        assert has_shards(self._source)
+        return self._source.shard_sizes()
+
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
-        return iter(self._tagged(self._source.captions()))
+        return (self._tagged_one(caption) for caption in self._source.captions())
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See ``ListsTexts``."""
@@ -84,8 +99,11 @@ class _InLanguage:
         """See ``HasRemarks``."""
         return iter(remarks_of(self._source))
 
-    def _tagged(self, captions: Sequence[Caption] | Iterator[Caption]) -> tuple[Caption, ...]:
-        return tuple(Caption(c.text, self._language) if c.language is None else c for c in captions)
+    def _tagged(self, captions: Sequence[Caption]) -> tuple[Caption, ...]:
+        return tuple(map(self._tagged_one, captions))
+
+    def _tagged_one(self, caption: Caption) -> Caption:
+        return Caption(caption.text, self._language) if caption.language is None else caption
 
 
 def recognise(path: Path, language: str | None = None, classes: ClassCaptions | None = None) -> Recognised:
