@@ -1,8 +1,6 @@
 """Rows of images and captions in the Hugging Face convention, whatever the files are that hold them."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,13 +10,13 @@ import pyarrow.compute as pc
 
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import CorruptImage, UserError
-from mmlm.data import parquet_files
-from mmlm.data.groups import Groups, grouped
+from mmlm.data.caption_table import LISTED_AT_ONCE
 from mmlm.data.images import decode_image, read_encoded
 from mmlm.data.inside import check_inside
 from mmlm.data.parquet_files import check_types, repeated_images, told_apart
 from mmlm.data.recent import Recent
-from mmlm.data.table_parts import TableParts, has_path
+from mmlm.data.same_ids import SameIds
+from mmlm.data.table_parts import Columns, TableParts, has_path
 
 KEPT_IMAGES = 2**28
 """Bytes of the image column that each process keeps of the parts it has read most recently; one part at least."""
@@ -28,28 +26,6 @@ _PARTS = 4096
 """Parts of each that are kept at most."""
 _LEADS_OUT = r"(^|/)\.\.(/|$)|^/"
 """What the names of images that may lie outside of their folder have."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a table, by their names."""
-
-    image: str
-    caption: str
-    concept: str | None
-    id: str | None
-    language: str | None
-
-    @property
-    def texts(self) -> list[str]:
-        """All but that of images."""
-        named = (self.caption, self.concept, self.id, self.language)
-        return list(dict.fromkeys(column for column in named if column is not None))
-
-    @property
-    def all(self) -> list[str]:
-        """All of them, none twice."""
-        return list(dict.fromkeys([self.image, *self.texts]))
 
 
 class ImageRows:
@@ -74,7 +50,7 @@ class ImageRows:
             raise UserError(f"{parts.paths[0]}: has no rows")
         if not outside:
             self._check_paths()
-        self._groups = None if columns.id is None else self._joined(columns.id)
+        self._groups = None if columns.id is None else SameIds(parts, columns, self._place_of).joined(columns.id)
         self._begin()
 
     def _begin(self) -> None:
@@ -121,20 +97,47 @@ class ImageRows:
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``. Raises UserError for a file that cannot be read any more."""
+        if self._groups is None:
+            for part in range(len(self._ends)):
+                for _, captions, _ in self._listed(part):
+                    yield from captions
+            return
         for index in range(len(self)):
             for row in self._rows_of(index):
                 yield from self._captions_of(row)
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See ``mmlm.data.sources.ListsTexts``. Raises UserError for a file that cannot be read any more."""
-        there: tuple[int, np.ndarray | None] = (-1, None)
+        if self._groups is None:
+            for part, size in enumerate(self._parts.sizes.tolist()):
+                there, file = self._images_there(part), int(self._parts.files[part])
+                name, first = self._names[file], int(self._ends[part] - self._file_starts[file]) - size
+                for place, (id, captions, concept) in enumerate(self._listed(part)):
+                    has_image = there is None or bool(there[place])
+                    yield ExampleTexts(f"{name}/{first + place}" if id is None else id, captions, concept, has_image)
+            return
+        read: tuple[int, np.ndarray | None] = (-1, None)
         for index in range(len(self)):
             rows = self._rows_of(index)
             part, place = self._part_of(rows[0])
-            if there[0] != part:
-                there = (part, self._images_there(part))
+            if read[0] != part:
+                read = (part, self._images_there(part))
             id, captions, concept = self._texts_of(rows)
-            yield ExampleTexts(id, captions, concept, there[1] is None or bool(there[1][place]))
+            yield ExampleTexts(id, captions, concept, read[1] is None or bool(read[1][place]))
+
+    def _listed(self, part: int) -> Iterator[tuple[str | None, tuple[Caption, ...], str | None]]:
+        """The id in the table, the captions and the concept of each row of a part. Raises UserError."""
+        table, columns = self._kept_texts(part), self._columns
+        for start in range(0, len(table), LISTED_AT_ONCE):
+            some = table.slice(start, LISTED_AT_ONCE)
+            ids, concepts, languages = (
+                [None] * len(some) if name is None else some[name].to_pylist()
+                for name in (columns.id, columns.concept, columns.language)
+            )
+            for id, value, concept, named in zip(
+                ids, some[columns.caption].to_pylist(), concepts, languages, strict=True
+            ):
+                yield _text(id), tuple(self._tagged(value, named)), _text(concept)
 
     def remarks(self) -> Iterator[str]:
         """Rows that hold the same image, though nothing says that they belong together; see ``HasRemarks``."""
@@ -171,14 +174,17 @@ class ImageRows:
         id = None if self._columns.id is None else table[self._columns.id][place].as_py()
         concept = None if self._columns.concept is None else table[self._columns.concept][place].as_py()
         captions = tuple(caption for row in rows for caption in self._captions_of(row))
-        return self._place_of(rows[0]) if id is None else str(id), captions, None if concept is None else str(concept)
+        return self._place_of(rows[0]) if id is None else str(id), captions, _text(concept)
 
     def _captions_of(self, row: int) -> Iterator[Caption]:
         part, place = self._part_of(row)
         table = self._kept_texts(part)
-        value = table[self._columns.caption][place].as_py()
-        texts = value if isinstance(value, list) else [value]
         named = None if self._columns.language is None else table[self._columns.language][place].as_py()
+        return self._tagged(table[self._columns.caption][place].as_py(), named)
+
+    def _tagged(self, value: str | list[str | None] | None, named: str | list[str | None] | None) -> Iterator[Caption]:
+        """The captions of a cell, with the languages of another."""
+        texts = value if isinstance(value, list) else [value]
         each = named if isinstance(named, list) and len(named) == len(texts) else [named] * len(texts)
         for text, language in zip(texts, each, strict=True):
             if text is not None:
@@ -231,89 +237,15 @@ class ImageRows:
                 for name in names.filter(pc.match_substring_regex(names, _LEADS_OUT)).to_pylist():
                     check_inside(name, str(self._parts.paths[file]), outside=False)
 
-    def _joined(self, id_column: str) -> Groups | None:
-        """The rows of each id; None if each row has its own. Raises UserError."""
-        columns = [self._parts.read(part, [id_column])[id_column] for part in range(len(self._ends))]
-        texts = pa.chunked_array([chunk for column in columns for chunk in _as_texts(column).chunks])
-        codes = np.concatenate([np.zeros(0, np.int64), *_codes(texts)])
-        # A row without an id is an example of its own.
-        alone = np.flatnonzero(codes < 0)
-        codes[alone] = len(codes) + alone
-        groups = grouped(codes)
-        if len(groups) == len(codes):
-            return None
-        self._check_images(groups)
-        self._check_concepts(groups)
-        return groups
-
-    def _check_images(self, groups: Groups) -> None:
-        """Raises UserError if two rows of one id have different images; of large tables the first are compared."""
-        firsts = np.empty(len(groups.rows), dtype=np.int64)
-        firsts[groups.rows] = groups.firsts_of_rows()
-        several = np.bincount(firsts, minlength=len(firsts))[firsts] > 1
-        known: dict[int, bytes] = {}
-        compared = 0
-        for part, size in enumerate(self._parts.sizes.tolist()):
-            begin = int(self._ends[part]) - size
-            rows = begin + np.flatnonzero(several[begin : begin + size])
-            if len(rows) == 0:
-                continue
-            column = self._parts.read(part, [self._columns.image])[self._columns.image]
-            for row in rows.tolist():
-                cell = column[row - begin].as_py()
-                data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-                compared += 0 if data is None else len(data)
-                if compared > parquet_files.MOST_COMPARED:
-                    return
-                digest = hashlib.blake2b(repr((data is None, name)).encode(), digest_size=16)
-                digest.update(data or b"")
-                first = int(firsts[row])
-                if known.setdefault(first, digest.digest()) != digest.digest():
-                    raise UserError(
-                        f"id_column: {self._both(first, row)} and different images; name a column that "
-                        "tells images apart"
-                    )
-
-    def _check_concepts(self, groups: Groups) -> None:
-        """Raises UserError if two rows of one id have different concepts."""
-        concept = self._columns.concept
-        if concept is None:
-            return
-        columns = [self._parts.read(part, [concept])[concept] for part in range(len(self._ends))]
-        texts = pa.chunked_array([chunk for column in columns for chunk in _as_texts(column).chunks])
-        codes = np.concatenate(_codes(texts))
-        firsts = groups.firsts_of_rows()
-        other = np.flatnonzero(codes[groups.rows] != codes[firsts])
-        if len(other):
-            both = self._both(int(firsts[other[0]]), int(groups.rows[other[0]]))
-            raise UserError(f"concept_column: {both} and different concepts; choose one")
-
-    def _both(self, one: int, other: int) -> str:
-        """Two rows of one id, for a message."""
-        places = (self._place_of(row).rpartition("/") for row in (one, other))
-        where = " and ".join(f"row {row} of {name}" for name, _, row in places)
-        part, place = self._part_of(one)
-        id = self._parts.read(part, [str(self._columns.id)])[self._columns.id][place].as_py()
-        return f"{where} have the id {str(id)!r}"
-
 
 def _read(parts: TableParts, columns: Sequence[str], part: int) -> pa.Table:
     return parts.read(part, columns)
 
 
+def _text(value: object) -> str | None:
+    """An id or a concept as it is written."""
+    return None if value is None else str(value)
+
+
 def _bytes_of(table: pa.Table) -> int:
     return table.nbytes
-
-
-def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of ids or of concepts as they are written."""
-    if pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.cast(pa.large_string())
-    return pa.chunked_array([pa.array([None if v is None else str(v) for v in column.to_pylist()], pa.large_string())])
-
-
-def _codes(texts: pa.ChunkedArray) -> list[np.ndarray]:
-    """int64[rows], chunk by chunk: equal texts have equal numbers, in the order of the first of each; -1 for null."""
-    encoded = texts.combine_chunks().dictionary_encode()
-    chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
-    return [chunk.indices.fill_null(-1).to_numpy().astype(np.int64) for chunk in chunks]

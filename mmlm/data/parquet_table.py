@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmlm.data.image_rows import Columns, ImageRows
+from mmlm.data.image_rows import ImageRows
 from mmlm.data.parquet_files import expand
 from mmlm.data.parquet_parts import ParquetParts
+from mmlm.data.table_parts import Columns
 
 
 class ParquetTable(ImageRows):

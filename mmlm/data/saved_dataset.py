@@ -5,9 +5,10 @@ from pathlib import Path
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import did_you_mean, listed
 from mmlm.data.arrow_parts import ArrowParts
-from mmlm.data.image_rows import Columns, ImageRows
+from mmlm.data.image_rows import ImageRows
 from mmlm.data.json_file import read_json
 from mmlm.data.stored import SEPARATOR
+from mmlm.data.table_parts import Columns
 
 STATE = "state.json"
 """What a folder of one data set has beside its Arrow files."""

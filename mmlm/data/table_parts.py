@@ -1,12 +1,35 @@
 """Tables that are read a part at a time: the row groups of Parquet files, or the batches of Arrow files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from mmlm.data.stored import Place
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table, by their names."""
+
+    image: str
+    caption: str
+    concept: str | None
+    id: str | None
+    language: str | None
+
+    @property
+    def texts(self) -> list[str]:
+        """All but that of images."""
+        named = (self.caption, self.concept, self.id, self.language)
+        return list(dict.fromkeys(column for column in named if column is not None))
+
+    @property
+    def all(self) -> list[str]:
+        """All of them, none twice."""
+        return list(dict.fromkeys([self.image, *self.texts]))
 
 
 class TableParts(Protocol):
