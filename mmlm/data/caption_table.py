@@ -18,7 +18,7 @@ from mmlm.core.batch import Caption, ExampleTexts
 from mmlm.core.wording import whole_characters
 from mmlm.data.groups import grouped
 
-ROWS_AT_ONCE = 2**16
+ROWS_AT_ONCE = 2**10
 """Rows that are Python's texts at a time, before they become Arrow's."""
 LISTED_AT_ONCE = 2**12
 """Examples that are Python's texts at a time, where all are gone through."""

@@ -64,7 +64,7 @@ def _check_images(folder: Path, table: CaptionTable, lines: np.ndarray, captions
     for index, name in table.images():
         named += 1
         # False also for what cannot be the name of a file: one that is too long (a caption, say), or with a zero byte.
-        if not os.path.isfile(begin + name if not os.path.isabs(name) else name):
+        if not os.path.isfile(name if name.startswith(os.sep) else begin + name):
             missing += 1
             first = first or (name, int(lines[index]))
     if first is not None:
@@ -78,10 +78,10 @@ def _check_images(folder: Path, table: CaptionTable, lines: np.ndarray, captions
 def _rows(path: Path, outside: bool) -> Iterator[Row]:
     """What the lines of a captions file say. Raises UserError."""
     # Keys that need no second look: a million lines have the same few.
-    fine = set(_LINE_KEYS)
+    fine, file = set(_LINE_KEYS), str(path)
     for number, line in numbered_lines(path):
-        if line.strip():
-            yield _row(line, f"{path}:{number}", number, outside, fine)
+        if line and not line.isspace():
+            yield _row(line, f"{file}:{number}", number, outside, fine)
 
 
 def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> Row:
@@ -90,7 +90,7 @@ def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> R
     if not isinstance(fields, dict):
         raise UserError(f'{where}: must be an object such as {{"image": "a.jpg", "captions": ["..."]}}')
     # Keys that we do not know are ignored, but one that is nearly ours is a misspelling.
-    for key in fields.keys() - fine:
+    for key in () if fields.keys() <= fine else fields.keys() - fine:
         close = difflib.get_close_matches(key, _LINE_KEYS, n=1, cutoff=0.8)
         if close:
             raise UserError(f"{where}: has the key {key!r}; did you mean {close[0]!r}?")
@@ -101,7 +101,7 @@ def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> R
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: 'caption' must be a string and 'captions' a list of strings, not {texts!r}")
     for key in ("image", "language", "concept"):
-        if not isinstance(fields.get(key), str | None):
+        if fields.get(key) is not None and not isinstance(fields[key], str):
             raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
     image, concept = fields["image"], fields.get("concept")
     check_inside(image, where, outside)

@@ -90,7 +90,7 @@ def pack_file(source: Source, indices: range, texts: Sequence[ExampleTexts] | No
     rows = _Rows(source, indices, texts)
     draft = file.with_name(f".{file.name}.part")
     try:
-        (_write_parquet if file.suffix == ".parquet" else _write_tar)(draft, rows)
+        (_write_parquet if file.suffix == ".parquet" else write_tar)(draft, rows)
         size, digest = draft.stat().st_size, _sha256(draft)
         draft.replace(file)
     except OSError as error:
@@ -150,7 +150,8 @@ def ending_of(data: bytes) -> str | None:
     return next((ending for start, ending in _SIGNATURES if data.startswith(start)), None)
 
 
-def _write_tar(draft: Path, rows: Iterable[Row]) -> None:
+def write_tar(draft: Path, rows: Iterable[Row]) -> None:
+    """Writes a tar shard. Raises UserError for a text without an image, and OSError."""
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in rows:
             if row.image is None:
