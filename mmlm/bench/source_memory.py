@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -94,7 +95,7 @@ def _measured(name: str, settings: SourcesSettings) -> tuple[Opened, Worked]:
     return opened, worked
 
 
-def _child(*arguments: str) -> dict[str, object]:
+def _child(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "mmlm.bench.source_memory", *arguments]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 

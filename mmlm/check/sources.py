@@ -152,8 +152,9 @@ def encoded(subject: SourceUnderTest) -> None:
 
 def shard_sizes(subject: SourceUnderTest) -> None:
     """See ``CHECKS``."""
-    if has_shards(subject.source):
-        count, size = sum(subject.source.shard_sizes()), len(subject.source)
+    source = subject.source
+    if has_shards(source):
+        count, size = sum(source.shard_sizes()), len(subject.source)
         expect(
             count == size, f"shard_sizes() adds up to {count}, and len is {size}", "count the examples of each shard"
         )

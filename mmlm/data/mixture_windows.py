@@ -1,14 +1,13 @@
 """A mixture in an order by windows: each source is read by its shards, and all of them are mixed nearby."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_random import keyed_integer, keyed_order, stable_hash, stream
-from mmlm.data.order import Sharded, Windows, has_shards
+from mmlm.data.order import Windows, has_shards
 from mmlm.data.shares import Share
 from mmlm.data.sources import Source
 
@@ -30,9 +29,7 @@ class MixtureWindows:
         """Raises ArgumentError if no source has shards."""
         self._seed, self._shares = seed, dict(shares)
         self._windows = {
-            name: Windows(cast(Sharded, source).shard_sizes(), seed, window)
-            for name, source in sources.items()
-            if has_shards(source)
+            name: Windows(source.shard_sizes(), seed, window) for name, source in sources.items() if has_shards(source)
         }
         if not self._windows:
             raise ArgumentError(

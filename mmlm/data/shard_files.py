@@ -42,7 +42,7 @@ def find_shards(folder: Place, files: str | Sequence[str]) -> ShardFiles:
     patterns = [files] if isinstance(files, str) else list(files)
     if not patterns:
         raise ArgumentError("files: [] names no shard; give at least one name or pattern")
-    found: dict[Path, None] = {}
+    found: dict[Place, None] = {}
     missing: dict[str, None] = {}
     listings: dict[str, set[str]] = {}
     for pattern in patterns:

@@ -1,6 +1,7 @@
 """A mixture by windows of shards: its shares are exact in every epoch, and each source is read shard by shard."""
 
 from collections import Counter
+from itertools import islice
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from mmlm.core.errors import ArgumentError
 from mmlm.data import mixture_windows
 from mmlm.data.mixture import Mixture
 from mmlm.data.order import EpochOrder
+from mmlm.data.parquet_table import ParquetTable
+from mmlm.data.saved_dataset import SavedDataset
 from tests.data.pictures import Pictures
+from tests.data.tables import pictures_table, write_parquet, write_saved
+from tests.data.test_loader import make_loader
 from tests.data.test_order import Shards
 
 LARGE, SMALL = Shards((3, 1, 0, 7, 2, 5, 4, 1, 8, 6)), Shards((2, 2, 1))
@@ -104,3 +109,26 @@ def test_far_into_a_large_mixture(monkeypatch):
 def test_a_mixture_without_shards_is_refused():
     with pytest.raises(ArgumentError, match="shuffle_window=2 wants a source with shards, and the mixture has none"):
         EpochOrder(Mixture({"a": Pictures(3), "b": Pictures(2)}), 0, 2)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "mixture", "saved"])
+def test_interrupted_six_times_with_other_ranks_it_goes_on_exactly(tmp_path, tokenizer, kind, monkeypatch):
+    monkeypatch.setattr(mixture_windows, "BLOCK", 5)
+    source = ParquetTable(write_parquet(tmp_path / "a.parquet", pictures_table(range(11)), 3), id_column="id")
+    if kind != "parquet":
+        saved = SavedDataset(write_saved(tmp_path / "saved", [pictures_table(range(5))], 2), id_column="id")
+        source = saved if kind == "saved" else Mixture({"a": source, "b": saved}, weights={"a": 1, "b": 1}, examples=13)
+    settings = {"captions_per_image": 1, "shuffle_window": 2, "seed": 5}
+    whole = [id for batch in islice(make_loader(tokenizer, source, batch_size=4, **settings), 14) for id in batch.ids]
+    position, found = 0, []
+    for ranks, batches in ((1, 1), (2, 3), (4, 1), (1, 4), (4, 3), (2, 2)):
+        loaders = [
+            make_loader(tokenizer, source, batch_size=4, rank=rank, world_size=ranks, **settings)
+            for rank in range(ranks)
+        ]
+        for loader in loaders:
+            loader.position = position
+        for shares in zip(*(islice(loader, batches) for loader in loaders), strict=True):
+            found += [id for batch in shares for id in batch.ids]
+        position = loaders[0].position
+    assert found == whole
