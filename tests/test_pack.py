@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from mmlm import pack, train
 from mmlm.commands import pack as packing_command
+from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import UserError
 from mmlm.data.emoji import Emoji
 from mmlm.data.image_folder import ImageFolder
@@ -18,7 +20,7 @@ from mmlm.data.mixture import Mixture
 from mmlm.data.packing import ending_of, pack_file
 from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.recognise import recognise
-from mmlm.data.sources import GivesBytes, Source, texts_of
+from mmlm.data.sources import GivesBytes, Source, gives_bytes, texts_of
 from mmlm.data.tar_shards import TarShards
 from tests.conftest import TINY, write_lines
 from tests.data.pictures import Pictures, encoded_picture, write_folder
@@ -132,9 +134,25 @@ def test_images_that_cannot_be_read_are_left_out_and_texts_alone_go_into_parquet
     assert "has no image, and a tar shard has pairs only; use format=parquet" in outcome.err
 
 
+class WithoutBytes:
+    """Pictures that cannot be had encoded."""
+
+    def __init__(self, count: int) -> None:
+        self._pictures = Pictures(count)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._pictures[index]
+
+    def captions(self) -> Iterator[Caption]:
+        return self._pictures.captions()
+
+
 def test_a_source_without_encoded_images_becomes_png(tmp_path):
-    source = Mixture({"a": Pictures(3), "b": Pictures(2)})
-    assert not isinstance(source, GivesBytes)
+    source = Mixture({"a": WithoutBytes(3), "b": Pictures(2)})
+    assert not gives_bytes(source)
     texts = list(texts_of(source))
     for listed in (texts, None):
         packed_file = pack_file(source, range(1, 5), listed and listed[1:], tmp_path / "0.tar")

@@ -105,6 +105,11 @@ def _peak(on_cuda: bool) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident_bytes() -> int:
+    """Bytes of this process that are in memory now; off Linux the most that were."""
+    return _resident("VmRSS") if STATUS.exists() else _peak(on_cuda=False)
+
+
 def _resident(field: str) -> int:
     """A field of Linux's process status in bytes; the file gives it in KiB."""
     lines = (line.split(":") for line in STATUS.read_text(encoding="utf-8").splitlines())

@@ -74,3 +74,20 @@ class LossesSettings:
     """auto, cpu or cuda."""
     out: str | None = None
     """File to write the table to as well."""
+
+
+@dataclass
+class SourcesSettings:
+    """Measure how long sources of many rows take to open and what they cost a data worker, and print a Markdown table.
+    Exit status 1 if a million rows (or fewer) take more than 10 s, or more than 200 MB of a worker."""
+
+    rows: int = 1_000_000
+    """Rows of each data set."""
+    formats: list[str] = field(default_factory=lambda: ["jsonl", "csv", "parquet", "tar"])
+    """Some of jsonl, csv, parquet (without images), tar."""
+    epochs: int = 5
+    """Epochs of the worker."""
+    examples: int = 2000
+    """Examples that the worker reads in each, beside all captions."""
+    out: str | None = None
+    """File to write the table to as well."""

@@ -12,8 +12,8 @@ from mmlm.check.report import Check, expect
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import CorruptImage
 from mmlm.data.images import decode_image
-from mmlm.data.order import Sharded
-from mmlm.data.sources import GivesBytes, ListsTexts, Source, read_example
+from mmlm.data.order import has_shards
+from mmlm.data.sources import ListsTexts, Source, gives_bytes, read_example
 
 READ = 24
 """Number of examples that are read, spread over the source."""
@@ -138,7 +138,7 @@ def texts(subject: SourceUnderTest) -> None:
 
 def encoded(subject: SourceUnderTest) -> None:
     """See ``CHECKS``."""
-    if not isinstance(subject.source, GivesBytes):
+    if not gives_bytes(subject.source):
         return
     for row, example in subject.examples.items():
         data = subject.source.encoded(row)
@@ -152,8 +152,9 @@ def encoded(subject: SourceUnderTest) -> None:
 
 def shard_sizes(subject: SourceUnderTest) -> None:
     """See ``CHECKS``."""
-    if isinstance(subject.source, Sharded):
-        count, size = sum(subject.source.shard_sizes()), len(subject.source)
+    source = subject.source
+    if has_shards(source):
+        count, size = sum(source.shard_sizes()), len(subject.source)
         expect(
             count == size, f"shard_sizes() adds up to {count}, and len is {size}", "count the examples of each shard"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.data.caption_table import CaptionTable
 from mmlm.data.captioned_images import CaptionedImages
 from mmlm.data.json_file import read_json, shown, text_at
 
@@ -61,7 +62,7 @@ class CocoCaptions(CaptionedImages):
         first = images / names[0]
         if not first.is_file():
             raise UserError(f"{first}: there is no such image, but {file} lists it; name the folder of its images")
-        super().__init__(images, names, captions, language)
+        super().__init__(images, CaptionTable.of_lists(names, captions, language))
 
 
 def _read(file: Path) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmlm.core.errors import CorruptImage
+from mmlm.data.stored import Url, read_whole
 
 MAX_MEGAPIXELS = 64
 """An image of more than this number of 2**20 pixels is refused by its header: decoding it would take gigabytes."""
@@ -116,11 +117,10 @@ def read_image(path: Path) -> Tensor:
     return decode_image(read_encoded(path), str(Path(path)))
 
 
-def read_encoded(path: Path) -> bytes:
+def read_encoded(path: Path | Url) -> bytes:
     """The bytes of an image file. Raises :class:`CorruptImage` if it cannot be read."""
-    path = Path(path)
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except FileNotFoundError:
         raise CorruptImage(str(path), "there is no such file") from None
     except IsADirectoryError:

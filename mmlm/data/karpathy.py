@@ -6,6 +6,7 @@ from typing import Any
 
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import did_you_mean, listed
+from mmlm.data.caption_table import CaptionTable
 from mmlm.data.captioned_images import CaptionedImages
 from mmlm.data.inside import check_inside
 from mmlm.data.json_file import read_json, shown, text_at
@@ -66,7 +67,8 @@ class KarpathyCaptions(CaptionedImages):
         first = root / kept[0][0]
         if not first.is_file():
             raise UserError(f"{first}: there is no such image, but {path} lists it; name the folder of its images")
-        super().__init__(root, [name for name, _ in kept], [captions for _, captions in kept], language)
+        names, texts = zip(*kept, strict=True)
+        super().__init__(root, CaptionTable.of_lists(names, texts, language))
 
 
 def _read(file: Path) -> list[tuple[str, str, list[str]]]:

@@ -1,7 +1,7 @@
 """Several sources as one, in fixed proportions: the example is still a function of one position."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_random import keyed_integer, keyed_order, stable_hash, stream
+from mmlm.data.mixture_windows import MixtureWindows
 from mmlm.data.remarks import remarks_of
 from mmlm.data.shares import by_passes, by_weights, temperature_weights
-from mmlm.data.sources import Source, texts_of
+from mmlm.data.sources import Source, gives_bytes, texts_of
 
 _PASSES = stream("mmlm.data.mixture.passes")
 
@@ -26,6 +27,9 @@ class Mixture:
     passes, the next epoch goes on where this one stopped, so that no example comes again before all others of its
     source have come. The proportions are the same in every epoch, unlike with sources drawn at random (as torch's
     `WeightedRandomSampler` does), which leaves examples out and repeats others.
+
+    It has encoded images if all sources have, and takes part in an order by windows of shards if one has shards
+    (``mmlm/data/mixture_windows.py``).
 
     The loader shuffles all of them together, so that a batch holds the sources in proportion on average, and a run that
     is stopped goes on at the same example as with a single source. A repeated example keeps its id and concept, so that
@@ -108,11 +112,30 @@ class Mixture:
         """See :class:`mmlm.data.sources.Source`. Raises IndexError beyond the last example."""
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is none of the mixture's {len(self)} examples")
+        name, source, row = self._find(index)
+        example = source[row]
+        return replace(example, id=f"{name}/{example.id}")
+
+    def _find(self, index: int) -> tuple[str, Source, int]:
+        """The source of an index, its name, and the index in it."""
         # A turn is one pass of one source; _ends[turn] is the number of examples up to its end.
         turn = bisect_right(self._ends, index)
         name, source = self._turns[turn]
-        example = source[index - (self._ends[turn - 1] if turn else 0)]
-        return replace(example, id=f"{name}/{example.id}")
+        return name, source, index - (self._ends[turn - 1] if turn else 0)
+
+    def wrapped(self) -> Sequence[Source]:
+        """See ``mmlm.data.sources.Wraps``."""
+        return list(self._sources.values())
+
+    def encoded(self, index: int) -> bytes | None:
+        """See :class:`mmlm.data.sources.GivesBytes`."""
+        _, source, row = self._find(index)
+        assert gives_bytes(source)
+        return source.encoded(row)
+
+    def by_windows(self, seed: int, window: int) -> MixtureWindows:
+        """See :class:`mmlm.data.order.DrawsWindows`."""
+        return MixtureWindows(self._sources, self._shares, seed, window)
 
     def captions(self) -> Iterator[Caption]:
         """See :class:`mmlm.data.sources.Source`; the captions of repeated examples are repeated."""

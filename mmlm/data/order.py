@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_random import keyed_integer, keyed_order, stream
-from mmlm.data.sources import Source
+from mmlm.data.sources import Source, Wraps
 
 _ORDER = stream("mmlm.data.loader.order")
 _SHARDS = stream("mmlm.data.order.shards")
@@ -57,16 +57,40 @@ class Located:
     """int64[K]: which example of the source."""
 
 
+class WindowedDraw(Protocol):
+    """Which examples an epoch has, in an order by windows of shards."""
+
+    def drawn(self, epoch: int, places: Tensor) -> Tensor:
+        """The indices int64[K] at int64[K] places, 0 to ``examples_per_epoch`` - 1, of an epoch, in their order."""
+        ...
+
+
+@runtime_checkable
+class DrawsWindows(Protocol):
+    """A source that ``DrawsEpochs``, and can do so by windows."""
+
+    def by_windows(self, seed: int, window: int) -> WindowedDraw:
+        """Its order by windows of so many shards. Raises ArgumentError if it has no shards."""
+        ...
+
+
+def has_shards(source: Source) -> TypeGuard[Sharded]:
+    """Whether a source, and all that it is made of, has shards."""
+    if isinstance(source, Wraps) and not all(map(has_shards, source.wrapped())):
+        return False
+    return isinstance(source, Sharded)
+
+
 class EpochOrder:
     """A random order of a source for every epoch, one epoch after another.
 
     Without ``window`` each epoch is one keyed order of all examples: any example may follow any other. With it, the
     shards have a keyed order, and each ``window`` shards that follow one another in it are one keyed order of their
     examples. So at any time at most ``window`` shards are read (two windows' at the border between them), and never
-    again in that epoch.
+    again in that epoch. A mixture reads so many shards of each of its sources.
 
     Args:
-        source: the examples; with ``window`` it has to be ``Sharded``.
+        source: the examples; with ``window`` it has to be ``Sharded``, or ``DrawsWindows``.
         seed: of the order.
         window: shards whose examples are mixed; None mixes everything.
 
@@ -77,18 +101,20 @@ class EpochOrder:
     def __init__(self, source: Source, seed: int, window: int | None = None) -> None:
         self._draws = source if isinstance(source, DrawsEpochs) else None
         self.examples_per_epoch = examples_per_epoch(source)
-        self._seed, self._window = seed, window
-        self._layout: tuple[int, _Layout] | None = None
-        self._first = self.examples_per_epochs = torch.zeros(0, dtype=torch.int64)
+        self._seed = seed
+        self._windows: Windows | None = None
+        self._windowed: WindowedDraw | None = None
         if window is None:
             return
         if window < 1:
             raise ArgumentError(f"shuffle_window={window} must be at least 1 shard; null mixes all examples")
-        if not isinstance(source, Sharded):
+        if isinstance(source, DrawsWindows):
+            self._windowed = source.by_windows(seed, window)
+        elif has_shards(source):
+            self._windows = Windows(source.shard_sizes(), seed, window)
+        else:
             kind = type(source).__name__
             raise ArgumentError(f"shuffle_window={window} wants a source with shards, which {kind} has not; set null")
-        self.examples_per_epochs = torch.tensor(source.shard_sizes(), dtype=torch.int64)
-        self._first = self.examples_per_epochs.cumsum(0) - self.examples_per_epochs
 
     def at(self, positions: Tensor) -> Located:
         """The examples at int64[K] ``positions``, counted from the run's first example."""
@@ -101,31 +127,53 @@ class EpochOrder:
         return Located(epochs, indices)
 
     def _in_epoch(self, epoch: int, places: Tensor) -> Tensor:
-        if self._window is None:
-            mixed = keyed_order(self._seed, epoch, self.examples_per_epoch, places, _ORDER)
-            return mixed if self._draws is None else self._draws.drawn(self._seed, epoch, mixed)
+        if self._windowed is not None:
+            return self._windowed.drawn(epoch, places)
+        if self._windows is not None:
+            return self._windows.indices(epoch, places)
+        mixed = keyed_order(self._seed, epoch, self.examples_per_epoch, places, _ORDER)
+        return mixed if self._draws is None else self._draws.drawn(self._seed, epoch, mixed)
+
+
+class Windows:
+    """A keyed order of examples that lie in shards, by windows of shards; see ``EpochOrder``.
+
+    Args:
+        sizes: examples of each shard.
+        seed: of all orders.
+        window: shards whose examples are mixed.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, window: int) -> None:
+        self._seed, self._window = seed, window
+        self._sizes = torch.tensor(sizes, dtype=torch.int64)
+        self._first = self._sizes.cumsum(0) - self._sizes
+        self._layout: tuple[int, _Layout] | None = None
+
+    def indices(self, key: int, places: Tensor) -> Tensor:
+        """The indices int64[K] at int64[K] places of the order of ``key``."""
         # The order of the shards costs as much as there are shards, so that of the current epoch is kept.
-        if self._layout is None or self._layout[0] != epoch:
-            self._layout = (epoch, self._arranged(epoch, self._window))
+        if self._layout is None or self._layout[0] != key:
+            self._layout = (key, self._arranged(key))
         layout = self._layout[1]
         windows = torch.searchsorted(layout.window_ends, places, right=True)
         indices = torch.empty_like(places)
         for window in windows.unique().tolist():
             chosen = windows == window
             start, end = layout.bounds(window)
-            key = keyed_integer(epoch, window)
-            mixed = start + keyed_order(self._seed, key, end - start, places[chosen] - start, _WITHIN)
+            of_window = keyed_integer(key, window)
+            mixed = start + keyed_order(self._seed, of_window, end - start, places[chosen] - start, _WITHIN)
             shards = torch.searchsorted(layout.shard_ends, mixed, right=True)
             shard = layout.shards[shards]
-            rows = mixed - (layout.shard_ends[shards] - self.examples_per_epochs[shard])
+            rows = mixed - (layout.shard_ends[shards] - self._sizes[shard])
             indices[chosen] = self._first[shard] + rows
         return indices
 
-    def _arranged(self, epoch: int, window: int) -> "_Layout":
-        count = len(self.examples_per_epochs)
-        shards = keyed_order(self._seed, epoch, count, torch.arange(count), _SHARDS)
-        ends = self.examples_per_epochs[shards].cumsum(0)
-        last = torch.arange(window, count + window, window).clamp(max=count) - 1
+    def _arranged(self, key: int) -> "_Layout":
+        count = len(self._sizes)
+        shards = keyed_order(self._seed, key, count, torch.arange(count), _SHARDS)
+        ends = self._sizes[shards].cumsum(0)
+        last = torch.arange(self._window, count + self._window, self._window).clamp(max=count) - 1
         return _Layout(shards, ends, ends[last])
 
 

@@ -1,21 +1,22 @@
 """Images of one's own, in whatever format they lie, of which some are held out for validation."""
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Literal
 
-from mmlm.core.batch import Caption, Example, ExampleTexts
+import numpy as np
+
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.keyed_random import stable_hash
+from mmlm.data.chosen import Chosen
 from mmlm.data.recognise import recognise
-from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import texts_of
 
 _LEAST = 2
 """Images that are held out at least: two can be told apart."""
 
 
-class OwnImages:
+class OwnImages(Chosen):
     """What lies at a path, recognised by its files (``mmlm/data/recognise.py``), or one part of it.
 
     The parts ``train`` and ``validation`` are disjoint and make up the whole. Which one an image belongs to is a hash
@@ -44,45 +45,26 @@ class OwnImages:
         found = recognise(Path(path), language)
         self.what = found.what
         """What it was taken for, in words."""
-        self._source = found.source
-        self._chosen = list(range(len(found.source)))
+        count = len(found.source)
+        kept = np.arange(count)
         if part != "all":
-            hashes = [stable_hash(f"held out: {texts.id}") for texts in texts_of(found.source)]
-            self._chosen = _part(hashes, part == "validation", held_out, path)
-
-    def __len__(self) -> int:
-        """Number of images of the part."""
-        return len(self._chosen)
-
-    def __getitem__(self, index: int) -> Example:
-        """See ``Source``."""
-        return self._source[self._chosen[index]]
-
-    def captions(self) -> Iterator[Caption]:
-        """See ``Source``."""
-        return (caption for texts in self.texts() for caption in texts.captions)
-
-    def remarks(self) -> Iterator[str]:
-        """See ``HasRemarks``."""
-        return iter(remarks_of(self._source))
-
-    def texts(self) -> Iterator[ExampleTexts]:
-        """See ``ListsTexts``."""
-        wanted = set(self._chosen)
-        return (texts for index, texts in enumerate(texts_of(self._source)) if index in wanted)
+            ids = (stable_hash(f"held out: {texts.id}") for texts in texts_of(found.source))
+            kept = _part(np.fromiter(ids, np.int64, count), part == "validation", held_out, path)
+        super().__init__(found.source, kept)
 
 
-def _part(hashes: list[int], validation: bool, share: float, path: str) -> list[int]:
-    """The rows of a part, in order. Raises UserError for fewer than one image to train on."""
+def _part(hashes: np.ndarray, validation: bool, share: float, path: str) -> np.ndarray:
+    """The rows int64[K] of a part, in order, by int64[rows] hashes. Raises UserError for fewer than one to train on."""
     if len(hashes) <= _LEAST:
         raise UserError(
             f"{path}: holds {len(hashes)} examples, too few to hold {_LEAST} out; give validation images of their own: "
             "data.train.part=all data.validation.validation.part=all data.validation.validation.path=PATH"
         )
-    in_order = sorted(range(len(hashes)), key=lambda row: (hashes[row], row))
     # 63 bits: a hash is below the share of their range for that share of all ids.
-    below = [row for row in in_order if hashes[row] < share * 2**63]
-    held_out = {*(below if len(below) >= _LEAST else in_order[:_LEAST])}
-    if len(held_out) == len(hashes):
-        held_out.remove(in_order[-1])
-    return [row for row in range(len(hashes)) if (row in held_out) is validation]
+    held_out = hashes < math.ceil(share * 2**63)
+    in_order = np.argsort(hashes, kind="stable")
+    if held_out.sum() < _LEAST:
+        held_out[in_order[:_LEAST]] = True
+    if held_out.all():
+        held_out[in_order[-1]] = False
+    return np.flatnonzero(held_out if validation else ~held_out)

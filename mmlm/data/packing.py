@@ -19,7 +19,7 @@ from mmlm.core.batch import Caption, ExampleTexts
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.wording import utf8
 from mmlm.data.images import decode_image
-from mmlm.data.sources import GivesBytes, Source
+from mmlm.data.sources import Source, gives_bytes
 from mmlm.data.tar_index import make_index
 
 PARQUET = pa.schema(
@@ -90,7 +90,7 @@ def pack_file(source: Source, indices: range, texts: Sequence[ExampleTexts] | No
     rows = _Rows(source, indices, texts)
     draft = file.with_name(f".{file.name}.part")
     try:
-        (_write_parquet if file.suffix == ".parquet" else _write_tar)(draft, rows)
+        (_write_parquet if file.suffix == ".parquet" else write_tar)(draft, rows)
         size, digest = draft.stat().st_size, _sha256(draft)
         draft.replace(file)
     except OSError as error:
@@ -126,7 +126,7 @@ class _Rows:
 
     def _row(self, index: int, texts: ExampleTexts | None) -> Row:
         """Raises CorruptImage."""
-        if texts is not None and isinstance(self._source, GivesBytes):
+        if texts is not None and gives_bytes(self._source):
             data = self._source.encoded(index)
             if data is not None and ending_of(data) is None:
                 data = png(decode_image(data, texts.id))
@@ -150,7 +150,8 @@ def ending_of(data: bytes) -> str | None:
     return next((ending for start, ending in _SIGNATURES if data.startswith(start)), None)
 
 
-def _write_tar(draft: Path, rows: Iterable[Row]) -> None:
+def write_tar(draft: Path, rows: Iterable[Row]) -> None:
+    """Writes a tar shard. Raises UserError for a text without an image, and OSError."""
     with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in rows:
             if row.image is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
+from mmlm.data.caption_table import CaptionTable
 from mmlm.data.captioned_images import CaptionedImages
 from mmlm.data.class_folder import SUFFIXES
 from mmlm.data.text_files import numbered_lines
@@ -38,7 +39,8 @@ class PairedFiles(CaptionedImages):
             raise UserError(f"{root}: holds no image ({', '.join(SUFFIXES)}); give the folder that does")
         _check_pairs(root, images, texts)
         names = [file.relative_to(root).as_posix() for file in images]
-        super().__init__(root, names, [_lines(file.with_suffix(".txt")) for file in images], language)
+        captions = [_lines(file.with_suffix(".txt")) for file in images]
+        super().__init__(root, CaptionTable.of_lists(names, captions, language))
 
 
 def _inside(file: Path, root: Path) -> tuple[str, ...]:

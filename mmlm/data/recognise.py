@@ -8,22 +8,27 @@ from pathlib import Path
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
+from mmlm.data.arrow_parts import ArrowParts
 from mmlm.data.class_folder import SUFFIXES, ClassFolder
 from mmlm.data.coco import CocoCaptions
+from mmlm.data.csv_rows import header_of
 from mmlm.data.image_folder import ImageFolder
 from mmlm.data.karpathy import KarpathyCaptions
+from mmlm.data.order import has_shards
 from mmlm.data.paired_files import PairedFiles
 from mmlm.data.parquet_files import column_names, text_columns
 from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.remarks import remarks_of
-from mmlm.data.sources import Source, texts_of
+from mmlm.data.saved_dataset import INFO, SPLITS, STATE, SavedDataset, arrow_files, saved_splits
+from mmlm.data.sources import Source, gives_bytes, texts_of
 from mmlm.data.tar_shards import TarShards
-from mmlm.data.text_table import TextTable, header_of
+from mmlm.data.text_table import TextTable
 
 CAPTIONS = "captions.jsonl"
 LOOKED_FOR = (
     f"{CAPTIONS}, annotations/captions_NAME.json with the images in NAME/, dataset_NAME.json, .parquet, .tar, .csv or "
-    ".tsv, images with a .txt beside each, or a folder of images for each class"
+    ".tsv, a data set saved by the datasets library, images with a .txt beside each, or a folder of images for each "
+    "class"
 )
 """All that is recognised, in the order in which it is looked for."""
 IMAGE_COLUMNS = ("image", "image_path", "file_name", "filename", "filepath", "path", "file")
@@ -68,9 +73,23 @@ class _InLanguage:
         example = self._source[index]
         return replace(example, captions=self._tagged(example.captions))
 
+    def wrapped(self) -> Sequence[Source]:
+        """See ``mmlm.data.sources.Wraps``."""
+        return (self._source,)
+
+    def encoded(self, index: int) -> bytes | None:
+        """See ``mmlm.data.sources.GivesBytes``."""
+        assert gives_bytes(self._source)
+        return self._source.encoded(index)
+
+    def shard_sizes(self) -> Sequence[int]:
+        """See ``mmlm.data.order.Sharded``."""
+        assert has_shards(self._source)
+        return self._source.shard_sizes()
+
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
-        return iter(self._tagged(self._source.captions()))
+        return (self._tagged_one(caption) for caption in self._source.captions())
 
     def texts(self) -> Iterator[ExampleTexts]:
         """See ``ListsTexts``."""
@@ -80,8 +99,11 @@ class _InLanguage:
         """See ``HasRemarks``."""
         return iter(remarks_of(self._source))
 
-    def _tagged(self, captions: Sequence[Caption] | Iterator[Caption]) -> tuple[Caption, ...]:
-        return tuple(Caption(c.text, self._language) if c.language is None else c for c in captions)
+    def _tagged(self, captions: Sequence[Caption]) -> tuple[Caption, ...]:
+        return tuple(map(self._tagged_one, captions))
+
+    def _tagged_one(self, caption: Caption) -> Caption:
+        return Caption(caption.text, self._language) if caption.language is None else caption
 
 
 def recognise(path: Path, language: str | None = None, classes: ClassCaptions | None = None) -> Recognised:
@@ -132,7 +154,7 @@ def _of_folder(folder: Path, classes: ClassCaptions) -> Iterator[_Found]:
     coco = sorted(file for place in (folder / "annotations", folder) for file in place.glob("captions_*.json"))
     if coco:
         yield "a COCO folder", lambda: _coco(_only(folder, coco))
-    karpathy = sorted(folder.glob(f"{_KARPATHY}*.json"))
+    karpathy = sorted(file for file in folder.glob(f"{_KARPATHY}*.json") if file.name not in (INFO, SPLITS))
     if karpathy:
         yield f"the test split of Karpathy's {karpathy[0].name}", lambda: _karpathy(_only(folder, karpathy))
     parquet = sorted(file for place in (folder, folder / "data") for file in place.glob("*.parquet"))
@@ -145,6 +167,10 @@ def _of_folder(folder: Path, classes: ClassCaptions) -> Iterator[_Found]:
     tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in (".csv", ".tsv"))
     if tables:
         yield "a table", lambda: _table(_only(folder, tables))
+    if (folder / STATE).is_file():
+        yield "a data set saved by the datasets library", lambda: _saved(folder)
+    elif splits := saved_splits(folder):
+        raise UserError(f"{folder}: holds the splits {listed(splits, _SHOWN)}; give one, such as {folder / splits[0]}")
     images = [file for file in folder.iterdir() if _is_image(file)]
     if images and all(file.with_suffix(".txt").is_file() for file in images):
         yield "images with a .txt beside each", lambda: PairedFiles(folder)
@@ -195,6 +221,14 @@ def _parquet(files: Sequence[Path]) -> Source:
     language = "language" if "language" in text_columns(files[0]) else None
     names = [str(file) for file in files]
     return ParquetTable(names, image, caption, concept_column=concept, language_column=language)
+
+
+def _saved(folder: Path) -> Source:
+    files = arrow_files(folder, None)
+    schema = ArrowParts(files[:1], []).schemas[0]
+    image, caption = (_column(files[0], schema.names, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
+    concept, language = (name if name in schema.names else None for name in ("concept", "language"))
+    return SavedDataset(folder, None, image, caption, concept_column=concept, language_column=language)
 
 
 def _table(file: Path) -> Source:

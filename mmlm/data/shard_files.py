@@ -10,6 +10,7 @@ from pathlib import Path
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.parquet_files import matching
+from mmlm.data.stored import Place, is_file, place_of, within
 
 MOST_NAMES = 1_000_000
 """Names that the ranges of one pattern may stand for."""
@@ -22,13 +23,13 @@ _NUMBER = re.compile(r"\d+")
 class ShardFiles:
     """The shards that are there."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Place, ...]
     """In the order of the patterns, those of each sorted; none twice."""
     missing: tuple[str, ...]
     """Those that are not there, though a range or the numbers of the others tell of them."""
 
 
-def find_shards(folder: Path, files: str | Sequence[str]) -> ShardFiles:
+def find_shards(folder: Place, files: str | Sequence[str]) -> ShardFiles:
     """The files of one or several patterns, from ``folder`` on or with their whole path.
 
     A pattern may have ``*``, ``?`` and ``[...]``, ranges of numbers ``{00000..00099}``, and lists ``{a,b}``, any of
@@ -41,23 +42,37 @@ def find_shards(folder: Path, files: str | Sequence[str]) -> ShardFiles:
     patterns = [files] if isinstance(files, str) else list(files)
     if not patterns:
         raise ArgumentError("files: [] names no shard; give at least one name or pattern")
-    found: dict[Path, None] = {}
+    found: dict[Place, None] = {}
     missing: dict[str, None] = {}
+    listings: dict[str, set[str]] = {}
     for pattern in patterns:
-        there = [str(folder / pattern)] if (folder / pattern).is_file() else []
+        whole = within(folder, pattern)
+        there = [str(whole)] if is_file(whole) else []
         names = [] if there else _spelt_out(pattern)
         for name in names:
-            some = [str(folder / name)] if (folder / name).is_file() else matching(str(folder / name))
+            some = _matching(within(folder, name), listings)
             there += some
             if not some and len(names) > 1:
                 missing[name] = None
         if not there:
-            raise UserError(f"{folder / pattern}: there is no such shard{_instead(folder / pattern)}")
-        paths = [Path(name) for name in there]
+            raise UserError(f"{whole}: there is no such shard{_instead(whole)}")
+        paths = [place_of(name) for name in there]
         found |= dict.fromkeys(paths)
         if len(names) == 1:
             missing |= dict.fromkeys(_gaps(paths))
     return ShardFiles(tuple(found), tuple(missing))
+
+
+def _matching(one: Place, listings: dict[str, set[str]]) -> list[str]:
+    """The files that a name or a pattern stands for. A folder of an object store is listed once, into ``listings``."""
+    if isinstance(one, Path):
+        return [str(one)] if one.is_file() else matching(str(one))
+    if any(sign in one.text for sign in "*?["):
+        return matching(one.text)
+    parent = str(one.parent)
+    if parent not in listings:
+        listings[parent] = {place_of(url).name for url in matching(f"{parent}/*")}
+    return [one.text] if one.name in listings[parent] else []
 
 
 def _spelt_out(pattern: str) -> list[str]:
@@ -87,7 +102,7 @@ def _choices(inside: str, pattern: str) -> Sequence[str]:
     return [f"{number:0{len(found[1])}d}" for number in range(first, last + 1)]
 
 
-def _gaps(paths: Sequence[Path]) -> Iterator[str]:
+def _gaps(paths: Sequence[Place]) -> Iterator[str]:
     """The names between those of files whose names differ in their last number, of equally many digits, only."""
     numbers: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for path in paths:
@@ -105,10 +120,10 @@ def _gaps(paths: Sequence[Path]) -> Iterator[str]:
                     yield f"{Path(before).name if not before.endswith('/') else ''}{number:0{digits}d}{after}"
 
 
-def _instead(path: Path) -> str:
+def _instead(path: Place) -> str:
     """What lies beside a shard that is not there, for a message."""
     folder = path.parent
-    if not folder.is_dir():
+    if not isinstance(folder, Path) or not folder.is_dir():
         return ""
     tars = sorted(file.name for file in folder.glob("*.tar"))
     return f"; {folder} has {listed(tars, 5)}" if tars else f"; {folder} has no file that ends in .tar"

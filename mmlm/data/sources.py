@@ -1,7 +1,7 @@
 """What a source of examples is: map-style, with its captions listed without reading an image. One file a format."""
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import CorruptImage
@@ -45,6 +45,22 @@ class GivesBytes(Protocol):
         Raises CorruptImage if it cannot be read. It is not decoded: damage inside of it is not found.
         """
         ...
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """A source that is made of others, and can do no more than they can: ask ``gives_bytes`` and ``has_shards``."""
+
+    def wrapped(self) -> Sequence[Source]:
+        """The others."""
+        ...
+
+
+def gives_bytes(source: Source) -> TypeGuard[GivesBytes]:
+    """Whether a source, and all that it is made of, can give its encoded images."""
+    if isinstance(source, Wraps) and not all(map(gives_bytes, source.wrapped())):
+        return False
+    return isinstance(source, GivesBytes)
 
 
 def texts_of(source: Source) -> Iterator[ExampleTexts]:

@@ -4,10 +4,11 @@
     00000.tar.index    a header of HEADER bytes (one line of JSON), then an Arrow file of SCHEMA, a row for each sample
 
 A shard's index is good if the size and the time of change in its header are the shard's; else it is made again. Where
-the folder of the shard cannot be written, the index goes below the user's cache. The header alone tells how many
-samples there are, so that thousands of shards are ready in a moment; the rest is read when a shard is first read. It is
-not mapped into memory: a mapped file that somebody cuts off kills the process. An index is not trusted either: places
-beyond the shard's end, texts that are no UTF-8, or another checksum than that of the header make it be written anew.
+the folder of the shard cannot be written, or is in an object store, the index goes below the user's cache. The header
+alone tells how many samples there are, so that thousands of shards are ready in a moment; the rest is read when a shard
+is first read. It is not mapped into memory: a mapped file that somebody cuts off kills the process. An index is not
+trusted either: places beyond the shard's end, texts that are no UTF-8, or another checksum than that of the header make
+it be written anew.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ import pyarrow as pa
 from mmlm.core.errors import PROGRAM, UserError
 from mmlm.core.output import to_stderr
 from mmlm.core.wording import utf8
+from mmlm.data.stored import Place, Version, version_of, whole_name
 from mmlm.data.tar_members import TEXTS, Members, read_members
 
 FORMAT = "mmlm tar index 1"
@@ -42,6 +44,8 @@ SCHEMA = pa.schema(
     }
 )
 """A sample that has an image and at least one text. ``offset`` and ``length`` are the image's, in bytes."""
+ASKED_AT_ONCE = 32
+"""Shards of an object store that are asked for at the same time."""
 THREADS = 8
 """Shards that are indexed at the same time."""
 _TOLD = 8
@@ -56,7 +60,7 @@ class Summary:
     size: int
     """Of the shard, in bytes."""
     modified: int
-    """When the shard was changed last, in nanoseconds since 1970."""
+    """When the shard was changed last; see ``Version.changed`` in ``mmlm/data/stored.py``."""
     digest: int
     """CRC-32 of the rows: two indexes of equal digests have the same samples at the same places."""
     body: int
@@ -82,25 +86,28 @@ def index_beside(shard: Path) -> Path:
     return shard.with_name(f"{shard.name}.index")
 
 
-def _places(shard: Path) -> Iterator[Path]:
+def _places(shard: Place) -> Iterator[Path]:
     """Where the index of a shard may lie."""
-    yield index_beside(shard)
+    if isinstance(shard, Path):
+        yield index_beside(shard)
     yield _index_in_cache(shard)
 
 
-def _index_in_cache(shard: Path) -> Path:
+def _index_in_cache(shard: Place) -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     home = Path(cache) if cache else Path.home() / ".cache"
-    name = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(whole_name(shard))).hexdigest()[:16]
     return home / "mmlm" / "tar" / f"{shard.name}-{name}.index"
 
 
-def summaries(shards: Sequence[Path]) -> list[Summary]:
+def summaries(shards: Sequence[Place]) -> list[Summary]:
     """The summary of each shard; indexes that are missing or no longer right are made, several at a time.
 
     Raises UserError for a shard that cannot be indexed (see ``read_members``), or an index that cannot be kept.
     """
-    found = [_kept(shard) for shard in shards]
+    # What a disk answers at once, a store answers to several questions at a time.
+    with ThreadPoolExecutor(1 if isinstance(shards[0], Path) else ASKED_AT_ONCE) as pool:
+        found = list(pool.map(_kept, shards))
     lacking = [number for number, kept in enumerate(found) if kept is None]
     if len(lacking) >= _TOLD:
         to_stderr(f"{PROGRAM}: indexing {len(lacking):,} tar shards in {shards[0].parent}; this is done once")
@@ -113,9 +120,9 @@ def summaries(shards: Sequence[Path]) -> list[Summary]:
     return [summary for summary in found if summary is not None]
 
 
-def make_index(shard: Path) -> Summary:
+def make_index(shard: Place) -> Summary:
     """Reads a shard's headers and writes its index, whole or not at all. Raises UserError."""
-    stat = _stat(shard)
+    version = _version(shard)
     members = read_members(shard)
     body = _rows_as_bytes(members)
     kinds = [0] * (1 << len(TEXTS))
@@ -123,8 +130,8 @@ def make_index(shard: Path) -> Summary:
         kinds[sample.kinds()] += sample.ending is not None
     summary = Summary(
         format=FORMAT,
-        size=stat.st_size,
-        modified=stat.st_mtime_ns,
+        size=version.size,
+        modified=version.changed,
         digest=zlib.crc32(body),
         body=len(body),
         kinds=tuple(kinds),
@@ -144,13 +151,14 @@ def make_index(shard: Path) -> Summary:
         else:
             return summary
     assert failed is not None
+    place = index_beside(shard) if isinstance(shard, Path) else _index_in_cache(shard)
     raise UserError(
-        f"{index_beside(shard)}: cannot be written ({failed.strerror}), nor can {_index_in_cache(shard).parent}; make "
+        f"{place}: cannot be written ({failed.strerror}), nor can {_index_in_cache(shard).parent}; make "
         "the folder of the shards writable, or set XDG_CACHE_HOME to a folder that is"
     )
 
 
-def rows_of(shard: Path, digest: int) -> pa.RecordBatch:
+def rows_of(shard: Place, digest: int) -> pa.RecordBatch:
     """The rows of ``SCHEMA`` of a shard, out of its index, which is made again if it is not there or not right.
 
     Raises UserError if the shard has no longer the samples that it had when its summary, with ``digest``, was taken.
@@ -197,12 +205,12 @@ def _write(place: Path, header: bytes, body: pa.Buffer) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _kept(shard: Path) -> Summary | None:
+def _kept(shard: Place) -> Summary | None:
     """The summary of a shard's index; None if there is no good one. Raises UserError for a shard that is not there."""
-    stat = _stat(shard)
+    version = _version(shard)
     for place in _places(shard):
         summary = _read_header(place)
-        if summary is not None and (summary.size, summary.modified) == (stat.st_size, stat.st_mtime_ns):
+        if summary is not None and (summary.size, summary.modified) == (version.size, version.changed):
             return summary
     return None
 
@@ -222,7 +230,7 @@ def _read_header(place: Path) -> Summary | None:
     return summary if whole and summary.format == FORMAT and size == HEADER + summary.body else None
 
 
-def _read_rows(shard: Path, summary: Summary) -> pa.RecordBatch | None:
+def _read_rows(shard: Place, summary: Summary) -> pa.RecordBatch | None:
     """The rows of an index on disk; None if there is none with that summary whose rows are right."""
     for place in _places(shard):
         if _read_header(place) != summary:
@@ -251,9 +259,9 @@ def _lie_inside(rows: pa.RecordBatch, summary: Summary) -> bool:
     return bool(np.all((offset >= 0) & (length >= 0) & (offset <= summary.size - length)))
 
 
-def _stat(shard: Path) -> os.stat_result:
+def _version(shard: Place) -> Version:
     try:
-        return shard.stat()
+        return version_of(shard)
     except FileNotFoundError:
         raise UserError(f"{shard}: there is no such shard") from None
     except OSError as error:

@@ -8,17 +8,17 @@ is the ending. ``x/0017.jpg`` has the key ``x/0017`` and the ending ``jpg``. ``2
 ending ``05.png``, which is none that is known.
 """
 
+import io
 import json
 import os
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
 
 from mmlm.core.errors import UserError
 from mmlm.core.wording import cut, one_line, printable
 from mmlm.data.class_folder import SUFFIXES
+from mmlm.data.stored import Place, open_stream
 
 IMAGES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 """Endings of images."""
@@ -68,7 +68,7 @@ class Members:
         return tuple(cut(printable(ending), 20) for ending, _ in self.endings.most_common(_SHOWN))
 
 
-def read_members(shard: Path) -> Members:
+def read_members(shard: Place) -> Members:
     """Reads the headers and texts of a shard.
 
     Raises UserError, with the place in the file: for a shard that is cut off, or no tar, or compressed, and for one
@@ -76,15 +76,16 @@ def read_members(shard: Path) -> Members:
     """
     members = Members()
     try:
-        with shard.open("rb") as file:
+        with open_stream(shard) as file:
             _read(shard, file, members)
     except OSError as error:
         raise UserError(f"{shard}: cannot be read ({error.strerror or one_line(error)})") from error
     return members
 
 
-def _read(shard: Path, file: BinaryIO, members: Members) -> None:
-    size = os.fstat(file.fileno()).st_size
+def _read(shard: Place, file: io.BufferedIOBase, members: Members) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     if size == 0:
         raise UserError(f"{shard}: is empty, without even the end of a tar; {_GIVE}")
     offset = 0
@@ -109,14 +110,15 @@ def _read(shard: Path, file: BinaryIO, members: Members) -> None:
         reason = where if offset else "is no tar"
         raise UserError(f"{shard}: {reason} ({one_line(error)}); {_GIVE}") from error
     # A tar ends in blocks of zeros. tarfile stops without a word at anything else that is no header.
-    end = os.pread(file.fileno(), _BLOCK, offset)
+    file.seek(offset)
+    end = file.read(_BLOCK)
     if len(end) < _BLOCK:
         raise UserError(f"{shard}: is cut off at byte {offset + len(end):,}: the end of a tar is missing; {_GIVE}")
     if any(end):
         raise UserError(f"{shard}: is damaged at byte {offset:,}: there is no header of a member; {_GIVE}")
 
 
-def _add(shard: Path, file: BinaryIO, member: tarfile.TarInfo, members: Members) -> None:
+def _add(shard: Place, file: io.BufferedIOBase, member: tarfile.TarInfo, members: Members) -> None:
     """Adds one member to its sample. Raises UserError."""
     if member.isdir():
         return
@@ -144,8 +146,9 @@ def _add(shard: Path, file: BinaryIO, member: tarfile.TarInfo, members: Members)
     if member.size > MOST_TEXT:
         members.unusable[f"longer than {MOST_TEXT:,} bytes"] += 1
         return
+    file.seek(member.offset_data)  # tarfile knows where its next header is
     try:
-        sample.texts[ending] = _text(os.pread(file.fileno(), member.size, member.offset_data), ending)
+        sample.texts[ending] = _text(file.read(member.size), ending)
     except _UnusableError as error:
         members.unusable[str(error)] += 1
 

@@ -1,6 +1,5 @@
 """Tar shards as the webdataset library and img2dataset write them: ``0017.jpg`` beside ``0017.txt``, many a file."""
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from mmlm.data.images import decode_image
 from mmlm.data.parquet_files import told_apart
 from mmlm.data.recent import Recent
 from mmlm.data.shard_files import find_shards
+from mmlm.data.stored import OpenedFile, Place, is_file, place_of
 from mmlm.data.tar_index import Summary, rows_of, summaries
 from mmlm.data.tar_members import TEXTS
 from mmlm.data.tar_texts import TextRules, json_object
@@ -43,7 +43,8 @@ class TarShards:
     data worker is sent the list of shards as it was found, so that files that are added meanwhile change nothing.
 
     Args:
-        folder: the folder of the data set. Null, which ``${data.path}`` is until it is given, is refused.
+        folder: the folder of the data set, or its URL (``s3://bucket/cc12m``). Null, which ``${data.path}`` is until it
+            is given, is refused.
         files: the shards, from ``folder`` on or with their whole path: one or several names or patterns, with ``*``,
             ranges such as ``{00000..00099}.tar``, and lists such as ``{train,more}/*.tar``.
         texts: which members have the captions: ``txt`` (a caption), ``json`` (an object with captions), ``cls`` (a
@@ -90,7 +91,7 @@ class TarShards:
             names=None if names is None else read_names(Path(names)),
             language=language,
         )
-        found = find_shards(Path(folder), files)
+        found = find_shards(place_of(folder), files)
         self._paths, missing = found.paths, found.missing
         self._names = told_apart(self._paths)
         read = summaries(self._paths)
@@ -200,7 +201,7 @@ class TarShards:
 class _Shard:
     """One open shard. Its file is closed when nobody holds it any more."""
 
-    def __init__(self, path: Path, rows: pa.RecordBatch, texts: tuple[str, ...]) -> None:
+    def __init__(self, path: Place, rows: pa.RecordBatch, texts: tuple[str, ...]) -> None:
         """Raises OSError."""
         whole = np.any([rows[text].is_valid().to_numpy(zero_copy_only=False) for text in texts], axis=0)
         # A copy of what is needed, so that the rest is free.
@@ -208,12 +209,7 @@ class _Shard:
         self._keys, self._texts = rows["key"], {text: rows[text] for text in texts}
         self._offsets, self._lengths = rows["offset"].to_numpy(), rows["length"].to_numpy()  # int64[examples] each
         self.nbytes = rows.nbytes
-        self._file = -1
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
+        self._file = OpenedFile(path)
 
     def key(self, place: int) -> str:
         return self._keys[place].as_py()
@@ -225,20 +221,17 @@ class _Shard:
     def image(self, place: int, id: str) -> bytes:
         """The encoded image. Raises CorruptImage."""
         offset, length = int(self._offsets[place]), int(self._lengths[place])
-        parts, there = [], 0
         try:
-            while there < length and (part := os.pread(self._file, length - there, offset + there)):
-                parts.append(part)
-                there += len(part)
+            data = self._file.read(offset, length)
         except OSError as error:
             raise CorruptImage(id, f"its shard cannot be read ({error.strerror})") from error
-        if there < length:
-            raise CorruptImage(id, f"its shard is cut off: {there} of its {length} bytes are there")
-        return b"".join(parts)
+        if len(data) < length:
+            raise CorruptImage(id, f"its shard is cut off: {len(data)} of its {length} bytes are there")
+        return data
 
 
 def _open_shard(
-    paths: Sequence[Path], digests: Sequence[int], texts: tuple[str, ...], number: int
+    paths: Sequence[Place], digests: Sequence[int], texts: tuple[str, ...], number: int
 ) -> _Shard | UserError:
     """A shard, if it still has the samples that the index of its digest tells of.
 
@@ -249,7 +242,7 @@ def _open_shard(
     try:
         return _Shard(path, rows_of(path, digests[number]), texts)
     except UserError as error:
-        if not path.is_file():
+        if not is_file(path):
             raise
         return UserError(str(error))
     except OSError as error:
@@ -264,7 +257,7 @@ def _first_texts(read: Sequence[Summary]) -> tuple[str, ...]:
     return next(((text,) for text in TEXTS if any(summary.complete([text]) for summary in read)), ("txt",))
 
 
-def _none_is_whole(path: Path, texts: Sequence[str], summary: Summary) -> str:
+def _none_is_whole(path: Place, texts: Sequence[str], summary: Summary) -> str:
     wanted = " or ".join(f"KEY.{text}" for text in texts)
     return (
         f"{path}: no sample has an image and a text: that wants KEY.jpg (or .png, .webp, ...) and {wanted}, where KEY "
@@ -273,12 +266,12 @@ def _none_is_whole(path: Path, texts: Sequence[str], summary: Summary) -> str:
     )
 
 
-def _and_more(paths: Sequence[Path]) -> str:
+def _and_more(paths: Sequence[Place]) -> str:
     return f", nor in the {len(paths) - 1:,} others" if len(paths) > 1 else ""
 
 
 def _remarks(
-    paths: Sequence[Path], missing: Sequence[str], texts: Sequence[str], read: Sequence[Summary], sizes: Sequence[int]
+    paths: Sequence[Place], missing: Sequence[str], texts: Sequence[str], read: Sequence[Summary], sizes: Sequence[int]
 ) -> Iterator[str]:
     """What a user should know of the shards, summed over all of them."""
     where = f"{len(paths):,} tar shards" if len(paths) > 1 else str(paths[0])

@@ -1,36 +1,18 @@
 """A table of image paths and captions in a CSV or TSV file, as spreadsheets write it."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
-from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
-from mmlm.data.images import read_encoded, read_image
+from mmlm.data.caption_table import CaptionTable, Row, TwoConcepts
+from mmlm.data.captioned_images import CaptionedImages
+from mmlm.data.csv_rows import DELIMITERS, Format, rows_of_cells
 
 ENDINGS = ("", ".csv", ".tsv")
 """What is put behind the name of the file to find it."""
-DELIMITERS = (",", ";", "\t", "|")
-"""What may stand between two cells. Spreadsheets write ``;`` where the comma belongs to numbers."""
-ROWS_AT_ONCE = 2**16
-"""Rows that are Python's texts at a time, before they become Arrow's."""
-SCHEMA = pa.schema(
-    {
-        "line": pa.int64(),
-        "image": pa.large_string(),
-        "captions": pa.large_list(pa.large_string()),
-        "concept": pa.large_string(),
-        "language": pa.large_string(),
-    }
-)
-"""A row as it is read. ``line`` is where it begins in the file, from 1."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +33,7 @@ class _Columns:
         ]
 
 
-@dataclass(frozen=True)
-class _Format:
-    """How the bytes of a file become rows of cells."""
-
-    encoding: str
-    delimiter: str
-    quotes: bool
-
-
-class TextTable:
+class TextTable(CaptionedImages):
     """The images and captions of a CSV or TSV file.
 
     The first row names the columns, in any order; columns that are not asked for are passed over. The path of an image
@@ -73,8 +46,8 @@ class TextTable:
     many cells as the first. A byte order mark is passed over.
 
     The file is read once, here: some seconds and 0.5 GB for a million rows of short captions, until it is done. What
-    stays, and what each data worker is sent, are Arrow and numpy arrays of the cells: their bytes, and about 32 more
-    for each row. Python's csv module reads it, because Arrow's reader cannot say in which line a quote is left open.
+    stays, and what each data worker is sent, is a ``CaptionTable``: the bytes of the cells, and about 32 more for each
+    row. Python's csv module reads it, because Arrow's reader cannot say in which line a quote is left open.
 
     Args:
         folder: the folder of the data set. Null, which ``${data.path}`` is until it is given, is refused.
@@ -124,85 +97,23 @@ class TextTable:
         columns = _Columns(image_column, captions, concept_column, language_column)
         if delimiter is None:
             delimiter = _delimiter(path, encoding, quotes, columns)
-        table = _read(path, _Format(encoding, delimiter, quotes), columns, language)
-        self._folder = path.parent
-        first = self._folder / table["image"][0].as_py()
-        if not first.is_file():
-            where = f"line {table['line'][0]} of {path} names it"
-            raise UserError(f"{first}: there is no such image, but {where}; write paths from the table's folder on")
-        self._group(path, table)
-
-    def _group(self, path: Path, table: pa.Table) -> None:
-        """Makes an example of the rows of each image. Raises UserError."""
-        names = table["image"].combine_chunks().dictionary_encode()  # the names in the order of their first rows
-        image = names.indices.to_numpy()  # int32[rows]
-        rows = np.bincount(image)  # int64[examples]: how many each has
-        starts = np.cumsum(rows) - rows
-        table = table.take(pa.array(np.argsort(image, kind="stable")))
-        captions = table["captions"].combine_chunks()
-        lengths = captions.value_lengths().to_numpy()
-        concepts = table["concept"].combine_chunks().dictionary_encode()
-        codes = concepts.indices.fill_null(-1).to_numpy()
-        other = np.flatnonzero(codes != np.repeat(codes[starts], rows))
-        if len(other):
-            here = int(other[0])
-            start = int(starts[np.searchsorted(starts, here, side="right") - 1])
-            was, now = (repr(concepts[i].as_py()) if concepts[i].is_valid else "none" for i in (start, here))
-            raise UserError(
-                f"{path}: line {table['line'][here]}: the concept of {table['image'][here].as_py()!r} is {now}, "
-                f"but {was} in line {table['line'][start]}; give all rows of an image the same"
-            )
-        languages = table["language"].combine_chunks().dictionary_encode()
-        self._names = names.dictionary
-        self._concepts = concepts.take(pa.array(starts))
-        self._texts = captions.flatten()
-        self._languages = languages.take(pa.array(np.repeat(np.arange(len(table)), lengths)))
-        # Example i has the texts from _offsets[i] to _offsets[i + 1].
-        self._offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(lengths, starts))])
-
-    def __len__(self) -> int:
-        """Number of images: of rows, if none is in several rows."""
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Example:
-        """See ``Source``."""
-        name = self._names[index].as_py()
-        return Example(name, read_image(self._folder / name), self._of_image(index), self._concepts[index].as_py())
-
-    def encoded(self, index: int) -> bytes:
-        """See ``GivesBytes`` in ``mmlm/data/sources.py``."""
-        return read_encoded(self._folder / self._names[index].as_py())
-
-    def captions(self) -> Iterator[Caption]:
-        """See ``Source``."""
-        return map(self._caption, range(len(self._texts)))
-
-    def texts(self) -> Iterator[ExampleTexts]:
-        """See ``ListsTexts``."""
-        for index, (name, concept) in enumerate(zip(self._names, self._concepts, strict=True)):
-            yield ExampleTexts(name.as_py(), self._of_image(index), concept.as_py(), True)
-
-    def _of_image(self, index: int) -> tuple[Caption, ...]:
-        return tuple(self._caption(i) for i in range(self._offsets[index], self._offsets[index + 1]))
-
-    def _caption(self, index: int) -> Caption:
-        return Caption(self._texts[index].as_py(), self._languages[index].as_py())
-
-
-def header_of(path: Path, encoding: str = "utf-8") -> list[str]:
-    """The names in the first row, by the delimiter that makes the most of them. Raises UserError for a file of none."""
-    found: list[str] = []
-    for delimiter in DELIMITERS:
+        rows = _read(path, Format(encoding, delimiter, quotes), columns, language)
+        head = next(rows, None)
+        if head is None:
+            raise UserError(f"{path}: has no row below the names of the columns; add the images and captions")
         try:
-            row = next(_rows(path, _Format(encoding, delimiter, True)), (0, 0, []))[2]
-        except UserError:
-            if delimiter == DELIMITERS[0]:  # by another one, quotes may well be wrong
-                raise
-            continue
-        found = max(found, row, key=len)
-    if not found:
-        raise UserError(f"{path}: is empty; its first row must name the columns, such as image and caption")
-    return found
+            table, _ = CaptionTable.of_rows(chain([head], rows))
+        except TwoConcepts as two:
+            was, now = ("none" if one is None else repr(one) for one in (two.first_concept, two.concept))
+            raise UserError(
+                f"{path}: line {two.line}: the concept of {two.image!r} is {now}, but {was} in line {two.first_line}; "
+                "give all rows of an image the same"
+            ) from None
+        first = path.parent / str(head.image)
+        if not first.is_file():
+            where = f"line {head.line} of {path} names it"
+            raise UserError(f"{first}: there is no such image, but {where}; write paths from the table's folder on")
+        super().__init__(path.parent, table)
 
 
 def _find(folder: str | Path | None, name: Path) -> Path:
@@ -237,7 +148,7 @@ def _delimiter(path: Path, encoding: str, quotes: bool, columns: _Columns) -> st
 
     def columns_by(delimiter: str) -> tuple[int, int]:
         try:
-            _, _, header = next(_rows(path, _Format(encoding, delimiter, quotes)))
+            _, _, header = next(rows_of_cells(path, Format(encoding, delimiter, quotes)))
         except (StopIteration, UserError):
             # What is wrong is told when the rows are read; by another delimiter, quotes may well be wrong.
             return 0, 0
@@ -246,20 +157,13 @@ def _delimiter(path: Path, encoding: str, quotes: bool, columns: _Columns) -> st
     return max(DELIMITERS, key=columns_by)
 
 
-def _read(path: Path, form: _Format, columns: _Columns, language: str | None) -> pa.Table:
-    """The rows of the file, of ``SCHEMA``. Raises ArgumentError and UserError."""
-    rows = _rows(path, form)
+def _read(path: Path, form: Format, columns: _Columns, language: str | None) -> Iterator[Row]:
+    """The rows of the file. Raises ArgumentError and UserError."""
+    rows = rows_of_cells(path, form)
     header = next(rows, None)
     if header is None:
         raise UserError(f"{path}: is empty; its first row must name the columns, such as {columns.image}")
-    examples = _examples(path, rows, header[2], form.delimiter, columns, language)
-    batches = []
-    while some := list(islice(examples, ROWS_AT_ONCE)):
-        arrays = [pa.array(cells, field.type) for cells, field in zip(zip(*some, strict=True), SCHEMA, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-    if not batches:
-        raise UserError(f"{path}: has no row below the names of the columns; add the images and captions")
-    return pa.Table.from_batches(batches)
+    yield from _examples(path, rows, header[2], form.delimiter, columns, language)
 
 
 def _examples(
@@ -269,8 +173,8 @@ def _examples(
     delimiter: str,
     columns: _Columns,
     language: str | None,
-) -> Iterator[tuple[int, str, list[str], str | None, str | None]]:
-    """The values of ``SCHEMA`` for each row below the header. Raises ArgumentError and UserError."""
+) -> Iterator[Row]:
+    """Each row below the header. Raises ArgumentError and UserError."""
     for argument, name in columns.named():
         if name not in header:
             there = [repr(column) for column in header if column]
@@ -297,66 +201,10 @@ def _examples(
             blank = listed([f"'{name}'" for name in columns.captions], 5)
             raise UserError(f"{_lines_of(path, first, last)}: has no caption in {blank}; write one, or remove the row")
         concept = None if concept_at is None else cells[concept_at] or None
-        yield first, cells[image], texts, concept, language if language_at is None else cells[language_at] or language
+        named = None if language_at is None else cells[language_at]
+        yield Row(first, cells[image], texts, concept, named or language)
 
 
 def _lines_of(path: Path, first: int, last: int) -> str:
     """Where a row is."""
     return f"{path}: line {first}" if first == last else f"{path}: lines {first} to {last}"
-
-
-def _rows(path: Path, form: _Format) -> Iterator[tuple[int, int, list[str]]]:
-    """The first and last line, and the cells, of each row that is not blank. Raises UserError."""
-    # Strict, or a quote that is left open would swallow the rest of the file without a word.
-    reader = csv.reader(
-        _lines(path, form.encoding),
-        delimiter=form.delimiter,
-        quoting=csv.QUOTE_MINIMAL if form.quotes else csv.QUOTE_NONE,
-        skipinitialspace=True,
-        strict=True,
-    )
-    while True:
-        first = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            cure = "close it, write a quote inside of a quoted cell twice, or set quotes=false if they are plain text"
-            found = f"the row that begins here has an unbalanced quote (noticed in line {reader.line_num}: {error})"
-            raise UserError(f"{path}: line {first}: {found}; {cure}") from None
-        if cells is None:
-            return
-        cells = [cell.strip() for cell in cells]
-        if any(cells):
-            yield first, reader.line_num, cells
-
-
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """The lines of the file with their ends, without a byte order mark. Raises UserError."""
-    cure = "save it as UTF-8, or give the encoding that it was saved in, such as cp1252, utf-16 or utf-16-le"
-    try:
-        with path.open(encoding=encoding, newline="") as stream:
-            for number, line in enumerate(stream, start=1):
-                # UTF-16 without its mark is valid UTF-8, with a zero beside each letter.
-                if "\0" in line:
-                    raise UserError(
-                        f"{path}: line {number}: has a zero character, which {encoding} text has not; {cure}"
-                    )
-                yield line.removeprefix("\ufeff") if number == 1 else line
-    except UnicodeError:
-        raise UserError(f"{path}: {_where_undecodable(path, encoding)}; {cure}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
-
-
-def _where_undecodable(path: Path, encoding: str) -> str:
-    """The line and byte of a file that is not in the encoding: the stream itself decodes many lines at once."""
-    try:
-        path.read_bytes().decode(encoding)
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].decode(encoding)
-        # The line that the byte is in counts too, even if nothing stands before it: hence the dot.
-        line = sum(1 for _ in io.StringIO(f"{before}.", newline=""))
-        return f"line {line}: is not {encoding} (byte 0x{error.object[error.start]:02x})"
-    except UnicodeError:
-        pass
-    return f"line 1: is not {encoding}"  # the mark at its beginning is missing

@@ -9,6 +9,7 @@ import pytest
 from mmlm.check.ranks import Ranks
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.data.pictures import Pictures
+from tests.data.tables import pictures_table, write_parquet, write_saved
 from tests.data.tars import write_shards
 
 NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
@@ -66,6 +67,23 @@ def tar(tmp_path: Path) -> Path:
     for split in ("train", "validation"):
         write_shards(tmp_path / "tar" / split, pictures, [5, 3])
     return tmp_path / "tar"
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    """A folder with a Parquet file of two row groups for each split."""
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / "parquet" / split / "0.parquet", pictures_table(range(8)), 5)
+    return tmp_path / "parquet"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder of two splits as the datasets library saves it."""
+    for split in ("train", "validation"):
+        write_saved(tmp_path / "saved" / split, [pictures_table(range(8))], 5)
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation"]}))
+    return tmp_path / "saved"
 
 
 @pytest.fixture

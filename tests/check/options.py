@@ -45,6 +45,8 @@ COMPANIONS: Mapping[tuple[str, str], Sequence[str]] = {
     ("data", "paired_files"): ("data.train.folder={pairs}", "data.validation.validation.folder={pairs}"),
     ("data", "mixture"): ("data.train.sources.own.folder={shapes}", "data.validation.own.folder={shapes}"),
     ("data", "own"): ("data.path={shapes}",),
+    ("data", "parquet"): ("data.path={parquet}",),
+    ("data", "saved_dataset"): ("data.path={saved}",),
     ("data", "table"): ("data.path={table}",),
     ("data", "tar"): ("data.path={tar}",),
     ("tokenizer", "byte_pair_multilingual"): ("data=emoji_multilingual",),

@@ -13,6 +13,7 @@ from mmlm.core.errors import UserError
 from mmlm.data.recognise import ClassCaptions, recognise
 from mmlm.data.sources import texts_of
 from tests.conftest import draw, write_lines
+from tests.data.tables import IMAGE, write_saved
 from tests.data.tars import write_tar
 
 TEXTS = ["a red square", "a blue circle"]
@@ -50,6 +51,20 @@ def tar(folder: Path, name: str = "0000.tar") -> Path:
     write_tar(
         folder / name, [m for n, (data, text) in enumerate(members) for m in ((f"{n}.png", data), (f"{n}.txt", text))]
     )
+    return folder
+
+
+def saved(folder: Path) -> Path:
+    cells = [{"bytes": (folder / name).read_bytes(), "path": None} for name in images(folder)]
+    for image in folder.glob("*.png"):
+        image.unlink()
+    folder.rmdir()
+    return write_saved(folder, [pa.table({"text": TEXTS, "image": pa.array(cells, IMAGE)})], 1)
+
+
+def saved_splits(folder: Path) -> Path:
+    write_saved(folder / "train", [pa.table({"text": TEXTS})], 1)
+    (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
     return folder
 
 
@@ -106,6 +121,7 @@ def classes(folder: Path) -> Path:
         (coco, "annotations/captions_val2017.json", "COCO's captions captions_val2017.json"),
         (karpathy, "", "the test split of Karpathy's dataset_flickr30k.json"),
         (karpathy, "dataset_flickr30k.json", "the test split of Karpathy's dataset_flickr30k.json"),
+        (saved, "", "a data set saved by the datasets library"),
         (paired, "", "images with a .txt beside each"),
         (classes, "", "a folder of images for each class"),
     ],
@@ -178,6 +194,7 @@ def only_images(folder: Path) -> Path:
         (lambda folder: table(table(folder), "more.tsv", "\t"), "holds more.tsv, rows.csv; give one of them, such as"),
         (lambda f: tar(tar(f, "train-0.tar"), "val-0.tar"), "holds files of train and val; give one file"),
         (splits, "its folders test, train are splits and no classes; give one, such as .*test"),
+        (saved_splits, "holds the splits train; give one, such as .*given/train"),
         (no_columns, "has no column image, .* or file; it has 'fruit', 'price'; rename one of them"),
     ],
 )

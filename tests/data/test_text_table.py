@@ -12,7 +12,7 @@ import torch
 
 from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, CorruptImage, UserError
-from mmlm.data import text_table
+from mmlm.data import caption_table
 from mmlm.data.text_table import TextTable
 from tests.conftest import draw
 
@@ -90,7 +90,7 @@ def test_several_columns_of_captions_come_in_the_order_of_the_argument_without_b
 
 
 def test_rows_of_one_image_are_one_example_as_in_a_plain_loop(folder, monkeypatch):
-    monkeypatch.setattr(text_table, "ROWS_AT_ONCE", 4)  # images across several chunks
+    monkeypatch.setattr(caption_table, "ROWS_AT_ONCE", 4)  # images across several chunks
     generator = torch.Generator().manual_seed(0)
     names, languages = ["b.png", "photos/c, d.png", "a.png"], ["en", "de", ""]
     drawn = torch.randint(0, 3, (30, 3), generator=generator).tolist()

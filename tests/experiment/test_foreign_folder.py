@@ -102,7 +102,8 @@ def accepted(slot: str, names: list[str]) -> set[str]:
 
 SOURCES_WITHOUT_AN_OPTION = {
     "mmlm.data.captioned_images.CaptionedImages",
-    "mmlm.data.parquet_table.ParquetTable",
+    "mmlm.data.chosen.Chosen",
+    "mmlm.data.image_rows.ImageRows",
     "mmlm.data.text_lines.TextLines",
     "mmlm.data.without.Without",
 }
