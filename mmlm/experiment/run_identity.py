@@ -19,6 +19,8 @@ OUTSIDE_IDENTITY = (
     "device",
     "logger",
     "data.workers",
+    "data.max_bad_share",
+    "data.max_bad_in_a_row",
     "train.log_every",
     "train.keep_last",
     "train.diagnose_every",

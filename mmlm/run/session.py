@@ -23,6 +23,7 @@ from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
+from mmlm.data.unreadable import BadLimits, Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
@@ -54,7 +55,7 @@ from mmlm.run.restore import RunCheckpoints, resume_run
 from mmlm.run.resume import record_config
 from mmlm.training.gradients import backward
 from mmlm.training.loop import FitParts, Interrupted, Watch, fit
-from mmlm.training.messages import NonFiniteLoss, describe_corrupt
+from mmlm.training.messages import NonFiniteLoss, TooManyUnreadable, describe_corrupt
 from mmlm.training.reporter import Reporter, training_figures
 from mmlm.training.train_step import inner
 
@@ -269,12 +270,14 @@ class Session:
         patience = timedelta(seconds=config.ranks.timeout_seconds)
         with CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer:
             checkpoints = RunCheckpoints(config, self.folder, writer, self.console)
-            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints)
+            loader = cast(TrainLoader, state.loader)
+            limits = BadLimits(config.data.max_bad_share, config.data.max_bad_in_a_row, loader.examples_per_epoch)
+            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints, limits)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
             try:
                 fit(state, settings, parts, Reporter(log, self.console, self._figures().training), watch)
-            except (Interrupted, NonFiniteLoss):
-                writer.wait()  # both say that the state is saved
+            except (Interrupted, NonFiniteLoss, TooManyUnreadable):
+                writer.wait()  # all say that the state is saved
                 raise
 
     def _stopped(self, step: int) -> int:
@@ -305,8 +308,9 @@ class Session:
             settings, language = self.config.samples, self.config.data.language
             scores = evaluation.write(self.folder, step, validation, settings, language)
         for split, values in scores.items():
-            if validation[split].corrupt:
-                self.console.line(describe_corrupt(split, validation[split].corrupt))
+            unreadable = Unreadable(dict.fromkeys(validation[split].corrupt))
+            if unreadable:
+                self.console.line(describe_corrupt(split, unreadable))
             shown = shown_in("console", self._figures().evaluation, values)
             if shown:
                 self.console.listing(split, [f"{key} {values[key]:.3f}" for key in shown])

@@ -15,6 +15,8 @@ OUTSIDE = {
     "device": "cuda",
     "logger": "[wandb,tensorboard]",
     "data.workers": "2",
+    "data.max_bad_share": "0.5",
+    "data.max_bad_in_a_row": "9",
     "train.log_every": "5",
     "train.diagnose_every": "null",
     "train.max_skipped_steps": "9",
