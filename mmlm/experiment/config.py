@@ -53,6 +53,9 @@ class DataSettings:
     """Processes that decode and augment; 0 does it in the training process."""
     evaluation_batch_size: int = 256
     """Examples a batch when evaluating."""
+    overlap_images: int | None = 1000
+    """Images of the training data, and of each validation split, that are compared before training to tell what both
+    have; null compares neither images nor captions."""
     max_bad_share: float | None = 0.01
     """Share of an epoch's examples that may be unreadable while training, 0 to 1; more end the run (one example never
     does, unless it is 0). null bears with any."""
@@ -67,6 +70,7 @@ class DataSettings:
             ("captions_per_image", 1, "; null takes all"),
             ("shuffle_window", 1, " shard; null mixes all examples"),
             ("workers", 0, ""),
+            ("overlap_images", 1, "; null compares nothing"),
             ("max_bad_in_a_row", 1, "; null bears with any number"),
         ):
             value = getattr(self, name)

@@ -19,6 +19,7 @@ OUTSIDE_IDENTITY = (
     "device",
     "logger",
     "data.workers",
+    "data.overlap_images",
     "data.max_bad_share",
     "data.max_bad_in_a_row",
     "train.log_every",

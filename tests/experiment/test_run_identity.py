@@ -15,6 +15,7 @@ OUTSIDE = {
     "device": "cuda",
     "logger": "[wandb,tensorboard]",
     "data.workers": "2",
+    "data.overlap_images": "9",
     "data.max_bad_share": "0.5",
     "data.max_bad_in_a_row": "9",
     "train.log_every": "5",
