@@ -33,6 +33,8 @@ NOT_HERE = {
     "MODEL": "stands for a name of the reader's own",
     "text_encoder=clip": "is downloaded",
     "init_from.run=RUN": "is tried by tests/cli/test_fine_tune.py",
+    **{f"data={name}": "is tried by tests/test_bring_your_own.py" for name in ("pairs", "classes", "lines", "tabs")},
+    "data=parquet": "is tried by tests/test_bring_your_own.py",
     "data=photos": "is tried by tests/cli/test_fine_tune.py, or below",
     "teacher.run=DIR": "has to be trained first",
     "plugins=[mean_bridge]": "is tried by a test of its own",

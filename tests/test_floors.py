@@ -139,7 +139,7 @@ def test_tests_mirror_the_packages():
     folders = {folder.name for folder in here.iterdir() if any(folder.glob("**/test_*.py"))}
     assert set(FLOOR_OF) <= folders
     assert folders - set(FLOOR_OF) == {"exactness", "faults", "slurm"}, "suites of the whole house"
-    modules = {file.stem for file in ROOT.glob("*.py")} | {"bad_input", "docs", "floors"}
+    modules = {file.stem for file in ROOT.glob("*.py")} | {"bad_input", "bring_your_own", "docs", "floors"}
     assert {file.stem.removeprefix("test_") for file in here.glob("test_*.py")} <= modules
 
 

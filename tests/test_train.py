@@ -31,6 +31,7 @@ def test_a_run_folder(trained):
         "environment.json",
         "metrics.jsonl",
         "data.json",
+        "overlap.json",
         "figures.json",
         "checkpoints",
         "lock",
@@ -226,6 +227,23 @@ def test_corrupt_images_are_named_at_the_end_of_the_epoch_and_of_the_evaluation(
     folder = Path(re.search(r"report: (.*)/report\.html", outcome.out).group(1))
     assert json.loads((folder / "scores.json").read_text())["splits"]["validation"]["images"] == 7
     assert "validation: 1 image could not be decoded: " in command(evaluate, f"run={folder}").out
+
+
+def test_too_many_unreadable_images_end_the_run_in_one_line(train_tiny, shapes):
+    """Six steps of half of the data each: both bad images have been met by the end of the first epoch."""
+    for file in (shapes / "red_circle.png", shapes / "blue_square.png"):
+        assert file.is_file()
+        file.write_bytes(b"")
+    settings = ("train.steps=6", "train.batch_size=4", "train.log_every=20")
+    outcome = train_tiny(*settings)
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert re.match(
+        r"mmlm: 2 of the first \d examples of epoch 0 cannot be read, more than 1% of 8 \(data\.max_bad", line
+    )
+    assert "2 the file is empty; first: " in line
+    assert f"{shapes / 'blue_square.png'}: the file is empty; {shapes / 'red_circle.png'}: the file is empty;" in line
+    assert train_tiny(*settings, "data.max_bad_share=0.5").status == 0  # goes on where it has been stopped
 
 
 # Real processes

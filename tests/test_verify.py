@@ -15,6 +15,7 @@ def test_a_run_and_its_export(trained, command, tmp_path):
     assert named == {
         "config.yaml",
         "data.json",
+        "overlap.json",
         "environment.json",
         "figures.json",
         "metrics.jsonl",

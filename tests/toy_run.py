@@ -15,6 +15,7 @@ from mmlm.core.loss import Loss, Term
 from mmlm.core.precision import Precision
 from mmlm.core.stop import stop_request
 from mmlm.core.views import StepKey
+from mmlm.data.unreadable import BadLimits
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.schedules import Constant
 from mmlm.record.console import Console
@@ -27,7 +28,7 @@ from mmlm.training.train_state import TrainState
 CPU = torch.device("cpu")
 
 
-def make_batch(number: int, corrupt: tuple[str, ...] = ()) -> Batch:
+def make_batch(number: int, corrupt: tuple[str, ...] = (), corrupt_at: tuple[int, ...] = ()) -> Batch:
     """A batch of two images whose pixels all are ``number``."""
     keys = torch.tensor([2 * number, 2 * number + 1])
     return Batch(
@@ -41,6 +42,7 @@ def make_batch(number: int, corrupt: tuple[str, ...] = ()) -> Batch:
         ids=(f"image{2 * number}", f"image{2 * number + 1}"),
         captions=(Caption("a"), Caption("b")),
         corrupt=corrupt,
+        corrupt_at=corrupt_at,
     )
 
 
@@ -50,6 +52,7 @@ class ToyLoader:
 
     position: int = 0
     corrupt: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    corrupt_at: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def epoch_at(self, position: int) -> int:
         return position // 6
@@ -58,7 +61,7 @@ class ToyLoader:
         while True:
             number = self.position // 2
             self.position += 2
-            batch = make_batch(number, self.corrupt.get(number, ()))
+            batch = make_batch(number, self.corrupt.get(number, ()), self.corrupt_at.get(number, ()))
             yield replace(batch, position=self.position, epoch=self.epoch_at(2 * number))
 
 
@@ -166,11 +169,11 @@ class Run:
     recorder: Recorder
     console: io.StringIO
 
-    def go(self, schedule=None, **settings) -> "Run":
+    def go(self, schedule=None, bad_limits: BadLimits | None = None, **settings) -> "Run":
         defaults = {"steps": 6, "batch_size": 2, "log_every": 1, "eval_every": None, "save_every": None}
         fit_settings = FitSettings(**(defaults | {"precision": Precision.fp32, "clip_norm": None} | settings))
         recorder, console = self.recorder, Console(self.console)
-        parts = FitParts(schedule or Constant(0), differentiate, CPU, recorder.evaluate, recorder)
+        parts = FitParts(schedule or Constant(0), differentiate, CPU, recorder.evaluate, recorder, bad_limits)
         with stop_request() as request:
             fit(self.state, fit_settings, parts, Reporter(recorder, console), Watch(request))
         return self

@@ -1,13 +1,13 @@
 """``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), and of the
-cost of losses (``losses``) and of sources of many rows (``sources``)."""
+cost of losses (``losses``), of sources of many rows (``sources``) and of reading data (``data``)."""
 
-from mmlm.bench.settings import LearnsSettings, LossesSettings, PartsSettings, SourcesSettings
+from mmlm.bench.settings import DataSettings, LearnsSettings, LossesSettings, PartsSettings, SourcesSettings
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.imports import quick_imports
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 
-USAGE = "python -m mmlm.bench parts|learns|losses|sources [key=value ...]"
+USAGE = "python -m mmlm.bench parts|learns|losses|sources|data [key=value ...]"
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
             "settings.\n"
             "losses: time and memory of the losses against those of open_clip; losses --help lists its settings.\n"
             "sources: how long a million rows take to open, and what they cost a data worker; sources --help lists its "
-            "settings."
+            "settings.\n"
+            "data: time of reading tar shards by their index; data --help lists its settings."
         )
         return 0
     if not argv or argv[0] not in BENCHMARKS:
@@ -60,7 +61,15 @@ def _sources(argv: list[str]) -> int:
     return measure_sources(settings, argv)
 
 
-BENCHMARKS = {"parts": _parts, "learns": _learns, "losses": _losses, "sources": _sources}
+def _data(argv: list[str]) -> int:
+    settings, _ = parse_key_values(argv, DataSettings)
+    with quick_imports():
+        from mmlm.bench.data import measure_data
+
+    return measure_data(settings, argv)
+
+
+BENCHMARKS = {"parts": _parts, "learns": _learns, "losses": _losses, "sources": _sources, "data": _data}
 
 
 if __name__ == "__main__":

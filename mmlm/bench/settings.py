@@ -91,3 +91,17 @@ class SourcesSettings:
     """Examples that the worker reads in each, beside all captions."""
     out: str | None = None
     """File to write the table to as well."""
+
+
+@dataclass
+class DataSettings:
+    """Measure what reading by the index of tar shards costs, and print a Markdown table."""
+
+    shards: int = 10_000
+    """Shards that a source is made of."""
+    members: int = 2000
+    """Samples of the shard that is read."""
+    rounds: int = 5
+    """Measurements of each, in turn."""
+    out: str | None = None
+    """File to write the table to as well."""

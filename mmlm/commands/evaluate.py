@@ -17,6 +17,7 @@ from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.unreadable import Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
 from mmlm.experiment.compatibility import check_evaluators
@@ -78,7 +79,7 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     console.line(f"{run.folder} at step {run.step}, scored in {evaluation.precision}")
     for name, batches in splits.items():
         if batches.corrupt:
-            console.line(describe_corrupt(name, batches.corrupt))
+            console.line(describe_corrupt(name, Unreadable(dict.fromkeys(batches.corrupt))))
     for line in score_table(scores, figures, WIDTH):
         console.line(line)
     with console.activity() as activity:

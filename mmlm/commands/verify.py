@@ -17,13 +17,14 @@ from mmlm.record.folder import (
     ITEMS,
     LOGGER_ID,
     MANIFEST,
+    OVERLAP,
     REPORT,
     SAMPLES,
     SCORES,
 )
 from mmlm.record.manifest import DamagedFileError, accept, fault_of, read_manifest
 
-_MAY_BE_GONE = (CHANGES, DATA, ENVIRONMENT, FIGURES, SCORES, SAMPLES, ITEMS, REPORT, LOGGER_ID)
+_MAY_BE_GONE = (CHANGES, DATA, OVERLAP, ENVIRONMENT, FIGURES, SCORES, SAMPLES, ITEMS, REPORT, LOGGER_ID)
 """Files that a run does without, so that whoever has removed one has done no damage."""
 
 

@@ -85,6 +85,8 @@ class Batch:
     """The captions as text, C in all: for reports and previews."""
     corrupt: tuple[str, ...] = ()
     """``id: reason`` for each example of this batch that could not be decoded."""
+    corrupt_at: tuple[int, ...] = ()
+    """In training, the place of each of ``corrupt`` in the order of the run: examples of all ranks before it."""
     position: int = 0
     """Examples given to all ranks since the run's start, this batch included. 0 outside training."""
     epoch: int = 0
@@ -160,6 +162,7 @@ class Batch:
             ids=self.ids[span],
             captions=tuple(caption for caption, kept in zip(self.captions, chosen.tolist(), strict=True) if kept),
             corrupt=self.corrupt if rows.start == 0 else (),
+            corrupt_at=self.corrupt_at if rows.start == 0 else (),
             position=self.position,
             epoch=self.epoch,
         )

@@ -32,6 +32,8 @@ class Prepared:
     """For each example its row of ``images``, or None if it is text only."""
     corrupt: tuple[str, ...]
     """``id: reason`` for each example that could not be read."""
+    corrupt_at: tuple[int, ...] = ()
+    """The place of each of those in the share."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,11 @@ def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, un
     kept: list[Example] = []
     rows: list[int | None] = []
     corrupt: list[str] = []
+    corrupt_at: list[int] = []
     for position, example in enumerate(examples):
         if isinstance(example, CorruptImage):
             corrupt.append(str(example))
+            corrupt_at.append(position)
             continue
         rows.append(None if example.image is None else len(images))
         kept.append(Example(example.id, None, example.captions, example.concept))
@@ -81,7 +85,7 @@ def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, un
             images.append(example.image)
             image_positions.append(position)
     pixels = transform(images, None if uniforms is None else uniforms[image_positions])
-    return Prepared(pixels, tuple(kept), tuple(rows), tuple(corrupt))
+    return Prepared(pixels, tuple(kept), tuple(rows), tuple(corrupt), tuple(corrupt_at))
 
 
 def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens: int, bucket: int) -> Batch:

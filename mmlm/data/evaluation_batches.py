@@ -58,7 +58,8 @@ class EvaluationBatches:
             raise UserError(f"batch_size={batch_size} must be at least 1")
         self.corrupt: tuple[str, ...] = ()
         """``id: reason`` of every image that the last evaluation left out, on any rank; the evaluation sets it."""
-        self._source = source
+        self.source = source
+        """The examples."""
         self._tokenizer = tokenizer
         self._transform = transform
         self._batch_size = batch_size
@@ -70,35 +71,35 @@ class EvaluationBatches:
     @property
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
-        return len(self._source)
+        return len(self.source)
 
     @property
     def lists_texts(self) -> bool:
         """Whether ``texts`` decodes no image."""
-        return isinstance(self._source, ListsTexts)
+        return isinstance(self.source, ListsTexts)
 
     def texts(self) -> Iterator[ExampleTexts]:
         """Every example without its pixels, in order, without decoding an image (see ``texts_of``)."""
-        return texts_of(self._source)
+        return texts_of(self.source)
 
     def attributes(self) -> Attributes:
         """What is known of the examples besides their captions (see ``attributes_of``)."""
-        return attributes_of(self._source)
+        return attributes_of(self.source)
 
     def remarks(self) -> list[str]:
         """What the source finds odd about its examples."""
-        return remarks_of(self._source)
+        return remarks_of(self.source)
 
     def sample(self) -> "EvaluationBatches":
         """One batch of its examples, evenly spaced over all of them, as a split of its own."""
-        some = _Spaced(self._source, -(-len(self._source) // self._batch_size))
+        some = _Spaced(self.source, -(-len(self.source) // self._batch_size))
         return EvaluationBatches(
             some, self._tokenizer, self._transform, self._batch_size, self._max_tokens, self._bucket
         )
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self._source) // self._batch_size)
+        return -(-len(self.source) // self._batch_size)
 
     def __getitem__(self, number: int) -> Batch:
         """Batch ``number``, in the source's order. It is empty if none of its examples can be decoded.
@@ -108,6 +109,6 @@ class EvaluationBatches:
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} is none of the split's {len(self)}")
         start = number * self._batch_size
-        indices = range(start, min(start + self._batch_size, len(self._source)))
-        prepared = prepare((read_example(self._source, index) for index in indices), self._transform, None)
+        indices = range(start, min(start + self._batch_size, len(self.source)))
+        prepared = prepare((read_example(self.source, index) for index in indices), self._transform, None)
         return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)

@@ -190,8 +190,8 @@ class TrainLoader:
         self._bucket = bucket
         self._encode = caption_encoder(tokenizer, max_tokens)
         local = batch_size // world_size
-        share = range(rank * local, (rank + 1) * local)
-        self._shares = _Shares(source, order, transform, seed, captions_per_image, batch_size, share)
+        self._share = range(rank * local, (rank + 1) * local)
+        self._shares = _Shares(source, order, transform, seed, captions_per_image, batch_size, self._share)
         self._workers = start_workers(self._shares, self._cursor, workers) if workers else None
 
     @property
@@ -226,7 +226,8 @@ class TrainLoader:
     def _collated(self, prepared: Prepared, start: int) -> Batch:
         """This rank's share of the global batch that starts at position ``start``, with its place in the data."""
         batch = collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
-        return replace(batch, position=start + self.batch_size, epoch=self.epoch_at(start))
+        bad = tuple(start + self._share.start + place for place in prepared.corrupt_at)
+        return replace(batch, position=start + self.batch_size, epoch=self.epoch_at(start), corrupt_at=bad)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from ``position`` on, without end. One iteration at a time: a second one ends the first.

@@ -53,6 +53,14 @@ class DataSettings:
     """Processes that decode and augment; 0 does it in the training process."""
     evaluation_batch_size: int = 256
     """Examples a batch when evaluating."""
+    overlap_images: int | None = 1000
+    """Images of the training data, and of each validation split, that are compared before training to tell what both
+    have; null compares neither images nor captions."""
+    max_bad_share: float | None = 0.01
+    """Share of an epoch's examples that may be unreadable while training, 0 to 1; more end the run (one example never
+    does, unless it is 0). null bears with any."""
+    max_bad_in_a_row: int | None = 100
+    """Examples in a row that are unreadable, which end the run; null bears with any number."""
 
     def __post_init__(self) -> None:
         check_above_zero(self, "image_size", "evaluation_batch_size")
@@ -62,10 +70,14 @@ class DataSettings:
             ("captions_per_image", 1, "; null takes all"),
             ("shuffle_window", 1, " shard; null mixes all examples"),
             ("workers", 0, ""),
+            ("overlap_images", 1, "; null compares nothing"),
+            ("max_bad_in_a_row", 1, "; null bears with any number"),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ArgumentError(f"{name}={value} must be at least {least}{why}")
+        if self.max_bad_share is not None and not 0 <= self.max_bad_share <= 1:
+            raise ArgumentError(f"max_bad_share: {self.max_bad_share} must lie in [0, 1]; null bears with any share")
         both = self.validation.keys() & self.test.keys()
         if both:
             raise ArgumentError(f"test.{min(both)}: a validation split has this name too; give every split its own")

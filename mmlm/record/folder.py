@@ -4,6 +4,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
     config.yaml        the resolved config, from which the run is resumed and evaluated
     environment.json   command, commit, device and package versions (record/environment.py)
     metrics.jsonl      one row of metrics a line (record/metrics.py)
+    overlap.json       what training and validation data have in common (run/data_overlap.py)
     data.json          what the examples were when the run began (run/data_record.py)
     figures.json       what the names of metrics and scores are (record/figures.py)
     scores.json        the scores of every evaluated split (evaluation/evaluate.py)
@@ -36,6 +37,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 DATA = "data.json"
+OVERLAP = "overlap.json"
 FIGURES = "figures.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"

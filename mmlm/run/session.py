@@ -23,6 +23,7 @@ from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
+from mmlm.data.unreadable import BadLimits, Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
@@ -45,6 +46,7 @@ from mmlm.record.logger import Copies, LoggedRun
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
 from mmlm.run.before_training import check_best_metric, tell_findings
+from mmlm.run.data_overlap import overlap_of_run
 from mmlm.run.data_record import check_data
 from mmlm.run.header import header_rows, run_costs
 from mmlm.run.logged_samples import logged_samples
@@ -55,7 +57,7 @@ from mmlm.run.resume import record_config
 from mmlm.run.started import started
 from mmlm.training.gradients import backward
 from mmlm.training.loop import FitParts, Interrupted, Watch, fit
-from mmlm.training.messages import NonFiniteLoss, describe_corrupt
+from mmlm.training.messages import NonFiniteLoss, TooManyUnreadable, describe_corrupt
 from mmlm.training.reporter import Reporter, training_figures
 from mmlm.training.train_step import inner
 
@@ -165,6 +167,10 @@ class Session:
             changed_is_fine = self.config.resume is Resume.changed
             for line in on_rank_zero(lambda: check_data(self.experiment, self.folder, changed_is_fine)) or ():
                 self.console.line(line)
+            images = self.config.data.overlap_images
+            shared = on_rank_zero(lambda: overlap_of_run(self.experiment, self.folder, images))
+            if shared is not None:
+                self.console.line(f"data: {shared.line()}")
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
             on_rank_zero(self._record_changes)
             on_rank_zero(lambda: record_figures(self.folder, self._figures()))
@@ -272,12 +278,14 @@ class Session:
         patience = timedelta(seconds=config.ranks.timeout_seconds)
         with CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer:
             checkpoints = RunCheckpoints(config, self.folder, writer, self.console)
-            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints)
+            loader = cast(TrainLoader, state.loader)
+            limits = BadLimits(config.data.max_bad_share, config.data.max_bad_in_a_row, loader.examples_per_epoch)
+            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints, limits)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
             try:
                 fit(state, settings, parts, Reporter(log, self.console, self._figures().training), watch)
-            except (Interrupted, NonFiniteLoss):
-                writer.wait()  # both say that the state is saved
+            except (Interrupted, NonFiniteLoss, TooManyUnreadable):
+                writer.wait()  # all say that the state is saved
                 raise
 
     def _stopped(self, step: int) -> int:
@@ -308,8 +316,9 @@ class Session:
             settings, language = self.config.samples, self.config.data.language
             scores = evaluation.write(self.folder, step, validation, settings, language)
         for split, values in scores.items():
-            if validation[split].corrupt:
-                self.console.line(describe_corrupt(split, validation[split].corrupt))
+            unreadable = Unreadable(dict.fromkeys(validation[split].corrupt))
+            if unreadable:
+                self.console.line(describe_corrupt(split, unreadable))
             shown = shown_in("console", self._figures().evaluation, values)
             if shown:
                 self.console.listing(split, [f"{key} {values[key]:.3f}" for key in shown])

@@ -46,6 +46,8 @@ class Verdict:
     """The loss scale that the gradients were made at; 1 without one."""
     signal_name: str | None
     """The signal by which some rank was asked to stop; None if none was."""
+    corrupt: int
+    """Examples of the whole batch that could not be read."""
 
     @property
     def updated(self) -> bool:
@@ -70,12 +72,14 @@ class PendingResult:
 
     def verdict(self) -> Verdict:
         """Waits for this step, and for no step after it."""
-        bad_losses, bad_gradients, loss, *flags, scale = self.values.read()
-        return Verdict(loss, bad_losses == 0, bad_gradients == 0, scale, asked_by(flags))
+        bad_losses, bad_gradients, loss, corrupt, *flags, scale = self.values.read()
+        return Verdict(loss, bad_losses == 0, bad_gradients == 0, scale, asked_by(flags), int(corrupt))
 
 
 @torch.no_grad()
-def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor | None) -> PendingResult:
+def agree(
+    loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor | None, corrupt: int = 0
+) -> PendingResult:
     """Reduces the outcome of a step over ranks, without waiting for the device.
 
     Args:
@@ -83,10 +87,12 @@ def agree(loss: Tensor, norm: Tensor, stop_flags: Sequence[float], scale: Tensor
         norm: float[], of the gradients, unscaled.
         stop_flags: ``StopRequest.flags`` of this rank.
         scale: float32[], the loss scale, the same on all ranks; None: there is none.
+        corrupt: examples of this rank's share that could not be read.
     """
     local = [(~loss.isfinite()).double(), (~norm.isfinite()).double(), loss.double()]
-    flags = [loss.new_full((), flag, dtype=torch.float64) for flag in stop_flags]  # unlike torch.tensor, waits for none
-    total = sum_over_ranks(torch.stack([*local, *flags]))
+    # Unlike torch.tensor, new_full waits for nothing.
+    numbers = [loss.new_full((), number, dtype=torch.float64) for number in (corrupt, *stop_flags)]
+    total = sum_over_ranks(torch.stack([*local, *numbers]))
     one = total.new_ones(()) if scale is None else scale.double()
     bad_loss, bad_gradients = total[0] > 0, total[1] > 0
     overflowed = ~bad_loss & bad_gradients & (one > 1)
@@ -105,6 +111,8 @@ class MadeStep:
     """Ids of the examples in this rank's share of the batch."""
     corrupt: tuple[str, ...]
     """``id: reason`` of the examples of this rank's share that could not be decoded."""
+    corrupt_at: tuple[int, ...]
+    """The place of each of those in the order of the run."""
     loss: Loss
     """This rank's share of the batch's loss, without gradient."""
     norm: Tensor

@@ -25,12 +25,13 @@ from mmlm.core.keyed_random import keyed_integer
 from mmlm.core.precision import Precision
 from mmlm.core.stop import EndedBySignal, StopAsked, StopRequest, asked_by
 from mmlm.data.loader import UnreadableBatch
+from mmlm.data.unreadable import BadLimits, Unreadable
 from mmlm.optim.loss_scale import LossScale
 from mmlm.optim.optimizers import set_learning_rate
 from mmlm.optim.schedules import Schedule
 from mmlm.training.agreement import MadeStep
 from mmlm.training.due import Due, is_diagnosed
-from mmlm.training.messages import NonFiniteLoss, name_ids
+from mmlm.training.messages import name_ids
 from mmlm.training.pending import Pending
 from mmlm.training.reporter import Reporter
 from mmlm.training.settings import FitSettings
@@ -66,6 +67,8 @@ class FitParts:
     """Where batches go."""
     evaluate: Evaluate
     checkpoints: Checkpoints
+    bad_limits: BadLimits | None = None
+    """How many examples may be unreadable; None: any number."""
 
 
 def unwatched(what: str) -> None:
@@ -107,6 +110,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
         Interrupted: after one of ``mmlm.core.stop.SIGNALS`` on any rank, once the state is saved: after the step that
             it is in, within an evaluation, or while a single process waits for data.
         NonFiniteLoss: with the step and the batch's ids, after saving the state without that step's update.
+        TooManyUnreadable: examples beyond ``parts.bad_limits``, after saving.
         LossSpike: one more than ``settings.spike.max_rewinds``.
         UserError: ``settings.best_metric`` is not among the values of ``parts.evaluate``, before the first step; or
             data cannot be read any more, after saving.
@@ -122,7 +126,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
     update = Update(
         parts.differentiate, parts.device, settings.precision, settings.micro_batch_size, settings.clip_norm
     )
-    pending, batches = Pending(settings, reporter.console), iter(state.loader)
+    pending, batches = Pending(settings, reporter.console, parts.bad_limits), iter(state.loader)
     with reporter.console.progress(settings.steps, state.step) as progress:
         while state.step < settings.steps:
             # One optimizer step. All of its work is given to the device; the CPU reads none of its results yet.
@@ -156,7 +160,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             found = pending.read(state, everything=due.any)
             if found.spike is not None:
                 if found.failure is not None:
-                    raise NonFiniteLoss(found.failure)
+                    raise found.failure
                 _rewind(state, settings, found.spike, parts.checkpoints, reporter)
                 batches = iter(state.loader)
                 continue
@@ -175,14 +179,14 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             if due.epoch_end or ends_early:
                 reporter.corrupt(state, batch.epoch)
             if due.epoch_end:
-                state.corrupt = []
+                state.corrupt = Unreadable()
             if due.checkpoint or is_best or ends_early:
                 watch.mark(f"step {state.step}: saving")
                 parts.checkpoints.save(state, is_best)
 
             # End early, now that the state is saved.
             if found.failure is not None:
-                raise NonFiniteLoss(found.failure)
+                raise found.failure
             if stop_signal is not None:
                 raise Interrupted(state.step, stop_signal)
 
@@ -221,7 +225,7 @@ def _save_between_steps(
     reporter.corrupt(state, state.loader.epoch_at(max(0, state.position - 1)))
     parts.checkpoints.save(state, False)
     if found.failure is not None:
-        raise NonFiniteLoss(found.failure)
+        raise found.failure
 
 
 def _begin(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Reporter) -> None:

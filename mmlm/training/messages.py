@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmlm.core.distributed import gather_objects, world_size
 from mmlm.core.errors import UserError
 from mmlm.core.wording import listed
+from mmlm.data.unreadable import Unreadable
 from mmlm.training.agreement import MadeStep
 
 _MOST_IDS = 8
@@ -13,6 +14,10 @@ _MOST_IMAGES = 10
 
 class NonFiniteLoss(UserError):  # noqa: N818 - named after what happened
     """Losses or gradients were infinite or not a number once too often; the state without their updates is saved."""
+
+
+class TooManyUnreadable(UserError):  # noqa: N818 - named after what happened
+    """More examples cannot be read than the run bears with; its state is saved."""
 
 
 def describe_skipped(made: MadeStep) -> str:
@@ -33,8 +38,12 @@ def name_ids(ids: Sequence[str]) -> str:
     return listed(ids, _MOST_IDS)
 
 
-def describe_corrupt(where: str, corrupt: Sequence[str]) -> str:
-    """One line with the number and the first ten of the images (``id: reason``) that could not be decoded."""
-    distinct = sorted(set(corrupt))
-    count = "1 image" if len(distinct) == 1 else f"{len(distinct)} images"
-    return f"{where}: {count} could not be decoded: {listed(distinct, _MOST_IMAGES, '; ', '; and')}"
+def describe_corrupt(where: str, corrupt: Unreadable) -> str:
+    """One line with the number and the first ten of the images that could not be decoded.
+
+    Where there are more than those, it says how many for each reason too.
+    """
+    total, names = len(corrupt), sorted(corrupt.names)[:_MOST_IMAGES]
+    count = "1 image" if total == 1 else f"{total:,} images"
+    more = f"; and {total - len(names):,} more (in all {corrupt.by_reason()})" if total > len(names) else ""
+    return f"{where}: {count} could not be decoded: {'; '.join(names)}{more}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from mmlm.core.distributed import gather_objects
 from mmlm.core.figure import Figure, declared, setting_of_training
+from mmlm.data.unreadable import Unreadable
 from mmlm.record.console import Console, Progress
 from mmlm.record.metrics import Log
 from mmlm.training.diagnosis import FIGURES as OF_DIAGNOSES
@@ -58,6 +59,6 @@ class Reporter:
 
     def corrupt(self, state: TrainState, epoch: int) -> None:
         """Names the images of an epoch that some rank could not decode so far. All ranks call it."""
-        corrupt = [entry for entries in gather_objects(state.corrupt) for entry in entries]
+        corrupt = Unreadable.joined(gather_objects(state.corrupt))
         if corrupt:
             self.console.line(describe_corrupt(f"epoch {epoch}", corrupt))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmlm.core.batch import Batch
 from mmlm.core.distributed import gather_objects, rank, world_size
+from mmlm.data.unreadable import BadCount, Unreadable
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.loss_scale import LossScale
 from mmlm.optim.optimizers import Optimizer
@@ -60,8 +61,10 @@ class TrainState:
     """The dynamic loss scale of float16 training; None in other precisions."""
     window: Window = field(default_factory=Window)
     """What this rank saw since the last row of metrics."""
-    corrupt: list[str] = field(default_factory=list)
-    """``id: reason`` of the images of this epoch that this rank could not decode."""
+    corrupt: Unreadable = field(default_factory=Unreadable)
+    """The images of this epoch that this rank could not decode."""
+    bad: BadCount = field(default_factory=BadCount)
+    """How many of all ranks there were, which the limits of bad data are about."""
     skipped_steps: int = 0
     """Steps left out because a loss or gradient was not finite."""
     recent_losses: list[float] = field(default_factory=list)
@@ -88,6 +91,7 @@ class TrainState:
         random state: torch's generators are seeded anew at every step.
         """
         everyone = gather_objects((self.window.state_dict(), self.corrupt))
+        corrupt = Unreadable.joined(one for _, one in everyone)
         return {
             "optimizer": optimizer_state_by_name(unwrapped(self.train_step), self.optimizer),
             "position": self.position,
@@ -96,7 +100,9 @@ class TrainState:
             "best": self.best,
             "loss_scale": None if self.loss_scale is None else self.loss_scale.state_dict(),
             "windows": [window for window, _ in everyone],
-            "corrupt": [entry for _, corrupt in everyone for entry in corrupt],
+            "corrupt": list(corrupt.names),
+            "corrupt_unnamed": corrupt.unnamed,
+            "bad": self.bad.state_dict(),
             "skipped_steps": self.skipped_steps,
             "recent_losses": list(self.recent_losses),
             "rewinds": self.rewinds,
@@ -118,7 +124,10 @@ class TrainState:
         self.loss_scale = None if scale is None else LossScale.restored(scale, device)
         self.window = Window.restored(state["windows"], world_size(), device)
         # The list is that of all ranks; what one rank keeps is told once.
-        self.corrupt = list(state["corrupt"]) if rank() == 0 else []
+        self.corrupt = Unreadable()
+        if rank() == 0:
+            self.corrupt.add(state["corrupt"], state.get("corrupt_unnamed"))
+        self.bad = BadCount(**state.get("bad", {}))  # a checkpoint of an earlier version has counted none
         self.skipped_steps = state["skipped_steps"]
         self.recent_losses = list(state["recent_losses"])
         self.rewinds = state["rewinds"]
@@ -128,11 +137,13 @@ class TrainState:
         """Goes back to ``step`` (``restore`` loads its checkpoint), and on with the data from ``position``.
 
         Weights, optimizer and metrics become those of that step. The counters of rewinds and skipped steps, the best
-        value and the list of corrupt images stay as they are: they are about what happened, not about the weights.
+        value and the corrupt images stay as they are: they are about what happened, not about the weights.
         """
-        rewinds, skipped_steps, best, corrupt = self.rewinds, self.skipped_steps, self.best, self.corrupt
+        rewinds, skipped_steps, best = self.rewinds, self.skipped_steps, self.best
+        corrupt, bad = self.corrupt, self.bad
         restore(self, step)
-        self.rewinds, self.skipped_steps, self.best, self.corrupt = rewinds + 1, skipped_steps, best, corrupt
+        self.rewinds, self.skipped_steps, self.best = rewinds + 1, skipped_steps, best
+        self.corrupt, self.bad = corrupt, bad
         self.position = self.loader.position = position
 
     @contextmanager

@@ -66,7 +66,7 @@ class Update:
 
         # Whether the update is applied is known on the device only: reading it here would make the CPU wait. So the
         # optimizer and the buffers are given the answer as a tensor and choose by it.
-        result = agree(loss.total, norm, request.flags(), scale)
+        result = agree(loss.total, norm, request.flags(), scale, len(batch.corrupt_at))
         if state.loss_scale is not None:
             state.loss_scale.update(result.overflowed, ~result.skip)
         before = WeightsBefore(state.train_step) if diagnosed else None
@@ -76,7 +76,8 @@ class Update:
         ratios = {} if before is None else before.update_ratios()
         if state.ema is not None:
             state.ema.update(unwrapped(state.train_step), state.step)
-        return MadeStep(state.step, batch.position, batch.ids, batch.corrupt, loss, norm, ratios, result)
+        bad = (batch.corrupt, batch.corrupt_at)
+        return MadeStep(state.step, batch.position, batch.ids, *bad, loss, norm, ratios, result)
 
     def _backward(self, state: TrainState, batch: Batch, diagnosed: bool, scale: Tensor | None) -> Loss:
         batches = [batch] if self.micro_batch_size is None else batch.split(self.micro_batch_size)

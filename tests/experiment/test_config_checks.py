@@ -124,6 +124,9 @@ def test_checking_builds_nothing(compose, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "mistake"),
     [
+        ("data.max_bad_share=1.5", "data.max_bad_share: 1.5 must lie in [0, 1]; null bears with any share"),
+        ("data.overlap_images=0", "data.overlap_images=0 must be at least 1; null compares nothing"),
+        ("data.max_bad_in_a_row=0", "data.max_bad_in_a_row=0 must be at least 1; null bears with any number"),
         ("train.max_skipped_steps=-1", "train.max_skipped_steps: -1 must be at least 0"),
         ("train.spike.max_rewinds=-1", "train.spike.max_rewinds: -1 must be at least 0"),
         ("train.spike.window=1", "train.spike.window: 1 must be at least 2"),

@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmlm.core.distributed import gather_objects
 from mmlm.core.stop import SIGNALS, StopRequest
+from mmlm.data.unreadable import BadLimits
 from mmlm.training.agreement import AsyncCopy, agree
 from mmlm.training.loop import Interrupted
-from mmlm.training.messages import NonFiniteLoss
+from mmlm.training.messages import NonFiniteLoss, TooManyUnreadable
 from mmlm.training.replicated import Replicated, unwrapped
 from tests.ranks import run_ranks
 from tests.toy_run import Run, ToyLoader, expected_weights, make_run, states_equal, timeless
@@ -102,6 +103,14 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     with pytest.raises(NonFiniteLoss) as failure:
         failed.go(steps=STEPS, max_skipped_steps=0)
 
+    # Of each batch, rank 0 has the first two positions and rank 1 the next two: 3, 4 and 5 are bad, in two batches.
+    bad = make(number)
+    places = {0: (), 1: (4, 5)} if number == 0 else {0: (3,)}
+    bad.state.loader = ToyLoader(corrupt={n: tuple(f"{p}.png: is empty" for p in at) for n, at in places.items()})
+    bad.state.loader.corrupt_at = places
+    with pytest.raises(TooManyUnreadable) as too_many:
+        bad.go(steps=STEPS, bad_limits=BadLimits(None, 3, 1000))
+
     unfreezing = make(number, noise=0.3)
     unfreezing.state.train_step = Replicated(unfreezing.toy)  # whose reducer is made anew
     other = torch.optim.SGD([{"params": [unfreezing.toy.weight], "peak_lr": 0.1}], lr=0.1)
@@ -122,6 +131,8 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
         "the same rows": timeless(stopped.recorder.rows + resumed.recorder.rows) == timeless(straight.recorder.rows),
         "names": list(resumed.state.weights()),
         "failed": str(failure.value),
+        "too many": str(too_many.value),
+        "count": bad.recorder.states[max(bad.recorder.states)]["bad"],
         "unfreezing": unfreezing.toy.weight.detach(),
         "corrupt": straight.console.getvalue(),
     }
@@ -145,6 +156,10 @@ def test_two_ranks_skip_stop_and_go_on_together(tmp_path):
         assert each["the same rows"]
         assert each["names"] == ["weight", "seen"]
         assert "gradient norm nan) on the batch of rank 1 image2, image3; that is update 1" in each["failed"]
+        assert each["too many"].startswith(
+            "3 examples in a row cannot be read (data.max_bad_in_a_row=3): 3 is empty; first: 3.png: is empty; 4.png"
+        )
+        assert each["count"] == {"epoch": 0, "bad": 3, "row": 3, "last": 5}
         assert "epoch 0: 2 images could not be decoded: 0.png: is damaged; 1.png: is damaged" in each["corrupt"]
     assert not set(first["draws"]) & set(second["draws"])
     assert len(first["windows"]) == 2

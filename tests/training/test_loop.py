@@ -12,6 +12,7 @@ from mmlm.core.computing import resolved
 from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
 from mmlm.core.stop import SIGNALS, StopAsked
+from mmlm.data.unreadable import Unreadable
 from mmlm.optim.schedules import Cosine
 from mmlm.training.loop import Interrupted
 from mmlm.training.messages import NonFiniteLoss, describe_corrupt
@@ -385,9 +386,12 @@ def test_corrupt_images_of_an_unfinished_epoch_are_named_too(end):
 
 
 def test_ten_corrupt_images_are_named_and_the_rest_counted():
-    text = describe_corrupt("val", [f"{number:02d}.png: is empty" for number in [*range(13), 4]])
+    reasons = ["is damaged (x)" if number == 12 else "is empty" for number in range(13)]
+    found = Unreadable()
+    found.add(f"{number:02d}.png: {reasons[number]}" for number in [*range(13), 4])
+    text = describe_corrupt("val", found)
     assert text.startswith("val: 13 images could not be decoded: 00.png: is empty; 01.png: is empty;")
-    assert text.endswith("; 09.png: is empty; and 3 more")
+    assert text.endswith("; 09.png: is empty; and 3 more (in all 12 is empty, 1 is damaged)")
 
 
 # Diagnoses
