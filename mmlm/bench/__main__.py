@@ -1,13 +1,13 @@
-"""``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), and of the
-cost of losses (``losses``)."""
+"""``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), of the
+cost of losses (``losses``) and of captions (``generation``)."""
 
-from mmlm.bench.settings import LearnsSettings, LossesSettings, PartsSettings
+from mmlm.bench.settings import GenerationBenchSettings, LearnsSettings, LossesSettings, PartsSettings
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.imports import quick_imports
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 
-USAGE = "python -m mmlm.bench parts|learns|losses [key=value ...]"
+USAGE = "python -m mmlm.bench parts|learns|losses|generation [key=value ...]"
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
             "parts: parameters, FLOPs, memory and step time of every part; parts --help lists its settings.\n"
             "learns: trains every part for a few hundred steps and says whether it learns; learns --help lists its "
             "settings.\n"
-            "losses: time and memory of the losses against those of open_clip; losses --help lists its settings."
+            "losses: time and memory of the losses against those of open_clip; losses --help lists its settings.\n"
+            "generation: time of captions against open_clip's CoCa.generate; generation --help lists its settings."
         )
         return 0
     if not argv or argv[0] not in BENCHMARKS:
@@ -50,7 +51,15 @@ def _losses(argv: list[str]) -> int:
     return measure_losses(settings, argv)
 
 
-BENCHMARKS = {"parts": _parts, "learns": _learns, "losses": _losses}
+def _generation(argv: list[str]) -> int:
+    settings, _ = parse_key_values(argv, GenerationBenchSettings)
+    with quick_imports():
+        from mmlm.bench.generation import measure_generation
+
+    return measure_generation(settings, argv)
+
+
+BENCHMARKS = {"parts": _parts, "learns": _learns, "losses": _losses, "generation": _generation}
 
 
 if __name__ == "__main__":
