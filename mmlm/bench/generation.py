@@ -9,7 +9,6 @@ import json
 import shlex
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,7 +183,6 @@ class Peer:
                 [python, str(script), str(sizes), str(folder), str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=sys.stderr,
                 text=True,
             )
         except OSError as error:

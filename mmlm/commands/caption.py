@@ -10,8 +10,9 @@ from torch import Tensor
 from mmlm.cli.arguments import CaptionArguments
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import USER_ERROR, UserError
+from mmlm.core.wording import printable
 from mmlm.data.images import read_image
-from mmlm.evaluation.generation.captions import Written, pixel_keys, write_captions
+from mmlm.evaluation.generation.captions import Written, check_settings, pixel_keys, write_captions
 from mmlm.experiment.build import build_transform
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.saved_run import load_run
@@ -27,13 +28,14 @@ def caption_images(arguments: CaptionArguments, paths: Sequence[str]) -> int:
     config, model, tokenizer = run.config, run.model, run.tokenizer
     if model.decoder is None:
         raise UserError(f"run: {run.folder} has no decoder to write captions; give a run that was trained with one")
+    most, language = config.data.max_tokens, config.data.language
+    check_settings(tokenizer, arguments, most, language)
     transform = build_transform(config)
 
     def captions(images: list[Tensor]) -> list[list[Written]]:
         seen = transform(images, None).to(device)
         with torch.no_grad():
             features = model.encode_image(seen)
-        most, language = config.data.max_tokens, config.data.language
         return write_captions(model, tokenizer, features, arguments, pixel_keys(seen), most, language)
 
     failed = 0
@@ -47,5 +49,7 @@ def caption_images(arguments: CaptionArguments, paths: Sequence[str]) -> int:
                 print(f"mmlm: {error}", file=sys.stderr)
         for path, written in zip(read, captions(list(read.values())) if read else [], strict=True):
             for one in written:
-                print(f"{path}\t{one.text}" if arguments.n == 1 else f"{path}\t{one.text}\t{one.score:.4f}")
+                # A model may say anything, also a line end: this is one line.
+                line = f"{path}\t{printable(one.text)}"
+                print(line if arguments.n == 1 else f"{line}\t{one.score:.4f}")
     return USER_ERROR if failed else 0

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
 from mmlm.evaluation.attention import attention_of_tokens, words_of_tokens
-from mmlm.evaluation.generation.captions import Written, pixel_keys, write_captions
+from mmlm.evaluation.generation.captions import Written, check_settings, pixel_keys, write_captions
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.zero_shot import PLACE, check_templates, class_probabilities, class_prompts, class_vectors
 from mmlm.experiment.similarity_scale import chosen_scale
@@ -77,6 +77,7 @@ class UsableModel(SearchingModel):
         main, beam = settings or GenerationSettings(), None
         if alternatives:
             beam = GenerationSettings(beams=alternatives + 1, n=alternatives + 1, length_penalty=0.0)
+        check_settings(self.tokenizer, main, self.config.max_tokens, language)
         given: Given[AnyImage] = Given.of("images", images)
 
         def work(first: int, some: Sequence[AnyImage]) -> list[WrittenCaption]:

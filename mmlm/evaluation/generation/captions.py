@@ -94,6 +94,11 @@ def task_of(
     return Task(keys, tuple(first), tokenizer.end_id, longest, rules)
 
 
+def check_settings(tokenizer: Tokenizer, settings: GenerationSettings, max_tokens: int, language: str | None) -> None:
+    """Raises what ``write_captions`` would of the settings, before there is an image."""
+    task_of(tokenizer, settings, torch.zeros(0, dtype=torch.int64), max_tokens, settings.language or language)
+
+
 _ANY_WORD = "a"
 """A word to put before another, whose tokens may differ inside of a text."""
 _LONG = 10_000

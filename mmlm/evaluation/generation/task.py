@@ -46,7 +46,7 @@ class Task:
     def beginnings(self, copies: int) -> Tensor:
         """int64[B * copies, t]: the first tokens of ``copies`` captions of each image."""
         first = torch.tensor(self.first, dtype=torch.int64, device=self.keys.device)
-        return first.expand(len(self.keys) * copies, -1)
+        return first.repeat(len(self.keys) * copies, 1)
 
 
 @dataclass(frozen=True)
