@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel
+from mmlm.model.protocols import Decoder
 from mmlm.pretrained.open_clip import coca_from_open_clip
 from mmlm.pretrained.open_clip_config import CocaSizes, open_clip_sizes, read_config
 
@@ -77,6 +78,6 @@ def coca_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ImageTe
         text_pooling="cls_shifted_mask",
         tie_weights=False,
     )
-    model = ImageTextModel(encoder, bridge, decoder, sizes.embedding_width)
+    model = ImageTextModel(encoder, bridge, cast(Decoder, decoder), sizes.embedding_width)
     model.load_state_dict(coca_from_open_clip(weights, model.state_dict()))
     return model.eval()

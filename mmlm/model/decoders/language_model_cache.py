@@ -1,10 +1,10 @@
 """The keys and values of a language model of transformers while it decodes, in memory that is taken once."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -38,21 +38,21 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
 
-    def _roomy(self, like: Tensor, filled: int, kept: Tensor) -> Tensor:
+    def _roomy(self, like: Tensor, filled: int, kept: Tensor | None) -> Tensor:
         memory = like.new_empty((*like.shape[:-2], self.room, like.shape[-1]))
-        if filled:
+        if filled and kept is not None:
             memory[..., :filled, :] = kept
         return memory
 
     def copy_rows(self, source: Tensor, target: Tensor) -> None:
         """The rows ``target`` int64[n] get the tokens of the rows ``source`` int64[n]."""
-        if self.get_seq_length():
-            self.keys[target] = self.keys[source]
-            self.values[target] = self.values[source]
+        for kept in (self.keys, self.values):
+            if kept is not None and kept.numel():
+                kept[target] = kept[source]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keeps the rows ``beam_idx`` int64[n], in this order; the next ``update`` takes new memory."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(cast(LongTensor, beam_idx))
         self._memory = None
 
 
@@ -86,7 +86,8 @@ class LanguageModelCache:
         """Makes place for ``num_rows`` captions before the first of their tokens; later it changes nothing."""
         if self.num_rows is None and num_rows != self.num_images:
             images = torch.arange(self.num_images)
-            self.layers.reorder_cache(images.repeat_interleave(num_rows // self.num_images))
+            rows = images.repeat_interleave(num_rows // self.num_images)
+            self.layers.reorder_cache(cast(LongTensor, rows))
         self.num_rows = num_rows
 
     def copy_rows(self, source: Tensor, target: Tensor) -> None:
@@ -97,12 +98,12 @@ class LanguageModelCache:
             if isinstance(layer, RoomyLayer):
                 layer.copy_rows(source, target)
             else:
-                layer.reorder_cache(order)
+                layer.reorder_cache(cast(LongTensor, order))
 
     def keep_images(self, images: Tensor) -> None:
         """See ``DecodingCache``."""
         rows = rows_of_images(images, (self.num_rows or self.num_images) // self.num_images)
-        self.layers.reorder_cache(rows)
+        self.layers.reorder_cache(cast(LongTensor, rows))
         self.memories = [Memory((memory.source[0][images], memory.source[1][images])) for memory in self.memories]
         self.num_images = len(images)
         self.num_rows = None if self.num_rows is None else len(rows)
