@@ -22,6 +22,21 @@ def test_reads_what_people_have_and_names_what_is_no_image(trained, command, pic
     assert len({text for path, text in printed.items() if "alpha" in path or "palette" in path}) == 1
 
 
+def test_several_captions_by_settings(trained, command, shapes):
+    folder, paths = trained(), [str(path) for path in sorted(shapes.glob("*.png"))[:2]]
+    beam = command(caption, f"run={folder}", "beams=4", "n=3", "prompt=a red", "max_tokens=8", *paths)
+    lines = [line.split("\t") for line in beam.out.splitlines()]
+    assert [path for path, *_ in lines] == [path for path in paths for _ in range(3)]
+    assert all(text.startswith("a red") for _, text, _ in lines)
+    for first in (0, 3):
+        scores = [float(score) for _, _, score in lines[first : first + 3]]
+        assert scores == sorted(scores, reverse=True)
+    words = ("temperature=0.8", "top_p=0.9", "n=3", "seed=5")
+    samples = command(caption, f"run={folder}", *words, *paths).out.splitlines()
+    backwards = command(caption, f"run={folder}", *words, *paths[::-1]).out.splitlines()
+    assert samples == backwards[3:] + backwards[:3]
+
+
 def test_only_files_that_are_no_images(trained, command, pictures):
     outcome = command(caption, f"run={trained()}", *pictures.bad)
     assert (outcome.status, outcome.out, len(outcome.err.splitlines())) == (2, "", 3)
@@ -47,6 +62,9 @@ def test_more_images_than_a_batch_are_captioned_in_order(trained, command, shape
         ((), "no image given; usage: python -m mmlm.caption run=DIR IMAGE..."),
         (("language=xx", "a.png"), "a caption's language is 'xx'"),
         (("run=nowhere", "a.png"), "nowhere is no run folder"),
+        (("beams=2", "temperature=1", "a.png"), "beams: 2 and temperature=1.0 exclude each other"),
+        (("n=2", "a.png"), "n: 2 captions need beams=2 or a temperature; greedy writes one"),
+        (("beams=many", "a.png"), "beams"),
         (("rum=x", "a.png"), "rum: no such setting; did you mean run?"),
     ],
 )

@@ -1,13 +1,20 @@
 """``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), and of the
-cost of losses (``losses``), of sources of many rows (``sources``) and of reading data (``data``)."""
+cost of losses (``losses``), sources of many rows (``sources``), reading data (``data``) and captions (``generation``)."""
 
-from mmlm.bench.settings import DataSettings, LearnsSettings, LossesSettings, PartsSettings, SourcesSettings
+from mmlm.bench.settings import (
+    DataSettings,
+    GenerationBenchSettings,
+    LearnsSettings,
+    LossesSettings,
+    PartsSettings,
+    SourcesSettings,
+)
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.imports import quick_imports
 from mmlm.cli.key_values import parse_key_values
 from mmlm.core.errors import UserError
 
-USAGE = "python -m mmlm.bench parts|learns|losses|sources|data [key=value ...]"
+USAGE = "python -m mmlm.bench parts|learns|losses|sources|data|generation [key=value ...]"
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +28,8 @@ def main(argv: list[str]) -> int:
             "losses: time and memory of the losses against those of open_clip; losses --help lists its settings.\n"
             "sources: how long a million rows take to open, and what they cost a data worker; sources --help lists its "
             "settings.\n"
-            "data: time of reading tar shards by their index; data --help lists its settings."
+            "data: time of reading tar shards by their index; data --help lists its settings.\n"
+            "generation: time of captions against open_clip's CoCa.generate; generation --help lists its settings."
         )
         return 0
     if not argv or argv[0] not in BENCHMARKS:
@@ -69,7 +77,22 @@ def _data(argv: list[str]) -> int:
     return measure_data(settings, argv)
 
 
-BENCHMARKS = {"parts": _parts, "learns": _learns, "losses": _losses, "sources": _sources, "data": _data}
+def _generation(argv: list[str]) -> int:
+    settings, _ = parse_key_values(argv, GenerationBenchSettings)
+    with quick_imports():
+        from mmlm.bench.generation import measure_generation
+
+    return measure_generation(settings, argv)
+
+
+BENCHMARKS = {
+    "parts": _parts,
+    "learns": _learns,
+    "losses": _losses,
+    "sources": _sources,
+    "data": _data,
+    "generation": _generation,
+}
 
 
 if __name__ == "__main__":

@@ -105,3 +105,26 @@ class DataSettings:
     """Measurements of each, in turn."""
     out: str | None = None
     """File to write the table to as well."""
+
+
+@dataclass
+class GenerationBenchSettings:
+    """Caption random images in turn with open_clip's CoCa.generate and with the same weights in mmlm, and print a
+    Markdown table of times, ratios and whether the greedy tokens are the same."""
+
+    peer: str = "???"
+    """The Python of an environment with torch, open_clip_torch==3.3.0 and transformers==4.56.2, the last that
+    open_clip's generation works with: it runs in a process of its own."""
+    model: str = "coca_ViT-B-32:2"
+    """coca_ViT-B-32; with :2, its sizes with 2 layers in each stack in place of 12; or an open_clip configuration as a
+    JSON file. Weights are random."""
+    batch_size: int = 16
+    """Images captioned together."""
+    tokens: list[int] = field(default_factory=lambda: [30, 76])
+    """Lengths of captions in tokens, start included."""
+    beams: list[int] = field(default_factory=lambda: [1, 6])
+    """Beams; 1 is greedy. open_clip divides its beams into 3 groups, as it does by default."""
+    rounds: int = 3
+    """Pairs of measurements of each length and number of beams."""
+    out: str | None = None
+    """File to write the table to as well."""

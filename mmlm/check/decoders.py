@@ -212,10 +212,7 @@ def cache(subject: DecoderUnderTest) -> None:
     """See ``RELATIONS``."""
     decoder, memory = subject.new(), subject.memory()[:3]
     tokens = torch.randint(3, VOCABULARY, (3, 8), generator=torch.Generator().manual_seed(2))
-    # One column more, which is a target only: `hidden` gives no state at the last token.
-    longer = torch.cat([tokens, tokens[:, :1]], dim=1)
-    hidden = decoder.hidden(longer, torch.full((3,), 9), memory, torch.arange(3)).view(3, 8, -1)
-    wanted, tolerance = hidden @ decoder.head_weight.T, subject.tolerance(decoder)
+    wanted, tolerance = _whole_pass(decoder, tokens, memory, torch.arange(3)), subject.tolerance(decoder)
     fix = "let decode go on from the cache as if it had read all tokens at once (positions, masks, the image's keys)"
     for chunks in CHUNKS:
         kept, read = decoder.start_decoding(memory), 0
@@ -225,6 +222,36 @@ def cache(subject: DecoderUnderTest) -> None:
             what = f"logits of token {read + 1} to {read + size}, decoded {'/'.join(map(str, chunks))} at a time,"
             expect_same(logits, wanted[:, read : read + size], what, fix, tolerance)
             read += size
+
+
+@torch.no_grad()
+def shared_cache(subject: DecoderUnderTest) -> None:
+    """See ``RELATIONS``."""
+    decoder, memory, copies, images = subject.new(), subject.memory()[:3], 2, torch.arange(3)
+    first = torch.randint(3, VOCABULARY, (6, 3), generator=torch.Generator().manual_seed(3))
+    later = torch.randint(3, VOCABULARY, (4, 2), generator=torch.Generator().manual_seed(4))
+    tolerance, fix = subject.tolerance(decoder), "let caption i of B * n read image i // n, in decode as in the cache"
+    kept = decoder.start_decoding(memory, 5)
+    logits = decoder.decode(first, kept)
+    wanted = _whole_pass(decoder, first, memory, images.repeat_interleave(copies))
+    expect_same(logits, wanted, "logits of two captions of each image", fix, tolerance)
+    # The second caption of image 0 goes on from the first one, the first of image 2 from its second; image 1 leaves.
+    kept.copy_rows(torch.tensor([0, 5]), torch.tensor([1, 4]))
+    kept.keep_images(torch.tensor([0, 2]))
+    logits = decoder.decode(later, kept)
+    tokens = torch.cat([first[[0, 0, 5, 5]], later], dim=1)
+    wanted = _whole_pass(decoder, tokens, memory, torch.tensor([0, 0, 2, 2]))[:, 3:]
+    fix = "let copy_rows move all that a caption has read, and keep_images drop images and their captions"
+    expect_same(logits, wanted, "logits after copy_rows and keep_images", fix, tolerance)
+
+
+def _whole_pass(decoder: Decoder, tokens: Tensor, memory: Tensor, image_index: Tensor) -> Tensor:
+    """float64[C, T, V]: the logits after every token of int64[C, T], without a cache."""
+    count, places = tokens.shape
+    # One column more, which is a target only: `hidden` gives no state at the last token.
+    longer = torch.cat([tokens, tokens[:, :1]], dim=1)
+    hidden = decoder.hidden(longer, torch.full((count,), places + 1), memory, image_index)
+    return hidden.view(count, places, -1) @ decoder.head_weight.T
 
 
 @torch.no_grad()
@@ -281,6 +308,7 @@ RELATIONS: tuple[Check[DecoderUnderTest], ...] = (
     Check("a state depends on no later token", left_to_right),
     Check("neither what stands in the padding nor more of it changes a state", padding),
     Check("decoding with a cache gives the logits of the whole pass", cache),
+    Check("captions of one image share a cache, go on from one another and leave it", shared_cache),
     Check(
         "with records_attention, hidden records float32[C, H, T - 1, M] of weights over the memory", attention_record
     ),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from mmlm.core.precision import Precision
+from mmlm.evaluation.generation.settings import GenerationSettings
 
 
 @dataclass
@@ -34,13 +35,22 @@ class EvaluateArguments:
 
 
 @dataclass
-class CaptionArguments:
-    """Caption images with a trained run: prints ``path<TAB>caption``, one line an image."""
+class ChosenRun:
+    """The first argument of a command about a run."""
 
     run: str = "???"
     """Run folder, or a folder with runs below it, of which the newest is taken."""
-    language: str | None = None
-    """Language to caption in; null takes the run's own."""
+
+
+@dataclass
+class CaptionArguments(GenerationSettings, ChosenRun):
+    """Caption images with a trained run: prints ``path<TAB>caption``, one line an image; with n above 1, n lines an
+    image, ``path<TAB>caption<TAB>score``, the best first.
+
+    Greedy by default, the most probable token at each step. beams=4 searches for the most probable caption instead;
+    temperature, top_k, top_p or min_p draws tokens at random, the same for the same seed and pixels.
+    """
+
     device: str = "auto"
     """auto, cpu or cuda."""
     plugins: list[str] = field(default_factory=list)

@@ -129,8 +129,10 @@ def _default(value: object) -> str:
 def field_docs(schema: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, on one line, by the field's name."""
     # Python keeps no docstring of a field, so they are read from the source: each is the string below its field.
+    docs: dict[str, str] = {}
+    for base in schema.__bases__:
+        docs |= field_docs(base) if dataclasses.is_dataclass(base) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    docs = {}
     statements = body.body if isinstance(body, ast.ClassDef) else []
     for field, below in itertools.pairwise(statements):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):

@@ -1,4 +1,4 @@
-"""Writes one caption an image with a trained run."""
+"""Writes captions of images with a trained run."""
 
 import sys
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from torch import Tensor
 from mmlm.cli.arguments import CaptionArguments
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import USER_ERROR, UserError
+from mmlm.core.wording import printable
 from mmlm.data.images import read_image
-from mmlm.evaluation.decoding import write_captions
+from mmlm.evaluation.generation.captions import Written, check_settings, pixel_keys, write_captions
 from mmlm.experiment.build import build_transform
 from mmlm.experiment.device import choose_device
 from mmlm.experiment.saved_run import load_run
@@ -27,13 +28,15 @@ def caption_images(arguments: CaptionArguments, paths: Sequence[str]) -> int:
     config, model, tokenizer = run.config, run.model, run.tokenizer
     if model.decoder is None:
         raise UserError(f"run: {run.folder} has no decoder to write captions; give a run that was trained with one")
-    start_id = tokenizer.start_id(arguments.language or config.data.language)
+    most, language = config.data.max_tokens, config.data.language
+    check_settings(tokenizer, arguments, most, language)
     transform = build_transform(config)
 
-    def captions(images: list[Tensor]) -> list[str]:
+    def captions(images: list[Tensor]) -> list[list[Written]]:
+        seen = transform(images, None).to(device)
         with torch.no_grad():
-            features = model.encode_image(transform(images, None).to(device))
-        return write_captions(model, tokenizer, features, start_id, config.data.max_tokens)
+            features = model.encode_image(seen)
+        return write_captions(model, tokenizer, features, arguments, pixel_keys(seen), most, language)
 
     failed = 0
     for first in range(0, len(paths), BATCH):
@@ -44,6 +47,9 @@ def caption_images(arguments: CaptionArguments, paths: Sequence[str]) -> int:
             except UserError as error:
                 failed += 1
                 print(f"mmlm: {error}", file=sys.stderr)
-        for path, caption in zip(read, captions(list(read.values())) if read else [], strict=True):
-            print(f"{path}\t{caption}")
+        for path, written in zip(read, captions(list(read.values())) if read else [], strict=True):
+            for one in written:
+                # A model may say anything, also a line end: this is one line.
+                line = f"{path}\t{printable(one.text)}"
+                print(line if arguments.n == 1 else f"{line}\t{one.score:.4f}")
     return USER_ERROR if failed else 0

@@ -12,7 +12,8 @@ from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.evaluation import caption_scores, image_use, retrieval
 from mmlm.evaluation.caption_intervals import with_intervals
-from mmlm.evaluation.decoding import write_captions
+from mmlm.evaluation.generation.captions import write_captions
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.retrieval import of_ranks, score_retrieval
@@ -156,10 +157,12 @@ def generate_captions(split: EncodedSplit, language: str | None) -> list[str]:
     """
     if language in split.written:
         return split.written[language]
-    start_id = split.tokenizer.start_id(language)
+    greedy = GenerationSettings(language=language)
 
     def of_batch(item: EncodedBatch) -> list[str]:
-        return write_captions(split.model, split.tokenizer, item.features, start_id, split.max_tokens)
+        keys = item.batch.image_key
+        written = write_captions(split.model, split.tokenizer, item.features, greedy, keys, split.max_tokens)
+        return [of_image[0].text for of_image in written]
 
     split.written[language] = list(chain.from_iterable(split.over_batches(of_batch)))
     return split.written[language]

@@ -16,22 +16,59 @@ from mmlm.core.ranges import check_heads
 class KeyValueCache:
     """Keys and values of all tokens that one attention layer has read so far, for decoding token by token.
 
-    float[C, K, T, d] each, for K key-value heads. T grows with every ``extend``.
+    Those of a caption lie in memory that is taken once, at the first ``extend``. Those of a prefix, which all captions
+    of an image read, are there once an image.
     """
 
+    room: int
+    """Tokens of a caption that find place."""
+    shared: tuple[Tensor, Tensor] | None = None
+    """float[B, K, M, d] each, for K key-value heads: keys and values of each image's prefix, before its captions."""
     keys: Tensor | None = None
+    """float[C, K, room, d], C a multiple of B: of the captions, image by image; beyond ``num_tokens`` undefined."""
     values: Tensor | None = None
+    """As ``keys``."""
+    num_tokens: int = 0
+    """T, tokens of every caption so far, without the prefix."""
 
     @property
     def length(self) -> int:
-        """T, the tokens in the cache."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        """The tokens that a new one finds before it: prefix and caption."""
+        return self.num_tokens + (0 if self.shared is None else self.shared[0].shape[2])
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends keys and values float[C, K, t, d] and returns those of all T + t tokens."""
-        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
-        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
-        return self.keys, self.values
+        """Appends keys and values float[C, K, t, d] and returns those of all T + t tokens of the captions.
+
+        Raises ValueError if there is no room for them.
+        """
+        start, end = self.num_tokens, self.num_tokens + keys.shape[2]
+        if end > self.room:
+            raise ValueError(f"{end} tokens are more than the cache has room for, {self.room}")
+        if self.keys is None or self.values is None:
+            shape = (*keys.shape[:2], self.room, keys.shape[3])
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        self.num_tokens = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """The captions ``target`` int64[n] get the tokens of the captions ``source`` int64[n], none of them in both."""
+        for kept in (self.keys, self.values):
+            if kept is not None:
+                kept[target, :, : self.num_tokens] = kept[source, :, : self.num_tokens]
+
+    def keep_rows(self, images: Tensor, rows: Tensor) -> None:
+        """Only the prefixes of ``images`` and the captions ``rows``, int64[n] each, remain, in this order."""
+        if self.shared is not None:
+            self.shared = self.shared[0][images], self.shared[1][images]
+        self.keys = None if self.keys is None else self.keys[rows]
+        self.values = None if self.values is None else self.values[rows]
+
+
+def rows_of_images(images: Tensor, copies: int) -> Tensor:
+    """int64[n * copies]: the rows of the captions of ``images`` int64[n], if every image has ``copies`` of them."""
+    return (images[:, None] * copies + torch.arange(copies, device=images.device)).flatten()
 
 
 @dataclass
@@ -111,6 +148,59 @@ class MultiHeadAttention(nn.Module):
             queries, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
         return out.transpose(1, 2).flatten(2)
+
+    def attend_copies(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """``attend`` where several captions read each memory: queries float[B * n, H, t, d] -> float[B * n, t, D].
+
+        Keys and values are float[B, K, M, d]. The n captions of an image are queries side by side, so that its keys
+        are neither copied nor read more than once.
+        """
+        copies, num_tokens = len(queries) // len(keys), queries.shape[2]
+        if copies == 1:
+            return self.attend(queries, keys, values)
+        out = self.attend(_side_by_side(queries, copies), keys, values)
+        return out.unflatten(1, (copies, num_tokens)).flatten(0, 1)
+
+    def attend_behind(self, queries: Tensor, shared: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> Tensor:
+        """One softmax over the prefix of an image and, causal, over a caption's own tokens -> float[B * n, t, D].
+
+        Args:
+            queries: float[B * n, H, t, d], the last t tokens of each caption.
+            shared: keys and values of the prefixes, float[B, K, M, d] each, read as in ``attend_copies``.
+            own: those of each caption's T tokens, float[B * n, K, T, d] each.
+        """
+        (prefix_keys, prefix_values), (keys, values) = shared, own
+        copies, (num_tokens, num_keys) = len(queries) // len(prefix_keys), (queries.shape[2], keys.shape[2])
+        queries = queries / math.sqrt(queries.shape[-1])
+        to_prefix = _grouped(_side_by_side(queries, copies), prefix_keys.transpose(-1, -2))
+        to_own = _grouped(queries, keys.transpose(-1, -2))
+        if num_tokens > 1:
+            seen = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=keys.device).tril(num_keys - num_tokens)
+            to_own = to_own.masked_fill(~seen, -torch.inf)
+        scores = torch.cat([_one_below_another(to_prefix, copies), to_own], dim=-1)
+        weights = scores.softmax(dim=-1).to(values.dtype)
+        on_prefix, on_own = weights.split([prefix_keys.shape[2], num_keys], dim=-1)
+        read = _one_below_another(_grouped(_side_by_side(on_prefix, copies), prefix_values), copies)
+        return (read + _grouped(on_own, values)).transpose(1, 2).flatten(2)
+
+
+def _side_by_side(x: Tensor, copies: int) -> Tensor:
+    """[B * n, H, t, d] -> [B, H, n * t, d]."""
+    return x.unflatten(0, (-1, copies)).transpose(1, 2).flatten(2, 3)
+
+
+def _one_below_another(x: Tensor, copies: int) -> Tensor:
+    """[B, H, n * t, d] -> [B * n, H, t, d]."""
+    return x.unflatten(2, (copies, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _grouped(x: Tensor, y: Tensor) -> Tensor:
+    """[C, H, t, a] @ [C, K, a, b] -> [C, H, t, b], where each of the K serves H / K in a row."""
+    groups = x.shape[1] // y.shape[1]
+    if groups == 1:
+        return x @ y
+    product = x.unflatten(1, (-1, groups)).flatten(2, 3) @ y
+    return product.unflatten(2, (groups, -1)).flatten(1, 2)
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -236,12 +236,12 @@ class ImageTextModel(nn.Module):
         given = (batch.tokens, batch.lengths, _needed(features.memory), batch.image_index)
         return never_empty.hidden(_needed(self.decoder), *given)
 
-    def start_decoding(self, features: ImageFeatures) -> Any:
-        """An empty cache for ``decode``; caption i reads image i."""
-        return _needed(self.decoder).start_decoding(_needed(features.memory))
+    def start_decoding(self, features: ImageFeatures, room: int | None = None) -> Any:
+        """An empty cache for ``decode``, with room for captions of ``room`` tokens; see ``Decoder``."""
+        return _needed(self.decoder).start_decoding(_needed(features.memory), room)
 
     def decode(self, tokens: Tensor, cache: Any) -> Tensor:
-        """The next int64[B, t] tokens -> logits float32[B, t, V]. Appends these tokens to ``cache``, in place."""
+        """The next int64[B * n, t] tokens -> logits float32[B * n, t, V]; see ``Decoder``. Changes ``cache``."""
         return _needed(self.decoder).decode(tokens, cache).float()
 
     def attention_maps(self, batch: Batch) -> Tensor:

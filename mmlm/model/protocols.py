@@ -201,6 +201,21 @@ class DecoderInputs:
     parameters that only serve ``text(...).pooled``: they would never get a gradient."""
 
 
+class DecodingCache(Protocol):
+    """What a decoder keeps from step to step of decoding, for B images and n captions of each, image by image."""
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """The captions ``target`` int64[k] go on from what the captions ``source`` int64[k] have read, in place.
+
+        A source and its target read the same image, and no caption is among both. Only what was read of text is copied.
+        """
+        ...
+
+    def keep_images(self, images: Tensor) -> None:
+        """Only ``images`` int64[k], ascending, and their captions go on, which from now on are counted among these."""
+        ...
+
+
 class Decoder(Protocol):
     """Text decoder. Its constructor may ask for ``DecoderInputs``."""
 
@@ -259,10 +274,18 @@ class Decoder(Protocol):
         """Same as ``hidden``, but attention and masked inputs follow ``pattern`` instead of left to right."""
         ...
 
-    def start_decoding(self, memory: Tensor) -> Any:
-        """float[B, M, Dm] -> an empty cache for ``decode``, of a type private to the decoder. Caption i reads row i."""
+    def start_decoding(self, memory: Tensor, room: int | None = None) -> Any:
+        """float[B, M, Dm] -> an empty cache for ``decode``, a ``DecodingCache`` of a type private to the decoder.
+
+        What the decoder computes of an image, it computes here, once. ``room`` is the number of tokens, the start
+        included, that captions will have at most; None is the longest that the decoder reads. Whoever has use for it
+        takes the memory for all of them at once.
+        """
         ...
 
     def decode(self, tokens: Tensor, cache: Any) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
+        """The next int64[B * n, t] tokens -> logits float[B * n, t, V]. Appends these tokens to ``cache``, in place.
+
+        n captions of each image stand together: caption i reads image i // n. n is the same in all calls.
+        """
         ...

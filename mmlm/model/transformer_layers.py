@@ -87,6 +87,8 @@ class DecoderLayer(nn.Module):
             queries, keys = rotate(queries, offset), rotate(keys, offset)
         if cache is not None:
             keys, values = cache.extend(keys, values)
+            if cache.shared is not None:
+                return attention.output(layout.pack(attention.attend_behind(queries, cache.shared, (keys, values))))
         out = attention.attend(queries, keys, values, mask=mask, causal=mask is None, record=record)
         return attention.output(layout.pack(out))
 
@@ -103,6 +105,8 @@ class DecoderLayer(nn.Module):
         assert self.cross_norm is not None, "it stands before the cross-attention"
         keys, values = memory
         queries = attention.heads(layout.pad(attention.query(self.cross_norm(x))))
+        if image_index is None and len(keys) != len(queries):
+            return attention.output(layout.pack(attention.attend_copies(queries, keys, values)))
         if image_index is not None:
             keys, values = rows_of(keys, image_index), rows_of(values, image_index)
         out = attention.output(layout.pack(attention.attend(queries, keys, values, record=record)))
@@ -131,8 +135,9 @@ class DecoderLayer(nn.Module):
             layout: where the packed states stand in [C, T].
             memory: float[B, M, Dm], or the result of ``memory_keys_values``. None leaves cross-attention out.
             image_index: int64[C], the row of ``memory`` each caption reads; a ``TEXT_ONLY`` caption reads nothing.
-                None: caption i reads row i.
-            mask: bool[C or 1, 1, T or 1, T], true where a token may look; None is causal attention.
+                None: caption i reads row i, or with C = B * n captions row i // n.
+            mask: bool[C or 1, 1, T or 1, T], true where a token may look; None is causal attention. Not with a
+                ``cache`` that has a prefix, behind which text is causal.
             cache: keys and values of earlier tokens; the new tokens are appended.
             self_record: collects the weights of the self-attention, float32[C, H, T, T].
             cross_record: collects the weights over the memory, float32[C, H, T, M].

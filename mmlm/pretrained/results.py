@@ -30,8 +30,11 @@ class WrittenCaption:
     token_log_probabilities: tuple[float, ...]
     """Of each token after those before it, natural logarithms; of the end token too, where the caption reached it."""
     alternatives: tuple["WrittenCaption", ...] = ()
-    """Other texts for the image, the most probable first."""
+    """Other captions of the image, the highest score first."""
     image: AnyImage | None = field(default=None, repr=False, compare=False)
+    score: float | None = field(default=None, compare=False)
+    """What the captions of an image are ordered by: log-probability under the rules / tokens ** length penalty, or the
+    similarity to the image where it decides."""
 
     @property
     def log_probability(self) -> float:

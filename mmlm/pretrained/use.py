@@ -1,6 +1,7 @@
 """What a trained model can do besides embedding and searching: caption, show where it looks, classify."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import overload
 
 from torch import Tensor
@@ -8,8 +9,8 @@ from torch import Tensor
 from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
 from mmlm.evaluation.attention import attention_of_tokens, words_of_tokens
-from mmlm.evaluation.decoding import greedy, repeated_start
-from mmlm.evaluation.n_best import Hypothesis, n_best
+from mmlm.evaluation.generation.captions import Written, check_settings, pixel_keys, write_captions
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.zero_shot import PLACE, check_templates, class_probabilities, class_prompts, class_vectors
 from mmlm.experiment.similarity_scale import chosen_scale
 from mmlm.pretrained.inputs import AnyImage, Given, check_text
@@ -30,6 +31,7 @@ class UsableModel(SearchingModel):
         language: str | None = None,
         batch_size: int = 64,
         *,
+        settings: GenerationSettings | None = None,
         alternatives: int = 0,
         progress: bool = False,
     ) -> WrittenCaption: ...
@@ -41,6 +43,7 @@ class UsableModel(SearchingModel):
         language: str | None = None,
         batch_size: int = 64,
         *,
+        settings: GenerationSettings | None = None,
         alternatives: int = 0,
         progress: bool = False,
     ) -> Results[WrittenCaption]: ...
@@ -51,33 +54,48 @@ class UsableModel(SearchingModel):
         language: str | None = None,
         batch_size: int = 64,
         *,
+        settings: GenerationSettings | None = None,
         alternatives: int = 0,
         progress: bool = False,
     ) -> WrittenCaption | Results[WrittenCaption]:
-        """A greedy caption (the most likely token at each step) of each image, with its log-probability.
+        """A caption of each image, with its log-probability: greedy, unless ``settings`` say how to decode.
 
-        ``language`` None is the model's own. ``alternatives`` asks for up to that many other texts, found by a beam of
-        one more; they may be more probable than the greedy caption, which they do not change. Raises UserError for a
-        model without a decoder, a language that the tokenizer lacks, and anything that is no image.
+        ``language`` is that of ``settings``; None is the model's own. Of the ``n`` captions that ``settings`` ask for,
+        the first is the result and the others are its ``alternatives``, the best first. Without ``settings``,
+        ``alternatives`` asks for up to that many other texts, the most probable ones that a beam of one more finds;
+        they may be more probable than the greedy caption, which they do not change. A sample depends on the seed, the
+        pixels of the image and the settings. Raises UserError for a model without a decoder, a language that the
+        tokenizer lacks, settings that the model has no room for, and anything that is no image.
         """
         if self.model.decoder is None:
             raise UserError("caption: this model has no decoder; it can encode_image and encode_text")
         if alternatives < 0:
             raise UserError(f"alternatives: {alternatives} must be at least 0")
-        tokenizer, most = self.tokenizer, self.config.max_tokens
-        start_id = tokenizer.start_id(language or self.config.language)
+        if alternatives and settings is not None:
+            raise UserError(f"alternatives: {alternatives} is for greedy captions; set n in settings instead")
+        language = language or self.config.language
+        main, beam = settings or GenerationSettings(), None
+        if alternatives:
+            beam = GenerationSettings(beams=alternatives + 1, n=alternatives + 1, length_penalty=0.0)
+        check_settings(self.tokenizer, main, self.config.max_tokens, language)
         given: Given[AnyImage] = Given.of("images", images)
 
         def work(first: int, some: Sequence[AnyImage]) -> list[WrittenCaption]:
+            seen = self._see(given, first, some)
             with self._computing():
-                features = self.model.encode_image(self._see(given, first, some))
-                starts = repeated_start(features, start_id)
-                written = greedy(self.model, features, starts, tokenizer.end_id, tokenizer.pad_id, most)
-                others: list[list[Hypothesis]] = [[] for _ in some]
-                if alternatives:
-                    others = n_best(self.model, features, starts, tokenizer.end_id, most, alternatives + 1)
-            rows = zip(some, written.tokens.tolist(), written.log_probabilities.tolist(), others, strict=True)
-            return [self._written(image, ids, terms, beam, alternatives) for image, ids, terms, beam in rows]
+                features, keys = self.model.encode_image(seen), pixel_keys(seen)
+
+                def written(by: GenerationSettings) -> list[list[Written]]:
+                    most = self.config.max_tokens
+                    return write_captions(self.model, self.tokenizer, features, by, keys, most, language)
+
+                found = written(main)
+                if beam is not None:
+                    found = [
+                        _distinct([*one, *more])[: alternatives + 1]
+                        for one, more in zip(found, written(beam), strict=True)
+                    ]
+            return [_caption(image, of_image) for image, of_image in zip(some, found, strict=True)]
 
         captions = given.in_batches(batch_size, work, "captioning", progress)
         return captions[0] if given.single else Results(captions)
@@ -185,24 +203,6 @@ class UsableModel(SearchingModel):
 
     # Steps of the calls
 
-    def _written(
-        self,
-        image: AnyImage,
-        tokens: Sequence[int],
-        terms: Sequence[float],
-        others: Sequence[Hypothesis],
-        alternatives: int,
-    ) -> WrittenCaption:
-        """A caption from its ids with padding, and the hypotheses of a beam of which those of other texts are kept."""
-        end = self.tokenizer.end_id
-        length = list(tokens).index(end) + 1 if end in tokens else len(tokens)
-        text = self.tokenizer.decode(tokens)
-        kept = {text: WrittenCaption(text, tuple(terms[:length]))}
-        for other in others:
-            said = self.tokenizer.decode(other.tokens)
-            kept.setdefault(said, WrittenCaption(said, other.log_probabilities, image=image))
-        return WrittenCaption(text, tuple(terms[:length]), tuple(kept.values())[1 : alternatives + 1], image)
-
     def _attention(self, seen: Tensor, caption: Caption) -> Attention:
         """Of the image uint8[1, 3, S, S] and its text."""
         with self._computing():
@@ -210,3 +210,19 @@ class UsableModel(SearchingModel):
         words, word_maps = words_of_tokens(self.tokenizer, ids, maps)
         tokens = tuple(self.tokenizer.decode([one]) for one in ids)
         return Attention(caption.text, tokens, maps, tuple(words), word_maps, seen[0].cpu())
+
+
+def _distinct(written: Sequence[Written]) -> list[Written]:
+    """The first of each text, in order."""
+    first: dict[str, Written] = {}
+    for one in written:
+        first.setdefault(one.text, one)
+    return list(first.values())
+
+
+def _caption(image: AnyImage, written: Sequence[Written]) -> WrittenCaption:
+    """The first of an image's captions, with the others as its alternatives."""
+    first, *others = (
+        WrittenCaption(one.text, one.hypothesis.log_probabilities, (), image, one.score) for one in written
+    )
+    return replace(first, alternatives=tuple(others))

@@ -1,6 +1,7 @@
 """Hand-made splits and a small random model that encodes them, for tests in this process and in several."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
+from mmlm.model.attention import rows_of_images
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
@@ -54,13 +56,34 @@ def evaluation_batches(source: Source, tokenizer: Tokenizer, batch_size: int) ->
 class RandomTable:
     """Logits by the two tokens before, ``features[b]`` float[V, V, V], and by the position, so that none are equal."""
 
-    def start_decoding(self, features: Tensor) -> list[Tensor]:
-        return [features, torch.zeros(len(features), 1, dtype=torch.int64)]
+    def start_decoding(self, features: Tensor, room: int | None = None) -> "ReadSoFar":
+        return ReadSoFar(features, torch.zeros(len(features), 1, dtype=torch.int64), room)
 
-    def decode(self, tokens: Tensor, cache: list[Tensor]) -> Tensor:
-        features, before = cache
-        read = torch.cat([before, tokens], dim=1)
-        cache[1] = read
-        rows = torch.arange(len(read))[:, None]
+    def decode(self, tokens: Tensor, cache: "ReadSoFar") -> Tensor:
+        copies = len(tokens) // len(cache.features)
+        if len(cache.read) != len(tokens):
+            cache.read = cache.read.repeat_interleave(copies, dim=0)
+        read = cache.read = torch.cat([cache.read, tokens], dim=1)
+        if cache.room is not None:
+            assert read.shape[1] - 1 <= cache.room
+        rows = torch.arange(len(read))[:, None] // copies
         places = torch.arange(1, read.shape[1])[None, :, None]
-        return (features[rows, read[:, :-1], read[:, 1:]] * (1 + places / 10))[:, -tokens.shape[1] :]
+        return (cache.features[rows, read[:, :-1], read[:, 1:]] * (1 + places / 10))[:, -tokens.shape[1] :]
+
+
+@dataclass
+class ReadSoFar:
+    """The cache of a ``RandomTable``."""
+
+    features: Tensor
+    read: Tensor
+    """int64[B * n, t + 1]: a 0 and the tokens so far."""
+    room: int | None
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        assert not set(source.tolist()) & set(target.tolist())
+        self.read[target] = self.read[source]
+
+    def keep_images(self, images: Tensor) -> None:
+        rows = rows_of_images(images, len(self.read) // len(self.features))
+        self.features, self.read = self.features[images], self.read[rows]

@@ -156,15 +156,25 @@ class Parrot(nn.Module):
         super().__init__()
         self.sentences, self.started = sentences, []
 
-    def start_decoding(self, features) -> dict[str, object]:
-        return {"rows": features.memory[:, 0, 0].long().tolist(), "place": 0}
+    def start_decoding(self, features, room: int | None = None) -> "Recited":
+        return Recited(features.memory[:, 0, 0].long().tolist())
 
-    def decode(self, tokens: torch.Tensor, cache: dict[str, object]) -> torch.Tensor:
-        if cache["place"] == 0:
+    def decode(self, tokens: torch.Tensor, cache: "Recited") -> torch.Tensor:
+        if cache.place == 0:
             self.started += tokens[:, 0].tolist()
-        said = [self.sentences[row][cache["place"]] for row in cache["rows"]]
-        cache["place"] += 1
+        said = [self.sentences[row][cache.place] for row in cache.rows]
+        cache.place += 1
         return F.one_hot(torch.tensor(said), 400).float()[:, None]
+
+
+class Recited:
+    """The cache of a parrot."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows, self.place = rows, 0
+
+    def keep_images(self, images: torch.Tensor) -> None:
+        self.rows = [self.rows[image] for image in images.tolist()]
 
 
 def parroting(split: EncodedSplit, sentences: list[str]) -> EncodedSplit:

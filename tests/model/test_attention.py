@@ -14,7 +14,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_cache_grows_along_the_tokens():
-    cache = KeyValueCache()
+    cache = KeyValueCache(room=9)
     assert cache.length == 0
     whole = noise(2, 3, 5, 4)
     cache.extend(whole[:, :, :2], -whole[:, :, :2])

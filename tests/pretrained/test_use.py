@@ -11,6 +11,7 @@ from PIL import Image
 from mmlm.core.errors import UserError
 from mmlm.core.views import EMBED
 from mmlm.data.images import read_image
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.experiment.build import build_transform
 from mmlm.experiment.experiment import build_experiment
 from mmlm.model.attention import AttentionRecord
@@ -140,6 +141,31 @@ def test_captions_do_not_depend_on_batches_and_alternatives(model, files):
         assert all(total < 0 for total in totals)
     assert model.caption([]) == []
     assert [c.image for c in captions] == files
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [GenerationSettings(beams=4, n=3), GenerationSettings(temperature=1.0, top_p=0.9, n=3, seed=4)],
+    ids=["beam", "samples"],
+)
+def test_captions_by_settings(model, files, settings):
+    captions = likely_to_end(model).caption(files, settings=settings)
+    for other in (
+        model.caption(files, batch_size=3, settings=settings),
+        model.caption(files[::-1], settings=settings)[::-1],
+        [model.caption(file, settings=settings) for file in files],
+    ):
+        for one, two in zip(captions, other, strict=True):
+            assert (one.text, [a.text for a in one.alternatives]) == (two.text, [a.text for a in two.alternatives])
+    for caption in captions:
+        several = [caption, *caption.alternatives]
+        assert len(several) == 3
+        assert [one.score for one in several] == sorted((one.score for one in several), reverse=True)
+        assert all(one.score == pytest.approx(one.per_token, abs=1e-5) for one in several)
+    prompted = model.caption(files[0], settings=GenerationSettings(prompt="a red", beams=2))
+    assert prompted.text.startswith("a red")
+    with pytest.raises(UserError, match="alternatives: 1 is for greedy captions; set n in settings instead"):
+        model.caption(files, settings=settings, alternatives=1)
 
 
 def test_a_language_of_captions_is_checked(make, model):

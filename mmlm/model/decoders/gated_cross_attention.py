@@ -21,7 +21,7 @@ class Memory:
     source: Tensor | tuple[Tensor, Tensor]
     """Memory float[B, M, Dm], or its keys and values from ``keys_values``, float[B, H, M, D/H] each."""
     image_index: Tensor | None = None
-    """int64[C]: the row each caption reads, or ``TEXT_ONLY``; None: caption i reads row i."""
+    """int64[C]: the row each caption reads, or ``TEXT_ONLY``; None: caption i reads row i, or of B * n row i // n."""
     record: AttentionRecord | None = None
     """Collects the attention weights over the memory, float32[C, H, T, M]; None in training."""
 
@@ -71,7 +71,10 @@ class GatedCrossAttention(nn.Module):
         if index is not None:
             keys, values = rows_of(keys, index), rows_of(values, index)
         queries = self.attention.heads(self.attention.query(self.attention_norm(x)))
-        read = self.attention.output(self.attention.attend(queries, keys, values, record=memory.record))
+        if index is None and memory.record is None:
+            read = self.attention.output(self.attention.attend_copies(queries, keys, values))
+        else:
+            read = self.attention.output(self.attention.attend(queries, keys, values, record=memory.record))
         seen = x + self.gate_attention.tanh() * read
         seen = seen + self.gate_feed_forward.tanh() * self.feed_forward(self.feed_forward_norm(seen))
         # ``rows_of`` gave a text-only caption the row of some image: it keeps ``x``.

@@ -1,13 +1,12 @@
 """Any causal language model of transformers as the decoder, with the image as a prefix or by gated cross-attention."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig
 
 from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError, UserError
@@ -24,23 +23,10 @@ from mmlm.model.decoders.language_model import (
     make_language_model,
     makes_attention_explicit,
 )
+from mmlm.model.decoders.language_model_cache import LanguageModelCache, empty_layers
 from mmlm.model.hugging_face_loading import fit_vocabulary
 from mmlm.model.packing import rows_of
 from mmlm.model.protocols import Fusion, TextStates
-
-
-@dataclass
-class LanguageModelCache:
-    """State that decoding keeps from step to step."""
-
-    layers: DynamicCache
-    """The language model's own keys and values."""
-    memories: list[Memory] = field(default_factory=list)
-    """The image's keys and values for each gated block, made once; empty with a prefix."""
-    prefix: Tensor | None = None
-    """float[B, M, D]: the prefix until the first call of ``decode``, which reads it; then, and without one, None."""
-    num_tokens: int = 0
-    """Text tokens decoded so far, without the prefix."""
 
 
 class HuggingFaceDecoder(nn.Module):
@@ -195,23 +181,24 @@ class HuggingFaceDecoder(nn.Module):
             record.weights += [w[:, :, num_memory:, :num_memory].float() * with_image for w in weights]
         return states[_between(states, start, start + lengths)]
 
-    def start_decoding(self, memory: Tensor) -> LanguageModelCache:
-        """Memory float[B, M, Dm] -> an empty cache, with the gated blocks' keys and values for all steps."""
-        layers = DynamicCache(config=self.lm.config)
-        if self.fusion == "prefix":
-            return LanguageModelCache(layers, prefix=self._prefix(memory))
-        return LanguageModelCache(layers, [Memory(block.keys_values(memory)) for block in self._blocks()])
+    def start_decoding(self, memory: Tensor, room: int | None = None) -> LanguageModelCache:
+        """See ``Decoder``: a cache of the prefix, or an empty one with the gated blocks' keys and values."""
+        room = self.max_tokens if room is None else room
+        if self.fusion != "prefix":
+            memories = [Memory(block.keys_values(memory)) for block in self._blocks()]
+            return LanguageModelCache(empty_layers(self.lm.config, room), len(memory), memories)
+        layers = empty_layers(self.lm.config, memory.shape[1] + room)
+        self._run(self._prefix(memory).to(self.head_weight.dtype), layers)
+        return LanguageModelCache(layers, len(memory))
 
     def decode(self, tokens: Tensor, cache: LanguageModelCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
+        """See ``Decoder``."""
         self._check_length(cache.num_tokens + tokens.shape[1])
-        inputs = self._embed(tokens)
-        if cache.prefix is not None:
-            inputs, cache.prefix = torch.cat([cache.prefix.to(inputs.dtype), inputs], dim=1), None
+        cache.spread(len(tokens))
         with reading(self._blocks(), cache.memories):
-            states = self._run(inputs, cache.layers)
+            states = self._run(self._embed(tokens), cache.layers)
         cache.num_tokens += tokens.shape[1]
-        return F.linear(states[:, -tokens.shape[1] :], self.head_weight)
+        return F.linear(states, self.head_weight)
 
     def _blocks(self) -> Sequence[GatedCrossAttention]:
         """The gated blocks; none with a prefix."""
@@ -225,7 +212,7 @@ class HuggingFaceDecoder(nn.Module):
         """Memory float[B, M, Dm] -> prefix embeddings float[B, M, D]."""
         return memory if self.prefix_projection is None else self.prefix_projection(memory)
 
-    def _run(self, embedded: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def _run(self, embedded: Tensor, cache: Cache | None = None) -> Tensor:
         """Embeddings float[C, T, D] -> states float[C, T, D] after the last norm."""
         # The name of the cache's argument depends on the architecture and on the version of transformers.
         cached = {} if cache is None else {str(cache_argument(self.lm)): cache}

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mmlm.model.attention import AttentionRecord
+from mmlm.model.attention import AttentionRecord, KeyValueCache
 from mmlm.model.packing import Layout, real_rows
 
 
@@ -41,3 +41,22 @@ def read_prefixed(
         # The part of the self-attention over [prefix, text] that goes from text to prefix.
         record.weights += [weights[:, :, num_memory:, :num_memory] for weights in full.weights]
     return real_rows(norm(x), layout, lengths, skip=num_memory)
+
+
+def prefix_caches(
+    layers: Iterable[nn.Module], prefix: Tensor, room: int, mask: Tensor | None = None
+) -> list[KeyValueCache]:
+    """The cache of each layer after the prefix float[B, M, D] of each image, with room for ``room`` tokens of text.
+
+    Tokens of a prefix see no text, so that their keys and values are the same at all steps and for all captions of an
+    image. ``mask`` bool[1, 1, 1 or M, M] says what they see of each other; None is causal attention.
+    """
+    layout = Layout(len(prefix), prefix.shape[1], None)
+    x, caches = layout.pack(prefix), []
+    for layer in layers:
+        cache = KeyValueCache(room=prefix.shape[1])
+        x = layer(x, layout, mask=mask, cache=cache)
+        assert cache.keys is not None, "the layer has filled it"
+        assert cache.values is not None, "the layer has filled it"
+        caches.append(KeyValueCache(room, shared=(cache.keys, cache.values)))
+    return caches

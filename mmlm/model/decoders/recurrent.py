@@ -10,7 +10,7 @@ from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.ranges import check_dropout
-from mmlm.model.attention import AttentionRecord
+from mmlm.model.attention import AttentionRecord, rows_of_images
 from mmlm.model.blocks import INIT_STD, init_linears
 from mmlm.model.decoders.recurrent_layers import (
     CELLS,
@@ -28,12 +28,29 @@ from mmlm.model.protocols import Fusion, TextStates
 
 @dataclass
 class RecurrentCache:
-    """Decoding's memory between two calls of ``decode``."""
+    """Decoding's memory between two calls of ``decode``; see ``DecodingCache``."""
 
     states: list[State]
-    """Each layer's state after the last token."""
+    """Each layer's state after the last token of each caption; before the first token one for each image."""
     image_context: ImageContext
-    """The images, with their keys projected."""
+    """The images, with their keys projected: once an image."""
+
+    @property
+    def copies(self) -> int:
+        """Captions of each image."""
+        return len(self.states[0][0]) // len(self.image_context.memory)
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """See ``DecodingCache``."""
+        for state in self.states:
+            for part in state:
+                part[target] = part[source]
+
+    def keep_images(self, images: Tensor) -> None:
+        """See ``DecodingCache``."""
+        rows = rows_of_images(images, self.copies)
+        self.states = [tuple(part[rows] for part in state) for state in self.states]
+        self.image_context = self.image_context.of_images(images)
 
 
 class RecurrentDecoder(nn.Module):
@@ -180,15 +197,18 @@ class RecurrentDecoder(nn.Module):
             out = out + self.context_output(outputs[0].context)
         return self.dropout(self.norm(out))
 
-    def start_decoding(self, memory: Tensor) -> RecurrentCache:
-        """Memory float[B, M, Dm] -> a cache with the initial states, and the attention's keys for all steps."""
+    def start_decoding(self, memory: Tensor, room: int | None = None) -> RecurrentCache:
+        """See ``Decoder``: the initial states, and the attention's keys for all steps. It has room for any length."""
         attention = cast(RecurrentLayer, self.layers[0]).attention
         assert attention is not None, "the first layer reads the image"
         image_context = attention.with_keys(self._image_context(memory))
         return RecurrentCache(self._initial_states(len(memory), image_context), image_context)
 
     def decode(self, tokens: Tensor, cache: RecurrentCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]. Updates the states in ``cache``, in place."""
+        """See ``Decoder``. Updates the states in ``cache``, in place."""
+        copies = len(tokens) // (len(cache.image_context.memory) * cache.copies)
+        if copies > 1:  # the first tokens of several captions of each image
+            cache.states = [tuple(part.repeat_interleave(copies, 0) for part in state) for state in cache.states]
         steps = Steps.without_padding(tokens)
         x = self._embed(tokens, steps)
         outputs = self._run_layers(x, steps, cache.image_context, cache.states)

@@ -128,6 +128,11 @@ class ImageContext:
         has_image = None if self.has_image is None else self.has_image[:count]
         return replace(self, memory=self.memory[:count], has_image=has_image, keys=self.keys[:count])
 
+    def of_images(self, images: Tensor) -> "ImageContext":
+        """The context of these images int64[n] alone, for decoding: caption i reads row i, and the start is over."""
+        assert self.keys is not None, "decoding begins with the keys of every image"
+        return replace(self, images=self.images[images], memory=self.memory[images], keys=self.keys[images])
+
 
 class SoftAttention(nn.Module):
     """Attention of a hidden state over the memory of an image, once a step (Show, Attend and Tell).
@@ -157,9 +162,11 @@ class SoftAttention(nn.Module):
     def forward(self, hidden: Tensor, image_context: ImageContext) -> tuple[Tensor, Tensor]:
         """Hidden states float[n, D] of n captions and their images -> context float[n, Dm], weights float[n, M].
 
-        Both are 0 for a text-only caption.
+        Both are 0 for a text-only caption. With fewer images than captions, the captions of an image stand together.
         """
         assert image_context.keys is not None, "keys are made before the first step"
+        if len(image_context.keys) != len(hidden):
+            return self._of_copies(hidden, image_context.keys, image_context.memory)
         query = self.query(hidden)[:, None]
         if self.score is not None:
             scores = self.score(torch.tanh(image_context.keys + query)).squeeze(-1)
@@ -170,6 +177,17 @@ class SoftAttention(nn.Module):
             weights = weights * image_context.has_image
         context = (weights[:, None] @ image_context.memory).squeeze(1)
         return (context if self.gate is None else context * self.gate(hidden).sigmoid()), weights
+
+    def _of_copies(self, hidden: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` for several captions of each image, whose keys and memory are read where they are."""
+        query = self.query(hidden).unflatten(0, (len(keys), -1))
+        if self.score is not None:
+            scores = self.score(torch.tanh(keys[:, None] + query[:, :, None])).squeeze(-1)
+        else:
+            scores = query @ keys.transpose(1, 2) / math.sqrt(query.shape[-1])
+        weights = scores.softmax(dim=-1)
+        context = (weights @ memory).flatten(0, 1)
+        return (context if self.gate is None else context * self.gate(hidden).sigmoid()), weights.flatten(0, 1)
 
 
 @dataclass(frozen=True)

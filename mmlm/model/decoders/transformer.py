@@ -12,9 +12,9 @@ from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.ranges import check_dropout, check_heads, check_ratio
 from mmlm.core.views import TextPattern
-from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, visible_mask
+from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, rows_of_images, visible_mask
 from mmlm.model.blocks import INIT_STD, NORMS, FeedForwardKind, Norm, init_linears, sinusoidal_positions
-from mmlm.model.decoders.prefixed import read_prefixed
+from mmlm.model.decoders.prefixed import prefix_caches, read_prefixed
 from mmlm.model.packing import Layout, real_rows, rows_of
 from mmlm.model.protocols import Fusion, TextStates
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
@@ -28,21 +28,35 @@ OPEN_CLIP_PAD = 0
 
 @dataclass
 class DecoderCache:
-    """Keys and values that decoding keeps from step to step."""
+    """Keys and values that decoding keeps from step to step; see ``DecodingCache``."""
 
+    num_images: int
+    """B."""
     unimodal: list[KeyValueCache]
     """Self-attention of each unimodal layer."""
     multimodal: list[KeyValueCache]
-    """Self-attention of each multimodal layer; with a prefix, the image's keys and values come first."""
+    """Self-attention of each multimodal layer; with a prefix, each image's keys and values are there once."""
     memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Cross-attention keys and values of each multimodal layer, float[B, K, M, d], made once; empty with a prefix."""
-    prefix: Tensor | None = None
-    """float[B, M, D]: the prefix until the first call of ``decode``, which reads it; then, and without one, None."""
 
     @property
     def num_tokens(self) -> int:
         """Text tokens decoded so far, without the prefix."""
-        return self.unimodal[0].length
+        return self.unimodal[0].num_tokens
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """See ``DecodingCache``."""
+        for kept in (*self.unimodal, *self.multimodal):
+            kept.copy_rows(source, target)
+
+    def keep_images(self, images: Tensor) -> None:
+        """See ``DecodingCache``."""
+        keys = self.unimodal[0].keys
+        rows = rows_of_images(images, 1 if keys is None else len(keys) // self.num_images)
+        for kept in (*self.unimodal, *self.multimodal):
+            kept.keep_rows(images, rows)
+        self.memory = [(keys[images], values[images]) for keys, values in self.memory]
+        self.num_images = len(images)
 
 
 class TransformerDecoder(nn.Module):
@@ -314,32 +328,25 @@ class TransformerDecoder(nn.Module):
         if num_tokens > self.max_tokens:
             raise ValueError(f"{num_tokens} tokens are more than the decoder's max_tokens {self.max_tokens}")
 
-    def start_decoding(self, memory: Tensor) -> DecoderCache:
-        """Memory float[B, M, Dm] -> an empty cache, with the cross-attention's keys and values for all steps."""
-        cache = DecoderCache(
-            unimodal=[KeyValueCache() for _ in self.unimodal_layers],
-            multimodal=[KeyValueCache() for _ in self.multimodal_layers],
-        )
+    def start_decoding(self, memory: Tensor, room: int | None = None) -> DecoderCache:
+        """See ``Decoder``: an empty cache, with all that the layers read of the images."""
+        room = self.max_tokens if room is None else room
+        unimodal = [KeyValueCache(room) for _ in self.unimodal_layers]
         if self.fusion == "prefix":
-            cache.prefix = self._prefix(memory)
-        else:
-            layers = [cast(DecoderLayer, layer) for layer in self.multimodal_layers]
-            cache.memory = [layer.memory_keys_values(memory) for layer in layers]
-        return cache
+            prefix = self._prefix(memory).to(self.token_embedding.weight.dtype)
+            return DecoderCache(len(memory), unimodal, prefix_caches(self.multimodal_layers, prefix, room))
+        layers = [cast(DecoderLayer, layer) for layer in self.multimodal_layers]
+        keys_values = [layer.memory_keys_values(memory) for layer in layers]
+        return DecoderCache(len(memory), unimodal, [KeyValueCache(room) for _ in layers], keys_values)
 
     def decode(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
+        """See ``Decoder``."""
         self._check_length(cache.num_tokens + tokens.shape[1])
         layout = Layout(len(tokens), tokens.shape[1], None)
         x = self._embed(tokens, layout, offset=cache.num_tokens)
         for layer, kept in zip(self.unimodal_layers, cache.unimodal, strict=True):
             x = layer(x, layout, cache=kept)
-        if cache.prefix is not None:
-            # First call: the multimodal layers read the prefix in front of these tokens, and it enters their caches.
-            x = torch.cat([cache.prefix.to(x.dtype), layout.pad(x)], dim=1)
-            layout = Layout(x.shape[0], x.shape[1], None)
-            x, cache.prefix = layout.pack(x), None
         memories: Sequence[tuple[Tensor, Tensor] | None] = cache.memory or [None] * len(self.multimodal_layers)
         for layer, kept, memory in zip(self.multimodal_layers, cache.multimodal, memories, strict=True):
             x = layer(x, layout, memory=memory, cache=kept)
-        return self.head(self.norm(layout.pad(x)[:, -tokens.shape[1] :]))
+        return self.head(self.norm(layout.pad(x)))

@@ -11,7 +11,7 @@ from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.ranges import check_counts, check_dropout, check_heads
 from mmlm.core.views import TextPattern
-from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, visible_mask
+from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, rows_of_images, visible_mask
 from mmlm.model.blocks import (
     INIT_STD,
     NORMS,
@@ -21,7 +21,7 @@ from mmlm.model.blocks import (
     init_linears,
     sinusoidal_positions,
 )
-from mmlm.model.decoders.prefixed import read_prefixed
+from mmlm.model.decoders.prefixed import prefix_caches, read_prefixed
 from mmlm.model.packing import Layout, real_rows, rows_of
 from mmlm.model.protocols import Fusion, TextStates
 from mmlm.model.text_encoders.pooling import pooled
@@ -30,19 +30,33 @@ from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
 
 @dataclass
 class StackCache:
-    """What decoding keeps from step to step."""
+    """What decoding keeps from step to step; see ``DecodingCache``."""
 
+    num_images: int
+    """B."""
     layers: list[KeyValueCache]
-    """Self-attention of each layer."""
+    """Self-attention of each layer; with a prefix, each image's keys and values are there once."""
     memory: list[tuple[Tensor, Tensor] | None]
     """Cross-attention keys and values of each layer, float[B, K, M, d], made once; None for a layer without."""
-    num_prefix: int = 0
-    """Image tokens that stand in front of the text in ``layers``."""
 
     @property
     def num_tokens(self) -> int:
         """Text tokens decoded so far."""
-        return self.layers[0].length - self.num_prefix
+        return self.layers[0].num_tokens
+
+    def copy_rows(self, source: Tensor, target: Tensor) -> None:
+        """See ``DecodingCache``."""
+        for kept in self.layers:
+            kept.copy_rows(source, target)
+
+    def keep_images(self, images: Tensor) -> None:
+        """See ``DecodingCache``."""
+        keys = self.layers[0].keys
+        rows = rows_of_images(images, 1 if keys is None else len(keys) // self.num_images)
+        for kept in self.layers:
+            kept.keep_rows(images, rows)
+        self.memory = [None if pair is None else (pair[0][images], pair[1][images]) for pair in self.memory]
+        self.num_images = len(images)
 
 
 class TwoPassDecoder(nn.Module):
@@ -225,27 +239,22 @@ class TwoPassDecoder(nn.Module):
         if num_tokens > self.max_tokens:
             raise ValueError(f"{num_tokens} tokens are more than the decoder's max_tokens {self.max_tokens}")
 
-    def start_decoding(self, memory: Tensor) -> StackCache:
-        """Memory float[B, M, Dm] -> a cache of all that the layers read of the image, and of no text."""
+    def start_decoding(self, memory: Tensor, room: int | None = None) -> StackCache:
+        """See ``Decoder``: a cache of all that the layers read of the images, and of no text."""
+        room = self.max_tokens if room is None else room
         layers = [cast(DecoderLayer, layer) for layer in self.layers]
-        kept = [KeyValueCache() for _ in layers]
         if self.fusion == "prefix":
-            # Image tokens see no text, so that their keys and values are the same at all steps.
-            num_memory = memory.shape[1]
-            everything = torch.ones(1, 1, 1, num_memory, dtype=torch.bool, device=memory.device)
-            layout = Layout(len(memory), num_memory, None)
-            x = layout.pack(self._prefix(memory).to(self.token_embedding.weight.dtype))
-            for layer, cache in zip(layers, kept, strict=True):
-                x = layer(x, layout, mask=everything, cache=cache)
-            return StackCache(kept, [None] * len(layers), num_memory)
+            everything = torch.ones(1, 1, 1, memory.shape[1], dtype=torch.bool, device=memory.device)
+            prefix = self._prefix(memory).to(self.token_embedding.weight.dtype)
+            return StackCache(len(memory), prefix_caches(layers, prefix, room, everything), [None] * len(layers))
         reads = [layer.cross_attention is not None for layer in layers]
         keys_values = [
             layer.memory_keys_values(memory) if read else None for layer, read in zip(layers, reads, strict=True)
         ]
-        return StackCache(kept, keys_values)
+        return StackCache(len(memory), [KeyValueCache(room) for _ in layers], keys_values)
 
     def decode(self, tokens: Tensor, cache: StackCache) -> Tensor:
-        """The next int64[B, t] tokens -> logits float[B, t, V]. Appends these tokens to ``cache``, in place."""
+        """See ``Decoder``."""
         self._check_length(cache.num_tokens + tokens.shape[1])
         layout = Layout(len(tokens), tokens.shape[1], None)
         x = self._embed(tokens, layout, offset=cache.num_tokens)

@@ -16,7 +16,9 @@ from transformers import (
 
 from mmlm.core.errors import UserError
 from mmlm.data.tokenizers.hugging_face import HuggingFace
-from mmlm.evaluation.decoding import greedy
+from mmlm.evaluation.generation.logit_rules import LogitRules
+from mmlm.evaluation.generation.step_by_step import write_step_by_step
+from mmlm.evaluation.generation.task import Task
 from mmlm.model.decoders.hugging_face import HuggingFaceDecoder
 from mmlm.model.decoders.language_model import check_language_model
 
@@ -117,9 +119,10 @@ def test_a_padded_head_never_makes_an_id_without_a_token(checkpoint):
         decoder.lm.lm_head.weight[tokenizer.vocab_size :] *= 1000
     memory = torch.randn(3, M, 6)
     starts = torch.full((3,), tokenizer.start_id(None))
-    ids = greedy(decoder, memory, starts, tokenizer.end_id, tokenizer.pad_id, T).tokens
-    assert ids.max() < tokenizer.vocab_size
-    assert all(isinstance(tokenizer.decode(row), str) for row in ids.tolist())
+    task = Task(torch.arange(3), (tokenizer.start_id(None),), tokenizer.end_id, T, LogitRules(tokenizer.end_id))
+    written = [of_image[0].tokens for of_image in write_step_by_step(decoder, memory, task)]
+    assert max(map(max, written)) < tokenizer.vocab_size
+    assert all(isinstance(tokenizer.decode(ids), str) for ids in written)
     assert decoder.decode(starts[:, None], decoder.start_decoding(memory)).shape == (3, 1, tokenizer.vocab_size)
 
 

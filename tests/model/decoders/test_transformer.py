@@ -238,7 +238,7 @@ def test_decoding_computes_the_image_s_keys_once(fusion):
     if fusion == "cross_attention":
         assert calls == [memory.shape] * 2
     else:
-        assert calls[:2] == [(3 * (M + 1), WIDTH)] * 2
+        assert calls[:2] == [(3 * M, WIDTH)] * 2
         assert set(calls[2:]) == {(3, WIDTH)}
 
 
@@ -350,7 +350,7 @@ def test_every_variant_decodes_with_a_cache_as_without(fusion, variant):
 
 def test_the_cache_holds_key_value_heads_only():
     decoder, memory = make_decoder(num_key_value_heads=1), make_memory()
-    cache = decoder.start_decoding(memory)
+    cache = decoder.start_decoding(memory, room=2)
     decoder.decode(make_tokens()[:3, :2], cache)
     held = [cache.unimodal[0].keys, cache.multimodal[1].values, cache.memory[0][0], cache.memory[1][1]]
     assert [tensor.shape for tensor in held] == [(3, 1, n, WIDTH // 2) for n in (2, 2, M, M)]

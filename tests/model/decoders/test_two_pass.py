@@ -276,14 +276,14 @@ def test_layers_that_read_the_image_record_what_they_look_at(fusion, layers, pac
 def test_a_token_of_the_prefix_sees_all_of_the_image_and_no_text():
     """Found by what the cache holds of it: keys of the second layer are made of what the first has seen."""
     decoder, memory = make_decoder("prefix"), make_memory()
-    before = decoder.start_decoding(memory).layers[1].keys
+    before = decoder.start_decoding(memory).layers[1].shared[0]
     changed = memory.clone()
     changed[:, M - 1] += 1
-    difference = (decoder.start_decoding(changed).layers[1].keys - before).abs().amax(dim=(1, 3))
+    difference = (decoder.start_decoding(changed).layers[1].shared[0] - before).abs().amax(dim=(1, 3))
     assert (difference > 1e-6).all(), "the first image token sees the last"
     cache = decoder.start_decoding(memory)
     decoder.decode(make_tokens()[:3], cache)
-    assert torch.equal(cache.layers[1].keys[:, :, :M], before)
+    assert torch.equal(cache.layers[1].shared[0], before)
 
 
 def test_a_prefix_of_the_decoder_s_own_width_enters_as_it_is():
