@@ -102,6 +102,7 @@ def accepted(slot: str, names: list[str]) -> set[str]:
 
 SOURCES_WITHOUT_AN_OPTION = {
     "mmlm.data.captioned_images.CaptionedImages",
+    "mmlm.data.contrast_files.ContrastFiles",
     "mmlm.data.parquet_table.ParquetTable",
     "mmlm.data.text_lines.TextLines",
     "mmlm.data.without.Without",
