@@ -145,13 +145,13 @@ def _sugarcrepe(file: Path) -> Iterator[_Row]:
 def _aro(file: Path) -> Iterator[_Row]:
     for key, entry, where in _entries(file):
         contrast = Contrast(file.stem, _text(entry, "true_caption", where), _text(entry, "false_caption", where))
-        sides = [entry.get(f"bbox_{side}") for side in ("x", "y", "w", "h")]
+        given = [entry.get(f"bbox_{side}") for side in ("x", "y", "w", "h")]
         box = None
-        if any(side is not None for side in sides):
-            if not all(isinstance(side, int | float) for side in sides):
-                raise UserError(f"{where}: bbox_x, bbox_y, bbox_w and bbox_h must be four numbers, not {sides}")
-            left, upper, width, height = map(int, sides)
-            box = (left, upper, width, height)
+        if any(side is not None for side in given):
+            numbers = [int(side) for side in given if isinstance(side, int | float)]
+            if len(numbers) < len(given):
+                raise UserError(f"{where}: bbox_x, bbox_y, bbox_w and bbox_h must be four numbers, not {given}")
+            box = (numbers[0], numbers[1], numbers[2], numbers[3])
         yield _Row(f"{file.stem}/{key}", _text(entry, "image_path", where), contrast, box)
 
 

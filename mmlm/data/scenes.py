@@ -19,6 +19,7 @@ from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_random import keyed_uniform, stream
 from mmlm.core.ranges import check_counts
 from mmlm.data.contrasts import Contrast, Contrasts
+from mmlm.data.regions import Region
 from mmlm.data.scene_drawing import COLOURS, GROUNDS, SHAPES, SIZES, UNITS, Drawn, coverage, paint
 
 Option = TypeVar("Option")
@@ -194,6 +195,12 @@ class Scenes:
         boxes = tuple(tuple(one.box for one in group) for group in groups)
         covered = torch.stack([of_group.sum(dim=0).clamp(max=1) for of_group in masks]).float()
         return Drawing(self._painted(draws, *groups), covered, boxes)
+
+    def regions(self, id: str) -> tuple[Region, ...]:
+        """See ``HasRegions``: the two groups, each by its words."""
+        index = self.index_of(id)
+        scene, masks = self.scene(index), self.drawing(index).masks
+        return tuple(Region(group.words, mask) for group, mask in zip((scene.first, scene.second), masks, strict=True))
 
     def index_of(self, id: str) -> int:
         """The position of the scene with this id."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.errors import UserError
-from mmlm.core.figure import Figure, FigureGroup
+from mmlm.core.figure import Figure, FigureGroup, Place
 from mmlm.core.intervals import share_interval
 from mmlm.core.keyed_random import keyed_integer, stable_hash
 from mmlm.core.ranges import check_counts
@@ -43,10 +43,17 @@ def _figures() -> dict[str, Figure]:
     """The declarations of all values, for each way of scoring."""
     found: dict[str, Figure] = {}
     for way, words in WAYS.items():
-        ends = {"low": f"{way}/low", "high": f"{way}/high"}
-        places = ("table", "chart", "compare", "console") if way == "embedding" else ("table", "chart", "compare")
+        places: tuple[Place, ...] = ("table", "chart", "compare")
         found[way] = Figure(
-            f"True over false, {way}", words, GROUP, share=True, higher_is_better=True, chance=0.5, shown=places, **ends
+            f"True over false, {way}",
+            words,
+            GROUP,
+            share=True,
+            higher_is_better=True,
+            chance=0.5,
+            low=f"{way}/low",
+            high=f"{way}/high",
+            shown=(*places, "console") if way == "embedding" else places,
         )
         found[f"{way}_by_kind"] = Figure(
             f"{way.capitalize()}, by what is false",
@@ -215,8 +222,8 @@ class Compositionality:
             scales = _spread(*similar), _spread(*likely)
             weight = choose_weight(partial(_accuracy, similar, likely, scales))
             for side, target in enumerate((true, false)):
-                parts = (scored[way][side][half] for way in ("embedding", "corrected"))
-                target[half] = blended(*parts, weight, scales)
+                first, second = scored["embedding"][side], scored["corrected"][side]
+                target[half] = blended(first[half], second[half], weight, scales)
             weights += [weight] * bool(half.any())
         return (true, false), sum(weights) / len(weights)
 
