@@ -40,6 +40,7 @@ OPTIONAL = {
     "open_clip",
     "resvg_py",
     "peft",
+    "sklearn",
     "liger_kernel",
     "cut_cross_entropy",
     "transformers",

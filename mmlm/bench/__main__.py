@@ -1,5 +1,5 @@
 """``python -m mmlm.bench``: tables of the cost of every part (``parts``), of whether it learns (``learns``), and of the
-cost of losses (``losses``), sources of many rows (``sources``), reading data (``data``) and captions (``generation``)."""
+cost of losses (``losses``), of many rows (``sources``), of reading data (``data``) and of captions (``generation``)."""
 
 from mmlm.bench.settings import (
     DataSettings,

@@ -69,6 +69,11 @@ class EvaluationBatches:
         self._encode = caption_encoder(tokenizer, max_tokens)
 
     @property
+    def origin(self) -> Source:
+        """Where the examples are from: a source that has them all, and maybe others."""
+        return self._source.source if isinstance(self._source, _Spaced) else self._source
+
+    @property
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
         return len(self.source)

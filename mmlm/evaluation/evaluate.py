@@ -9,7 +9,7 @@ import json
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -113,7 +113,7 @@ class Evaluation:
         with self.computing():
             split = encode_split(name, self.model, self.tokenizer, batches, self.device, self.max_tokens, self.tick)
         batches.corrupt = split.corrupt
-        return split
+        return replace(split, source=batches.origin)
 
     def scores(self, split: EncodedSplit) -> dict[str, float]:
         """The values of one split by ``evaluator/name``; retrieval's names have no prefix (``image_to_text/R@1``).

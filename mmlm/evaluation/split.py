@@ -22,6 +22,7 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.distributed import broadcast_object, gather_results, rank, world_size
 from mmlm.core.errors import UserError
+from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
 from mmlm.evaluation.texts import Concept, concepts_of, embed_texts
@@ -121,6 +122,9 @@ class EncodedSplit:
     """``id: reason`` of every image left out, in order."""
     tick: Callable[[str], None] = no_tick
     """Called before each batch that this rank works on, with a text for the watchdog: the rank is alive."""
+    source: Source | None = None
+    """Where the examples are from, for evaluators that ask what is known of them besides their captions; None:
+    unknown."""
     written: dict[str | None, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The captions that ``generate_captions`` has written, by language. A split with other features begins without."""
 

@@ -104,6 +104,7 @@ SOURCES_WITHOUT_AN_OPTION = {
     "mmlm.data.captioned_images.CaptionedImages",
     "mmlm.data.chosen.Chosen",
     "mmlm.data.image_rows.ImageRows",
+    "mmlm.data.contrast_files.ContrastFiles",
     "mmlm.data.text_lines.TextLines",
     "mmlm.data.without.Without",
 }

@@ -56,7 +56,13 @@ ELSEWHERE = {
         "tokenizer=byte_pair_multilingual",
         "encoder=vit_small_images",
     ),
-    *("objective=coca_sigmoid", "objective=coca_cappa", "evaluators=captioning", "objective=captioning"),
+    *(
+        "objective=coca_sigmoid",
+        "objective=coca_cappa",
+        "evaluators=captioning",
+        "evaluators=scenes",
+        "objective=captioning",
+    ),
     *("objective=contrastive", "freeze=lit", "freeze=lm_frozen", "freeze=text_locked"),
 }
 BESIDE = {

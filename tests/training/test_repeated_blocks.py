@@ -46,6 +46,7 @@ BLOCKS: Mapping[str, tuple[str, int]] = {
     "text_encoder=clip_tiny": ("CLIPEncoderLayer", 2),
     "text_encoder=bert_tiny": ("BertLayer", 2),
     "text_encoder=siglip": ("SiglipEncoderLayer", 2),
+    "text_encoder=bag_of_words": ("", 0),
 }
 """What the part of an option is a stack of. A gated decoder has a block of ours before each layer besides."""
 
