@@ -106,13 +106,20 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         """See :class:`mmlm.data.sources.Source`. Raises IndexError beyond the last example."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{index} is none of the mixture's {len(self)} examples")
-        # A turn is one pass of one source; _ends[turn] is the number of examples up to its end.
-        turn = bisect_right(self._ends, index)
+        turn = self._turn(index)
         name, source = self._turns[turn]
         example = source[index - (self._ends[turn - 1] if turn else 0)]
         return replace(example, id=f"{name}/{example.id}")
+
+    def origin(self, index: int) -> str:
+        """See :class:`mmlm.data.sources.NamesOrigins`."""
+        return self._turns[self._turn(index)][0]
+
+    def _turn(self, index: int) -> int:
+        """The turn (one pass of one source) that an example belongs to. Raises IndexError beyond the last example."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} is none of the mixture's {len(self)} examples")
+        return bisect_right(self._ends, index)  # _ends[turn] is the number of examples up to its end
 
     def captions(self) -> Iterator[Caption]:
         """See :class:`mmlm.data.sources.Source`; the captions of repeated examples are repeated."""

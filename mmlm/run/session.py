@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -34,7 +35,7 @@ from mmlm.launch.meeting import Meeting, is_lost_connection, joined
 from mmlm.launch.rank_info import COMMAND, Starter
 from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
-from mmlm.model.costs import ModelCosts
+from mmlm.model.costs import TrainingCosts
 from mmlm.record.changes import Changes, record_changes
 from mmlm.record.console import Console
 from mmlm.record.environment import describe_environment, save_environment
@@ -46,7 +47,7 @@ from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
 from mmlm.run.before_training import check_best_metric, tell_findings
 from mmlm.run.data_record import check_data
-from mmlm.run.header import header_rows, run_costs
+from mmlm.run.header import flops_values, header_rows, run_costs
 from mmlm.run.logged_samples import logged_samples
 from mmlm.run.preflight import Preflight, check_first_batch
 from mmlm.run.rehearsal import rehearse
@@ -154,7 +155,7 @@ class Session:
             request = stack.enter_context(stop_request(speaks=rank() == 0))
             costs = run_costs(self.config, self.experiment)
             on_rank_zero(lambda: self._record(costs))
-            self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))
+            self.console.header(header_rows(self.config, self.experiment, self.folder, costs.full, self.starter))
             tell_findings(self.config, self.experiment, self.console)
 
             # Only a run that could be resumed has its config recorded: a change that does not work leaves no trace.
@@ -173,7 +174,7 @@ class Session:
                 self.console.line(f"to train again add name=second; to train on from these weights add {weights}")
                 return 0
             try:
-                return self._train_and_finish(request)
+                return self._train_and_finish(request, costs)
             except (Interrupted, StopAsked):
                 return self._stopped(state.step)
 
@@ -220,13 +221,13 @@ class Session:
             tell=self.console.line,
         )
 
-    def _record(self, costs: ModelCosts) -> None:
+    def _record(self, costs: TrainingCosts) -> None:
         """Writes into the folder what the run is made of, unless it is there. Rank 0 calls it."""
         experiment = self.experiment
         if not (self.folder / TOKENIZER).is_dir():
             save_tokenizer(experiment.tokenizer, self.folder)
         if not (self.folder / ENVIRONMENT).exists():
-            environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs))
+            environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs.full))
             save_environment(environment, self.folder)
 
     def _record_changes(self) -> None:
@@ -238,7 +239,7 @@ class Session:
         objective = inner(self.experiment.state.train_step).objective
         return RunFigures(training_figures(objective.figures), evaluation_figures(self.experiment.evaluators))
 
-    def _train_and_finish(self, request: StopRequest) -> int:
+    def _train_and_finish(self, request: StopRequest, costs: TrainingCosts) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status.
 
         Raises Interrupted or StopAsked once what has been trained is on the disk, if ``request`` says so.
@@ -247,7 +248,7 @@ class Session:
         with NoLog() if rank() > 0 else MetricLog(self.folder, copies) as log:
             log.resume_from(state.step if state.step else None)
             if state.step < self.config.train.steps or state.owes_evaluation:
-                self._train(log, self._evaluation(request=request), Watch(request, self.watchdog.mark))
+                self._train(log, costs, self._evaluation(request=request), Watch(request, self.watchdog.mark))
             # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these
             # scores.
             self._finish(copies, self._evaluation(Precision.fp32, request), request)
@@ -258,7 +259,7 @@ class Session:
         run = LoggedRun(self.folder, "/".join(self.folder.parts[-3:]), config_values(self.config))
         return Copies(run, {} if rank() > 0 else build_loggers(self.config), self.console.line)
 
-    def _train(self, log: MetricLog | NoLog, evaluation: Evaluation, watch: Watch) -> None:
+    def _train(self, log: MetricLog | NoLog, costs: TrainingCosts, evaluation: Evaluation, watch: Watch) -> None:
         """Trains to the last step. Raises what ``fit`` raises, once the state is on the disk where that says so."""
         config, experiment, state = self.config, self.experiment, self.experiment.state
 
@@ -269,10 +270,12 @@ class Session:
         patience = timedelta(seconds=config.ranks.timeout_seconds)
         with CheckpointWriter(self.folder / CHECKPOINTS, config.train.keep_last, patience) as writer:
             checkpoints = RunCheckpoints(config, self.folder, writer, self.console)
-            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints)
+            places = inner(state.train_step).text_places
+            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints, places)
+            figures, flops = self._figures().training, partial(flops_values, experiment, costs)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
             try:
-                fit(state, settings, parts, Reporter(log, self.console, self._figures().training), watch)
+                fit(state, settings, parts, Reporter(log, self.console, figures, flops), watch)
             except (Interrupted, NonFiniteLoss):
                 writer.wait()  # both say that the state is saved
                 raise

@@ -37,6 +37,7 @@ from mmlm.training.settings import FitSettings
 from mmlm.training.spikes import LossSpike
 from mmlm.training.train_state import TrainState
 from mmlm.training.update import Differentiate, Update
+from mmlm.training.work import CountPlaces, Work
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Called with the step, while the module is in eval mode and holds the weights to judge; returns values by name, the
@@ -66,6 +67,8 @@ class FitParts:
     """Where batches go."""
     evaluate: Evaluate
     checkpoints: Checkpoints
+    places: CountPlaces | None = None
+    """How many places a step computes for text tokens; None: they are not counted."""
 
 
 def unwatched(what: str) -> None:
@@ -114,7 +117,12 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
     state.window.start()
     begun_at = state.step
     update = Update(
-        parts.differentiate, parts.device, settings.precision, settings.micro_batch_size, settings.clip_norm
+        parts.differentiate,
+        parts.device,
+        settings.precision,
+        settings.micro_batch_size,
+        settings.clip_norm,
+        parts.places,
     )
     pending, batches = Pending(settings, reporter.console), iter(state.loader)
     with reporter.console.progress(settings.steps, state.step) as progress:
@@ -122,6 +130,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             # One optimizer step. All of its work is given to the device; the CPU reads none of its results yet.
             torch.manual_seed(keyed_integer(state.seed, state.step, rank()))
             watch.mark(f"step {state.step + 1}: waiting for data")
+            asked = time.monotonic()
             try:
                 batch = _next(batches, watch.request)
             except (EndedBySignal, UserError) as end:
@@ -132,6 +141,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
                 if isinstance(end, EndedBySignal):
                     raise Interrupted(state.step, end.signal_name) from None
                 raise
+            state.window.work += Work(waited=time.monotonic() - asked)
             watch.mark(f"step {state.step + 1}: training")
             lr = set_learning_rate(state.optimizer, parts.schedule(state.step, settings.steps))
             pending.add(update(state, batch, is_diagnosed(state.step, settings), watch.request))

@@ -51,6 +51,7 @@ class Pending:
             found.signal_name = found.signal_name or verdict.signal_name
             state.corrupt += made.corrupt
             state.window.steps += 1
+            state.window.work += made.work
             if not verdict.updated:
                 # An overflow of float16 is no fault of the step: the loss scale has been lowered already.
                 if not verdict.overflowed:
