@@ -13,13 +13,14 @@ from mmlm.experiment.config import CONFIG_DIR
 from mmlm.experiment.run_identity import run_folder
 from mmlm.experiment.saved_run import load_run
 from mmlm.record.metrics import read_metrics
+from mmlm.training.reporter import OF_THE_CLOCK
 
 CPU = torch.device("cpu")
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
     """The metrics but for those of the clock."""
-    timed = ("seconds", "train/examples_per_second")
+    timed = ("seconds", *(f"train/{name}" for name in OF_THE_CLOCK))
     return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(folder / "metrics.jsonl")]
 
 

@@ -21,7 +21,7 @@ from mmlm.optim.schedules import Constant
 from mmlm.record.console import Console
 from mmlm.training.loop import FitParts, Watch, fit
 from mmlm.training.replicated import unwrapped
-from mmlm.training.reporter import Reporter
+from mmlm.training.reporter import OF_THE_CLOCK, Reporter
 from mmlm.training.settings import FitSettings
 from mmlm.training.train_state import TrainState
 
@@ -199,7 +199,7 @@ def expected_weights(steps: int, lr: float = 0.1) -> list[float]:
 def states_equal(first: Mapping[str, object], second: Mapping[str, object]) -> bool:
     if first.keys() != second.keys():
         return False
-    pairs = [(first[key], second[key]) for key in first if key != "seconds"]
+    pairs = [(first[key], second[key]) for key in first if key not in ("seconds", "waited")]
     return all(
         states_equal(a, b)
         if isinstance(a, dict)
@@ -214,4 +214,5 @@ def states_equal(first: Mapping[str, object], second: Mapping[str, object]) -> b
 
 def timeless(rows: Sequence[tuple[int, int, Mapping[str, float]]]) -> list[tuple[int, int, dict[str, float]]]:
     """Rows of metrics without what the clock says."""
-    return [(s, n, {k: v for k, v in values.items() if "per_second" not in k}) for s, n, values in rows]
+    timed = {f"train/{name}" for name in OF_THE_CLOCK}
+    return [(s, n, {k: v for k, v in values.items() if k not in timed}) for s, n, values in rows]

@@ -1,6 +1,7 @@
 """What is trained on: an image with its captions, and a padded batch of them."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -59,6 +60,18 @@ class ExampleTexts:
 
 
 @dataclass(frozen=True)
+class BatchTally:
+    """What is told of how a batch was made. Nothing is computed from it."""
+
+    cut_captions: int = 0
+    """Captions that are longer than the model reads."""
+    cut_tokens: int = 0
+    """Tokens that these have lost."""
+    by_source: Mapping[str, int] = field(default_factory=dict)
+    """Examples of each source of a mixture; empty where there is but one source."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch on one device; the only class that defines padding and the shift between inputs and targets.
 
@@ -91,6 +104,8 @@ class Batch:
     """Examples given to all ranks since the run's start, this batch included. 0 outside training."""
     epoch: int = 0
     """The epoch that the batch begins in, from 0: that of the first example of the global batch, on every rank."""
+    tally: BatchTally = field(default_factory=BatchTally)
+    """Of the whole share of the batch; that of its first micro-batch."""
 
     @property
     def inputs(self) -> Tensor:
@@ -165,6 +180,7 @@ class Batch:
             corrupt_at=self.corrupt_at if rows.start == 0 else (),
             position=self.position,
             epoch=self.epoch,
+            tally=self.tally if rows.start == 0 else BatchTally(),
         )
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -1,13 +1,14 @@
 """Makes a Batch of examples in two halves: the pixels, in a data worker, and the tokens, in the training process."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
+from mmlm.core.batch import TEXT_ONLY, Batch, BatchTally, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.tokenizer import Tokenizer, normalise_text
@@ -34,6 +35,8 @@ class Prepared:
     """``id: reason`` for each example that could not be read."""
     corrupt_at: tuple[int, ...] = ()
     """The place of each of those in the share."""
+    by_source: Mapping[str, int] = field(default_factory=dict)
+    """See ``BatchTally``; examples that could not be read do not count."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class EncodedCaption:
 
     ids: tuple[int, ...]
     key: int
+    lost: int = 0
+    """Tokens that did not fit."""
 
 
 CaptionEncoder = Callable[[Caption], EncodedCaption]
@@ -57,7 +62,10 @@ def caption_encoder(tokenizer: Tokenizer, max_tokens: int) -> CaptionEncoder:
 
     def encode(caption: Caption) -> EncodedCaption:
         ids = tokenizer.encode(caption.text, caption.language, max_tokens)
-        return EncodedCaption(tuple(ids), stable_hash(f"{caption.language}\0{normalise_text(caption.text)}"))
+        # Only a caption that fills all places can have been cut.
+        whole = tokenizer.encode(caption.text, caption.language, sys.maxsize) if len(ids) == max_tokens else ids
+        key = stable_hash(f"{caption.language}\0{normalise_text(caption.text)}")
+        return EncodedCaption(tuple(ids), key, len(whole) - len(ids))
 
     return lru_cache(maxsize=_CACHED_CAPTIONS)(encode)
 
@@ -119,6 +127,11 @@ def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens:
         ids=tuple(example.id for example in with_image),
         captions=tuple(captions),
         corrupt=prepared.corrupt,
+        tally=BatchTally(
+            cut_captions=sum(item.lost > 0 for item in encoded),
+            cut_tokens=sum(item.lost for item in encoded),
+            by_source=prepared.by_source,
+        ),
     )
 
 

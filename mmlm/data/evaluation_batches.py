@@ -71,7 +71,7 @@ class EvaluationBatches:
     @property
     def origin(self) -> Source:
         """Where the examples are from: a source that has them all, and maybe others."""
-        return self._source.source if isinstance(self._source, _Spaced) else self._source
+        return self.source.source if isinstance(self.source, _Spaced) else self.source
 
     @property
     def num_examples(self) -> int:

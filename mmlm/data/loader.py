@@ -7,7 +7,8 @@ worker or rank that makes them.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -20,7 +21,7 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.keyed_random import keyed_uniform, stream
 from mmlm.data.collate import DEFAULT_BUCKET, Prepared, caption_encoder, collate, prepare
 from mmlm.data.order import EpochOrder, Located
-from mmlm.data.sources import Source, read_example
+from mmlm.data.sources import NamesOrigins, Source, read_example
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 from mmlm.data.workers import Unshared, from_workers, hand_over, start_workers
@@ -96,7 +97,15 @@ class _Shares(Dataset):
             epochs, counts = located.epochs.unique_consecutive(return_counts=True)
             groups = zip(epochs.tolist(), located.indices.split(counts.tolist()), strict=True)
             uniforms = torch.cat([self._uniforms(epoch, indices) for epoch, indices in groups])
-        return prepare(examples, self._transform, uniforms)
+        prepared = prepare(examples, self._transform, uniforms)
+        return replace(prepared, by_source=self._origins(located.indices.tolist(), examples))
+
+    def _origins(self, indices: Sequence[int], examples: Sequence[Example | CorruptImage]) -> Mapping[str, int]:
+        """How many of the examples that could be read come from each source of a mixture."""
+        if not isinstance(self._source, NamesOrigins):
+            return {}
+        pairs = zip(indices, examples, strict=True)
+        return Counter(self._source.origin(index) for index, example in pairs if isinstance(example, Example))
 
     def _uniforms(self, epoch: int, indices: Tensor) -> Tensor:
         return keyed_uniform(self._seed, epoch, indices, self._transform.num_uniforms, _AUGMENT)

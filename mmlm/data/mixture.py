@@ -110,14 +110,14 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         """See :class:`mmlm.data.sources.Source`. Raises IndexError beyond the last example."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"{index} is none of the mixture's {len(self)} examples")
         name, source, row = self._find(index)
         example = source[row]
         return replace(example, id=f"{name}/{example.id}")
 
     def _find(self, index: int) -> tuple[str, Source, int]:
-        """The source of an index, its name, and the index in it."""
+        """The source of an index, its name, and the index in it. Raises IndexError beyond the last example."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} is none of the mixture's {len(self)} examples")
         # A turn is one pass of one source; _ends[turn] is the number of examples up to its end.
         turn = bisect_right(self._ends, index)
         name, source = self._turns[turn]
@@ -136,6 +136,10 @@ class Mixture:
     def by_windows(self, seed: int, window: int) -> MixtureWindows:
         """See :class:`mmlm.data.order.DrawsWindows`."""
         return MixtureWindows(self._sources, self._shares, seed, window)
+
+    def origin(self, index: int) -> str:
+        """See :class:`mmlm.data.sources.NamesOrigins`."""
+        return self._find(index)[0]
 
     def captions(self) -> Iterator[Caption]:
         """See :class:`mmlm.data.sources.Source`; the captions of repeated examples are repeated."""

@@ -63,6 +63,15 @@ def gives_bytes(source: Source) -> TypeGuard[GivesBytes]:
     return isinstance(source, GivesBytes)
 
 
+@runtime_checkable
+class NamesOrigins(Protocol):
+    """A source that is made of several: a mixture."""
+
+    def origin(self, index: int) -> str:
+        """The name of the source that the example at ``index`` comes from."""
+        ...
+
+
 def texts_of(source: Source) -> Iterator[ExampleTexts]:
     """Every example of ``source`` without its pixels, in order.
 

@@ -28,6 +28,53 @@ class ModelCosts:
     """FLOPs of one forward pass over one image and one caption; a multiply-add counts as 2."""
 
 
+IMAGE_PARTS = ("encoder", "bridge", "image_projection")
+"""The children of a model that run once an image; the others run once a caption."""
+
+
+@dataclass(frozen=True)
+class TrainingCosts:
+    """FLOPs of training steps, counted at two lengths of a caption, between which they are taken to grow evenly.
+
+    (Attention grows with the square of the length, which at lengths such as 77 is a small part.) Backward takes as many
+    FLOPs as forward for the gradients of a part's inputs, where something before it trains, and as many for those of
+    its weights, or the share of them that trains. What is computed a second time (micro-batches of a comparison,
+    activation checkpointing) does not count.
+    """
+
+    short: ModelCosts
+    short_tokens: int
+    full: ModelCosts
+    full_tokens: int
+
+    def flops(self, model: ImageTextModel, images: int, captions: int, tokens: int) -> float:
+        """Of steps over so many images, captions and tokens of all captions, with what trains in ``model`` now."""
+        found = 0.0
+        for name, passes in _passes(model).items():
+            short, full = self.short.flops[name], self.full.flops[name]
+            if name in IMAGE_PARTS:
+                found += passes * images * full
+                continue
+            a_token = (full - short) / max(1, self.full_tokens - self.short_tokens)
+            found += passes * (captions * (full - a_token * self.full_tokens) + tokens * a_token)
+        return found
+
+
+def _passes(model: ImageTextModel) -> dict[str, float]:
+    """How many times its forward FLOPs each part takes in a step, in the order in which data goes through the parts."""
+    found, trains_before = {}, {"image": False, "text": False}
+    order = ("encoder", "bridge", "image_projection", "text_encoder", "decoder", "text_norm", "text_projection")
+    children = dict(model.named_children())
+    for name in (name for name in order if name in children):
+        sizes = [(p.numel(), p.requires_grad) for p in children[name].parameters()]
+        share = sum(size for size, trains in sizes if trains) / max(1, sum(size for size, _ in sizes))
+        side = "image" if name in IMAGE_PARTS else "text"
+        read = trains_before[side] or (name == "decoder" and trains_before["image"])
+        trains_before[side] = read or share > 0
+        found[name] = 1 + float(trains_before[side]) + share
+    return found
+
+
 def model_costs(
     model: ImageTextModel,
     image_size: int,

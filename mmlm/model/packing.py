@@ -1,13 +1,25 @@
 """Captions without their padding, and the values of each caption's image."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-PACK_MULTIPLE = 64
-"""The number of packed rows is rounded up to a multiple of this, since each new shape compiles a kernel (oneDNN: 3 ms).
-"""
+_LEAST_MULTIPLE, _LARGEST_MULTIPLE = 8, 64
+MOST_PADDING = 0.03
+"""The share of the computed places that padding may take, in batches of ordinary size (from 267 tokens on)."""
+
+
+def pack_multiple(num_real: int) -> int:
+    """What the number of packed rows is rounded up to a multiple of: a power of two, at most 3% of the real tokens.
+
+    Each new shape compiles a kernel (oneDNN: 3 ms), so that there should be few of them.
+    """
+    multiple = _LARGEST_MULTIPLE
+    while multiple > max(_LEAST_MULTIPLE, MOST_PADDING * num_real):
+        multiple //= 2
+    return multiple
 
 
 @dataclass(frozen=True)
@@ -15,7 +27,7 @@ class Layout:
     """Converts C captions between padded ``[C, T, ...]`` and packed ``[P', ...]``.
 
     Token-wise layers (norms, projections, feed-forward) run on packed states: the real tokens of all captions, one
-    caption after the other, then a few padding places that fill P' up to a multiple of ``PACK_MULTIPLE``. Only
+    caption after the other, then a few padding places that fill P' up to a multiple of ``pack_multiple``. Only
     attention needs the padded states. In each padded row real tokens come first, so that causal attention never sees
     padding.
     """
@@ -28,24 +40,30 @@ class Layout:
     """P: number of real tokens; they come first in ``index``. Only set with packing."""
 
     @classmethod
-    def of_lengths(
-        cls, lengths: Tensor, num_tokens: int, packed: bool = True, multiple: int = PACK_MULTIPLE
-    ) -> "Layout":
+    def of_lengths(cls, lengths: Tensor, num_tokens: int, packed: bool = True, multiple: int | None = None) -> "Layout":
         """The layout of captions with ``lengths`` int64[C] real tokens, padded to ``num_tokens``.
 
-        With ``packed``, the number of tokens is read on the CPU, which waits for the device. On the meta device, where
-        there are no lengths to read, every place is kept.
+        P' is a multiple of ``multiple``; None is that of ``pack_multiple``. With ``packed``, the number of tokens is
+        read on the CPU, which waits for the device. On the meta device, where there are no lengths to read, every place
+        is kept.
         """
         if not packed or lengths.is_meta:
             return cls(len(lengths), num_tokens, None)
         real = cls.mask(lengths, num_tokens).flatten()
         index = real.nonzero().squeeze(1)
         num_real = len(index)
+        multiple = pack_multiple(num_real) if multiple is None else multiple
         if num_real % multiple:
             # The first padding places fill up; fewer than needed where the padded batch has no more.
             filler = (~real).nonzero().squeeze(1)[: -num_real % multiple]
             index = torch.cat([index, filler])
         return cls(len(lengths), num_tokens, index, num_real)
+
+    @staticmethod
+    def places(lengths: Tensor, num_tokens: int, packed: bool = True) -> int:
+        """P' of ``of_lengths``, or C * T without packing."""
+        num_real, most = int(lengths.sum()), len(lengths) * num_tokens
+        return min(most, num_real + -num_real % pack_multiple(num_real)) if packed else most
 
     @staticmethod
     def mask(lengths: Tensor, num_tokens: int) -> Tensor:
@@ -68,6 +86,39 @@ class Layout:
     def real(self, packed: Tensor) -> Tensor:
         """[P', ...] -> [P, ...]: real tokens only."""
         return packed if self.index is None else packed[: self.num_real]
+
+
+@dataclass(frozen=True)
+class LikeLengths:
+    """Captions of about one length."""
+
+    rows: Tensor
+    """int64[N]: their numbers, ascending."""
+    longest: int
+    """Tokens of the longest."""
+
+
+def like_lengths(lengths: Tensor) -> list[LikeLengths]:
+    """Few groups of captions, of int64[C] ``lengths``, of which at most ``MOST_PADDING`` is padding; C is at least 1.
+
+    From one group for each length on, the two neighbours are joined whose union adds the least padding, as long as that
+    is allowed. The lengths are read on the CPU, which waits for the device.
+    """
+    found = lengths.cpu().unique(return_counts=True)
+    # Of each group its shortest and longest caption, and how many there are.
+    groups = [(size, size, count) for size, count in zip(found[0].tolist(), found[1].tolist(), strict=True)]
+    allowed = MOST_PADDING * sum(size * count for size, _, count in groups)
+    while len(groups) > 1:
+        added = [(right[1] - left[1]) * left[2] for left, right in pairwise(groups)]
+        least = min(range(len(added)), key=added.__getitem__)
+        if added[least] > allowed:
+            break
+        allowed -= added[least]
+        left, right = groups[least : least + 2]
+        groups[least : least + 2] = [(left[0], right[1], left[2] + right[2])]
+    return [
+        LikeLengths(((lengths >= first) & (lengths <= last)).nonzero().squeeze(1), last) for first, last, _ in groups
+    ]
 
 
 def real_rows(packed: Tensor, layout: Layout, lengths: Tensor, skip: int = 0) -> Tensor:

@@ -6,25 +6,39 @@ import torch.distributed as dist
 
 from mmlm.core.computing import computing
 from mmlm.core.distributed import world_size
+from mmlm.core.peak_flops import peak_flops
 from mmlm.data.order import examples_per_epoch
 from mmlm.experiment.build import build_freeze
 from mmlm.experiment.config import Config
 from mmlm.experiment.experiment import Experiment
 from mmlm.launch.rank_info import Starter
-from mmlm.model.costs import ModelCosts, model_costs
+from mmlm.model.costs import ModelCosts, TrainingCosts, model_costs
 from mmlm.model.model import ImageTextModel
 from mmlm.model.protocols import MODEL_SLOTS
 from mmlm.record.environment import device_name
 from mmlm.training.train_step import inner
+from mmlm.training.work import Spent
 
 
-def run_costs(config: Config, experiment: Experiment) -> ModelCosts:
-    """Parameters and FLOPs of what this run trains."""
+def run_costs(config: Config, experiment: Experiment) -> TrainingCosts:
+    """Parameters and FLOPs of what this run trains, for captions of ``max_tokens`` and of half as many."""
     data, objective = config.data, inner(experiment.state.train_step).objective
+
+    def costs(num_tokens: int) -> ModelCosts:
+        return model_costs(experiment.model, data.image_size, num_tokens, objective.views, objective.pairs_per_image)
+
+    half = max(2, data.max_tokens // 2)
     with experiment.whole(), computing(experiment.device, experiment.precision):
-        return model_costs(
-            experiment.model, data.image_size, data.max_tokens, objective.views, objective.pairs_per_image
-        )
+        return TrainingCosts(costs(half), half, costs(data.max_tokens), data.max_tokens)
+
+
+def flops_values(experiment: Experiment, costs: TrainingCosts, spent: Spent) -> dict[str, float]:
+    """``tflops_per_second`` of what all ranks did and, where the device's peak is known, ``mfu``."""
+    work = spent.work
+    flops = costs.flops(experiment.model, work.images, work.captions, work.tokens) / spent.seconds
+    peak = peak_flops(experiment.device, experiment.precision)
+    utilisation = {} if peak is None else {"mfu": flops / (peak * spent.ranks)}
+    return {"tflops_per_second": flops / 1e12, **utilisation}
 
 
 def header_rows(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -35,7 +36,7 @@ from mmlm.launch.meeting import Meeting, is_lost_connection, joined
 from mmlm.launch.rank_info import COMMAND, Starter
 from mmlm.launch.requeue import forbid_requeue, in_step, requeue
 from mmlm.launch.watchdog import Watchdog
-from mmlm.model.costs import ModelCosts
+from mmlm.model.costs import TrainingCosts
 from mmlm.record.changes import Changes, record_changes
 from mmlm.record.console import Console
 from mmlm.record.environment import describe_environment, save_environment
@@ -48,7 +49,7 @@ from mmlm.reports.page import write_report
 from mmlm.run.before_training import check_best_metric, tell_findings
 from mmlm.run.data_overlap import overlap_of_run
 from mmlm.run.data_record import check_data
-from mmlm.run.header import header_rows, run_costs
+from mmlm.run.header import flops_values, header_rows, run_costs
 from mmlm.run.logged_samples import logged_samples
 from mmlm.run.preflight import Preflight, check_first_batch
 from mmlm.run.rehearsal import rehearse
@@ -157,7 +158,7 @@ class Session:
             request = stack.enter_context(stop_request(speaks=rank() == 0))
             costs = run_costs(self.config, self.experiment)
             on_rank_zero(lambda: self._record(costs))
-            self.console.header(header_rows(self.config, self.experiment, self.folder, costs, self.starter))
+            self.console.header(header_rows(self.config, self.experiment, self.folder, costs.full, self.starter))
             tell_findings(self.config, self.experiment, self.console)
             start = stack.enter_context(started(self.folder, self.console))
 
@@ -181,7 +182,7 @@ class Session:
                 self.console.line(f"to train again add name=second; to train on from these weights add {weights}")
                 return 0
             try:
-                return self._train_and_finish(Watch(request, self.watchdog.mark, start.doing))
+                return self._train_and_finish(Watch(request, self.watchdog.mark, start.doing), costs)
             except (Interrupted, StopAsked):
                 start.over()
                 return self._stopped(state.step)
@@ -229,13 +230,13 @@ class Session:
             tell=self.console.line,
         )
 
-    def _record(self, costs: ModelCosts) -> None:
+    def _record(self, costs: TrainingCosts) -> None:
         """Writes into the folder what the run is made of, unless it is there. Rank 0 calls it."""
         experiment = self.experiment
         if not (self.folder / TOKENIZER).is_dir():
             save_tokenizer(experiment.tokenizer, self.folder)
         if not (self.folder / ENVIRONMENT).exists():
-            environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs))
+            environment = describe_environment(experiment.device, experiment.precision, dataclasses.asdict(costs.full))
             save_environment(environment, self.folder)
 
     def _record_changes(self) -> None:
@@ -247,7 +248,7 @@ class Session:
         objective = inner(self.experiment.state.train_step).objective
         return RunFigures(training_figures(objective.figures), evaluation_figures(self.experiment.evaluators))
 
-    def _train_and_finish(self, watch: Watch) -> int:
+    def _train_and_finish(self, watch: Watch, costs: TrainingCosts) -> int:
         """Trains what is left of the run, if anything is, then writes scores and report; returns the exit status.
 
         Raises Interrupted or StopAsked once what has been trained is on the disk, if ``watch.request`` says so.
@@ -256,7 +257,7 @@ class Session:
         with NoLog() if rank() > 0 else MetricLog(self.folder, copies) as log:
             log.resume_from(state.step if state.step else None)
             if state.step < self.config.train.steps or state.owes_evaluation:
-                self._train(log, self._evaluation(request=watch.request), watch)
+                self._train(log, costs, self._evaluation(request=watch.request), watch)
             # In float32, whatever the run trains in: whoever loads the exported model computes so, and gets these
             # scores.
             self._finish(copies, self._evaluation(Precision.fp32, watch.request), watch.request)
@@ -267,7 +268,7 @@ class Session:
         run = LoggedRun(self.folder, "/".join(self.folder.parts[-3:]), config_values(self.config))
         return Copies(run, {} if rank() > 0 else build_loggers(self.config), self.console.line)
 
-    def _train(self, log: MetricLog | NoLog, evaluation: Evaluation, watch: Watch) -> None:
+    def _train(self, log: MetricLog | NoLog, costs: TrainingCosts, evaluation: Evaluation, watch: Watch) -> None:
         """Trains to the last step. Raises what ``fit`` raises, once the state is on the disk where that says so."""
         config, experiment, state = self.config, self.experiment, self.experiment.state
 
@@ -280,10 +281,12 @@ class Session:
             checkpoints = RunCheckpoints(config, self.folder, writer, self.console)
             loader = cast(TrainLoader, state.loader)
             limits = BadLimits(config.data.max_bad_share, config.data.max_bad_in_a_row, loader.examples_per_epoch)
-            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints, limits)
+            places = inner(state.train_step).text_places
+            parts = FitParts(experiment.schedule, backward, experiment.device, evaluate, checkpoints, limits, places)
+            figures, flops = self._figures().training, partial(flops_values, experiment, costs)
             settings = dataclasses.replace(config.train, precision=experiment.precision)
             try:
-                fit(state, settings, parts, Reporter(log, self.console, self._figures().training), watch)
+                fit(state, settings, parts, Reporter(log, self.console, figures, flops), watch)
             except (Interrupted, NonFiniteLoss, TooManyUnreadable):
                 writer.wait()  # all say that the state is saved
                 raise

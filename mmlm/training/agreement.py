@@ -9,6 +9,7 @@ from torch import Tensor
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.loss import Loss
 from mmlm.core.stop import asked_by
+from mmlm.training.work import Work
 
 
 class AsyncCopy:
@@ -120,3 +121,5 @@ class MadeStep:
     update_ratios: Mapping[str, float]
     """By part, how far the update moved the weights; empty unless the step is diagnosed."""
     result: PendingResult
+    work: Work
+    """What this rank's share of the batch was made of."""

@@ -38,6 +38,7 @@ from mmlm.training.settings import FitSettings
 from mmlm.training.spikes import LossSpike
 from mmlm.training.train_state import TrainState
 from mmlm.training.update import Differentiate, Update
+from mmlm.training.work import CountPlaces, Work
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Called with the step, while the module is in eval mode and holds the weights to judge; returns values by name, the
@@ -69,6 +70,8 @@ class FitParts:
     checkpoints: Checkpoints
     bad_limits: BadLimits | None = None
     """How many examples may be unreadable; None: any number."""
+    places: CountPlaces | None = None
+    """How many places a step computes for text tokens; None: they are not counted."""
 
 
 def unwatched(what: str) -> None:
@@ -124,7 +127,12 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
     state.window.start()
     begun_at = state.step
     update = Update(
-        parts.differentiate, parts.device, settings.precision, settings.micro_batch_size, settings.clip_norm
+        parts.differentiate,
+        parts.device,
+        settings.precision,
+        settings.micro_batch_size,
+        settings.clip_norm,
+        parts.places,
     )
     pending, batches = Pending(settings, reporter.console, parts.bad_limits), iter(state.loader)
     with reporter.console.progress(settings.steps, state.step) as progress:
@@ -133,6 +141,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
             torch.manual_seed(keyed_integer(state.seed, state.step, rank()))
             watch.mark(f"step {state.step + 1}: waiting for data")
             watch.doing(state.step + 1, ())
+            asked = time.monotonic()
             try:
                 batch = _next(batches, watch.request)
             except (EndedBySignal, UserError) as end:
@@ -143,6 +152,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
                 if isinstance(end, EndedBySignal):
                     raise Interrupted(state.step, end.signal_name) from None
                 raise
+            state.window.work += Work(waited=time.monotonic() - asked)
             watch.mark(f"step {state.step + 1}: training")
             watch.doing(state.step + 1, batch.ids)
             lr = set_learning_rate(state.optimizer, parts.schedule(state.step, settings.steps))

@@ -59,6 +59,7 @@ class Pending:
             if verdict.corrupt and self._bad_limits is not None:
                 found.failure = found.failure or self._too_many(state, made, self._bad_limits)
             state.window.steps += 1
+            state.window.work += made.work
             if not verdict.updated:
                 # An overflow of float16 is no fault of the step: the loss scale has been lowered already.
                 if not verdict.overflowed:

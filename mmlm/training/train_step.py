@@ -1,5 +1,6 @@
 """The one module that holds everything trainable: model, objectives and their weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -12,6 +13,7 @@ from mmlm.core.loss import Loss
 from mmlm.core.model_output import ModelOutput, Pairs
 from mmlm.core.views import EMBED, NO_VIEW_INPUTS, StepKey
 from mmlm.model.model import ImageTextModel
+from mmlm.model.text_places import TextPlaces, text_places
 from mmlm.objectives.objective import FusionObjective, required
 from mmlm.objectives.weighted_sum import BatchTotals, WeightedSum
 from mmlm.optim.freeze import FreezePlan
@@ -127,6 +129,12 @@ class TrainStep(nn.Module):
         loss = self.objective(output, batch, step_key, totals)
         loss = self._with_every_parameter(loss, step_key.step)
         return Undiagnosed.of(loss, output) if diagnose else loss
+
+    def text_places(self, batches: Sequence[Batch], step: int) -> TextPlaces:
+        """How many places the passes of an optimizer step compute for the tokens of micro-batches, on the CPU."""
+        views = self.objective.views_at(step)
+        counted = (text_places(self.model, batch.lengths, batch.tokens.shape[1], views) for batch in batches)
+        return sum(counted, TextPlaces())
 
     def _teacher_embeddings(self, batch: Batch, step_key: StepKey) -> ModelOutput | None:
         comparisons = self.objective.comparisons(step_key.step).values()

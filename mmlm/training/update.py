@@ -14,12 +14,14 @@ from mmlm.core.loss import Loss
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopRequest
 from mmlm.core.views import StepKey
+from mmlm.model.text_places import TextPlaces
 from mmlm.optim.gated import BuffersBefore, step_unless
 from mmlm.optim.optimizers import clip_gradients
 from mmlm.training.agreement import MadeStep, agree
 from mmlm.training.diagnosis import WeightsBefore
 from mmlm.training.replicated import unwrapped
 from mmlm.training.train_state import TrainState
+from mmlm.training.work import CountPlaces, Work
 
 
 class Differentiate(Protocol):
@@ -50,6 +52,7 @@ class Update:
     precision: Precision
     micro_batch_size: int | None
     clip_norm: float | None
+    places: CountPlaces | None = None
 
     def __call__(self, state: TrainState, batch: Batch, diagnosed: bool, request: StopRequest) -> MadeStep:
         """Updates ``state`` by a batch, unless a loss or gradient of any rank is not finite; does not count the step.
@@ -61,7 +64,9 @@ class Update:
         # turns out not to count.
         buffers = BuffersBefore(state.train_step)
         scale = None if state.loss_scale is None else state.loss_scale.scale
-        loss = self._backward(state, batch, diagnosed, scale)
+        batches = [batch] if self.micro_batch_size is None else batch.split(self.micro_batch_size)
+        work = Work.of(batches, TextPlaces() if self.places is None else self.places(batches, state.step))
+        loss = self._backward(state, batches, diagnosed, scale)
         norm = self._clip(state)
 
         # Whether the update is applied is known on the device only: reading it here would make the CPU wait. So the
@@ -77,10 +82,9 @@ class Update:
         if state.ema is not None:
             state.ema.update(unwrapped(state.train_step), state.step)
         bad = (batch.corrupt, batch.corrupt_at)
-        return MadeStep(state.step, batch.position, batch.ids, *bad, loss, norm, ratios, result)
+        return MadeStep(state.step, batch.position, batch.ids, *bad, loss, norm, ratios, result, work)
 
-    def _backward(self, state: TrainState, batch: Batch, diagnosed: bool, scale: Tensor | None) -> Loss:
-        batches = [batch] if self.micro_batch_size is None else batch.split(self.micro_batch_size)
+    def _backward(self, state: TrainState, batches: Sequence[Batch], diagnosed: bool, scale: Tensor | None) -> Loss:
         batches = [micro_batch.to(self.device) for micro_batch in batches]
         with computing(self.device, self.precision):
             return self.differentiate(state.train_step, batches, StepKey(state.seed, state.step), diagnosed, scale)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmlm.core.distributed import rank, sum_over_ranks
 from mmlm.core.figure import LOSS, TOTAL, WEIGHTED, Figure
 from mmlm.core.loss import Loss
+from mmlm.training.work import Spent, Work
 
 _LARGEST_LOG = 700.0
 """``exp`` of more is no float."""
@@ -109,6 +110,8 @@ class Window:
     """All of them, in order of appearance."""
     steps: int = 0
     """Steps seen, those that were left out included."""
+    work: Work = field(default_factory=Work)
+    """Of this rank, those of left out steps included."""
     seconds: float = 0.0
     """Of before the run was stopped, if it was since the last row."""
     started: float = field(default_factory=time.monotonic)
@@ -159,6 +162,10 @@ class Window:
                 more[f"{name}/perplexity"] = math.exp(min(means[name], _LARGEST_LOG))
         return Row(means | self.norms.values(), more | self.figures.values())
 
+    def spent(self, device: torch.device) -> Spent:
+        """What all ranks did since the last row; all of them take part."""
+        return Spent.over_ranks(self.work, time.monotonic() - self.started, device)
+
     def rate(self, batch_size: int) -> float:
         """Examples of all ranks a second of training, since the last row."""
         return self.steps * batch_size / max(1e-9, time.monotonic() - self.started)
@@ -173,6 +180,7 @@ class Window:
             "reweighted": sorted(self.reweighted),
             "terms": list(self.terms),
             "steps": self.steps,
+            "work": self.work.state_dict(),
             "seconds": time.monotonic() - self.started,
         }
 
@@ -188,6 +196,8 @@ class Window:
         if not same:
             others = [Means.restored(state["shares"], device) for state in states[1:]]
             shares = shares.plus(others, float(rank() == 0))
+        # A checkpoint of an earlier version knows of no work.
+        works = [state["work"] for state in ([mine] if same else states if rank() == 0 else []) if "work" in state]
         return cls(
             shares,
             Means.restored(mine["norms"], device),
@@ -196,5 +206,6 @@ class Window:
             set(mine["reweighted"]),
             list(mine["terms"]),
             mine["steps"],
+            Work.restored(works),
             mine["seconds"],
         )

@@ -2,10 +2,11 @@
 
 import torch
 
-from mmlm.core.batch import TEXT_ONLY, Caption, Example
+from mmlm.core.batch import TEXT_ONLY, BatchTally, Caption, Example
 from mmlm.core.errors import CorruptImage
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.collate import EncodedCaption, Prepared, caption_encoder, collate, prepare
+from mmlm.data.tokenizer import frame
 from mmlm.data.transforms import Transform
 
 PAD = 99
@@ -49,6 +50,20 @@ def test_a_batch_written_down():
     assert len({*batch.image_concept.tolist(), *batch.caption_concept.tolist()}) == 3
     assert batch.caption_key[0] == batch.caption_key[3] != batch.caption_key[1]
     assert batch.corrupt == ("b: is damaged",)
+
+
+def test_what_captions_lose_is_counted():
+    """Letters are tokens: of the limit's five, two are start and end."""
+
+    class Letters:
+        def encode(self, text: str, language: str | None, max_tokens: int) -> list[int]:
+            return frame(1, [ord(letter) for letter in text], 2, max_tokens)
+
+    encode = caption_encoder(Letters(), max_tokens=5)
+    assert [encode(Caption(text)).lost for text in ("ab", "abc", "abcd", "abcdefgh")] == [0, 0, 1, 5]
+    examples = [Example(text, None, (Caption(text), Caption("a"))) for text in ("ab", "abcd", "abcdefgh")]
+    batch = collate(prepare(examples, Transform(4, None), None), encode, PAD, max_tokens=5, bucket=1)
+    assert batch.tally == BatchTally(cut_captions=2, cut_tokens=6)
 
 
 def test_width_is_a_bucket_but_never_above_max_tokens():

@@ -63,6 +63,15 @@ def test_every_epoch_has_the_shares_that_were_asked_for(arguments, expected):
     assert shares == [expected] * 4
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_batch_says_how_many_examples_came_from_where(ranks, tokenizer):
+    mixture = Mixture({"few": Pictures(3), "many": Pictures(10)}, weights={"few": 1, "many": 2}, examples=12)
+    loaders = [make_loader(tokenizer, mixture, 6, rank=rank, world_size=ranks) for rank in range(ranks)]
+    for batches in islice(zip(*loaders, strict=True), 4):
+        told = sum((Counter(batch.tally.by_source) for batch in batches), Counter())
+        assert told == by_source([name for batch in batches for name in batch.ids])
+
+
 def test_no_example_comes_again_before_all_others_of_its_source_have_come():
     mixture = Mixture({"few": Pictures(3), "many": Pictures(10)}, weights={"few": 4, "many": 3}, examples=14)
     counts: Counter[str] = Counter()

@@ -9,9 +9,10 @@ import torch
 
 from mmlm.checkpoints.checkpoint import load_checkpoint
 from mmlm.record.metrics import read_metrics
+from mmlm.training.reporter import OF_THE_CLOCK
 from tests.faults.trainings import STEPS
 
-_OF_THE_CLOCK = ("seconds", "train/examples_per_second")
+_OF_THE_CLOCK = ("seconds", "waited", *(f"train/{name}" for name in OF_THE_CLOCK))
 
 
 def differences(one: Path, other: Path, tolerance: float = 0.0) -> list[str]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mmlm.core.views import CAPTION, EMBED, TextView
 from mmlm.model.bridges.attentional_pooler import AttentionalPooler
-from mmlm.model.costs import model_costs
+from mmlm.model.costs import TrainingCosts, model_costs
 from mmlm.model.decoders.transformer import TransformerDecoder
 from mmlm.model.encoders.timm_vit import TimmVit
 from mmlm.model.model import ImageTextModel, parameter_counts
@@ -184,3 +184,20 @@ def test_counting_leaves_no_trace(monkeypatch, fails):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_training_step_takes_three_forwards_of_what_trains_and_one_of_what_is_frozen():
+    model = make_model()
+    costs = TrainingCosts(model_costs(model, IMAGE, 4), 4, model_costs(model, IMAGE, TOKENS), TOKENS)
+    short, full = (sum(one.flops.values()) for one in (costs.short, costs.full))
+    assert costs.flops(model, 1, 1, TOKENS) == pytest.approx(3 * full)
+    assert costs.flops(model, 5, 5, 2 * TOKENS + 3 * 4) == pytest.approx(3 * (2 * full + 3 * short))
+    image = sum(costs.full.flops[name] for name in ("encoder", "bridge", "image_projection"))
+    assert costs.flops(model, 2, 0, 0) == pytest.approx(3 * 2 * image)
+    # Nothing before the encoder trains; the bridge reads what does not train, and its own weights do.
+    model.encoder.requires_grad_(False)
+    assert costs.flops(model, 1, 0, 0) == pytest.approx(3 * image - 2 * costs.full.flops["encoder"])
+    # A frozen decoder behind a bridge that trains has gradients of its inputs, and none of its weights.
+    model.decoder.requires_grad_(False)
+    both = costs.full.flops["encoder"], costs.full.flops["decoder"]
+    assert costs.flops(model, 1, 1, TOKENS) == pytest.approx(3 * full - 2 * both[0] - both[1])

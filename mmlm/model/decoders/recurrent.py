@@ -155,6 +155,10 @@ class RecurrentDecoder(nn.Module):
             record.weights.append(steps.pad(outputs[0].weights.float(), num_inputs)[:, None])
         return steps.row_major(self._output(x, outputs))
 
+    def places(self, lengths: Tensor, num_tokens: int) -> int:
+        """See ``mmlm.model.text_places.CountsPlaces``: no step is spent on padding."""
+        return int(lengths.sum())
+
     def _embed(self, tokens: Tensor, steps: Steps) -> Tensor:
         """int64[C, T] -> packed float[P, D], step by step."""
         return self.embedding_norm(self.token_embedding(steps.pack(tokens)))

@@ -236,6 +236,10 @@ class TransformerDecoder(nn.Module):
             x = layer(x, layout, mask=mask)
         return self.multimodal(layout.pad(x), lengths, memory, image_index, visible=pattern.visible)
 
+    def places(self, lengths: Tensor, num_tokens: int) -> int:
+        """See ``mmlm.model.text_places.CountsPlaces``."""
+        return Layout.places(lengths, num_tokens, self.packed)
+
     def _embed(self, tokens: Tensor, layout: Layout, offset: int = 0) -> Tensor:
         """int64[C, T] -> packed float[P, D], positions counted from ``offset``."""
         positions = torch.arange(offset, offset + tokens.shape[1], device=tokens.device).expand_as(tokens)

@@ -215,6 +215,10 @@ class TwoPassDecoder(nn.Module):
             x = layer(x, layout, memory=memory, image_index=image_index, mask=mask, cross_record=record)
         return real_rows(self.norm(x), layout, lengths)
 
+    def places(self, lengths: Tensor, num_tokens: int) -> int:
+        """See ``mmlm.model.text_places.CountsPlaces``."""
+        return Layout.places(lengths, num_tokens, self.packed)
+
     def _layout(self, tokens: Tensor, lengths: Tensor) -> Layout:
         self._check_length(tokens.shape[1])
         return Layout.of_lengths(lengths, tokens.shape[1], self.packed)

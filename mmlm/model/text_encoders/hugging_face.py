@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -23,7 +24,7 @@ from mmlm.model.hugging_face_loading import (
     random_model,
     saved_config,
 )
-from mmlm.model.packing import Layout
+from mmlm.model.packing import Layout, like_lengths
 from mmlm.model.protocols import OPEN_CLIP
 from mmlm.model.text_encoders.pooling import Pool, pooled
 
@@ -91,11 +92,32 @@ class HuggingFaceText(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """int64[C, T], int64[C] -> float[C, D], after the last norm and the projection."""
+        if lengths.is_meta or _is_sharded(self.text_model):
+            return self._embed(tokens, lengths)
+        # Texts of like lengths go together, so that hardly any padding is computed. Each text is computed by itself
+        # either way.
+        groups = like_lengths(lengths)
+        parts = [self._embed(tokens[group.rows, : group.longest], lengths[group.rows]) for group in groups]
+        return torch.cat(parts)[torch.cat([group.rows for group in groups]).argsort()]
+
+    def places(self, lengths: Tensor, num_tokens: int) -> int:
+        """See ``mmlm.model.text_places.CountsPlaces``."""
+        if _is_sharded(self.text_model):
+            return len(lengths) * num_tokens
+        return sum(len(group.rows) * group.longest for group in like_lengths(lengths))
+
+    def _embed(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Like ``forward``, of texts that are padded to one length."""
         real = Layout.mask(lengths, tokens.shape[1])
         # Padding gets the encoder's own padding id, since RoBERTa computes positions from where that id stands.
         tokens = tokens.masked_fill(~real, self.text_model.config.pad_token_id or 0)
         states = self.text_model(input_ids=tokens, attention_mask=real.long()).last_hidden_state
         return self.projection(pooled(states, lengths, self.pool))
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether ranks hold shards of the weights: they gather them at each call, so all have to make as many calls."""
+    return any(isinstance(part, FSDPModule) for part in model.modules())
 
 
 # Configs

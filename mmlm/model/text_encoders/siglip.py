@@ -95,6 +95,10 @@ class SiglipText(nn.Module):
         filled = nn.functional.pad(read, (0, self.length - read.shape[1]), value=self.padding_id)
         return self.text_model(input_ids=filled).pooler_output
 
+    def places(self, lengths: Tensor, num_tokens: int) -> int:
+        """See ``mmlm.model.text_places.CountsPlaces``: every text takes the tower's length, as in SigLIP."""
+        return len(lengths) * self.length
+
 
 _NO_IDS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 """Special ids of the config, which the tower does not read."""

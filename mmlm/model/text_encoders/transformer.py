@@ -99,6 +99,10 @@ class TransformerTextEncoder(nn.Module):
             x = layer(x, layout, mask=mask)
         return pooled(layout.pad(self.norm(x)), lengths, self.pool)
 
+    def places(self, lengths: Tensor, num_tokens: int) -> int:
+        """See ``mmlm.model.text_places.CountsPlaces``."""
+        return Layout.places(lengths, num_tokens, self.packed)
+
     def _embed(self, tokens: Tensor, layout: Layout) -> Tensor:
         """int64[C, T] -> packed float[P, D]."""
         x = self.token_embedding(layout.pack(tokens))
