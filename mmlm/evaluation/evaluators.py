@@ -10,12 +10,13 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
-from mmlm.evaluation import caption_scores, image_use, retrieval
+from mmlm.evaluation import caption_scores, image_use
 from mmlm.evaluation.caption_intervals import with_intervals
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.requires import Requires
-from mmlm.evaluation.retrieval import of_ranks, score_retrieval
+from mmlm.evaluation.retrieval import Protocol as RetrievalProtocol
+from mmlm.evaluation.retrieval import figures_of, retrieval_values
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
@@ -42,30 +43,25 @@ class Evaluator(Protocol):
 
 
 class Retrieval:
-    """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts.
+    """R@1, R@5 and R@10, median rank and mean average precision from image to text and from text to image.
 
     Images that no text belongs to, and texts that belong to no image, are left out: as queries and as candidates.
+
+    Args:
+        protocol: what the candidates and the right answers are (``retrieval.Protocol``).
     """
 
     needs_decoder = False
-    # Among images of one concept every text is right.
-    requires = Requires(by_concept=True, concepts=2)
-    figures: Mapping[str, Figure] = retrieval.FIGURES
+
+    def __init__(self, protocol: RetrievalProtocol = "distinct") -> None:
+        self.protocol = protocol
+        self.figures: Mapping[str, Figure] = figures_of(protocol)
+        # Among images of one concept every distinct text is right.
+        self.requires = Requires(by_concept=True, concepts=2) if protocol == "distinct" else Requires()
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``image_to_text/R@1`` and so on, shares in [0, 1], with their helpers (``retrieval.of_ranks``)."""
-        gallery = split.gallery.paired()
-        if not len(gallery.pairs):
-            raise UserError(f"no image of the split '{split.name}' has a caption to be found by")
-        found = score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs)
-        concept = split.image_concept.cpu()[split.gallery.pairs[:, 0].unique()]
-        images, texts = gallery.pairs.unbind(dim=1)
-        num_images, num_texts = len(concept), len(gallery.texts)
-        # A text that several concepts have goes with the first of its images.
-        image_of_text = torch.full((num_texts,), num_images).scatter_reduce_(0, texts, images, "amin")
-        of_image, of_text = torch.bincount(images, minlength=num_images), torch.bincount(texts, minlength=num_texts)
-        yield from of_ranks("image_to_text", found.image_to_text, concept, of_image, num_texts)
-        yield from of_ranks("text_to_image", found.text_to_image, concept[image_of_text], of_text, num_images)
+        """Yields ``image_to_text/R@1`` and so on, with their helpers (``retrieval.of_ranks``)."""
+        yield from retrieval_values(self.protocol, split)
 
 
 class CaptionLoss:

@@ -23,7 +23,7 @@ from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.distributed import broadcast_object, gather_results, rank, world_size
 from mmlm.core.errors import UserError
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
+from mmlm.evaluation.pairs import merge_equal_captions, positive_pairs
 from mmlm.evaluation.texts import Concept, concepts_of, embed_texts
 from mmlm.model.model import ImageFeatures, ImageTextModel
 

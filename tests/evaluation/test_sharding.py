@@ -20,6 +20,7 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.data.sources import Source
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval, caption_losses
+from mmlm.evaluation.ranks import rank_positives
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from tests.equality import assert_same
@@ -103,6 +104,9 @@ def facts(split: EncodedSplit) -> dict[str, Any]:
     """What every rank has to know of a split."""
     swap = torch.arange(len(split.image_ids)).roll(1)
     swapped = split.with_images_of(swap)
+    paired = split.gallery.paired()
+    # Chunks of two queries, so that ranks share them.
+    ranked = rank_positives(paired.image_embedding, paired.text_embedding, paired.pairs, 2)
     return {
         "image_embedding": split.image_embedding,
         "image_index": split.image_index,
@@ -112,6 +116,8 @@ def facts(split: EncodedSplit) -> dict[str, Any]:
         "text_embedding": split.gallery.text_embedding,
         "own texts": split.embed_texts([f"text {number}" for number in range(300)]),
         "concepts": [(concept.key, [text.text for text in concept.texts]) for concept in split.concepts],
+        "ranks": ranked.best,
+        "precisions": ranked.average_precision,
         "losses": caption_losses(split, None),
         "swapped losses": caption_losses(split, swap),
         "memory": torch.cat(split.over_batches(lambda item: item.features.memory)),
