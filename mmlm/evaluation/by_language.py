@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.figure import Figure, FigureGroup
-from mmlm.evaluation import caption_scores
 from mmlm.evaluation.evaluators import CaptionQuality
 from mmlm.evaluation.retrieval import Protocol, figures_of, gallery_under, retrieval_values
 from mmlm.evaluation.split import EncodedSplit
@@ -31,7 +30,7 @@ class ByLanguage:
         if not languages or len(set(languages)) != len(languages):
             raise ArgumentError(f"languages: {list(languages)} has to name each language once, and at least one")
         self.languages, self.needs_decoder, self.protocol = tuple(languages), captions, protocol
-        declared = figures_of(protocol) | (caption_scores.FIGURES if captions else {})
+        declared = figures_of(protocol) | (CaptionQuality.figures if captions else {})
         self.figures: Mapping[str, Figure] = {COUNT: _LANGUAGES} | {
             f"{language}/{key}": _of_language(figure, language)
             for language in self.languages

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
-from mmlm.evaluation import caption_scores, image_use
+from mmlm.evaluation import caption_scores, caption_style, image_use
 from mmlm.evaluation.caption_intervals import with_intervals
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
@@ -88,7 +88,7 @@ class CaptionLoss:
 
 
 class CaptionQuality:
-    """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D.
+    """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D; and their style.
 
     Args:
         language: the language to caption in, and the only one whose references count. None starts captions by the
@@ -96,7 +96,7 @@ class CaptionQuality:
     """
 
     needs_decoder = True
-    figures: Mapping[str, Figure] = caption_scores.FIGURES
+    figures: Mapping[str, Figure] = caption_scores.FIGURES | caption_style.FIGURES
 
     def __init__(self, language: str | None = None) -> None:
         self.language = language

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mmlm.core.computing import exact_float32
 from mmlm.core.wording import cut
-from mmlm.evaluation.caption_scores import cider_d, is_exact
+from mmlm.evaluation.caption_metrics import cider_d
+from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.caption_words import caption_words
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.retrieval import score_retrieval
