@@ -56,5 +56,10 @@ def test_a_run_without_scores_is_named(two_runs, tmp_path):
 
 def test_runs_of_other_data_are_compared_with_a_warning(trained, tmp_path, capsys):
     first, second = trained("name=one"), trained("name=two", "data.max_tokens=8")
-    assert main([f"runs=[joint:{first},short:{second}]", f"out={tmp_path / 'out'}"]) == 0
+    arguments = [f"runs=[joint:{first},short:{second}]", f"out={tmp_path / 'out'}"]
+    with pytest.raises(
+        UserError, match=r"^runs: scored under unlike protocols.*the longest caption, in tokens, \(joint: "
+    ):
+        main(arguments)
+    assert main([*arguments, "unlike=true"]) == 0
     assert capsys.readouterr().err == "mmlm: the runs also differ in data (data.max_tokens)\n"

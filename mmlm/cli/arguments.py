@@ -138,6 +138,8 @@ class CompareArguments:
     own."""
     out: str = "???"
     """Folder that gets curves.png and scores.md."""
+    unlike: bool = False
+    """Compare scores that were taken under unlike protocols (other examples, precision or rules) all the same."""
 
 
 @dataclass
@@ -149,6 +151,8 @@ class ReportArguments:
     against: str | None = None
     """Another run, whose scores stand beside this one's: a run folder, or a folder with runs below it, of which the
     newest is taken. A line says in which precision, commit, device, threads or data the two differ."""
+    unlike: bool = False
+    """Show it also where its scores were taken under another protocol: other examples, precision or rules."""
 
 
 @dataclass

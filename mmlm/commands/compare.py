@@ -9,6 +9,7 @@ from mmlm.core.errors import PROGRAM, UserError
 from mmlm.record.folder import FIGURES
 from mmlm.reports.comparison import draw_curves, score_table
 from mmlm.reports.differences import differences
+from mmlm.reports.protocols import refuse_unlike
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 
 
@@ -18,6 +19,8 @@ def compare_runs(arguments: CompareArguments) -> int:
     One line on stderr tells what besides the experiments differs: precision, commit, device or data.
     """
     runs = _read(arguments.runs)
+    if not arguments.unlike:
+        refuse_unlike("runs", {name: run.scores.protocols for name, run in runs.items() if run.scores is not None})
     table, figure = score_table(runs), draw_curves(runs)
     out = Path(arguments.out)
     try:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.figure import Figure, FigureGroup
+from mmlm.evaluation.caption_words import TOKENISATION
 from mmlm.evaluation.evaluators import CaptionQuality
-from mmlm.evaluation.retrieval import Protocol, figures_of, gallery_under, retrieval_values
+from mmlm.evaluation.retrieval import TIES, Protocol, figures_of, gallery_under, retrieval_values
 from mmlm.evaluation.split import EncodedSplit
 
 COUNT = "languages"
@@ -30,6 +31,9 @@ class ByLanguage:
         if not languages or len(set(languages)) != len(languages):
             raise ArgumentError(f"languages: {list(languages)} has to name each language once, and at least one")
         self.languages, self.needs_decoder, self.protocol = tuple(languages), captions, protocol
+        self.rules: Mapping[str, str] = {"protocol": protocol, "ties": TIES, "languages": ", ".join(languages)}
+        if captions:
+            self.rules = {**self.rules, "words": TOKENISATION, "decoding": "greedy"}
         declared = figures_of(protocol) | (CaptionQuality.figures if captions else {})
         self.figures: Mapping[str, Figure] = {COUNT: _LANGUAGES} | {
             f"{language}/{key}": _of_language(figure, language)

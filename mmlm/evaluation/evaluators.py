@@ -12,11 +12,12 @@ from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.evaluation import caption_scores, caption_style, image_use
 from mmlm.evaluation.caption_intervals import with_intervals
+from mmlm.evaluation.caption_words import TOKENISATION
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.requires import Requires
+from mmlm.evaluation.retrieval import TIES, figures_of, retrieval_values
 from mmlm.evaluation.retrieval import Protocol as RetrievalProtocol
-from mmlm.evaluation.retrieval import figures_of, retrieval_values
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
@@ -36,6 +37,7 @@ class Evaluator(Protocol):
     is not declared here is shown under its own name."""
     # An evaluator may also have ``requires: Requires`` (mmlm/evaluation/requires.py): what it needs of a split, checked
     # by the split's texts before the first step. Without it, a split that it cannot score is found when it is called.
+    # And ``rules: Mapping[str, str]`` (mmlm/evaluation/protocol.py): what its values depend on beside the model.
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields named values of ``split``. Raises UserError for a split that it cannot score."""
@@ -56,6 +58,7 @@ class Retrieval:
     def __init__(self, protocol: RetrievalProtocol = "distinct") -> None:
         self.protocol = protocol
         self.figures: Mapping[str, Figure] = figures_of(protocol)
+        self.rules: Mapping[str, str] = {"protocol": protocol, "ties": TIES}
         # Among images of one concept every distinct text is right.
         self.requires = Requires(by_concept=True, concepts=2) if protocol == "distinct" else Requires()
 
@@ -101,6 +104,11 @@ class CaptionQuality:
     def __init__(self, language: str | None = None) -> None:
         self.language = language
         self.requires = Requires(language, own_texts=True)
+        self.rules: Mapping[str, str] = {
+            "words": TOKENISATION,
+            "decoding": "greedy",
+            "language": "any" if language is None else language,
+        }
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields the scores over the images that have a reference in the language, with their helpers.
@@ -132,6 +140,7 @@ class ImageUse:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
+        self.rules: Mapping[str, str] = {"seed of the shuffle": str(seed)}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``mean``, ``low`` and ``high``. Raises UserError for a split of too few concepts."""
