@@ -22,6 +22,10 @@ def test_a_table_and_a_figure(two_runs, tmp_path, capsys):
     told = capsys.readouterr()
     assert table.strip() in told.out
     assert told.err == ""
+    differences = (out / "differences.md").read_text()
+    assert differences.strip() in told.out
+    assert "heavy - joint | image_to_text/R@1" in differences
+    assert "another seed of training" in differences
     lines = table.splitlines()
     assert lines[0].startswith("| `validation` | image to text/R@1 | image to text/R@5 |")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["joint", "heavy"]

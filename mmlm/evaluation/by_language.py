@@ -34,7 +34,7 @@ class ByLanguage:
         self.rules: Mapping[str, str] = {"protocol": protocol, "ties": TIES, "languages": ", ".join(languages)}
         if captions:
             self.rules = {**self.rules, "words": TOKENISATION, "decoding": "greedy"}
-        declared = figures_of(protocol) | (CaptionQuality.figures if captions else {})
+        declared = {**figures_of(protocol), **(CaptionQuality.figures if captions else {})}
         self.figures: Mapping[str, Figure] = {COUNT: _LANGUAGES} | {
             f"{language}/{key}": _of_language(figure, language)
             for language in self.languages

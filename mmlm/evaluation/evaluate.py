@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 
 from mmlm.core.computing import computing, resolved
@@ -26,12 +27,13 @@ from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.items import collect_items, split_ranks
+from mmlm.evaluation.per_item import Itemised, table_of, write_items
 from mmlm.evaluation.protocol import protocol_of, with_hash
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
-from mmlm.record.folder import ITEMS, SAMPLES, SCORES
+from mmlm.record.folder import ITEMS, PER_ITEM, SAMPLES, SCORES
 from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
 
 
@@ -163,14 +165,16 @@ class Evaluation:
     ) -> dict[str, dict[str, float]]:
         """Evaluates every split and merges the results into the files of a run folder.
 
-        The files are ``scores.json``, ``samples.json`` and ``items.json``. ``described`` holds a line about each split
-        that is not the run's own. The results of such a one replace all that the files have under its name, for other
-        images may have had it. Rank 0 writes the files. When ``write`` returns, on any rank, they are complete.
+        The files are ``scores.json``, ``samples.json``, ``items.json`` and ``per_item.parquet``. ``described`` holds a
+        line about each split that is not the run's own. The results of such a one replace all that the files have under
+        its name, for other images may have had it. Rank 0 writes the files. When ``write`` returns, on any rank, they
+        are complete.
         """
         scores: dict[str, dict[str, float]] = {}
         shown: dict[str, Any] = {}
         items: dict[str, Any] = {}
         protocols: dict[str, dict[str, Any]] = {}
+        tables: list[pa.Table] = []
         for name, batches in splits.items():
             split = self.encode(name, batches)
             counts = {"images": len(split.image_concept), "captions": len(split.gallery.texts)}
@@ -179,6 +183,9 @@ class Evaluation:
             made = {key: one for key, one in self.evaluators.items() if any(evaluator_of(v, {key: one}) for v in found)}
             protocols[name] = protocol_of(split, made, self.precision).as_json()
             with self.computing():
+                for key, one in made.items():
+                    if isinstance(one, Itemised):
+                        tables.append(table_of(name, _prefix(key), list(one.per_item(split))))
                 ranks = split_ranks(split)
                 shown[name] = collect_samples(split, samples, language, ranks)
                 items[name] = collect_items(split, language, ranks, batches.attributes())
@@ -193,6 +200,8 @@ class Evaluation:
                     (folder / ITEMS, items, None),
                 ):
                     _merge(file, step, self.precision, results, described, self.tell, rules)
+                about = {"step": str(step), "precision": self.precision or "unknown"}
+                write_items(folder / PER_ITEM, about, tables, tuple(described))
 
         gather_results(merge)
         return scores

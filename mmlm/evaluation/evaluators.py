@@ -15,8 +15,9 @@ from mmlm.evaluation.caption_intervals import with_intervals
 from mmlm.evaluation.caption_words import TOKENISATION
 from mmlm.evaluation.decoding import write_captions
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
+from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
-from mmlm.evaluation.retrieval import TIES, figures_of, retrieval_values
+from mmlm.evaluation.retrieval import TIES, figures_of, retrieval_items, retrieval_values
 from mmlm.evaluation.retrieval import Protocol as RetrievalProtocol
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
@@ -65,6 +66,10 @@ class Retrieval:
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``image_to_text/R@1`` and so on, with their helpers (``retrieval.of_ranks``)."""
         yield from retrieval_values(self.protocol, split)
+
+    def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
+        """Yields whether each query was found, and its average precision."""
+        yield from retrieval_items(self.protocol, split)
 
 
 class CaptionLoss:
@@ -115,14 +120,26 @@ class CaptionQuality:
 
         Raises UserError without one.
         """
+        rows, candidates, references = self._written(split)
+        yield from with_intervals(candidates, references, split.image_concept.cpu()[rows])
+
+    def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
+        """Yields the scores that are means over captions, with the captions."""
+        rows, candidates, references = self._written(split)
+        ids, concept = [split.image_ids[row] for row in rows], split.image_concept.cpu()[rows]
+        scores = caption_scores.score_captions(candidates, references)
+        for name, of_items in (("exact", scores.exact), ("CIDEr-D", scores.cider_d), ("ROUGE-L", scores.rouge_l)):
+            yield ItemValues(name, ids, concept, torch.tensor(of_items.per_example, dtype=torch.float64), candidates)
+
+    def _written(self, split: EncodedSplit) -> tuple[list[int], list[str], list[list[str]]]:
+        """The rows of the images that have a reference in the language, with their captions and references."""
         generated = generate_captions(split, self.language)
         truths = [[text.text for text in texts if self.language in (None, text.language)] for texts in split.references]
         rows = [row for row, texts in enumerate(truths) if texts]
         if not rows:
             which = "" if self.language is None else f" in '{self.language}'"
             raise UserError(f"no image of the split '{split.name}' has a caption{which}")
-        candidates, references = [generated[row] for row in rows], [truths[row] for row in rows]
-        yield from with_intervals(candidates, references, split.image_concept.cpu()[rows])
+        return rows, [generated[row] for row in rows], [truths[row] for row in rows]
 
 
 class ImageUse:

@@ -17,6 +17,7 @@ from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup, Place
 from mmlm.core.intervals import share_interval
 from mmlm.evaluation.intervals import recall_by_chance
+from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.ranks import Ranked, rank_positives
 from mmlm.evaluation.split import EncodedSplit, Gallery
 
@@ -71,9 +72,6 @@ def _spread(way: str, group: FigureGroup) -> dict[str, Figure]:
     """The figures of one direction that take all ranks into account."""
     title = group.name.lower()
 
-    def ends(name: str) -> dict[str, str]:
-        return {"low": f"{way}/{name}/low", "high": f"{way}/{name}/high", "count": f"{way}/queries"}
-
     return {
         f"{way}/mAP": Figure(
             "mAP",
@@ -83,7 +81,9 @@ def _spread(way: str, group: FigureGroup) -> dict[str, Figure]:
             share=True,
             higher_is_better=True,
             shown=("table",),
-            **ends("mAP"),
+            low=f"{way}/mAP/low",
+            high=f"{way}/mAP/high",
+            count=f"{way}/queries",
         ),
         f"{way}/median_rank": Figure(
             "Median rank",
@@ -92,7 +92,9 @@ def _spread(way: str, group: FigureGroup) -> dict[str, Figure]:
             f"Median rank, {title}",
             higher_is_better=False,
             shown=("table",),
-            **ends("median_rank"),
+            low=f"{way}/median_rank/low",
+            high=f"{way}/median_rank/high",
+            count=f"{way}/queries",
         ),
     }
 
@@ -182,10 +184,25 @@ def gallery_under(protocol: Protocol, split: EncodedSplit, rows: Sequence[int] |
     )
 
 
-def retrieval_values(
+@dataclass(frozen=True)
+class Direction:
+    """What was looked for in one direction, and found."""
+
+    way: str
+    ranked: Ranked
+    queries: tuple[str, ...]
+    """Of each query the image's id; of a text, with the text."""
+    concept: Tensor
+    """int64[Q]."""
+    positives: Tensor
+    """int64[Q]: how many of the candidates are right."""
+    candidates: int
+
+
+def both_directions(
     protocol: Protocol, split: EncodedSplit, rows: Sequence[int] | None = None
-) -> Iterator[tuple[str, float]]:
-    """Yields the values of both directions with their helpers (``of_ranks``), among the captions ``rows``.
+) -> tuple[Direction, Direction]:
+    """Retrieval from images to texts and from texts to images, among the captions ``rows``.
 
     Images that no text belongs to, and texts that belong to no image, are left out: as queries and as candidates.
     Raises UserError where nothing is left.
@@ -195,14 +212,35 @@ def retrieval_values(
     if not len(gallery.pairs):
         raise UserError(f"no image of the split '{split.name}' has a caption to be found by")
     found = score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs)
-    concept = split.image_concept.cpu()[whole.pairs[:, 0].unique()]
+    row_of_image = whole.pairs[:, 0].unique()
+    concept = split.image_concept.cpu()[row_of_image]
     images, texts = gallery.pairs.unbind(dim=1)
     num_images, num_texts = len(concept), len(gallery.texts)
     # A text that several concepts have goes with the first of its images.
     image_of_text = torch.full((num_texts,), num_images).scatter_reduce_(0, texts, images, "amin")
     of_image, of_text = torch.bincount(images, minlength=num_images), torch.bincount(texts, minlength=num_texts)
-    yield from of_ranks("image_to_text", found.image_to_text, concept, of_image, num_texts)
-    yield from of_ranks("text_to_image", found.text_to_image, concept[image_of_text], of_text, num_images)
+    ids = [split.image_ids[row] for row in row_of_image.tolist()]
+    with_text = [f"{ids[image]}: {text}" for image, text in zip(image_of_text.tolist(), gallery.texts, strict=True)]
+    return (
+        Direction("image_to_text", found.image_to_text, tuple(ids), concept, of_image, num_texts),
+        Direction("text_to_image", found.text_to_image, tuple(with_text), concept[image_of_text], of_text, num_images),
+    )
+
+
+def retrieval_values(
+    protocol: Protocol, split: EncodedSplit, rows: Sequence[int] | None = None
+) -> Iterator[tuple[str, float]]:
+    """Yields the values of ``both_directions`` with their helpers (``of_ranks``). Raises UserError as that does."""
+    for one in both_directions(protocol, split, rows):
+        yield from of_ranks(one.way, one.ranked, one.concept, one.positives, one.candidates)
+
+
+def retrieval_items(protocol: Protocol, split: EncodedSplit) -> Iterator[ItemValues]:
+    """Yields what each R@k and mAP is the mean of, query by query. Raises UserError as ``both_directions``."""
+    for one in both_directions(protocol, split):
+        for cutoff in CUTOFFS:
+            yield ItemValues(f"{one.way}/R@{cutoff}", one.queries, one.concept, one.ranked.best <= cutoff)
+        yield ItemValues(f"{one.way}/mAP", one.queries, one.concept, one.ranked.average_precision)
 
 
 def of_ranks(

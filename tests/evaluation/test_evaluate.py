@@ -119,6 +119,7 @@ def test_splits_of_the_same_weights_are_merged_and_others_dropped(evaluation, tm
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "items.json",
         "manifest.jsonl",
+        "per_item.parquet",
         "samples.json",
         "scores.json",
     ]

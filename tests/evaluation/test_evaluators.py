@@ -108,6 +108,17 @@ def test_every_value_is_declared_and_what_is_declared_is_made(make_split):
         assert {name for name, _ in evaluator(split)} == declared, evaluator
 
 
+def test_scores_are_the_means_of_their_items(make_split):
+    split = make_split(examples())
+    for evaluator in (Retrieval(), Retrieval("coco"), CaptionQuality()):
+        values = dict(evaluator(split))
+        found = list(evaluator.per_item(split))
+        assert len(found) >= 3
+        for one in found:
+            assert one.values.double().mean().item() == pytest.approx(values[one.figure])
+            assert len(set(one.items)) == len(one.items) == len(one.values) == len(one.concept)
+
+
 # Image use
 
 

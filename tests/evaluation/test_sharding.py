@@ -209,7 +209,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
 def test_one_process_reads_everything_once_in_order(alone):
     found, folder = alone
     assert found["asked for"]["many"] == list(range(NUM_EXAMPLES))
-    assert found["files"] == ["items.json", "manifest.jsonl", "samples.json", "scores.json"]
+    assert found["files"] == ["items.json", "manifest.jsonl", "per_item.parquet", "samples.json", "scores.json"]
     assert found["corrupt"]["many"] == tuple(f"image{number}: is damaged" for number in CORRUPT_AT)
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert scores["splits"]["many"]["images"] == NUM_EXAMPLES - len(TEXT_ONLY_AT) - len(CORRUPT_AT)
@@ -231,9 +231,9 @@ def test_any_number_of_ranks_finds_what_one_process_finds(tmp_path, alone, size)
         for what in ("scores", "while training", "facts", "corrupt"):
             assert_same(found[what], expected[what], f"rank {number}: {what}")
         assert found["files"] == (
-            ["items.json", "manifest.jsonl", "samples.json", "scores.json"] if number == 0 else []
+            ["items.json", "manifest.jsonl", "per_item.parquet", "samples.json", "scores.json"] if number == 0 else []
         )
-    for file in ("scores.json", "samples.json", "items.json"):
+    for file in ("scores.json", "samples.json", "items.json", "per_item.parquet"):
         assert (tmp_path / "rank0" / file).read_bytes() == (folder / file).read_bytes(), file
 
     # Each example is read on one rank, a whole batch at a time, and each batch is worked on there alone.
