@@ -22,6 +22,10 @@ def test_a_table_and_a_figure(two_runs, tmp_path, capsys):
     told = capsys.readouterr()
     assert table.strip() in told.out
     assert told.err == ""
+    differences = (out / "differences.md").read_text()
+    assert differences.strip() in told.out
+    assert "heavy - joint | image_to_text/R@1" in differences
+    assert "another seed of training" in differences
     lines = table.splitlines()
     assert lines[0].startswith("| `validation` | image to text/R@1 | image to text/R@5 |")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["joint", "heavy"]
@@ -56,5 +60,10 @@ def test_a_run_without_scores_is_named(two_runs, tmp_path):
 
 def test_runs_of_other_data_are_compared_with_a_warning(trained, tmp_path, capsys):
     first, second = trained("name=one"), trained("name=two", "data.max_tokens=8")
-    assert main([f"runs=[joint:{first},short:{second}]", f"out={tmp_path / 'out'}"]) == 0
+    arguments = [f"runs=[joint:{first},short:{second}]", f"out={tmp_path / 'out'}"]
+    with pytest.raises(
+        UserError, match=r"^runs: scored under unlike protocols.*the longest caption, in tokens, \(joint: "
+    ):
+        main(arguments)
+    assert main([*arguments, "unlike=true"]) == 0
     assert capsys.readouterr().err == "mmlm: the runs also differ in data (data.max_tokens)\n"

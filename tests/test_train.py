@@ -40,6 +40,7 @@ def test_a_run_folder(trained):
         "tokenizer",
         "samples.json",
         "items.json",
+        "per_item.parquet",
         "changes.json",
         "scores.json",
         "report.html",
@@ -116,10 +117,13 @@ def samples_of(folder: Path) -> list[dict[str, object]]:
 def test_two_towers_from_training_to_the_page(trained, two_towers, command):
     folder = trained(*two_towers, "train.eval_every=2")
     scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
-    recalls = {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    ways = ("image_to_text", "text_to_image")
+    recalls = {f"{way}/R@{k}" for way in ways for k in (1, 5, 10)}
+    spread = {f"{way}/{name}" for way in ways for name in ("mAP", "median_rank")}
+    spread |= {f"{name}/{end}" for name in spread for end in ("low", "high")}
     beside = {f"{recall}/{end}" for recall in recalls for end in ("low", "high", "chance")}
     queries = {"image_to_text/queries", "text_to_image/queries"}
-    assert scores.keys() == {"images", "captions"} | recalls | beside | queries
+    assert scores.keys() == {"images", "captions"} | recalls | spread | beside | queries
     for example in samples_of(folder):
         assert (example["generated"], example["exact"], example["attention"]) == (None, False, None)
         assert len(example["captions"]) == 1

@@ -23,6 +23,7 @@ def test_a_run_and_its_export(trained, command, tmp_path):
         "scores.json",
         "samples.json",
         "items.json",
+        "per_item.parquet",
         "changes.json",
         "report.html",
         "checkpoints/step=000003",

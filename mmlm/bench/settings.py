@@ -128,3 +128,15 @@ class GenerationBenchSettings:
     """Pairs of measurements of each length and number of beams."""
     out: str | None = None
     """File to write the table to as well."""
+
+
+@dataclass
+class RetrievalSettings:
+    """Measure the ranks of retrieval, which are counted, against a sort of the same scores; print a Markdown table."""
+
+    sizes: list[int] = field(default_factory=lambda: [5000, 20000])
+    """Images, and as many captions."""
+    width: int = 256
+    """Numbers of an embedding."""
+    out: str | None = None
+    """File to write the table to as well."""

@@ -141,13 +141,16 @@ class LintArguments:
 
 @dataclass
 class CompareArguments:
-    """Draw the curves of several runs into one figure, and print a Markdown table of their last scores."""
+    """Draw the curves of several runs into one figure, and print Markdown tables: of their last scores, and of the
+    differences from the first run with interval, p, and the smallest difference that the split could have shown."""
 
     runs: list[str] = field(default_factory=list)
     """Run folders, or folders with runs below them, of which the newest is taken; NAME:FOLDER gives a run a name of its
     own."""
     out: str = "???"
-    """Folder that gets curves.png and scores.md."""
+    """Folder that gets curves.png, scores.md and differences.md."""
+    unlike: bool = False
+    """Compare scores that were taken under unlike protocols (other examples, precision or rules) all the same."""
 
 
 @dataclass
@@ -159,6 +162,8 @@ class ReportArguments:
     against: str | None = None
     """Another run, whose scores stand beside this one's: a run folder, or a folder with runs below it, of which the
     newest is taken. A line says in which precision, commit, device, threads or data the two differ."""
+    unlike: bool = False
+    """Show it also where its scores were taken under another protocol: other examples, precision or rules."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ from mmlm.cli.arguments import ReportArguments
 from mmlm.cli.runs import chosen_run
 from mmlm.core.errors import PROGRAM, UserError
 from mmlm.reports.page import write_report
+from mmlm.reports.protocols import refuse_unlike
 from mmlm.reports.run_folder import read_run_folder
 from mmlm.reports.run_section import unlike
 
@@ -24,8 +25,11 @@ def rewrite_report(arguments: ReportArguments) -> int:
         raise UserError(f"against: {other.display_path} is the run itself; give another run")
     if other.scores is None:
         raise UserError(f"against: {other.display_path} has no scores.json yet; let it end, or evaluate it")
+    own = read_run_folder(folder)
+    if own.scores is not None and not arguments.unlike:
+        refuse_unlike("against", {"this run": own.scores.protocols, "the other": other.scores.protocols})
     print(write_report(folder, other))
-    differing = unlike(read_run_folder(folder), other)
+    differing = unlike(own, other)
     if differing is not None:
         print(f"{PROGRAM}: {differing}", file=sys.stderr)
     return 0

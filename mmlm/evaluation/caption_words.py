@@ -4,8 +4,12 @@ import re
 import unicodedata
 
 from mmlm.core.scripts import UNSPACED
+from mmlm.evaluation.ptb_tokens import ptb_words
 
-SEPARATE_WORDS = frozenset("#%&*@/\\")
+TOKENISATION = "PTB words as COCO's caption evaluation splits them; Han, Kana and Thai by character"
+"""What a word is, for the protocol that scores go with."""
+_INVISIBLE = re.compile("[\u00ad\u200c-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f]")
+"""Joiners, direction marks and variation selectors."""
 
 
 def normalised(text: str) -> str:
@@ -14,39 +18,15 @@ def normalised(text: str) -> str:
     return text.translate({0x2018: "'", 0x2019: "'", 0x2010: "-"})
 
 
-def _is_letter(character: str) -> bool:
-    """True for a letter, a combining mark or a digit; False for the empty string."""
-    return bool(character) and unicodedata.category(character)[0] in "LMN"
-
-
-def _keep_or_drop(match: re.Match[str]) -> str:
-    """The replacement of a character that is neither alphanumeric nor space: itself, a word, a space, or nothing."""
-    character, start = match[0], match.start()
-    before, after = match.string[start - 1 : start] if start else "", match.string[start + 1 : start + 2]
-    category = unicodedata.category(character)
-    if category == "Cf":  # joiners and direction marks; U+200B is a space that has no width
-        return " " if character == "\u200b" else ""
-    if category[0] == "M":
-        return character if _is_letter(before) else ""
-    if character in "'-.&" and _is_letter(before) and _is_letter(after):
-        return character
-    if character in ",:" and before.isdigit() and after.isdigit():
-        return character
-    if character in SEPARATE_WORDS:
-        return f" {character} "
-    return " " if character == "`" or category[0] == "P" else character
-
-
 def caption_words(text: str) -> list[str]:
-    """The words of a caption, for scoring.
+    """The words of a caption, for scoring: in lower case and without punctuation.
 
-    NFKC and lower case, then split at white space and at punctuation (Unicode P*, backtick), which is dropped. What
-    stays inside a word: apostrophe, hyphen, full stop and ``&`` between two letters or digits (``t-shirt``), comma and
-    colon between two digits (``10:30``), underscores and symbols (``+ $``). ``# % & * @ / \\`` are words otherwise, and
-    so is each Han, Kana and Thai character.
-
-    Equal to the PTB tokenizer with COCO's list of punctuation on 98.7% of the 1,966 English emoji names of CLDR 48;
-    the others have an apostrophe (``woman's`` is two words there), brackets (PTB leaves ``-lrb-``) or ``Mrs.``.
+    They are those of COCO's caption evaluation, whose Java program (``ptb_tokens``) splits ``man's`` and ``don't`` in
+    two and writes ``(`` as ``-lrb-``. It knows English. Texts in other scripts are split at white space, and each Han,
+    Kana and Thai character is a word, in either of its widths. Composed and decomposed letters are the same.
     """
-    spaced = UNSPACED.sub(lambda match: f" {match[0]} ", normalised(text))
-    return re.sub(r"[^\w\s]", _keep_or_drop, spaced).split()
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    if UNSPACED.search(text) or any("\uff00" <= character <= "\uffef" for character in text):
+        spaced = UNSPACED.sub(lambda match: f" {match[0]} ", unicodedata.normalize("NFKC", text))
+        return ptb_words(spaced)
+    return ptb_words(text)

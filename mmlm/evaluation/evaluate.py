@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import pyarrow as pa
 import torch
 
 from mmlm.core.computing import computing, resolved
@@ -26,11 +27,13 @@ from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.items import collect_items, split_ranks
+from mmlm.evaluation.per_item import Itemised, table_of, write_items
+from mmlm.evaluation.protocol import protocol_of, with_hash
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
 from mmlm.model.model import ImageTextModel
-from mmlm.record.folder import ITEMS, SAMPLES, SCORES
+from mmlm.record.folder import ITEMS, PER_ITEM, SAMPLES, SCORES
 from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
 
 
@@ -162,18 +165,27 @@ class Evaluation:
     ) -> dict[str, dict[str, float]]:
         """Evaluates every split and merges the results into the files of a run folder.
 
-        The files are ``scores.json``, ``samples.json`` and ``items.json``. ``described`` holds a line about each split
-        that is not the run's own. The results of such a one replace all that the files have under its name, for other
-        images may have had it. Rank 0 writes the files. When ``write`` returns, on any rank, they are complete.
+        The files are ``scores.json``, ``samples.json``, ``items.json`` and ``per_item.parquet``. ``described`` holds a
+        line about each split that is not the run's own. The results of such a one replace all that the files have under
+        its name, for other images may have had it. Rank 0 writes the files. When ``write`` returns, on any rank, they
+        are complete.
         """
         scores: dict[str, dict[str, float]] = {}
         shown: dict[str, Any] = {}
         items: dict[str, Any] = {}
+        protocols: dict[str, dict[str, Any]] = {}
+        tables: list[pa.Table] = []
         for name, batches in splits.items():
             split = self.encode(name, batches)
             counts = {"images": len(split.image_concept), "captions": len(split.gallery.texts)}
-            scores[name] = counts | self.scores(split)
+            found = self.scores(split)
+            scores[name] = counts | found
+            made = {key: one for key, one in self.evaluators.items() if any(evaluator_of(v, {key: one}) for v in found)}
+            protocols[name] = protocol_of(split, made, self.precision).as_json()
             with self.computing():
+                for key, one in made.items():
+                    if isinstance(one, Itemised):
+                        tables.append(table_of(name, _prefix(key), list(one.per_item(split))))
                 ranks = split_ranks(split)
                 shown[name] = collect_samples(split, samples, language, ranks)
                 items[name] = collect_items(split, language, ranks, batches.attributes())
@@ -182,8 +194,14 @@ class Evaluation:
             if rank() == 0:
                 noted: dict[str, Any] = dict(scores)
                 noted |= {name: {"description": line} | scores[name] for name, line in described.items()}
-                for file, results in ((folder / SCORES, noted), (folder / SAMPLES, shown), (folder / ITEMS, items)):
-                    _merge(file, step, self.precision, results, described, self.tell)
+                for file, results, rules in (
+                    (folder / SCORES, noted, protocols),
+                    (folder / SAMPLES, shown, None),
+                    (folder / ITEMS, items, None),
+                ):
+                    _merge(file, step, self.precision, results, described, self.tell, rules)
+                about = {"step": str(step), "precision": self.precision or "unknown"}
+                write_items(folder / PER_ITEM, about, tables, tuple(described))
 
         gather_results(merge)
         return scores
@@ -212,25 +230,37 @@ def _merge(
     splits: Mapping[str, Any],
     replaced: Collection[str],
     tell: Callable[[str], None],
+    protocols: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Adds results to a file, by split and name, or in place of those of the split if it is ``replaced``.
 
     Results of another step are dropped, for they belong to other weights. So are those of another precision: the
     figures of a file, and of a table, are taken in one. The file is replaced in one step: a run that is killed here
-    leaves the one before. A damaged file is put aside, and told of.
+    leaves the one before. A damaged file is put aside, and told of. ``protocols`` of the splits are added likewise;
+    what other evaluators have scored of other examples than these is dropped.
     """
     kept: dict[str, Any] = {}
+    rules: dict[str, Any] = {}
     try:
         before = json.loads(read_recorded(file))
         if (before["step"], before.get("precision", precision)) == (step, precision):
             kept = {str(name): dict(values) for name, values in before["splits"].items()}
+            rules = {str(name): dict(entry) for name, entry in before.get("protocols", {}).items()}
     except FileNotFoundError:
         pass
     except (DamagedFileError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         aside = file.with_name(f"{file.name}.damaged")
         file.replace(aside)
         tell(f"{file} was damaged and is now {aside.name}; it is written anew, without splits evaluated earlier")
+    for name, entry in (protocols or {}).items():
+        before_it = rules.get(name, entry)
+        if any(before_it.get(key) != entry[key] for key in ("examples", "max_tokens")):
+            kept.pop(name, None)
+            before_it = entry
+        earlier = {} if name in replaced else before_it["evaluators"]
+        rules[name] = with_hash({**entry, "evaluators": {**earlier, **entry["evaluators"]}})
     merged = {n: ({} if n in replaced else kept.get(n, {})) | values for n, values in splits.items()}
     taken = {} if precision is None else {"precision": precision}
-    content = {"step": step, **taken, "splits": kept | merged}
+    ruled = {} if protocols is None else {"protocols": rules}
+    content = {"step": step, **taken, **ruled, "splits": kept | merged}
     write_recorded(file, json.dumps(content, ensure_ascii=False))

@@ -10,13 +10,16 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
-from mmlm.evaluation import caption_scores, image_use, retrieval
+from mmlm.evaluation import caption_scores, caption_style, image_use
 from mmlm.evaluation.caption_intervals import with_intervals
+from mmlm.evaluation.caption_words import TOKENISATION
 from mmlm.evaluation.generation.captions import write_captions
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
+from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
-from mmlm.evaluation.retrieval import of_ranks, score_retrieval
+from mmlm.evaluation.retrieval import TIES, figures_of, retrieval_items, retrieval_values
+from mmlm.evaluation.retrieval import Protocol as RetrievalProtocol
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
 
@@ -36,6 +39,7 @@ class Evaluator(Protocol):
     is not declared here is shown under its own name."""
     # An evaluator may also have ``requires: Requires`` (mmlm/evaluation/requires.py): what it needs of a split, checked
     # by the split's texts before the first step. Without it, a split that it cannot score is found when it is called.
+    # And ``rules: Mapping[str, str]`` (mmlm/evaluation/protocol.py): what its values depend on beside the model.
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields named values of ``split``. Raises UserError for a split that it cannot score."""
@@ -43,30 +47,30 @@ class Evaluator(Protocol):
 
 
 class Retrieval:
-    """R@1, R@5 and R@10 from image to text and from text to image, among the whole split's distinct texts.
+    """R@1, R@5 and R@10, median rank and mean average precision from image to text and from text to image.
 
     Images that no text belongs to, and texts that belong to no image, are left out: as queries and as candidates.
+
+    Args:
+        protocol: what the candidates and the right answers are (``retrieval.Protocol``).
     """
 
     needs_decoder = False
-    # Among images of one concept every text is right.
-    requires = Requires(by_concept=True, concepts=2)
-    figures: Mapping[str, Figure] = retrieval.FIGURES
+
+    def __init__(self, protocol: RetrievalProtocol = "distinct") -> None:
+        self.protocol = protocol
+        self.figures: Mapping[str, Figure] = figures_of(protocol)
+        self.rules: Mapping[str, str] = {"protocol": protocol, "ties": TIES}
+        # Among images of one concept every distinct text is right.
+        self.requires = Requires(by_concept=True, concepts=2) if protocol == "distinct" else Requires()
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``image_to_text/R@1`` and so on, shares in [0, 1], with their helpers (``retrieval.of_ranks``)."""
-        gallery = split.gallery.paired()
-        if not len(gallery.pairs):
-            raise UserError(f"no image of the split '{split.name}' has a caption to be found by")
-        found = score_retrieval(gallery.image_embedding, gallery.text_embedding, gallery.pairs)
-        concept = split.image_concept.cpu()[split.gallery.pairs[:, 0].unique()]
-        images, texts = gallery.pairs.unbind(dim=1)
-        num_images, num_texts = len(concept), len(gallery.texts)
-        # A text that several concepts have goes with the first of its images.
-        image_of_text = torch.full((num_texts,), num_images).scatter_reduce_(0, texts, images, "amin")
-        of_image, of_text = torch.bincount(images, minlength=num_images), torch.bincount(texts, minlength=num_texts)
-        yield from of_ranks("image_to_text", found.image_to_text, concept, of_image, num_texts)
-        yield from of_ranks("text_to_image", found.text_to_image, concept[image_of_text], of_text, num_images)
+        """Yields ``image_to_text/R@1`` and so on, with their helpers (``retrieval.of_ranks``)."""
+        yield from retrieval_values(self.protocol, split)
+
+    def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
+        """Yields whether each query was found, and its average precision."""
+        yield from retrieval_items(self.protocol, split)
 
 
 class CaptionLoss:
@@ -93,7 +97,7 @@ class CaptionLoss:
 
 
 class CaptionQuality:
-    """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D.
+    """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D; and their style.
 
     Args:
         language: the language to caption in, and the only one whose references count. None starts captions by the
@@ -101,25 +105,42 @@ class CaptionQuality:
     """
 
     needs_decoder = True
-    figures: Mapping[str, Figure] = caption_scores.FIGURES
+    figures: Mapping[str, Figure] = caption_scores.FIGURES | caption_style.FIGURES
 
     def __init__(self, language: str | None = None) -> None:
         self.language = language
         self.requires = Requires(language, own_texts=True)
+        self.rules: Mapping[str, str] = {
+            "words": TOKENISATION,
+            "decoding": "greedy",
+            "language": "any" if language is None else language,
+        }
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields the scores over the images that have a reference in the language, with their helpers.
 
         Raises UserError without one.
         """
+        rows, candidates, references = self._written(split)
+        yield from with_intervals(candidates, references, split.image_concept.cpu()[rows])
+
+    def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
+        """Yields the scores that are means over captions, with the captions."""
+        rows, candidates, references = self._written(split)
+        ids, concept = [split.image_ids[row] for row in rows], split.image_concept.cpu()[rows]
+        scores = caption_scores.score_captions(candidates, references)
+        for name, of_items in (("exact", scores.exact), ("CIDEr-D", scores.cider_d), ("ROUGE-L", scores.rouge_l)):
+            yield ItemValues(name, ids, concept, torch.tensor(of_items.per_example, dtype=torch.float64), candidates)
+
+    def _written(self, split: EncodedSplit) -> tuple[list[int], list[str], list[list[str]]]:
+        """The rows of the images that have a reference in the language, with their captions and references."""
         generated = generate_captions(split, self.language)
         truths = [[text.text for text in texts if self.language in (None, text.language)] for texts in split.references]
         rows = [row for row, texts in enumerate(truths) if texts]
         if not rows:
             which = "" if self.language is None else f" in '{self.language}'"
             raise UserError(f"no image of the split '{split.name}' has a caption{which}")
-        candidates, references = [generated[row] for row in rows], [truths[row] for row in rows]
-        yield from with_intervals(candidates, references, split.image_concept.cpu()[rows])
+        return rows, [generated[row] for row in rows], [truths[row] for row in rows]
 
 
 class ImageUse:
@@ -137,6 +158,7 @@ class ImageUse:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
+        self.rules: Mapping[str, str] = {"seed of the shuffle": str(seed)}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``mean``, ``low`` and ``high``. Raises UserError for a split of too few concepts."""

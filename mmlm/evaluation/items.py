@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mmlm.core.computing import exact_float32
 from mmlm.core.wording import cut
-from mmlm.evaluation.caption_scores import cider_d, is_exact
+from mmlm.evaluation.caption_metrics import cider_d
+from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.caption_words import caption_words
 from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.retrieval import score_retrieval
@@ -28,7 +29,7 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class SplitRanks:
-    """The rank of each query's best true answer, 1 being the best, as the evaluator ``Retrieval`` counts them."""
+    """The rank of each query's best true answer, 1 being the best, as retrieval counts under ``distinct``."""
 
     images: Mapping[int, int]
     """Row of an image -> among the texts. An image without a text is not there."""
@@ -46,8 +47,8 @@ def split_ranks(split: EncodedSplit) -> SplitRanks:
     found = score_retrieval(paired.image_embedding, paired.text_embedding, paired.pairs)
     images, texts = (gallery.pairs[:, side].unique().tolist() for side in (0, 1))
     return SplitRanks(
-        dict(zip(images, found.image_to_text.tolist(), strict=True)),
-        dict(zip(texts, found.text_to_image.tolist(), strict=True)),
+        dict(zip(images, found.image_to_text.best.tolist(), strict=True)),
+        dict(zip(texts, found.text_to_image.best.tolist(), strict=True)),
     )
 
 

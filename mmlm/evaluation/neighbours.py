@@ -86,6 +86,7 @@ class Neighbours:
         check_counts({"k": k})
         check_positive("temperature", temperature)
         self.k, self.temperature = k, temperature
+        self.rules: Mapping[str, str] = {"k": str(k), "temperature": str(temperature), "ties": "shared"}
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``images``, the number that take part, ``top1`` and ``by_concept``, with intervals and chances.

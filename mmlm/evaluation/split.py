@@ -24,7 +24,7 @@ from mmlm.core.distributed import broadcast_object, gather_results, rank, world_
 from mmlm.core.errors import UserError
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.evaluation.retrieval import merge_equal_captions, positive_pairs
+from mmlm.evaluation.pairs import merge_equal_captions, positive_pairs
 from mmlm.evaluation.texts import Concept, concepts_of, embed_texts
 from mmlm.model.model import ImageFeatures, ImageTextModel
 

@@ -1,5 +1,6 @@
 """Zero-shot classification: an image belongs to the concept whose texts lie nearest to it."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -80,6 +81,11 @@ class ZeroShot:
     def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
         check_templates(templates)
         self.templates, self.language = tuple(templates), language
+        self.rules: Mapping[str, str] = {
+            "prompts": json.dumps(self.templates, ensure_ascii=False),
+            "language": "any" if language is None else language,
+            "ties": "classes of equal similarity share an image",
+        }
         self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:

@@ -10,6 +10,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
     scores.json        the scores of every evaluated split (evaluation/evaluate.py)
     samples.json       examples of captions and retrieval, for the report
     items.json         what the scores are made of, image by image (evaluation/items.py)
+    per_item.parquet   every score that is a mean, item by item (evaluation/per_item.py)
     changes.json       what the config changes of that of caption_base (record/changes.py)
     report.html        the page for people (reports/page.py)
     manifest.jsonl     the SHA-256 of each of these files (record/manifest.py)
@@ -42,6 +43,7 @@ FIGURES = "figures.json"
 SCORES = "scores.json"
 SAMPLES = "samples.json"
 ITEMS = "items.json"
+PER_ITEM = "per_item.parquet"
 CHANGES = "changes.json"
 REPORT = "report.html"
 MANIFEST = "manifest.jsonl"
@@ -58,16 +60,21 @@ ASIDE = ".before-"
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replaces ``file`` by ``text`` (UTF-8) in one step: a reader, or a killed run, meets the old file or the new one.
+    """``write_whole_bytes`` of a text in UTF-8."""
+    write_whole_bytes(file, utf8(text))
 
-    The text is not flushed to the disk: a crash of the machine, unlike one of the process, may still lose the file.
+
+def write_whole_bytes(file: Path, content: bytes) -> None:
+    """Replaces ``file`` by ``content`` in one step: a reader, or a killed run, meets the old file or the new one.
+
+    It is not flushed to the disk: a crash of the machine, unlike one of the process, may still lose the file.
     Checkpoints, which have to survive that, are written by ``checkpoints/files.py``. Raises UserError if the disk is
     full or cannot be written to.
     """
     # The process id is in the draft's name: a training and a command that evaluates it may write the same file at once.
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        draft.write_bytes(utf8(text))
+        draft.write_bytes(content)
         draft.replace(file)
     except OSError as error:
         raise unwritten(file, error) from error

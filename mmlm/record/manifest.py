@@ -33,11 +33,13 @@ from mmlm.record.folder import (
     MANIFEST,
     METRICS,
     OVERLAP,
+    PER_ITEM,
     REPORT,
     SAMPLES,
     SCORES,
     TOKENIZER,
     write_whole,
+    write_whole_bytes,
 )
 
 
@@ -64,6 +66,7 @@ _ADVICE: Mapping[str, str] = {
     SCORES: _EVALUATED,
     SAMPLES: _EVALUATED,
     ITEMS: _EVALUATED,
+    PER_ITEM: _EVALUATED,
     CHANGES: "remove it: then the report does not show what the run changes",
     REPORT: "python -m mmlm.report run={folder} writes it anew",
     TOKENIZER: "restore it from a copy; without it no text can be read, and figures and reports still can",
@@ -187,8 +190,13 @@ def announce_prefixes(folder: Path, name: str, *prefixes: Prefix) -> None:
 
 def write_recorded(file: Path, text: str) -> None:
     """``write_whole``, with the file's checksum in the manifest of its folder."""
-    announce(file.parent, {file.name: utf8(text)})
-    write_whole(file, text)
+    write_recorded_bytes(file, utf8(text))
+
+
+def write_recorded_bytes(file: Path, content: bytes) -> None:
+    """``write_whole_bytes``, with the file's checksum in the manifest of its folder."""
+    announce(file.parent, {file.name: content})
+    write_whole_bytes(file, content)
 
 
 def read_recorded(file: Path, folder: Path | None = None) -> bytes:

@@ -6,7 +6,7 @@
                            "model": {"parameters": {part: count}, "flops": {part: count}}, ...}
         metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
         figures.json       what the names of metrics and scores are (record/figures.py)
-        scores.json        {"step", "precision"?,
+        scores.json        {"step", "precision"?, "protocols"?: {name: {"hash", ...}},
                             "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
         samples.json       {"splits": {name: {"examples": [...], "queries": [...], "extremes": {...}}}}
         items.json         {"splits": {name: {"of": {...}, "images": {column: [...]}, "texts": {column: [...]}}}}
@@ -31,6 +31,7 @@ from mmlm.record.folder import CONFIG, DATA, ENVIRONMENT, ITEMS, METRICS, SAMPLE
 from mmlm.record.metrics import read_metrics
 from mmlm.reports.items import SplitItems, parse_items
 from mmlm.reports.json_file import JsonNode, read_json, read_text
+from mmlm.reports.protocols import ScoredBy, parse_protocol
 from mmlm.reports.samples import SplitSamples, parse_samples
 
 Result = TypeVar("Result")
@@ -94,6 +95,8 @@ class Scores:
     splits: Mapping[str, SplitScores]
     precision: str | None = None
     """The precision that they were scored in; None if the file does not say (of a run older than that)."""
+    protocols: Mapping[str, ScoredBy] = field(default_factory=dict)
+    """How each split was scored; none of a run that is older than that."""
 
 
 @dataclass(frozen=True)
@@ -229,11 +232,12 @@ def _read_metrics(path: Path) -> Metrics:
 
 
 def _parse_scores(root: JsonNode) -> Scores:
-    splits = root.get("splits", dict)
+    splits, protocols = root.get("splits", dict), root.get("protocols", dict, {})
     return Scores(
         step=root.get("step", int).value,
         splits={name: _parse_split_scores(splits.get(name, dict)) for name in splits.value},
         precision=root.get("precision", str).value if root.value.get("precision") is not None else None,
+        protocols={name: parse_protocol(protocols.get(name, dict)) for name in protocols.value},
     )
 
 

@@ -113,7 +113,7 @@ def test_every_option_file_is_found():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no benchmark: name a benchmark; usage: python -m mmlm.bench parts|learns|losses|data [key=value ...]"),
+        ((), "no benchmark: name a benchmark; usage: python -m mmlm.bench parts|learns|losses|sources|data|"),
         (("part",), "part: name a benchmark"),
         (("parts", "slots=[bridges]"), "slots: 'bridges' is no slot; did you mean 'bridge'?"),
         (("parts", "slots=[bridge]", "options=[mpl]"), "options: 'mpl' is no option of bridge; did you mean 'mlp'?"),

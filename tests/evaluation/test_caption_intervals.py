@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmlm.core.intervals import wilson
-from mmlm.evaluation.caption_intervals import bleu_interval, with_intervals
+from mmlm.evaluation.caption_intervals import bleu_intervals, with_intervals
 from mmlm.evaluation.caption_scores import score_captions
 
 CAPTIONS = ["a red cat", "a blue dog on a mat", "a green bird", "two fish in a bowl"]
@@ -18,7 +18,7 @@ def test_captions_with_intervals_and_chance():
     assert values["captioned"] == 4
     assert (values["exact/low"], values["exact/high"]) == pytest.approx(wilson(0.5, 4))
     assert values["exact/chance"] == 0
-    for name in ("CIDEr-D", "ROUGE-L", "BLEU-4"):
+    for name in ("CIDEr-D", "ROUGE-L", "BLEU-1", "BLEU-4"):
         assert values[f"{name}/low"] <= values[name] <= values[f"{name}/high"]
         assert values[f"{name}/low"] < values[f"{name}/high"]
         assert values[f"{name}/chance"] < values[name]
@@ -27,6 +27,8 @@ def test_captions_with_intervals_and_chance():
 
 
 def test_bleu_of_equal_examples_is_certain():
-    low, high = bleu_interval(CAPTIONS[1:2] * 5, [["a blue dog on a rug"]] * 5, torch.arange(5))
+    said, true = ["a", "blue", "dog", "on", "a", "mat"], ["a", "blue", "dog", "on", "a", "rug"]
+    intervals = bleu_intervals([said] * 5, [[true]] * 5, torch.arange(5))
     whole = dict(score_captions(CAPTIONS[1:2] * 5, [["a blue dog on a rug"]] * 5).items())
-    assert low == pytest.approx(high) == pytest.approx(whole["BLEU-4"])
+    for order, (low, high) in enumerate(intervals, start=1):
+        assert low == pytest.approx(high) == pytest.approx(whole[f"BLEU-{order}"])

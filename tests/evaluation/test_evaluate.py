@@ -90,6 +90,8 @@ def test_writes_scores_and_samples(evaluation, tmp_path):
     made, batches = evaluation(retrieval=Retrieval())
     returned = made.write(tmp_path, 7, {"val": batches}, NONE, None)
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    protocol = scores.pop("protocols")["val"]
+    assert protocol["evaluators"] == {"retrieval": dict(Retrieval().rules)}
     assert scores == {"step": 7, "splits": returned}
     assert scores["splits"]["val"]["images"] == 3
     assert scores["splits"]["val"]["captions"] == 4, "distinct texts"
@@ -117,6 +119,7 @@ def test_splits_of_the_same_weights_are_merged_and_others_dropped(evaluation, tm
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "items.json",
         "manifest.jsonl",
+        "per_item.parquet",
         "samples.json",
         "scores.json",
     ]

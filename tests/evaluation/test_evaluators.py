@@ -90,7 +90,8 @@ def test_retrieval_of_matching_and_of_swapped_embeddings(make_split):
         assert values["image_to_text/R@1/chance"] == pytest.approx(1 / 3)
         assert values["image_to_text/R@5/chance"] == values["image_to_text/R@5/high"] == 1.0
         assert values["image_to_text/queries"] == values["text_to_image/queries"] == 3
-        names = {f"{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+        of_way = ("R@1", "R@5", "R@10", "mAP", "median_rank")
+        names = {f"{way}/{name}" for way in ("image_to_text", "text_to_image") for name in of_way}
         assert {name for name in values if name.count("/") == 1 and "queries" not in name} == names
 
 
@@ -102,9 +103,20 @@ def test_every_value_is_declared_and_what_is_declared_is_made(make_split):
     own = {one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__}
     assert own - {module.Evaluator} == set(shipped), "every evaluator of the package is tried"
     split = make_split(examples())
-    for evaluator in shipped:
+    for evaluator in (kind() for kind in shipped):
         declared = {*evaluator.figures, *(name for one in evaluator.figures.values() for name in one.helpers())}
-        assert {name for name, _ in evaluator()(split)} == declared, evaluator
+        assert {name for name, _ in evaluator(split)} == declared, evaluator
+
+
+def test_scores_are_the_means_of_their_items(make_split):
+    split = make_split(examples())
+    for evaluator in (Retrieval(), Retrieval("coco"), CaptionQuality()):
+        values = dict(evaluator(split))
+        found = list(evaluator.per_item(split))
+        assert len(found) >= 3
+        for one in found:
+            assert one.values.double().mean().item() == pytest.approx(values[one.figure])
+            assert len(set(one.items)) == len(one.items) == len(one.values) == len(one.concept)
 
 
 # Image use

@@ -18,7 +18,7 @@ from mmlm.evaluation.requires import (
     find_lacking,
     required_by,
 )
-from mmlm.evaluation.retrieval import score_retrieval
+from mmlm.evaluation.retrieval import recall_at, score_retrieval
 from mmlm.evaluation.zero_shot import ZeroShot
 from tests.evaluation.hand_made import ExampleList, fitted_tokenizer
 
@@ -101,7 +101,9 @@ def test_retrieval_is_among_images_and_texts_that_belong_together(make_split):
     pairs = torch.arange(4)[:, None].expand(4, 2)
     expected = score_retrieval(gallery.image_embedding[rows], gallery.text_embedding[columns], pairs)
     found = dict(Retrieval()(odd))
-    assert {name: found[name] for name, _ in expected.items()} == dict(expected.items())
+    for way, ranked in (("image_to_text", expected.image_to_text), ("text_to_image", expected.text_to_image)):
+        assert found[f"{way}/R@1"] == recall_at(ranked.best, 1)
+        assert found[f"{way}/mAP"] == ranked.average_precision.mean().item()
     assert (found["image_to_text/queries"], found["text_to_image/queries"]) == (4, 4)
 
 

@@ -1,232 +1,144 @@
-"""Retrieval ranks against a sort, with several positives, ties and bad input."""
+"""Retrieval under its protocols: CLIP_benchmark's numbers, equal texts, several languages, and intervals."""
+
+import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mmlm.core.batch import TEXT_ONLY
-from mmlm.core.errors import UserError
+from mmlm.core.batch import Caption, Example
+from mmlm.evaluation.evaluators import Retrieval
+from mmlm.evaluation.ranks import Ranked
 from mmlm.evaluation.retrieval import (
-    RetrievalScores,
-    best_positive_ranks,
-    merge_equal_captions,
-    positive_pairs,
+    CUTOFFS,
+    figures_of,
+    gallery_under,
+    median_interval,
+    of_ranks,
     recall_at,
     score_retrieval,
 )
 
-
-def integers(*values):
-    return torch.tensor(values, dtype=torch.int64)
-
-
-def ranks_by_sorting(scores, is_positive):
-    """The plain definition: positives after the negatives of equal score, then the place of the first positive."""
-    ranks = []
-    for row, positive in zip(scores.tolist(), is_positive.tolist(), strict=True):
-        order = sorted(range(len(row)), key=lambda column: (-row[column], positive[column]))
-        ranks.append(1 + next(place for place, column in enumerate(order) if positive[column]))
-    return integers(*ranks)
+CLIP_BENCHMARK = {
+    0: {"image_to_text": [8 / 60, 25 / 60, 41 / 60], "text_to_image": [32 / 300, 114 / 300, 169 / 300]},
+    1: {"image_to_text": [8 / 60, 32 / 60, 42 / 60], "text_to_image": [41 / 300, 125 / 300, 177 / 300]},
+}
+"""R@1, R@5 and R@10 that clip_benchmark 1.6.2 (``metrics/zeroshot_retrieval.py``) gives for ``embeddings``, by seed."""
 
 
-def random_positives(generator, queries, candidates):
-    """bool[Q, K] with one or more in every row and column."""
-    is_positive = torch.rand(queries, candidates, generator=generator) < 0.1
-    is_positive[torch.arange(queries), torch.randint(candidates, (queries,), generator=generator)] = True
-    is_positive[torch.randint(queries, (candidates,), generator=generator), torch.arange(candidates)] = True
-    return is_positive
+def embeddings(seed):
+    """60 images and five texts of each, in the order of the images; unit length."""
+    draw = random.Random(seed)
+    images = [[draw.gauss(0, 1) for _ in range(8)] for _ in range(60)]
+    texts = [[0.45 * x + draw.gauss(0, 1) for x in image] for image in images for _ in range(5)]
+    return F.normalize(torch.tensor(images), dim=1), F.normalize(torch.tensor(texts), dim=1)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("chunk_size", [1, 7, 1024])
-def test_ranks_are_those_of_a_sort(seed, chunk_size):
-    generator = torch.Generator().manual_seed(seed)
-    # Few small integers: products are exact, and many are equal.
-    images = torch.randint(-2, 3, (23, 4), generator=generator).float()
-    texts = torch.randint(-2, 3, (31, 4), generator=generator).float()
-    is_positive = random_positives(generator, 23, 31)
-    scores = score_retrieval(images, texts, is_positive.nonzero(), chunk_size)
-    assert torch.equal(scores.image_to_text, ranks_by_sorting(images @ texts.T, is_positive))
-    assert torch.equal(scores.text_to_image, ranks_by_sorting(texts @ images.T, is_positive.T))
+def recalls_of_topk(queries, candidates, right):
+    """R@k by its plain definition, as CLIP_benchmark has it: is one of the k highest scores a right one?"""
+    scores = queries @ candidates.T
+    return [right.gather(1, scores.topk(cutoff, dim=1).indices).any(dim=1).double().mean().item() for cutoff in CUTOFFS]
 
 
-def test_any_positive_counts_and_other_positives_do_not_stand_in_the_way():
-    # One image, five captions in falling order of score: wrong, right, wrong, right, right.
-    image = torch.tensor([[1.0]])
-    texts = torch.tensor([[0.9], [0.8], [0.7], [0.6], [0.5]])
-    positives = integers([0, 1], [0, 3], [0, 4])
-    assert best_positive_ranks(image, texts, positives).tolist() == [2]
-    # From a caption's side, the best of its two images counts.
-    images = torch.tensor([[0.1], [0.9], [0.5]])
-    assert best_positive_ranks(image, images, integers([0, 0], [0, 2])).tolist() == [2]
-    assert best_positive_ranks(image, images, integers([0, 0])).tolist() == [3]
+@pytest.mark.parametrize("seed", CLIP_BENCHMARK)
+def test_five_captions_an_image_are_counted_as_clip_benchmark_counts(make_split, seed):
+    images, texts = embeddings(seed)
+    words = [(f"image {row}, caption {number}",) for row in range(60) for number in range(5)]
+    pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    examples = [
+        Example(f"{row}", pixels, tuple(Caption(text) for (text,) in words[5 * row : 5 * row + 5])) for row in range(60)
+    ]
+    split = make_split(examples, batch_size=60)
+    split.batches[0].text_embedding.copy_(F.pad(texts, (0, 8)))
+    split.batches[0].features.embedding.copy_(F.pad(images, (0, 8)))
+    values = dict(Retrieval("coco")(split))
+    right = torch.zeros(60, 300, dtype=torch.bool)
+    right[torch.arange(300) // 5, torch.arange(300)] = True
+    for way, plain in (
+        ("image_to_text", recalls_of_topk(images, texts, right)),
+        ("text_to_image", recalls_of_topk(texts, images, right.T)),
+    ):
+        found = [values[f"{way}/R@{cutoff}"] for cutoff in CUTOFFS]
+        assert found == plain
+        # It gives float32.
+        assert torch.tensor(found).tolist() == torch.tensor(CLIP_BENCHMARK[seed][way]).tolist()
 
 
-def test_repeated_pairs_count_once():
-    images = torch.eye(3)
-    positives = integers([0, 0], [1, 1], [2, 2])
-    assert best_positive_ranks(images, images, positives.repeat(4, 1)).tolist() == [1, 1, 1]
+def examples():
+    """Three images; the first two have a caption in common, the last one none in English."""
+    pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    captions = (
+        (Caption("a cat", "en"), Caption("sleeping", "en"), Caption("Katze", "de")),
+        (Caption("a dog", "en"), Caption("sleeping", "en")),
+        (Caption("Vogel", "de"),),
+    )
+    return [Example(f"{row}", pixels, of_image, f"thing {row}") for row, of_image in enumerate(captions)]
 
 
-def test_equal_scores_are_ranked_pessimistically():
-    collapsed = torch.ones(6, 3)
-    positives = torch.arange(6)[:, None].repeat(1, 2)
-    scores = score_retrieval(collapsed, collapsed, positives)
-    assert scores.image_to_text.tolist() == [6] * 6
-    assert dict(scores.items())["image_to_text/R@5"] == 0.0
-    # Only wrong candidates stand before the right one: with two positives of six, the rank is 5.
-    both = torch.cat([positives, torch.stack([torch.arange(6), (torch.arange(6) + 1) % 6], dim=1)])
-    assert best_positive_ranks(collapsed, collapsed, both).tolist() == [5] * 6
+def test_the_candidates_and_pairs_of_each_protocol(make_split):
+    split = make_split(examples(), languages=("en", "de"))
+
+    def pairs(protocol, language=None):
+        rows = [row for row, caption in enumerate(split.captions) if language in (None, caption.language)]
+        gallery = gallery_under(protocol, split, rows).paired()
+        return gallery.texts, gallery.pairs.tolist()
+
+    assert pairs("coco") == (
+        ("a cat", "sleeping", "Katze", "a dog", "sleeping", "Vogel"),
+        [[0, 0], [0, 1], [0, 2], [1, 3], [1, 4], [2, 5]],
+    )
+    assert pairs("paired") == (("a cat", "a dog", "Vogel"), [[0, 0], [1, 1], [2, 2]])
+    assert pairs("distinct") == (
+        ("a cat", "sleeping", "Katze", "a dog", "Vogel"),
+        [[0, 0], [0, 1], [0, 2], [1, 1], [1, 3], [2, 4]],
+    )
+    assert pairs("coco", "de") == (("Katze", "Vogel"), [[0, 0], [1, 1]])
+    assert pairs("paired", "en") == (("a cat", "a dog"), [[0, 0], [1, 1]])
 
 
-def test_one_image_and_one_caption():
-    scores = score_retrieval(torch.ones(1, 2), torch.ones(1, 2), integers([0, 0]))
-    assert set(dict(scores.items()).values()) == {1.0}
+@pytest.mark.parametrize("protocol", ["distinct", "coco", "paired"])
+def test_every_protocol_declares_what_it_yields(make_split, protocol):
+    evaluator = Retrieval(protocol)
+    declared = {*evaluator.figures, *(name for one in evaluator.figures.values() for name in one.helpers())}
+    values = dict(evaluator(make_split(examples(), languages=("en", "de"))))
+    assert values.keys() == declared
+    for name in evaluator.figures:
+        assert values[f"{name}/low"] - 1e-12 <= values[name] <= values[f"{name}/high"] + 1e-12, name
+    assert len({figure.group.name for figure in (*figures_of("coco").values(), *figures_of("paired").values())}) == 4
 
 
 def test_recall_and_its_names():
-    assert recall_at(integers(1, 2, 5, 6, 10, 11), 5) == 0.5
-    scores = RetrievalScores(image_to_text=integers(1, 5, 7, 20), text_to_image=integers(2, 11))
-    assert dict(scores.items()) == {
-        "image_to_text/R@1": 0.25,
-        "image_to_text/R@5": 0.5,
-        "image_to_text/R@10": 0.75,
-        "text_to_image/R@1": 0.0,
-        "text_to_image/R@5": 0.5,
-        "text_to_image/R@10": 0.5,
-    }
+    ranks = torch.tensor([1, 2, 5, 6, 10, 11])
+    assert recall_at(ranks, 5) == 0.5
+    ranked = Ranked(torch.tensor([1, 5, 7, 20]), torch.tensor([1.0, 0.2, 0.1, 0.1], dtype=torch.float64))
+    values = dict(of_ranks("image_to_text", ranked, torch.arange(4), torch.ones(4), 30))
+    assert [values[f"image_to_text/R@{cutoff}"] for cutoff in CUTOFFS] == [0.25, 0.5, 0.75]
+    assert values["image_to_text/median_rank"] == 6
+    assert values["image_to_text/mAP"] == pytest.approx(0.35)
 
 
-@pytest.fixture
-def reduced_precision():
-    """The process has asked for fast float32 products: bf16 internals on a CPU that has them, TF32 on a GPU."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision(before)
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
+    draw = random.Random(0)
+    covered = 0
+    for _ in range(300):
+        # The median of a geometric distribution with the parameter 1/8 is 6.
+        ranks = torch.tensor([1 + int(draw.expovariate(0.1335)) for _ in range(150)])
+        low, high = median_interval(ranks, range(150))
+        covered += low <= 6 <= high
+    assert 0.92 <= covered / 300 <= 1
 
 
-@pytest.mark.usefixtures("reduced_precision")
-def test_scores_are_float32_under_autocast_and_reduced_matmul_precision():
-    # The positive is ahead by 1 part in 4096: visible to float32, lost to the 8 bits of bf16 and to TF32's 11.
-    queries = torch.ones(64, 256)
-    candidates = torch.ones(128, 256)
-    candidates[5] += 2.0**-12
-    positives = torch.stack([torch.arange(64), torch.full((64,), 5)], dim=1)
-    assert best_positive_ranks(queries, candidates, positives).tolist() == [1] * 64
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert (queries @ candidates.T).unique().numel() == 1
-        assert best_positive_ranks(queries, candidates, positives).tolist() == [1] * 64
+def test_images_of_one_concept_widen_the_interval_of_a_median():
+    ranks = torch.tensor([1, 3, 9, 2, 40, 5, 8, 30, 4, 60]).repeat_interleave(6)
+    alone = median_interval(ranks, range(60))
+    together = median_interval(ranks, [row // 6 for row in range(60)])
+    assert together[0] <= alone[0] <= alone[1] <= together[1]
+    assert together != alone
 
 
-@pytest.mark.usefixtures("reduced_precision")
-def test_the_choice_of_matmul_precision_comes_back():
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    assert "ieee" not in before
-    best_positive_ranks(torch.eye(2), torch.eye(2), integers([0, 0], [1, 1]))
-    assert [backend.fp32_precision for backend in backends] == before
-    assert torch.get_float32_matmul_precision() == "medium"
-
-
-def test_bf16_embeddings_are_compared_in_float32():
-    generator = torch.Generator().manual_seed(0)
-    images, texts = (
-        torch.randn(40, 16, generator=generator).bfloat16(),
-        torch.randn(40, 16, generator=generator).bfloat16(),
-    )
-    positives = torch.arange(40)[:, None].repeat(1, 2)
-    expected = best_positive_ranks(images.float(), texts.float(), positives)
-    assert torch.equal(best_positive_ranks(images, texts, positives), expected)
-
-
-def test_a_query_without_a_positive_is_the_users_error():
-    embedding = torch.eye(3)
-    with pytest.raises(UserError, match=r"1 of 3 images have no positive \(first: row 1\)"):
-        score_retrieval(embedding, embedding, integers([0, 0], [0, 1], [2, 2]))
-    with pytest.raises(UserError, match=r"2 of 3 captions have no positive \(first: row 1\)"):
-        score_retrieval(embedding, embedding, integers([0, 0], [1, 0], [2, 0]))
-    with pytest.raises(UserError, match="3 of 3 queries have no positive"):
-        best_positive_ranks(embedding, embedding, torch.empty(0, 2, dtype=torch.int64))
-
-
-def test_values_that_are_not_finite_do_not_read_as_a_perfect_rank():
-    good, bad = torch.eye(3), torch.eye(3)
-    bad[2, 1] = torch.nan
-    pairs = integers([0, 0], [1, 1], [2, 2])
-    with pytest.raises(ValueError, match="queries hold values that are not finite, first in row 2"):
-        best_positive_ranks(bad, good, pairs)
-    with pytest.raises(ValueError, match="candidates hold values that are not finite, first in row 2"):
-        best_positive_ranks(good, bad, pairs)
-
-
-@pytest.mark.parametrize(
-    ("queries", "candidates", "positives", "chunk_size", "message"),
-    [
-        (torch.ones(2, 3), torch.ones(2, 4), integers([0, 0]), 8, r"must be \[Q, E\] and \[K, E\]"),
-        (torch.ones(0, 3), torch.ones(2, 3), integers([0, 0]), 8, "0 queries and 2 candidates"),
-        (torch.ones(2, 3), torch.ones(2, 3), integers(0, 1), 8, r"must be \[P, 2\]"),
-        (torch.ones(2, 3), torch.ones(2, 3), integers([0, 2]), 8, "rows outside of 2 queries and 2 candidates"),
-        (torch.ones(2, 3), torch.ones(2, 3), integers([-1, 0]), 8, "rows outside"),
-        (torch.ones(2, 3), torch.ones(2, 3), integers([0, 0]), 0, "chunk_size 0"),
-    ],
-)
-def test_what_does_not_fit_is_refused(queries, candidates, positives, chunk_size, message):
-    with pytest.raises(ValueError, match=message):
-        best_positive_ranks(queries, candidates, positives, chunk_size)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_positive_pairs_follow_their_definition(seed):
-    generator = torch.Generator().manual_seed(seed)
-    image_concept = torch.randint(4, (9,), generator=generator)
-    image_index = torch.randint(-1, 9, (14,), generator=generator)
-    # Some captions are of another concept than their image, and texts repeat within and across concepts.
-    caption_concept = torch.randint(6, (14,), generator=generator)
-    caption_key = torch.randint(10, (14,), generator=generator)
-    expected = []
-    for image in range(9):
-        own_texts = {
-            int(caption_key[c])
-            for c in range(14)
-            if caption_concept[c] == image_concept[image] or image_index[c] == image
-        }
-        expected += [[image, c] for c in range(14) if int(caption_key[c]) in own_texts]
-    assert positive_pairs(image_concept, caption_concept, caption_key, image_index).tolist() == expected
-
-
-def test_positive_pairs_of_several_captions_several_images_and_text_only():
-    pairs = positive_pairs(
-        image_concept=integers(10, 10, 20),
-        caption_concept=integers(10, 10, 20, 30, 40),
-        caption_key=integers(1, 2, 3, 3, 4),  # the text-only caption 3 reads as caption 2 does
-        image_index=integers(0, 1, 2, TEXT_ONLY, TEXT_ONLY),
-    )
-    assert pairs.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2], [2, 3]]
-
-
-def test_positive_pairs_of_no_captions():
-    none = integers()
-    assert positive_pairs(integers(1, 2), none, none, none).shape == (0, 2)
-
-
-def test_positive_pairs_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="hold 2, 1, 2 captions"):
-        positive_pairs(integers(1), integers(1, 1), integers(1), integers(0, 0))
-    with pytest.raises(ValueError, match="image_index spans 0 to 1: there are 1 images"):
-        positive_pairs(integers(1), integers(1, 1), integers(1, 1), integers(0, 1))
-    with pytest.raises(ValueError, match="image_index spans -2 to 0"):
-        positive_pairs(integers(1), integers(1, 1), integers(1, 1), integers(0, -2))
-
-
-def test_merging_equal_captions_keeps_the_first_of_each_and_moves_the_pairs():
-    kept, pairs = merge_equal_captions(integers([0, 0], [0, 2], [1, 1], [1, 4], [2, 3]), integers(7, 3, 7, 9, 3))
-    assert kept.tolist() == [0, 1, 3]
-    assert pairs.tolist() == [[0, 0], [1, 1], [2, 2]]
-
-
-def test_a_wrong_text_that_occurs_twice_fills_one_place_when_merged():
-    image = torch.tensor([[1.0]])
-    texts, keys, positives = torch.tensor([[0.9], [0.9], [0.5]]), integers(1, 1, 2), integers([0, 2])
-    assert best_positive_ranks(image, texts, positives).tolist() == [3]
-    kept, pairs = merge_equal_captions(positives, keys)
-    assert best_positive_ranks(image, texts[kept], pairs).tolist() == [2]
+def test_chunks_change_no_rank():
+    images, texts = embeddings(0)
+    pairs = torch.stack([torch.arange(300) // 5, torch.arange(300)], dim=1)
+    whole, chunked = score_retrieval(images, texts, pairs), score_retrieval(images, texts, pairs, 7)
+    assert torch.equal(whole.image_to_text.best, chunked.image_to_text.best)
+    assert torch.equal(whole.text_to_image.best, chunked.text_to_image.best)

@@ -20,6 +20,7 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.data.sources import Source
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval, caption_losses
+from mmlm.evaluation.ranks import rank_positives
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from tests.equality import assert_same
@@ -103,6 +104,9 @@ def facts(split: EncodedSplit) -> dict[str, Any]:
     """What every rank has to know of a split."""
     swap = torch.arange(len(split.image_ids)).roll(1)
     swapped = split.with_images_of(swap)
+    paired = split.gallery.paired()
+    # Chunks of two queries, so that ranks share them.
+    ranked = rank_positives(paired.image_embedding, paired.text_embedding, paired.pairs, 2)
     return {
         "image_embedding": split.image_embedding,
         "image_index": split.image_index,
@@ -112,6 +116,8 @@ def facts(split: EncodedSplit) -> dict[str, Any]:
         "text_embedding": split.gallery.text_embedding,
         "own texts": split.embed_texts([f"text {number}" for number in range(300)]),
         "concepts": [(concept.key, [text.text for text in concept.texts]) for concept in split.concepts],
+        "ranks": ranked.best,
+        "precisions": ranked.average_precision,
         "losses": caption_losses(split, None),
         "swapped losses": caption_losses(split, swap),
         "memory": torch.cat(split.over_batches(lambda item: item.features.memory)),
@@ -203,7 +209,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, 
 def test_one_process_reads_everything_once_in_order(alone):
     found, folder = alone
     assert found["asked for"]["many"] == list(range(NUM_EXAMPLES))
-    assert found["files"] == ["items.json", "manifest.jsonl", "samples.json", "scores.json"]
+    assert found["files"] == ["items.json", "manifest.jsonl", "per_item.parquet", "samples.json", "scores.json"]
     assert found["corrupt"]["many"] == tuple(f"image{number}: is damaged" for number in CORRUPT_AT)
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert scores["splits"]["many"]["images"] == NUM_EXAMPLES - len(TEXT_ONLY_AT) - len(CORRUPT_AT)
@@ -225,9 +231,9 @@ def test_any_number_of_ranks_finds_what_one_process_finds(tmp_path, alone, size)
         for what in ("scores", "while training", "facts", "corrupt"):
             assert_same(found[what], expected[what], f"rank {number}: {what}")
         assert found["files"] == (
-            ["items.json", "manifest.jsonl", "samples.json", "scores.json"] if number == 0 else []
+            ["items.json", "manifest.jsonl", "per_item.parquet", "samples.json", "scores.json"] if number == 0 else []
         )
-    for file in ("scores.json", "samples.json", "items.json"):
+    for file in ("scores.json", "samples.json", "items.json", "per_item.parquet"):
         assert (tmp_path / "rank0" / file).read_bytes() == (folder / file).read_bytes(), file
 
     # Each example is read on one rank, a whole batch at a time, and each batch is worked on there alone.
