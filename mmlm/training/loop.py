@@ -38,6 +38,7 @@ from mmlm.training.settings import FitSettings
 from mmlm.training.spikes import LossSpike
 from mmlm.training.train_state import TrainState
 from mmlm.training.update import Differentiate, Update
+from mmlm.training.waiting import DataWaits
 
 Evaluate = Callable[[int], Mapping[str, float]]
 """Called with the step, while the module is in eval mode and holds the weights to judge; returns values by name, the
@@ -121,11 +122,13 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
         parts.differentiate, parts.device, settings.precision, settings.micro_batch_size, settings.clip_norm
     )
     pending, batches = Pending(settings, reporter.console, parts.bad_limits), iter(state.loader)
+    waits = DataWaits()
     with reporter.console.progress(settings.steps, state.step) as progress:
         while state.step < settings.steps:
             # One optimizer step. All of its work is given to the device; the CPU reads none of its results yet.
             torch.manual_seed(keyed_integer(state.seed, state.step, rank()))
             watch.mark(f"step {state.step + 1}: waiting for data")
+            started = time.monotonic()
             try:
                 batch = _next(batches, watch.request)
             except (EndedBySignal, UserError) as end:
@@ -136,6 +139,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
                 if isinstance(end, EndedBySignal):
                     raise Interrupted(state.step, end.signal_name) from None
                 raise
+            waited = time.monotonic() - started
             watch.mark(f"step {state.step + 1}: training")
             lr = set_learning_rate(state.optimizer, parts.schedule(state.step, settings.steps))
             pending.add(update(state, batch, is_diagnosed(state.step, settings), watch.request))
@@ -150,6 +154,9 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
 
             # The results: all but the newest step's, or all of them where something is due that depends on them.
             found = pending.read(state, everything=due.any)
+            advice = waits.add(waited, time.monotonic() - started)
+            if advice is not None:
+                reporter.console.line(advice)
             if found.spike is not None:
                 if found.failure is not None:
                     raise found.failure
