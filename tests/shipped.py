@@ -108,7 +108,7 @@ FORMATS: Mapping[str, Callable[[Path], None]] = {
     "lines": captions_jsonl,
     "table": csv_tables,
     "tabs": tsv_tables,
-    "parquet": parquet,
+    "rows": parquet,
     "coco": coco,
     "karpathy": karpathy,
     "shards": tars,

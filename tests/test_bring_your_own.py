@@ -34,7 +34,7 @@ def test_a_command_trains_on_its_format(name, command, tmp_path, monkeypatch):
     if name == "tabs":
         said = said.replace("/train ", "/train.tsv ").replace("/validation ", "/validation.tsv ")
     assert (outcome.status, outcome.err) == (0, said if f"data={name}" in tokens and len(tokens) == 3 else "")
-    trained = 2 * EXAMPLES if name in ("shards", "parquet") else EXAMPLES
+    trained = 2 * EXAMPLES if name in ("shards", "rows") else EXAMPLES
     assert f"{trained} images to train on, validation {EXAMPLES} to validate on" in outcome.out
     (report,) = (tmp_path / "runs").rglob("report.html")
     assert report.stat().st_size

@@ -38,6 +38,7 @@ from mmlm.training.settings import FitSettings
 from mmlm.training.spikes import LossSpike
 from mmlm.training.train_state import TrainState
 from mmlm.training.update import Differentiate, Update
+from mmlm.training.waiting import DataWaits
 from mmlm.training.work import CountPlaces, Work
 
 Evaluate = Callable[[int], Mapping[str, float]]
@@ -135,6 +136,7 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
         parts.places,
     )
     pending, batches = Pending(settings, reporter.console, parts.bad_limits), iter(state.loader)
+    waits = DataWaits()
     with reporter.console.progress(settings.steps, state.step) as progress:
         while state.step < settings.steps:
             # One optimizer step. All of its work is given to the device; the CPU reads none of its results yet.
@@ -152,7 +154,8 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
                 if isinstance(end, EndedBySignal):
                     raise Interrupted(state.step, end.signal_name) from None
                 raise
-            state.window.work += Work(waited=time.monotonic() - asked)
+            waited = time.monotonic() - asked
+            state.window.work += Work(waited=waited)
             watch.mark(f"step {state.step + 1}: training")
             watch.doing(state.step + 1, batch.ids)
             lr = set_learning_rate(state.optimizer, parts.schedule(state.step, settings.steps))
@@ -168,6 +171,9 @@ def fit(state: TrainState, settings: FitSettings, parts: FitParts, reporter: Rep
 
             # The results: all but the newest step's, or all of them where something is due that depends on them.
             found = pending.read(state, everything=due.any)
+            advice = waits.add(waited, time.monotonic() - asked)
+            if advice is not None:
+                reporter.console.line(advice)
             if found.spike is not None:
                 if found.failure is not None:
                     raise found.failure

@@ -169,7 +169,7 @@ def test_mistakes(command, arguments, message):
 
 
 def test_help(command):
-    assert "learns --help" in command(bench, "--help").out
+    assert "\n  learns " in command(bench, "--help").out
     assert "split=val_style" in command(bench, "learns", "--help").out
     assert tuple(LearnsSettings().slots) == LEARNING_SLOTS
     assert tuple(PartsSettings().slots) == MODEL_SLOTS

@@ -133,5 +133,5 @@ def test_mistakes(command, arguments, message):
 
 
 def test_help(command):
-    assert "parts --help" in command(bench, "--help").out
+    assert "\n  parts " in command(bench, "--help").out
     assert "vocab_size=2000" in command(bench, "parts", "--help").out
