@@ -108,7 +108,7 @@ def test_token_wise_layers_see_real_tokens_and_filler_only():
     for part in (decoder.unimodal_layers[0].feed_forward, decoder.multimodal_layers[1].feed_forward, decoder.norm):
         part.register_forward_hook(lambda _module, inputs, _out: rows.append(len(inputs[0])))
     hidden = hidden_of(decoder, make_tokens())
-    assert (rows, len(hidden)) == ([64, 64, 64], 50)
+    assert (rows, len(hidden)) == ([56, 56, 56], 50)
 
 
 @pytest.mark.parametrize("packed", [True, False])
