@@ -71,7 +71,8 @@ class Figure:
     beside: str = ""
     """Of a score: the training figure whose chart shows it too, as a line for each split, where a run has that."""
     family: bool = False
-    """True if the values are ``<figure>/<line>``: the lines of one chart."""
+    """True if the values are ``<figure>/<line>``: the lines of one chart, or rows of the table. Then ``low``, ``high``,
+    ``count``, ``among`` and a ``chance`` that is a string name families, whose lines belong to those of the figure."""
     log_scale: bool = False
     """True for a figure that spans orders of magnitude."""
     noiseless: bool = False
@@ -89,6 +90,16 @@ class Figure:
         low, high, count, among = names
         chance = prefix + self.chance if isinstance(self.chance, str) else self.chance
         return replace(self, low=low, high=high, count=count, among=among, chance=chance)
+
+    def line(self, line: str) -> "Figure":
+        """The declaration of one line of a family."""
+        names = (f"{name}/{line}" if name else "" for name in (self.low, self.high, self.count, self.among))
+        low, high, count, among = names
+        chance = f"{self.chance}/{line}" if isinstance(self.chance, str) else self.chance
+        name = f"{self.name}: {line.replace('_', ' ')}"
+        return replace(
+            self, name=name, title="", low=low, high=high, count=count, among=among, chance=chance, family=False
+        )
 
     def helpers(self) -> set[str]:
         """The names of the values that belong to this figure and are not shown for themselves."""
@@ -112,7 +123,10 @@ def setting_of_training(name: str, meaning: str, title: str = "") -> Figure:
 
 
 def declared(figures: Mapping[str, Figure], name: str) -> Figure:
-    """The declaration of a value. A value without one is shown under its own name."""
+    """The declaration of a value, which may be a line of a family. One without is shown under its own name."""
+    family = family_of(figures, name)
+    if family is not None:
+        return figures[family].line(name.removeprefix(f"{family}/"))
     return figures.get(name) or Figure(name, title=name.replace("/", " ").replace("_", " "))
 
 
@@ -127,9 +141,12 @@ def family_of(figures: Mapping[str, Figure], name: str) -> str | None:
 
 
 def in_order(figures: Mapping[str, Figure], names: Iterable[str]) -> list[str]:
-    """The distinct ``names``: first those that are declared, in the order of their declarations, then the others."""
-    found = dict.fromkeys(names)
-    return [*(name for name in figures if name in found), *(name for name in found if name not in figures)]
+    """The distinct ``names``: first those that are declared, in the order of their declarations, then the others.
+
+    The lines of a family stand in its place, in the order of ``names``.
+    """
+    place = {name: number for number, name in enumerate(figures)}
+    return sorted(dict.fromkeys(names), key=lambda name: place.get(family_of(figures, name) or name, len(place)))
 
 
 def shown_in(place: Place, figures: Mapping[str, Figure], names: Iterable[str]) -> list[str]:
@@ -140,4 +157,5 @@ def shown_in(place: Place, figures: Mapping[str, Figure], names: Iterable[str]) 
 def without_helpers(figures: Mapping[str, Figure], names: Iterable[str]) -> list[str]:
     """``names`` without those that belong to another figure: ends of intervals, levels of chance, counts."""
     helpers = {helper for figure in figures.values() for helper in figure.helpers()}
-    return [name for name in names if name not in helpers]
+    of_families = tuple(f"{name}/" for figure in figures.values() if figure.family for name in figure.helpers())
+    return [name for name in names if name not in helpers and not name.startswith(of_families)]

@@ -145,7 +145,7 @@ def pointing(maps: Tensor, masks: Tensor, image: Tensor) -> tuple[Tensor, Tensor
 
     ``maps`` float[P, rows, columns]; ``masks`` float[P, S, S]; ``image`` int64[P], the image of each region.
     """
-    covered = F.adaptive_avg_pool2d(masks[:, None].double(), (maps.shape[-2], maps.shape[-1]))[:, 0].flatten(1)
+    covered = F.adaptive_avg_pool2d(masks[:, None].double(), (maps.shape[1], maps.shape[2]))[:, 0].flatten(1)
     own = (covered >= _highest(covered, image) - TIE) & (covered > 0)
     flat = maps.flatten(1)
     highest = flat >= flat.amax(dim=1, keepdim=True) - TIE

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmlm.core.errors import ArgumentError, UserError
-from mmlm.core.figure import Figure, FigureGroup, Place
+from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.intervals import share_interval
 from mmlm.core.keyed_random import keyed_integer, stable_hash
 from mmlm.core.ranges import check_counts
@@ -35,9 +35,19 @@ _TEMPERATURE = 0.07
 """A neighbour votes with weight exp(similarity / temperature) (arXiv:1805.01978)."""
 
 
-def _family(name: str, meaning: str, shown: bool = True) -> Figure:
-    places: tuple[Place, ...] = ("table", "chart") if shown else ()
-    return Figure(name, meaning, GROUP, share=True, higher_is_better=shown or None, family=True, shown=places)
+def _family(name: str, meaning: str, kind: str) -> Figure:
+    return Figure(
+        name,
+        meaning,
+        GROUP,
+        share=True,
+        higher_is_better=True,
+        chance="chance",
+        low=f"{kind}_low",
+        high=f"{kind}_high",
+        shown=("table",),
+        family=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -80,13 +90,10 @@ class Probe:
 
     needs_decoder = False
     figures: Mapping[str, Figure] = {
-        "linear": _family("Linear probe", "accuracy of a logistic regression"),
-        "neighbours": _family("k-NN probe", "accuracy by the votes of the nearest images"),
-        "chance": _family("Most frequent value", "accuracy of always guessing it"),
-        "linear_low": _family("Linear probe, lower end", "of the interval", shown=False),
-        "linear_high": _family("Linear probe, upper end", "of the interval", shown=False),
-        "neighbours_low": _family("k-NN probe, lower end", "of the interval", shown=False),
-        "neighbours_high": _family("k-NN probe, upper end", "of the interval", shown=False),
+        "linear": _family(
+            "Linear probe", "accuracy of a logistic regression; chance: always the most frequent", "linear"
+        ),
+        "neighbours": _family("k-NN probe", "accuracy by the votes of the nearest images", "neighbours"),
         "images": Figure("Images", "how many took part", GROUP, shown=("table",)),
     }
 

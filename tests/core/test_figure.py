@@ -36,6 +36,19 @@ def test_a_value_below_a_family_is_a_line_of_it_unless_it_is_declared():
     assert family_of(FIGURES, "odd") is None
 
 
+def test_a_line_is_declared_by_its_family_and_has_helpers_of_its_own():
+    figures = {
+        "z": Figure("Z"),
+        "by_kind": Figure("Kinds", share=True, low="low", high="high", chance="guess", family=True),
+    }
+    line = declared(figures, "by_kind/swap_colour")
+    assert (line.name, line.share, line.family) == ("Kinds: swap colour", True, False)
+    assert (line.low, line.high, line.chance) == ("low/swap_colour", "high/swap_colour", "guess/swap_colour")
+    names = ["odd", "by_kind/b", "low/b", "high/b", "guess/b", "by_kind/a", "z"]
+    assert shown_in("table", figures, names) == ["z", "by_kind/b", "by_kind/a", "odd"]
+    assert declared({"by_kind": Figure("Kinds", chance=0.5, family=True)}, "by_kind/a").chance == 0.5
+
+
 def test_a_prefix_reaches_the_names_that_a_figure_mentions():
     figure = Figure("gap", low="low", high="high", chance="guess").under("use/")
     assert (figure.low, figure.high, figure.chance) == ("use/low", "use/high", "use/guess")
