@@ -22,6 +22,8 @@ class Caption:
 
     text: str
     language: str | None = None
+    kind: str | None = field(default=None, compare=False)
+    """What sort of caption it is, such as ``title`` or ``synthetic``, by which it is chosen; None if nobody says."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", whole_characters(self.text))
@@ -106,6 +108,10 @@ class Batch:
     """The epoch that the batch begins in, from 0: that of the first example of the global batch, on every rank."""
     tally: BatchTally = field(default_factory=BatchTally)
     """Of the whole share of the batch; that of its first micro-batch."""
+    compared: Tensor | None = None
+    """bool[C]: the captions that images are compared with; None: all."""
+    predicted: Tensor | None = None
+    """bool[C]: the captions whose tokens are predicted; None: all."""
 
     @property
     def inputs(self) -> Tensor:
@@ -122,6 +128,11 @@ class Batch:
         """bool[C, T - 1]: true where a target is a real token (the end token is one, padding is not)."""
         positions = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
         return positions[None, :] < (self.lengths - 1)[:, None]
+
+    @property
+    def compared_index(self) -> Tensor:
+        """int64[C]: ``image_index``, with ``TEXT_ONLY`` also for captions that are not for comparisons."""
+        return self.image_index if self.compared is None else self.image_index.where(self.compared, TEXT_ONLY)
 
     @property
     def num_targets(self) -> Tensor:
@@ -180,6 +191,8 @@ class Batch:
             corrupt_at=self.corrupt_at if rows.start == 0 else (),
             position=self.position,
             epoch=self.epoch,
+            compared=None if self.compared is None else self.compared[chosen],
+            predicted=None if self.predicted is None else self.predicted[chosen],
             tally=self.tally if rows.start == 0 else BatchTally(),
         )
 

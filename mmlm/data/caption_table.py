@@ -7,7 +7,7 @@ somebody looks at a text, since its count of references lies beside it.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         "captions": pa.large_list(pa.large_string()),
         "concept": pa.large_string(),
         "language": pa.large_string(),
+        "kinds": pa.large_list(pa.large_string()),
     }
 )
 """A ``Row``."""
@@ -45,6 +46,8 @@ class Row(NamedTuple):
     concept: str | None
     language: str | None
     """Of all its captions."""
+    kinds: Sequence[str | None] | None = None
+    """Of each caption; None if none has one."""
 
 
 @dataclass
@@ -70,14 +73,16 @@ class CaptionTable:
         languages: pa.DictionaryArray | None = None,
         concepts: pa.DictionaryArray | None = None,
         has_image: pa.BooleanArray | None = None,
+        kinds: pa.DictionaryArray | None = None,
     ) -> None:
         """Example i has the name ``names[i]`` and the captions ``texts[offsets[i]:offsets[i + 1]]``.
 
         ``languages`` are those of the captions, or None where all are in ``language``; ``concepts`` those of examples,
-        or None for none; ``has_image`` None if all have one.
+        or None for none; ``has_image`` None if all have one; ``kinds`` those of captions, None for none.
         """
         self._names, self._texts, self._offsets, self._language = names, texts, offsets, language
         self._languages, self._concepts, self._has_image = languages, concepts, has_image
+        self._kinds = kinds
 
     @staticmethod
     def of_lists(names: Sequence[str], captions: Sequence[Sequence[str]], language: str | None) -> "CaptionTable":
@@ -123,6 +128,7 @@ class CaptionTable:
             else None,
             concepts.take(pa.array(starts)) if concepts.null_count < len(table) else None,
             has_image if len(alone) else None,
+            _kinds(table["kinds"].combine_chunks(), lengths),
         ), lines.to_numpy()
 
     def __len__(self) -> int:
@@ -132,7 +138,10 @@ class CaptionTable:
     @property
     def nbytes(self) -> int:
         """What the arrays take."""
-        parts = (self._names, self._texts, self._offsets, self._languages, self._concepts, self._has_image)
+        parts = (
+            *(self._names, self._texts, self._offsets),
+            *(self._languages, self._concepts, self._has_image, self._kinds),
+        )
         return sum(part.nbytes for part in parts if part is not None)
 
     def name(self, index: int) -> str:
@@ -178,9 +187,13 @@ class CaptionTable:
 
     def _captions(self, start: int, end: int) -> Iterator[Caption]:
         texts = self._texts.slice(start, end - start).to_pylist()
-        if self._languages is None:
+        if self._languages is None and self._kinds is None:
             return (Caption(text, self._language) for text in texts)
-        return map(Caption, texts, self._languages.slice(start, end - start).to_pylist())
+        languages, kinds = (
+            repeat(alike) if each is None else each.slice(start, end - start).to_pylist()
+            for each, alike in ((self._languages, self._language), (self._kinds, None))
+        )
+        return map(Caption, texts, languages, kinds)
 
 
 def _as_table(rows: Iterable[Row]) -> pa.Table:
@@ -188,17 +201,27 @@ def _as_table(rows: Iterable[Row]) -> pa.Table:
     left = iter(rows)
     batches = []
     while some := list(islice(left, ROWS_AT_ONCE)):
-        lines, images, captions, concepts, languages = zip(*some, strict=True)
+        lines, images, captions, concepts, languages, kinds = zip(*some, strict=True)
         columns = (
             lines,
             images,
             [[whole_characters(text) for text in texts] for texts in captions],
             [None if concept is None else whole_characters(concept) for concept in concepts],
             [None if language is None else whole_characters(language) for language in languages],
+            kinds,
         )
         arrays = [pa.array(cells, field.type) for cells, field in zip(columns, SCHEMA, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
     return pa.Table.from_batches(batches, schema=SCHEMA)
+
+
+def _kinds(of_rows: pa.LargeListArray, lengths: np.ndarray) -> pa.DictionaryArray | None:
+    """The kind of each caption of rows that have int64[rows] ``lengths`` of them; None if none has one."""
+    if of_rows.null_count == len(of_rows):
+        return None
+    rows = zip(of_rows.to_pylist(), lengths.tolist(), strict=True)
+    each = [kind for given, count in rows for kind in given or [None] * count]
+    return pa.array(each, pa.large_string()).dictionary_encode()
 
 
 def _check_concepts(rows: pa.Table, concepts: pa.DictionaryArray, firsts: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmlm.core.batch import TEXT_ONLY, Batch, BatchTally, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.keyed_random import stable_hash
+from mmlm.data.caption_choice import CaptionSettings
 from mmlm.data.tokenizer import Tokenizer, normalise_text
 from mmlm.data.transforms import Transform
 
@@ -96,8 +97,15 @@ def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, un
     return Prepared(pixels, tuple(kept), tuple(rows), tuple(corrupt), tuple(corrupt_at))
 
 
-def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens: int, bucket: int) -> Batch:
-    """Encodes and pads the captions of a share.
+def collate(
+    prepared: Prepared,
+    encode: CaptionEncoder,
+    pad_id: int,
+    max_tokens: int,
+    bucket: int,
+    choice: CaptionSettings | None = None,
+) -> Batch:
+    """Encodes and pads the captions of a share; ``choice`` says what the captions of a kind are for, None: everything.
 
     T is the length of the longest caption rounded up to a multiple of ``bucket``, at most ``max_tokens``. The positives
     key of an example is the hash of its concept; without a concept it is the hash of its id, which equals no other.
@@ -127,6 +135,8 @@ def collate(prepared: Prepared, encode: CaptionEncoder, pad_id: int, max_tokens:
         ids=tuple(example.id for example in with_image),
         captions=tuple(captions),
         corrupt=prepared.corrupt,
+        compared=None if choice is None else choice.compared(captions),
+        predicted=None if choice is None else choice.predicted(captions),
         tally=BatchTally(
             cut_captions=sum(item.lost > 0 for item in encoded),
             cut_tokens=sum(item.lost for item in encoded),

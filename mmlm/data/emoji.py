@@ -33,7 +33,8 @@ class Emoji:
     The captions of an image are its CLDR short name in each of ``languages`` and then, with ``keywords``, its keywords
     in each language, joined by commas. The language of a keyword caption is ``en-x-keywords`` and so on (private use,
     BCP 47), so that a tokenizer that knows it gives such captions a start of their own, by which a model can tell the
-    two styles apart. Drawings of one emoji by several hands share a ``concept``.
+    two styles apart. The kinds are ``name`` and ``keywords``. Drawings of one emoji by several hands share a
+    ``concept``.
 
     Decoded images are kept (12 kB each), so later epochs decode nothing. The tensor of an example is the kept one:
     callers must not write to it. Pickling, as for a loader's worker, leaves decoded images behind.
@@ -110,7 +111,9 @@ class Emoji:
         groups = table["group"].to_pylist()
         for row, (concept, encoded) in enumerate(zip(concepts, _field(table, "image", "bytes"), strict=True)):
             if division_of(family_of(concept)) == division:
-                captions = (Caption(column[row], language) for column, language in zip(names, languages, strict=True))
+                captions = (
+                    Caption(column[row], language, "name") for column, language in zip(names, languages, strict=True)
+                )
                 self._ids.append(f"{hand}/{concept}")
                 self._concepts.append(concept)
                 self._captions.append((*captions, *keywords.get(concept, ())))
@@ -124,7 +127,7 @@ def _read_keywords(languages: Sequence[str]) -> dict[str, list[Caption]]:
     columns = [_field(table, "keywords", language) for language in languages]
     return {
         concept: [
-            Caption(", ".join(words), language + KEYWORDS)
+            Caption(", ".join(words), language + KEYWORDS, "keywords")
             for words, language in zip(rows, languages, strict=True)
             if words
         ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from mmlm.core.errors import UserError
 from mmlm.core.wording import cut, whole_characters
+from mmlm.data.caption_choice import by_kind
 from mmlm.data.caption_table import CaptionTable, Row, TwoConcepts
 from mmlm.data.captioned_images import CaptionedImages
 from mmlm.data.inside import check_inside
@@ -24,7 +25,8 @@ class ImageFolder(CaptionedImages):
 
     A line is ``{"image": "cat.jpg", "captions": ["a cat", ...]}``, or ``"caption": "a cat"`` for a single caption. The
     keys ``"language"`` (of the line's captions) and ``"concept"`` (positives key) are optional; other keys are ignored.
-    The captions of several lines about one image are joined. ``"image": null`` is text without an image. The example's
+    Captions of several kinds are an object: ``"captions": {"title": "a cat", "synthetic": ["a cat on a mat"]}``. The
+    captions of several lines about one image are joined. ``"image": null`` is text without an image. The example's
     id is the image's path inside the folder, or ``line <number>`` for text only.
     """
 
@@ -97,9 +99,10 @@ def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> R
         fine.add(key)
     if "image" not in fields or ("caption" in fields) == ("captions" in fields):
         raise UserError(f"{where}: needs 'image' and either 'captions' or 'caption', but has {sorted(fields)}")
-    texts = [fields["caption"]] if "caption" in fields else fields["captions"]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where}: 'caption' must be a string and 'captions' a list of strings, not {texts!r}")
+    given = [fields["caption"]] if "caption" in fields else fields["captions"]
+    texts, kinds = by_kind(given)
+    if texts is None:
+        raise UserError(f"{where}: 'caption' must be a string and 'captions' a list of strings, not {given!r}")
     for key in ("image", "language", "concept"):
         if fields.get(key) is not None and not isinstance(fields[key], str):
             raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
@@ -107,4 +110,4 @@ def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> R
     check_inside(image, where, outside)
     if image is not None and whole_characters(image) != image:
         raise UserError(f"{where}: the image's name {image!r} has half a character in it; rename the file")
-    return Row(number, image, texts, concept, fields.get("language"))
+    return Row(number, image, texts, concept, fields.get("language"), kinds if any(kinds) else None)

@@ -22,6 +22,8 @@ KEPT_IMAGES = 2**28
 """Bytes of the image column that each process keeps of the parts it has read most recently; one part at least."""
 KEPT_TEXTS = 2**26
 """The same for the other columns."""
+_Texts = str | list[str | None] | None
+"""What a cell of captions, or of languages, may hold."""
 _PARTS = 4096
 """Parts of each that are kept at most."""
 _LEADS_OUT = r"(^|/)\.\.(/|$)|^/"
@@ -41,7 +43,8 @@ class ImageRows:
         self._parts, self._columns, self._language, self._outside = parts, columns, language, outside
         for number in {id(schema): number for number, schema in enumerate(parts.schemas)}.values():
             schema = parts.schemas[number]
-            check_types(parts.paths[number], schema, columns.image, columns.caption, columns.language)
+            for name in columns.captions:
+                check_types(parts.paths[number], schema, columns.image, name, columns.language)
         self._names = told_apart(parts.paths)
         self._ends = np.cumsum(parts.sizes)  # int64[parts]: the row behind the last of each
         files = np.searchsorted(parts.files, np.arange(len(parts.paths)))  # the first part of each file
@@ -134,10 +137,9 @@ class ImageRows:
                 [None] * len(some) if name is None else some[name].to_pylist()
                 for name in (columns.id, columns.concept, columns.language)
             )
-            for id, value, concept, named in zip(
-                ids, some[columns.caption].to_pylist(), concepts, languages, strict=True
-            ):
-                yield _text(id), tuple(self._tagged(value, named)), _text(concept)
+            cells = zip(*(some[name].to_pylist() for name in columns.captions), strict=True)
+            for id, values, concept, named in zip(ids, cells, concepts, languages, strict=True):
+                yield _text(id), tuple(self._tagged(values, named)), _text(concept)
 
     def remarks(self) -> Iterator[str]:
         """Rows that hold the same image, though nothing says that they belong together; see ``HasRemarks``."""
@@ -180,15 +182,16 @@ class ImageRows:
         part, place = self._part_of(row)
         table = self._kept_texts(part)
         named = None if self._columns.language is None else table[self._columns.language][place].as_py()
-        return self._tagged(table[self._columns.caption][place].as_py(), named)
+        return self._tagged([table[name][place].as_py() for name in self._columns.captions], named)
 
-    def _tagged(self, value: str | list[str | None] | None, named: str | list[str | None] | None) -> Iterator[Caption]:
-        """The captions of a cell, with the languages of another."""
-        texts = value if isinstance(value, list) else [value]
-        each = named if isinstance(named, list) and len(named) == len(texts) else [named] * len(texts)
-        for text, language in zip(texts, each, strict=True):
-            if text is not None:
-                yield Caption(text, language if isinstance(language, str) else self._language)
+    def _tagged(self, values: Sequence[_Texts], named: _Texts) -> Iterator[Caption]:
+        """The captions of the cells of a row, with the languages of another cell."""
+        for value, kind in zip(values, self._columns.captions.values(), strict=True):
+            texts = value if isinstance(value, list) else [value]
+            each = named if isinstance(named, list) and len(named) == len(texts) else [named] * len(texts)
+            for text, language in zip(texts, each, strict=True):
+                if text is not None:
+                    yield Caption(text, language if isinstance(language, str) else self._language, kind)
 
     def _image(self, row: int, id: str) -> tuple[bytes | None, str]:
         """The encoded image of a row and its name for messages. Raises CorruptImage."""

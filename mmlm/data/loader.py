@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from mmlm.core.batch import Batch, Example
 from mmlm.core.errors import CorruptImage, UserError
 from mmlm.core.keyed_random import keyed_uniform, stream
+from mmlm.data.caption_choice import CaptionSettings
 from mmlm.data.collate import DEFAULT_BUCKET, Prepared, caption_encoder, collate, prepare
 from mmlm.data.order import EpochOrder, Located
 from mmlm.data.sources import NamesOrigins, Source, read_example
@@ -28,6 +29,7 @@ from mmlm.data.workers import Unshared, from_workers, hand_over, start_workers
 
 _AUGMENT = stream("mmlm.data.loader.augment")
 _CAPTIONS = stream("mmlm.data.loader.captions")
+_KINDS = stream("mmlm.data.loader.kinds")
 
 
 class UnreadableBatch(UserError):  # noqa: N818 - named after what happened
@@ -47,6 +49,7 @@ class _Shares(Dataset):
         transform: Transform,
         seed: int,
         captions_per_image: int | None,
+        choice: CaptionSettings,
         batch_size: int,
         share: range,
     ) -> None:
@@ -54,7 +57,7 @@ class _Shares(Dataset):
         self._order = order
         self._transform = transform
         self._seed = seed
-        self._captions_per_image = captions_per_image
+        self._captions_per_image, self._choice = captions_per_image, choice
         self._batch_size = batch_size
         self._share = share
 
@@ -111,13 +114,22 @@ class _Shares(Dataset):
         return keyed_uniform(self._seed, epoch, indices, self._transform.num_uniforms, _AUGMENT)
 
     def _choose_captions(self, example: Example | CorruptImage, epoch: int, index: int) -> Example | CorruptImage:
-        """The example with at most ``captions_per_image`` captions, drawn without replacement, in their own order."""
+        """The example with the captions that come by their kinds, in their own order.
+
+        Of these it has at most ``captions_per_image``, drawn without replacement.
+        """
+        if isinstance(example, CorruptImage):
+            return example
+        if self._choice.kinds and example.captions:
+            draws = keyed_uniform(self._seed, epoch, torch.tensor([index]), len(example.captions), _KINDS)[0]
+            coming = self._choice.kept(example.captions, draws)
+            example = replace(example, captions=tuple(example.captions[i] for i in coming))
         most = self._captions_per_image
-        if isinstance(example, CorruptImage) or most is None or len(example.captions) <= most:
+        if most is None or len(example.captions) <= most:
             return example
         draws = keyed_uniform(self._seed, epoch, torch.tensor([index]), len(example.captions), _CAPTIONS)[0]
         chosen = sorted(draws.argsort(stable=True)[:most].tolist())
-        return Example(example.id, example.image, tuple(example.captions[i] for i in chosen), example.concept)
+        return replace(example, captions=tuple(example.captions[i] for i in chosen))
 
 
 @dataclass
@@ -160,6 +172,7 @@ class TrainLoader:
         world_size: int = 1,
         bucket: int = DEFAULT_BUCKET,
         shuffle_window: int | None = None,
+        choice: CaptionSettings | None = None,
     ) -> None:
         """Starts the server from which workers are forked, if there are any; the workers start at the first iteration.
 
@@ -176,6 +189,7 @@ class TrainLoader:
             world_size: number of processes that share the batch.
             bucket: T is a multiple of this number of tokens, or ``max_tokens``.
             shuffle_window: shards whose examples are mixed; None mixes all examples. See ``EpochOrder``.
+            choice: which captions come, and what for, by their kinds; None is all of them, for everything.
 
         Raises:
             UserError: values that do not fit.
@@ -197,10 +211,13 @@ class TrainLoader:
         self._pad_id = tokenizer.pad_id
         self._max_tokens = max_tokens
         self._bucket = bucket
+        self._choice = choice or CaptionSettings()
         self._encode = caption_encoder(tokenizer, max_tokens)
         local = batch_size // world_size
         self._share = range(rank * local, (rank + 1) * local)
-        self._shares = _Shares(source, order, transform, seed, captions_per_image, batch_size, self._share)
+        self._shares = _Shares(
+            source, order, transform, seed, captions_per_image, self._choice, batch_size, self._share
+        )
         self._workers = start_workers(self._shares, self._cursor, workers) if workers else None
 
     @property
@@ -234,7 +251,7 @@ class TrainLoader:
 
     def _collated(self, prepared: Prepared, start: int) -> Batch:
         """This rank's share of the global batch that starts at position ``start``, with its place in the data."""
-        batch = collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)
+        batch = collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket, self._choice)
         bad = tuple(start + self._share.start + place for place in prepared.corrupt_at)
         return replace(batch, position=start + self.batch_size, epoch=self.epoch_at(start), corrupt_at=bad)
 

@@ -12,7 +12,8 @@ from mmlm.data.table_parts import Columns
 class ParquetTable(ImageRows):
     """Parquet files in the Hugging Face image convention: an image column of struct<bytes, path> (or plain binary).
 
-    The caption column holds strings or lists of strings. An image without bytes is read from its ``path``, relative to
+    The caption column holds strings or lists of strings; of several caption columns, each is a kind of caption by its
+    name. An image without bytes is read from its ``path``, relative to
     the folder of its Parquet file. A row with a null image is text only; a null caption is no caption. Rows of one id
     are one example, at the place of the first of them, with the captions of all: a table may give each caption of an
     image a row.
@@ -29,7 +30,7 @@ class ParquetTable(ImageRows):
         self,
         files: str | Path | Sequence[str | Path],
         image_column: str = "image",
-        caption_column: str = "caption",
+        caption_column: str | Sequence[str] = "caption",
         concept_column: str | None = None,
         id_column: str | None = None,
         language: str | None = None,

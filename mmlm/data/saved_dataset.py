@@ -1,5 +1,6 @@
 """Folders that ``save_to_disk`` of the datasets library writes, and ``load_from_disk`` reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmlm.core.errors import ArgumentError, UserError
@@ -29,7 +30,7 @@ class SavedDataset(ImageRows):
         folder: the folder that was saved. Null, which ``${data.path}`` is until it is given, is refused.
         split: the split, of a folder that has several; null for a folder that has none.
         image_column: the column of images.
-        caption_column: that of captions.
+        caption_column: that of captions, or several, each of which is a kind of caption by its name.
         concept_column: that of concepts; null for none. A class label is its number.
         id_column: that of ids; null takes the name of the file and the row in it: ``data-00000-of-00002.arrow/17``.
         language: the language of captions that name none.
@@ -49,7 +50,7 @@ class SavedDataset(ImageRows):
         folder: str | Path | None,
         split: str | None = None,
         image_column: str = "image",
-        caption_column: str = "caption",
+        caption_column: str | Sequence[str] = "caption",
         concept_column: str | None = None,
         id_column: str | None = None,
         language: str | None = None,

@@ -15,15 +15,23 @@ class Columns:
     """The columns of a table, by their names."""
 
     image: str
-    caption: str
+    caption: str | Sequence[str]
+    """That of captions, or several of them."""
     concept: str | None
     id: str | None
     language: str | None
 
     @property
+    def captions(self) -> dict[str, str | None]:
+        """The columns of captions, each with the kind of its captions: its name, if there are several."""
+        if isinstance(self.caption, str):
+            return {self.caption: None}
+        return {name: None if len(self.caption) == 1 else name for name in self.caption}
+
+    @property
     def texts(self) -> list[str]:
         """All but that of images."""
-        named = (self.caption, self.concept, self.id, self.language)
+        named = (*self.captions, self.concept, self.id, self.language)
         return list(dict.fromkeys(column for column in named if column is not None))
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmlm.core.batch import Caption
+from mmlm.data.caption_choice import by_kind
 from mmlm.data.class_folder import PLACE
 
 
@@ -54,13 +55,18 @@ class TextRules:
 
     def _of_json(self, content: Mapping[str, Any]) -> tuple[Sequence[Caption], str | None]:
         texts: list[Any] = []
+        kinds: list[str | None] = []
         for key in self.json_captions:
             if content.get(key) is not None:
                 value = content[key]
                 texts = value if isinstance(value, list) else [value]
+                kinds = [None] * len(texts)
+                if isinstance(value, dict):  # texts by their kinds
+                    found, kinds = by_kind(value)
+                    texts = found or []
                 break
-        pairs = zip(texts, self._languages(content, len(texts)), strict=True)
-        captions = [Caption(text, language) for text, language in pairs if isinstance(text, str)]
+        all_of = zip(texts, self._languages(content, len(texts)), kinds, strict=True)
+        captions = [Caption(text, language, kind) for text, language, kind in all_of if isinstance(text, str)]
         concept = content.get(self.json_concept)
         return captions, concept if isinstance(concept, str) else None
 

@@ -39,8 +39,9 @@ class TextTable(CaptionedImages):
     The first row names the columns, in any order; columns that are not asked for are passed over. The path of an image
     is looked up from the table's own folder on, and is the example's id. Rows of one image are one example, at the
     place of the first of them, with the captions of all: a table may give each caption of an image a row, or a column.
-    A blank cell among several caption columns is no caption. A blank concept is none. Blanks around a cell are dropped,
-    and any blanks or line breaks inside of a caption become single blanks. Rows of blank cells are passed over.
+    Several columns are kinds of captions by their names. A blank cell among several caption columns is no caption. A
+    blank concept is none. Blanks around a cell are dropped, and any blanks or line breaks inside of a caption become
+    single blanks. Rows of blank cells are passed over.
 
     A cell in quotes may hold the delimiter, line breaks, and quotes that are written twice. Every other row has as
     many cells as the first. A byte order mark is passed over.
@@ -186,13 +187,14 @@ def _examples(
         None if name is None else header.index(name) for name in (columns.image, columns.concept, columns.language)
     )
     assert image is not None
-    captions = [header.index(name) for name in columns.captions]
+    captions = {name: header.index(name) for name in columns.captions}
     for first, last, cells in rows:
         if len(cells) != len(header):
             wrong = f"the number of cells, {len(cells)}, must be the first row's, {len(header)}"
             cure = f"put quotes around a cell with {delimiter!r} or a line break in it, and close all quotes"
             raise UserError(f"{_lines_of(path, first, last)}: {wrong}; {cure}")
-        texts = [" ".join(cells[i].split()) for i in captions if cells[i]]
+        filled = [(name, i) for name, i in captions.items() if cells[i]]
+        texts = [" ".join(cells[i].split()) for _, i in filled]
         if not cells[image]:
             raise UserError(
                 f"{_lines_of(path, first, last)}: '{columns.image}' is blank; name the image, or remove the row"
@@ -202,7 +204,8 @@ def _examples(
             raise UserError(f"{_lines_of(path, first, last)}: has no caption in {blank}; write one, or remove the row")
         concept = None if concept_at is None else cells[concept_at] or None
         named = None if language_at is None else cells[language_at]
-        yield Row(first, cells[image], texts, concept, named or language)
+        kinds = [name for name, _ in filled] if len(captions) > 1 else None
+        yield Row(first, cells[image], texts, concept, named or language, kinds)
 
 
 def _lines_of(path: Path, first: int, last: int) -> str:

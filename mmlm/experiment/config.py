@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.ranges import check_above_zero
+from mmlm.data.caption_choice import CaptionSettings
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.launch.rank_info import RankSettings
 from mmlm.training.settings import FitSettings
@@ -45,6 +46,7 @@ class DataSettings:
     """Longest caption in tokens, start and end included; longer ones lose their tail."""
     captions_per_image: int | None = 1
     """Captions drawn for each image each epoch; null takes all."""
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
     language: str | None = None
     """Language of generated captions and of the references they are scored against; null for untagged captions."""
     shuffle_window: int | None = None

@@ -10,6 +10,7 @@ import torch
 from mmlm.core.distributed import broadcast_object, rank, world_size
 from mmlm.core.errors import UserError
 from mmlm.core.precision import Precision
+from mmlm.data.caption_choice import CaptionSettings
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.loader import TrainLoader
 from mmlm.data.order import examples_per_epoch
@@ -50,6 +51,10 @@ from mmlm.experiment.saved_run import (
     tokenizer_folder,
 )
 from mmlm.model.model import ImageTextModel
+from mmlm.objectives.objective import Comparison, FusionObjective
+from mmlm.objectives.parallel_captioning import ParallelCaptioning
+from mmlm.objectives.shared.token_prediction import TokenPrediction
+from mmlm.objectives.weighted_sum import WeightedSum
 from mmlm.optim.average import ExponentialMovingAverage
 from mmlm.optim.freeze import check_plan
 from mmlm.optim.optimizers import Optimizer, OptimizerPart, carry_state
@@ -107,6 +112,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
             f"train.batch_size: {config.train.batch_size} is no multiple of the {world_size()} ranks that share it; "
             f"use {config.train.batch_size // world_size() * world_size() or world_size()}"
         )
+    config.data.captions.check(source.captions())
     tokenizer = build_tokenizer(config, folder, source)
     _check_language(config.data.language, tokenizer)
     transform = build_transform(config)
@@ -122,6 +128,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
         rank(),
         world_size(),
         shuffle_window=config.data.shuffle_window,
+        choice=config.data.captions,
     )
     validation = build_splits(config, tokenizer, config.data.validation, "data.validation")
     evaluators = build_evaluators(config)
@@ -144,6 +151,7 @@ def build_experiment(config: Config, folder: Path, device: torch.device | None =
     plan.add_adapters(model)
     check_plan(plan, model, config.train.steps)
     objective = build_objective(config)
+    _check_uses(config.data.captions, objective)
     teacher = load_teacher(config, objective, tokenizer, source, device)
     objective.connect(sizes_with_teacher(config, model.sizes, None if teacher is None else teacher.sizes))
     started: list[str] = []
@@ -234,6 +242,14 @@ def build_tokenizer(config: Config, folder: Path, source: Source) -> Tokenizer:
             check_languages(SplitTexts("data.train", tuple(texts_of(source))), tokenizer)  # names the example
             raise
     return tokenizer
+
+
+def _check_uses(captions: CaptionSettings, objective: WeightedSum) -> None:
+    """UserError for kinds of captions that are for losses which the objective does not have."""
+    uses = {"contrastive": (Comparison, FusionObjective), "captioning": (TokenPrediction, ParallelCaptioning)}
+    for key, kinds in uses.items():
+        if getattr(captions, key) is not None and not any(isinstance(p, kinds) for p in objective.objectives.values()):
+            raise UserError(f"data.captions.{key}: no objective of this run reads such captions; leave it out")
 
 
 def _check_language(language: str | None, tokenizer: Tokenizer) -> None:

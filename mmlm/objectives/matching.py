@@ -80,7 +80,7 @@ class Matching(FusionObjective):
 
     def counts(self, batch: Batch, step_key: StepKey) -> Mapping[str, Tensor]:
         """The number of pairs that match. That of negatives is known only once they are chosen: see ``Pairs``."""
-        return {"matched": (batch.image_index != TEXT_ONLY).sum()}
+        return {"matched": (batch.compared_index != TEXT_ONLY).sum()}
 
     @torch.no_grad()
     def pairs(self, image: Tensor, text: Tensor, batches: Sequence[Batch], step_key: StepKey) -> tuple[Pairs, ...]:

@@ -11,7 +11,17 @@ RECORDED = {"precision": "precision", "git_commit": "commit", "device": "device"
 """Keys of ``environment.json`` that are compared, with their words. The device of a CPU tells the number of threads."""
 SHORT = 12
 """Letters of a commit that are shown."""
-OF_DATA = ("train", "validation", "test", "path", "image_size", "max_tokens", "captions_per_image", "language")
+OF_DATA = (
+    "train",
+    "validation",
+    "test",
+    "path",
+    "image_size",
+    "max_tokens",
+    "captions_per_image",
+    "captions",
+    "language",
+)
 """Settings below ``data`` that decide what is trained and scored; how it is read (workers) does not."""
 
 

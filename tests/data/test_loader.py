@@ -11,6 +11,7 @@ from mmlm.core.batch import TEXT_ONLY, Batch, Caption, Example
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.augment_settings import AugmentSettings
+from mmlm.data.caption_choice import CaptionSettings
 from mmlm.data.loader import TrainLoader
 from mmlm.data.sources import Source
 from mmlm.data.tokenizers.byte_pair import BytePair
@@ -33,6 +34,7 @@ def make_loader(
     max_tokens: int = 16,
     bucket: int = 4,
     shuffle_window: int | None = None,
+    choice: CaptionSettings | None = None,
 ) -> TrainLoader:
     return TrainLoader(
         source or Pictures(20),
@@ -47,6 +49,7 @@ def make_loader(
         world_size=world_size,
         bucket=bucket,
         shuffle_window=shuffle_window,
+        choice=choice,
     )
 
 

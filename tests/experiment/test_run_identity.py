@@ -44,6 +44,7 @@ INSIDE = {
     "bridge": "mlp",
     "schedule": "constant",
     "data.captions_per_image": "null",
+    "+data.captions.kinds": "{en: 0.5}",
     "evaluators.image_use_gap.seed": "1",
     "samples.examples": "2",
 }

@@ -20,7 +20,7 @@ class Keys:
     caption_key: Tensor
     """int64[C]."""
     image_index: Tensor
-    """int64[C]: the image of each caption, a number below B, or ``TEXT_ONLY``."""
+    """int64[C]: the image of each caption, a number below B, or ``TEXT_ONLY``, also for what is not compared."""
 
     @classmethod
     def of(cls, *batches: Batch) -> "Keys":
@@ -33,7 +33,7 @@ class Keys:
             torch.cat([batch.image_concept for batch in batches]),
             torch.cat([batch.caption_concept for batch in batches]),
             torch.cat([batch.caption_key for batch in batches]),
-            torch.cat([_shifted(batch.image_index, shift) for batch, shift in zip(batches, firsts, strict=True)]),
+            torch.cat([_shifted(batch.compared_index, shift) for batch, shift in zip(batches, firsts, strict=True)]),
         )
 
     def gathered(self) -> "Keys":

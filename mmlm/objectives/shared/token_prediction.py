@@ -93,10 +93,9 @@ INIT_STD = 0.02
 
 
 def counted(batch: Batch, captions: Captions) -> Tensor:
-    """bool[C]: true for each caption of the batch that ``captions`` admits."""
-    if captions == "all":
-        return torch.ones_like(batch.image_index, dtype=torch.bool)
-    return batch.image_index != TEXT_ONLY
+    """bool[C]: true for each caption of the batch that ``captions`` admits and whose kind is predicted."""
+    predicted = torch.ones_like(batch.image_index, dtype=torch.bool) if batch.predicted is None else batch.predicted
+    return predicted if captions == "all" else predicted & (batch.image_index != TEXT_ONLY)
 
 
 def new_mask_embedding(sizes: ModelSizes, owner: str) -> nn.Parameter:
