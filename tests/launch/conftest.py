@@ -78,7 +78,7 @@ def alike(place: Path, tiny_there: tuple[str, ...]) -> tuple[str, ...]:
     for line in lines[1:6:2]:
         (folder / line["image"]).write_bytes((folder / line["image"]).read_bytes()[:60])
     write_lines(folder, [{"image": lines[0]["image"], "captions": []}, *lines[1:]])
-    return (*tiny_there, *ALIKE, f"data.train.folder={folder}")
+    return (*tiny_there, *ALIKE, f"data.train.folder={folder}", "data.max_bad_share=null")
 
 
 @pytest.fixture
