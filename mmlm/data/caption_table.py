@@ -42,12 +42,13 @@ class Row(NamedTuple):
     """Where it begins in the file, from 1."""
     image: str | None
     """None for text only."""
-    captions: Sequence[str]
+    texts: Sequence[str]
+    """Its captions. Under the name that they have in a ``Source``, a row could pass for one."""
     concept: str | None
     language: str | None
     """Of all its captions."""
     kinds: Sequence[str | None] | None = None
-    """Of each caption; None if none has one."""
+    """The kind of each caption; None if none has one."""
 
 
 @dataclass
@@ -73,12 +74,13 @@ class CaptionTable:
         languages: pa.DictionaryArray | None = None,
         concepts: pa.DictionaryArray | None = None,
         has_image: pa.BooleanArray | None = None,
-        kinds: pa.DictionaryArray | None = None,
+        kinds: tuple[np.ndarray, tuple[str | None, ...]] | None = None,
     ) -> None:
         """Example i has the name ``names[i]`` and the captions ``texts[offsets[i]:offsets[i + 1]]``.
 
         ``languages`` are those of the captions, or None where all are in ``language``; ``concepts`` those of examples,
-        or None for none; ``has_image`` None if all have one; ``kinds`` those of captions, None for none.
+        or None for none; ``has_image`` None if all have one. ``kinds`` are a small integer for each caption, and the
+        kinds that these are places of, the last of them None; None if no caption has a kind.
         """
         self._names, self._texts, self._offsets, self._language = names, texts, offsets, language
         self._languages, self._concepts, self._has_image = languages, concepts, has_image
@@ -128,7 +130,7 @@ class CaptionTable:
             else None,
             concepts.take(pa.array(starts)) if concepts.null_count < len(table) else None,
             has_image if len(alone) else None,
-            _kinds(table["kinds"].combine_chunks(), lengths),
+            _kinds_of(table, lengths),
         ), lines.to_numpy()
 
     def __len__(self) -> int:
@@ -138,11 +140,9 @@ class CaptionTable:
     @property
     def nbytes(self) -> int:
         """What the arrays take."""
-        parts = (
-            *(self._names, self._texts, self._offsets),
-            *(self._languages, self._concepts, self._has_image, self._kinds),
-        )
-        return sum(part.nbytes for part in parts if part is not None)
+        parts = (self._names, self._texts, self._offsets, self._languages, self._concepts, self._has_image)
+        kinds = 0 if self._kinds is None else self._kinds[0].nbytes
+        return kinds + sum(part.nbytes for part in parts if part is not None)
 
     def name(self, index: int) -> str:
         """The name of an example."""
@@ -187,13 +187,13 @@ class CaptionTable:
 
     def _captions(self, start: int, end: int) -> Iterator[Caption]:
         texts = self._texts.slice(start, end - start).to_pylist()
-        if self._languages is None and self._kinds is None:
-            return (Caption(text, self._language) for text in texts)
-        languages, kinds = (
-            repeat(alike) if each is None else each.slice(start, end - start).to_pylist()
-            for each, alike in ((self._languages, self._language), (self._kinds, None))
-        )
-        return map(Caption, texts, languages, kinds)
+        languages = repeat(self._language)
+        if self._languages is not None:
+            languages = self._languages.slice(start, end - start).to_pylist()
+        if self._kinds is None:
+            return map(Caption, texts, languages)
+        places, kinds = self._kinds
+        return map(Caption, texts, languages, (kinds[place] for place in places[start:end].tolist()))
 
 
 def _as_table(rows: Iterable[Row]) -> pa.Table:
@@ -208,20 +208,23 @@ def _as_table(rows: Iterable[Row]) -> pa.Table:
             [[whole_characters(text) for text in texts] for texts in captions],
             [None if concept is None else whole_characters(concept) for concept in concepts],
             [None if language is None else whole_characters(language) for language in languages],
-            kinds,
+            [each and [None if kind is None else whole_characters(kind) for kind in each] for each in kinds],
         )
         arrays = [pa.array(cells, field.type) for cells, field in zip(columns, SCHEMA, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
     return pa.Table.from_batches(batches, schema=SCHEMA)
 
 
-def _kinds(of_rows: pa.LargeListArray, lengths: np.ndarray) -> pa.DictionaryArray | None:
-    """The kind of each caption of rows that have int64[rows] ``lengths`` of them; None if none has one."""
-    if of_rows.null_count == len(of_rows):
+def _kinds_of(rows: pa.Table, lengths: np.ndarray) -> tuple[np.ndarray, tuple[str | None, ...]] | None:
+    """The kinds of a ``CaptionTable``, by int64[rows] the number of captions of each row."""
+    lists = rows["kinds"].combine_chunks()
+    named = lists.flatten().dictionary_encode()  # without the rows that have none
+    if named.null_count == len(named):
         return None
-    rows = zip(of_rows.to_pylist(), lengths.tolist(), strict=True)
-    each = [kind for given, count in rows for kind in given or [None] * count]
-    return pa.array(each, pa.large_string()).dictionary_encode()
+    kinds = (*named.dictionary.to_pylist(), None)
+    places = np.full(lengths.sum(), -1, dtype=np.min_scalar_type(-len(kinds)))
+    places[np.repeat(lists.is_valid().to_numpy(zero_copy_only=False), lengths)] = named.indices.fill_null(-1)
+    return places, kinds
 
 
 def _check_concepts(rows: pa.Table, concepts: pa.DictionaryArray, firsts: np.ndarray) -> None:

@@ -110,4 +110,4 @@ def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> R
     check_inside(image, where, outside)
     if image is not None and whole_characters(image) != image:
         raise UserError(f"{where}: the image's name {image!r} has half a character in it; rename the file")
-    return Row(number, image, texts, concept, fields.get("language"), kinds if any(kinds) else None)
+    return Row(number, image, texts, concept, fields.get("language"), kinds if isinstance(given, dict) else None)

@@ -22,8 +22,6 @@ KEPT_IMAGES = 2**28
 """Bytes of the image column that each process keeps of the parts it has read most recently; one part at least."""
 KEPT_TEXTS = 2**26
 """The same for the other columns."""
-_Texts = str | list[str | None] | None
-"""What a cell of captions, or of languages, may hold."""
 _PARTS = 4096
 """Parts of each that are kept at most."""
 _LEADS_OUT = r"(^|/)\.\.(/|$)|^/"
@@ -43,8 +41,8 @@ class ImageRows:
         self._parts, self._columns, self._language, self._outside = parts, columns, language, outside
         for number in {id(schema): number for number, schema in enumerate(parts.schemas)}.values():
             schema = parts.schemas[number]
-            for name in columns.captions:
-                check_types(parts.paths[number], schema, columns.image, name, columns.language)
+            for caption in columns.captions:
+                check_types(parts.paths[number], schema, columns.image, caption, columns.language)
         self._names = told_apart(parts.paths)
         self._ends = np.cumsum(parts.sizes)  # int64[parts]: the row behind the last of each
         files = np.searchsorted(parts.files, np.arange(len(parts.paths)))  # the first part of each file
@@ -184,9 +182,11 @@ class ImageRows:
         named = None if self._columns.language is None else table[self._columns.language][place].as_py()
         return self._tagged([table[name][place].as_py() for name in self._columns.captions], named)
 
-    def _tagged(self, values: Sequence[_Texts], named: _Texts) -> Iterator[Caption]:
+    def _tagged(
+        self, cells: Sequence[str | list[str | None] | None], named: str | list[str | None] | None
+    ) -> Iterator[Caption]:
         """The captions of the cells of a row, with the languages of another cell."""
-        for value, kind in zip(values, self._columns.captions.values(), strict=True):
+        for kind, value in zip(self._columns.kinds, cells, strict=True):
             texts = value if isinstance(value, list) else [value]
             each = named if isinstance(named, list) and len(named) == len(texts) else [named] * len(texts)
             for text, language in zip(texts, each, strict=True):

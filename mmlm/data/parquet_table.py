@@ -6,7 +6,7 @@ from pathlib import Path
 from mmlm.data.image_rows import ImageRows
 from mmlm.data.parquet_files import expand
 from mmlm.data.parquet_parts import ParquetParts
-from mmlm.data.table_parts import Columns
+from mmlm.data.table_parts import Columns, caption_columns
 
 
 class ParquetTable(ImageRows):
@@ -47,8 +47,8 @@ class ParquetTable(ImageRows):
         ``outside`` allows images by paths that lead out of the folder of the file. ``folder`` is where ``files`` begin,
         if they are not given with their whole path; null is the working folder. Raises UserError for a missing or
         unreadable file, a missing column, a column of another type, such a path that is not allowed, two images or
-        two concepts of one id, or no rows.
+        two concepts of one id, or no rows; ArgumentError for no caption column, or one that is named twice.
         """
-        columns = Columns(image_column, caption_column, concept_column, id_column, language_column)
+        columns = Columns(image_column, caption_columns(caption_column), concept_column, id_column, language_column)
         parts = ParquetParts(expand(files, folder), columns.all, image_column)
         super().__init__(parts, columns, language, outside)

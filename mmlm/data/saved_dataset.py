@@ -9,7 +9,7 @@ from mmlm.data.arrow_parts import ArrowParts
 from mmlm.data.image_rows import ImageRows
 from mmlm.data.json_file import read_json
 from mmlm.data.stored import SEPARATOR
-from mmlm.data.table_parts import Columns
+from mmlm.data.table_parts import Columns, caption_columns
 
 STATE = "state.json"
 """What a folder of one data set has beside its Arrow files."""
@@ -30,7 +30,7 @@ class SavedDataset(ImageRows):
         folder: the folder that was saved. Null, which ``${data.path}`` is until it is given, is refused.
         split: the split, of a folder that has several; null for a folder that has none.
         image_column: the column of images.
-        caption_column: that of captions, or several, each of which is a kind of caption by its name.
+        caption_column: that of captions, or several, each a kind of caption by its name.
         concept_column: that of concepts; null for none. A class label is its number.
         id_column: that of ids; null takes the name of the file and the row in it: ``data-00000-of-00002.arrow/17``.
         language: the language of captions that name none.
@@ -38,7 +38,7 @@ class SavedDataset(ImageRows):
         language_column: the column of languages; null for none.
 
     Raises:
-        ArgumentError: no ``folder``, or a split that is not there.
+        ArgumentError: no ``folder``, a split that is not there, no caption column, or one that is named twice.
         UserError: a folder of something else or of several splits, a file that is missing or cannot be read, and
             whatever ``ParquetTable`` refuses.
 
@@ -58,7 +58,7 @@ class SavedDataset(ImageRows):
         language_column: str | None = None,
     ) -> None:
         files = arrow_files(folder, split)
-        columns = Columns(image_column, caption_column, concept_column, id_column, language_column)
+        columns = Columns(image_column, caption_columns(caption_column), concept_column, id_column, language_column)
         super().__init__(ArrowParts(files, columns.all), columns, language, outside)
 
 

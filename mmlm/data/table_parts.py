@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from mmlm.core.errors import ArgumentError
 from mmlm.data.stored import Place
 
 
@@ -15,18 +16,15 @@ class Columns:
     """The columns of a table, by their names."""
 
     image: str
-    caption: str | Sequence[str]
-    """That of captions, or several of them."""
+    captions: Sequence[str]
     concept: str | None
     id: str | None
     language: str | None
 
     @property
-    def captions(self) -> dict[str, str | None]:
-        """The columns of captions, each with the kind of its captions: its name, if there are several."""
-        if isinstance(self.caption, str):
-            return {self.caption: None}
-        return {name: None if len(self.caption) == 1 else name for name in self.caption}
+    def kinds(self) -> list[str | None]:
+        """The kind of the captions in each of ``captions``: its name if there are several, and none otherwise."""
+        return [None] if len(self.captions) == 1 else list(self.captions)
 
     @property
     def texts(self) -> list[str]:
@@ -38,6 +36,14 @@ class Columns:
     def all(self) -> list[str]:
         """All of them, none twice."""
         return list(dict.fromkeys([self.image, *self.texts]))
+
+
+def caption_columns(given: str | Sequence[str]) -> list[str]:
+    """The columns of captions that the argument ``caption_column`` names. Raises ArgumentError."""
+    columns = [given] if isinstance(given, str) else list(given)
+    if not columns or len(set(columns)) < len(columns):
+        raise ArgumentError(f"caption_column: {columns} must name at least one column, and none of them twice")
+    return columns
 
 
 class TableParts(Protocol):

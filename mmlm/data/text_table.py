@@ -187,14 +187,14 @@ def _examples(
         None if name is None else header.index(name) for name in (columns.image, columns.concept, columns.language)
     )
     assert image is not None
-    captions = {name: header.index(name) for name in columns.captions}
+    captions = [header.index(name) for name in columns.captions]
     for first, last, cells in rows:
         if len(cells) != len(header):
             wrong = f"the number of cells, {len(cells)}, must be the first row's, {len(header)}"
             cure = f"put quotes around a cell with {delimiter!r} or a line break in it, and close all quotes"
             raise UserError(f"{_lines_of(path, first, last)}: {wrong}; {cure}")
-        filled = [(name, i) for name, i in captions.items() if cells[i]]
-        texts = [" ".join(cells[i].split()) for _, i in filled]
+        texts = [" ".join(cells[i].split()) for i in captions if cells[i]]
+        kinds = None if len(captions) == 1 else [header[i] for i in captions if cells[i]]
         if not cells[image]:
             raise UserError(
                 f"{_lines_of(path, first, last)}: '{columns.image}' is blank; name the image, or remove the row"
@@ -204,7 +204,6 @@ def _examples(
             raise UserError(f"{_lines_of(path, first, last)}: has no caption in {blank}; write one, or remove the row")
         concept = None if concept_at is None else cells[concept_at] or None
         named = None if language_at is None else cells[language_at]
-        kinds = [name for name, _ in filled] if len(captions) > 1 else None
         yield Row(first, cells[image], texts, concept, named or language, kinds)
 
 

@@ -47,8 +47,6 @@ class Kind:
         """Whether ``found`` is a class of mmlm that may be built as such a part."""
         if not inspect.isclass(found) or found in _CONTRACTS or not self.is_home(found.__module__):
             return False
-        if issubclass(found, tuple):  # a record, whose fields may be called like a part's methods
-            return False
         if not _is_protocol(self.protocol):
             return issubclass(found, self.protocol)
         # What instances have (a width, say) is looked at once a part has been built (``contract.py``).

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from io import BytesIO
 from itertools import islice
 
 import pyarrow as pa
@@ -16,11 +17,13 @@ from mmlm.data.caption_choice import CaptionSettings
 from mmlm.data.emoji import Emoji
 from mmlm.data.image_folder import ImageFolder
 from mmlm.data.parquet_table import ParquetTable
+from mmlm.data.saved_dataset import SavedDataset
 from mmlm.data.sources import Source, texts_of
 from mmlm.data.tar_texts import TextRules
 from mmlm.data.text_table import TextTable
 from tests.conftest import draw
 from tests.data.pictures import Pictures
+from tests.data.tables import IMAGE, write_saved
 from tests.data.test_loader import make_loader
 from tests.data.test_resume_positions import tokenizer as tokenizer
 
@@ -145,6 +148,24 @@ def test_columns_of_parquet_name_kinds(tmp_path):
     pq.write_table(pa.table(table | {"alt": [["cat", "a grey cat"], ["dog"]]}), tmp_path / "a.parquet")
     assert said(ParquetTable(tmp_path / "a.parquet", caption_column=["title", "alt"])) == EXPECTED
     assert said(ParquetTable(tmp_path / "a.parquet", caption_column="alt"))[1] == [("dog", None)]
+    for columns in ([], ["alt", "alt"]):
+        with pytest.raises(ArgumentError, match=r"caption_column: .* must name"):
+            ParquetTable(tmp_path / "a.parquet", caption_column=columns)
+
+
+def test_columns_of_a_saved_data_set_name_kinds_also_of_rows_that_are_one_example(tmp_path):
+    buffer = BytesIO()
+    draw("red", "square").save(buffer, "PNG")
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": buffer.getvalue(), "path": None}] * 3, IMAGE),
+            "id": ["a", "b", "a"],
+            "title": ["A cat", None, None],
+            "alt": [["cat"], ["dog"], ["a grey cat"]],
+        }
+    )
+    folder = write_saved(tmp_path / "saved", [table], 2)
+    assert said(SavedDataset(folder, caption_column=["title", "alt"], id_column="id")) == EXPECTED
 
 
 def test_json_of_tar_shards_names_kinds():

@@ -3,6 +3,8 @@
 import gc
 import pickle
 import tracemalloc
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,20 +26,28 @@ ROWS = [
     Row(9, "line 3", ["half \ud83d"], None, None),
 ]
 
+OF_KINDS = [
+    Row(10, "b.png", ["d", "e"], "x", None, ["title", "alt"]),
+    Row(11, "c.png", [], None, None, []),
+    Row(12, "b.png", ["f", "g"], "x", "en", [None, "title"]),
+]
+
 
 def plain(rows: list[Row]) -> list[ExampleTexts]:
     """By loops over lists."""
     found: dict[tuple[str, bool], ExampleTexts] = {}
     for row in rows:
         key = (f"line {row.line}" if row.image is None else row.image, row.image is not None)
-        captions = tuple(Caption(text, row.language) for text in row.captions)
+        captions = tuple(map(Caption, row.texts, repeat(row.language), row.kinds or repeat(None)))
         before = found[key].captions if key in found else ()
         found[key] = ExampleTexts(key[0], before + captions, row.concept, key[1])
     return list(found.values())
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 1000])
-@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2], [ROWS[0], ROWS[3]], ROWS[2:3]], ids=len)
+@pytest.mark.parametrize(
+    "rows", [ROWS, ROWS[:1], ROWS[1:2], [ROWS[0], ROWS[3]], ROWS[2:3], [*ROWS, *OF_KINDS]], ids=len
+)
 def test_the_examples_of_rows_are_those_of_plain_lists(monkeypatch, at_once, rows):
     monkeypatch.setattr(caption_table, "ROWS_AT_ONCE", at_once)
     monkeypatch.setattr(caption_table, "LISTED_AT_ONCE", at_once)
@@ -45,7 +55,9 @@ def test_the_examples_of_rows_are_those_of_plain_lists(monkeypatch, at_once, row
     table, lines = CaptionTable.of_rows(iter(rows))
     table = pickle.loads(pickle.dumps(table))
     assert list(table.texts()) == expected
-    assert list(table.captions()) == [caption for example in expected for caption in example.captions]
+    captions = [caption for example in expected for caption in example.captions]
+    assert list(table.captions()) == captions
+    assert [caption.kind for caption in table.captions()] == [caption.kind for caption in captions]
     numbers = range(len(table))
     assert [table.name(i) for i in numbers] == [example.id for example in expected]
     assert [table.captions_of(i) for i in numbers] == [example.captions for example in expected]
@@ -55,6 +67,18 @@ def test_the_examples_of_rows_are_those_of_plain_lists(monkeypatch, at_once, row
     assert [(i, table.image(i)) for i in numbers if table.image(i) is not None] == images
     firsts = dict.fromkeys(row.image or row.line for row in rows)
     assert lines.tolist() == [min(r.line for r in rows if (r.image or r.line) == first) for first in firsts]
+
+
+def test_kinds_take_a_byte_for_each_caption_and_nothing_where_there_are_none():
+    def table_of(*kinds: Sequence[str | None] | None) -> CaptionTable:
+        return CaptionTable.of_rows(Row(1 + n, f"{n}.png", ["a", "b"], None, None, of) for n, of in enumerate(kinds))[0]
+
+    without, blank = table_of(*[None] * 50), table_of(*[[None, None]] * 50)
+    assert without._kinds is None
+    assert blank._kinds is None
+    assert table_of(*[["title", "alt"]] * 49, None).nbytes - without.nbytes == 100
+    many = [[f"{2 * n}", f"{2 * n + 1}"] for n in range(200)]
+    assert [caption.kind for caption in table_of(*many).captions()] == [str(n) for n in range(400)]
 
 
 def test_the_examples_of_lists():
