@@ -70,11 +70,10 @@ def measure_generation(settings: GenerationBenchSettings, argv: Sequence[str]) -
 def _document(settings: GenerationBenchSettings, argv: Sequence[str]) -> Iterator[str]:
     """The lines of the whole text, each as soon as it is measured."""
     config = model_config(settings.model)
-    threads = torch.get_num_threads()
     yield f"`{shlex.join(['python', '-m', 'mmlm.bench', 'generation', *argv])}`"
     yield ""
     yield (
-        f"{device_name(torch.device('cpu'))}, {threads} thread(s), PyTorch {torch.__version__}, float32. "
+        f"{device_name(torch.device('cpu'))}, PyTorch {torch.__version__}, float32. "
         f"{settings.batch_size} images, random weights of the sizes of {settings.model}. Processor seconds from pixels "
         f"to tokens, medians of {settings.rounds} that took turns; ×: theirs over ours, of each pair."
     )
@@ -82,7 +81,7 @@ def _document(settings: GenerationBenchSettings, argv: Sequence[str]) -> Iterato
     with tempfile.TemporaryDirectory() as folder:
         images = torch.rand(settings.batch_size, 3, *[generation_models.image_size(config)] * 2)
         images = (images * 255).round().to(torch.uint8)
-        with Peer(settings.peer, config, Path(folder), threads) as peer:
+        with Peer(settings.peer, config, Path(folder), torch.get_num_threads()) as peer:
             model = coca_of(config, torch.load(Path(folder) / generation_models.WEIGHTS, weights_only=True))
             # Theirs are normalised outside of the model, as by their transform.
             torch.save(cast(TimmVit, model.encoder).normalize(images), Path(folder) / generation_models.IMAGES)

@@ -79,7 +79,8 @@ def describe_environment(
 def device_name(device: torch.device) -> str:
     """``CPU, 2 threads``, or the name of the accelerator."""
     if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'s' * (threads != 1)}"
     return torch.cuda.get_device_name(device)
 
 

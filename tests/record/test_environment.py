@@ -73,8 +73,11 @@ def test_no_commit_without_git_or_repository(argv, monkeypatch, tmp_path, withou
     assert (found.git_commit, found.git_dirty) == (None, None)
 
 
-def test_devices_by_name():
-    assert device_name(CPU) == f"CPU, {torch.get_num_threads()} threads"
+def test_devices_by_name(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert device_name(CPU) == "CPU, 8 threads"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert device_name(CPU) == "CPU, 1 thread"
 
 
 def test_the_file_holds_all_fields(argv, tmp_path):
