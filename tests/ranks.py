@@ -14,7 +14,7 @@ import torch
 
 from mmlm.core.stop import SIGNALS
 
-_IMPORTED = ["timm", "mmlm.run.session", "pytest"]
+_IMPORTED = ["timm", "mmlm.run.ranks", "pytest"]
 """Imported once by the server that ranks are forked from: a rank would need some seconds of each core for it."""
 
 

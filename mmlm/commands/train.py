@@ -19,8 +19,9 @@ from mmlm.launch.meeting import Meeting
 from mmlm.launch.rank_info import RankInfo
 from mmlm.record.changes import record_changes
 from mmlm.record.folder import CHANGES, CHECKPOINTS, CONFIG, MANIFEST
+from mmlm.run.ranks import train_run
 from mmlm.run.resume import begin_or_go_on, record_config
-from mmlm.run.session import command, make_folder, train_run
+from mmlm.run.session import command, make_folder
 
 
 def train(cfg: DictConfig, meeting: Meeting | None = None) -> int:

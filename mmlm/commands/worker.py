@@ -11,7 +11,7 @@ from mmlm.launch.local import PARENT_PIPE
 from mmlm.launch.meeting import Meeting
 from mmlm.launch.rank_info import rank_from_environment
 from mmlm.record.folder import CONFIG, find_run
-from mmlm.run.session import train_run
+from mmlm.run.ranks import train_run
 
 
 def train_prepared(arguments: WorkerArguments, folders: Sequence[str]) -> int:

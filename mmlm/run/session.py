@@ -1,11 +1,11 @@
-"""One run trained to its report, by one process or by one of several ranks. Below the commands, above the parts."""
+"""One process's work on a run, from its parts to its report. Below the commands, above the parts."""
 
 import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -18,9 +18,8 @@ from mmlm.checkpoints.sharded import lay_out
 from mmlm.checkpoints.weights import copy_weights
 from mmlm.checkpoints.writer import CheckpointWriter
 from mmlm.core.distributed import on_rank_zero, rank, world_size
-from mmlm.core.errors import LOST, PROGRAM, STOPPED, USER_ERROR, UserError
+from mmlm.core.errors import STOPPED, UserError
 from mmlm.core.figure import shown_in
-from mmlm.core.output import to_stderr
 from mmlm.core.precision import Precision
 from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_request
 from mmlm.data.loader import TrainLoader
@@ -29,19 +28,17 @@ from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
 from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
 from mmlm.experiment.config_file import config_values
-from mmlm.experiment.device import choose_device
-from mmlm.experiment.experiment import Experiment, build_experiment
+from mmlm.experiment.experiment import Experiment
 from mmlm.experiment.saved_run import exported_weights, save_tokenizer
-from mmlm.launch.meeting import Meeting, is_lost_connection, joined
 from mmlm.launch.rank_info import COMMAND, Starter
-from mmlm.launch.requeue import forbid_requeue, in_step, requeue
+from mmlm.launch.requeue import in_step, requeue
 from mmlm.launch.watchdog import Watchdog
 from mmlm.model.costs import TrainingCosts
 from mmlm.record.changes import Changes, record_changes
 from mmlm.record.console import Console
 from mmlm.record.environment import describe_environment, save_environment
 from mmlm.record.figures import RunFigures, record_figures
-from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, STACKS, TOKENIZER
+from mmlm.record.folder import CHECKPOINTS, ENVIRONMENT, REPORT, TOKENIZER
 from mmlm.record.lock import RunLock
 from mmlm.record.logger import Copies, LoggedRun
 from mmlm.record.metrics import MetricLog, NoLog
@@ -61,57 +58,6 @@ from mmlm.training.loop import FitParts, Interrupted, Watch, fit
 from mmlm.training.messages import NonFiniteLoss, TooManyUnreadable, describe_corrupt
 from mmlm.training.reporter import Reporter, training_figures
 from mmlm.training.train_step import inner
-
-_MISTAKE = "mistake"
-"""Key in the store that ranks share: the first rank that finds a user's mistake claims it, and tells of it alone."""
-
-
-def train_run(config: Config, folder: Path, meeting: Meeting, changes: Changes | None = None) -> int:
-    """Trains a run to its report, as the rank that ``meeting`` makes this process; returns the exit status.
-
-    ``changes`` are what the config changes of the base experiment's, for rank 0 to write down; None if nobody knows.
-
-    A rank that cannot go on because another one cannot says so in one line, and its process ends with ``LOST``.
-    """
-    here = meeting.rank_info
-    console = Console(quiet=here.rank > 0)
-    try:
-        with ExitStack() as stack:
-            with _told_once(meeting):
-                device = choose_device(config.device, here.local_rank)
-                stack.enter_context(joined(meeting, config.ranks, device))
-            seconds, stacks = config.ranks.watchdog_seconds, folder / STACKS
-            watchdog = Watchdog(seconds, stacks, here.rank, here.world_size, meeting.store, to_stderr)
-            stack.enter_context(watchdog)
-            with _told_once(meeting):
-                experiment = build_experiment(config, folder, device)
-                return Session(config, folder, experiment, here.starter, watchdog, console, changes).run()
-    except Exception as error:
-        if here.alone or not is_lost_connection(error):
-            raise
-        status = USER_ERROR if meeting.is_claimed(_MISTAKE) else LOST
-        if status == LOST:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            to_stderr(f"{PROGRAM}: rank {here.rank} has lost the others and ends ({lines[0]})")
-        # Not through the interpreter's exit: threads of the broken process group may wait for ever.
-        sys.stderr.flush()
-        os._exit(status)
-
-
-@contextmanager
-def _told_once(meeting: Meeting) -> Iterator[None]:
-    """Lets one rank alone raise a user's mistake: the first that finds one. The others end with the same status.
-
-    Left before the process group is: when the others see this rank go, they ask whether a mistake has been claimed.
-    """
-    try:
-        yield
-    except UserError:
-        if meeting.claim(_MISTAKE):
-            if in_step() and not meeting.rank_info.alone:
-                forbid_requeue()
-            raise
-        sys.exit(USER_ERROR)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mmlm.experiment.run_identity import run_folder
 from mmlm.launch.meeting import Meeting
 from mmlm.launch.rank_info import RankInfo, Starter
 from mmlm.record.metrics import read_metrics
-from mmlm.run.session import train_run
+from mmlm.run.ranks import train_run
 from mmlm.training.reporter import OF_THE_CLOCK
 from tests.conftest import Outcome
 from tests.covering import Row, covering, together

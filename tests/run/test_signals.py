@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 SESSION = "mmlm.run.session"
 AT_ONCE = {
     "composing": "mmlm.commands.train.check_config",
-    "building": f"{SESSION}.build_experiment",
+    "building": "mmlm.run.ranks.build_experiment",
     "first batch": f"{SESSION}.check_first_batch",
 }
 """Phase -> the function in which the signal comes. There is nothing of this start to save, and it ends at once."""
