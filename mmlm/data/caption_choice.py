@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
+
+if TYPE_CHECKING:  # settings are read before torch is imported
+    from mmlm.core.batch import Caption
 
 
 @dataclass
@@ -36,32 +36,34 @@ class CaptionSettings:
             if getattr(self, key) == []:
                 raise ArgumentError(f"{key}: names no kind; null takes all, and a weight of 0 leaves an objective out")
 
-    def kept(self, captions: Sequence[Caption], uniforms: Tensor) -> list[int]:
-        """The numbers of the captions of an image that come, in order, by float64[len(captions)] in [0, 1).
+    def kept(self, captions: Sequence["Caption"], uniforms: Sequence[float]) -> list[int]:
+        """The numbers of the captions of an image that come, in order, by a number in [0, 1) for each.
 
         If none would, it is the one that was nearest to coming; none at all if no probability is above 0.
         """
-        shares = torch.tensor([self._share(caption) for caption in captions], dtype=torch.float64)
-        coming = (uniforms < shares).nonzero().squeeze(1).tolist()
-        if coming or not bool((shares > 0).any()):
+        shares = [self._share(caption) for caption in captions]
+        drawn = list(zip(uniforms, shares, strict=True))
+        coming = [number for number, (uniform, share) in enumerate(drawn) if uniform < share]
+        if coming or not any(shares):
             return coming
-        return [int((uniforms / shares).masked_fill(shares == 0, math.inf).argmin())]
+        far = [uniform / share if share > 0 else math.inf for uniform, share in drawn]
+        return [far.index(min(far))]
 
-    def _share(self, caption: Caption) -> float:
+    def _share(self, caption: "Caption") -> float:
         share = 1.0
         for name in {caption.kind, caption.language} - {None}:
             share *= self.kinds.get(name, 1.0) if name is not None else 1.0
         return share
 
-    def compared(self, captions: Sequence[Caption]) -> Tensor | None:
-        """bool[C]: the captions for comparisons with images; None: all."""
+    def compared(self, captions: Sequence["Caption"]) -> list[bool] | None:
+        """For each caption whether it is for comparisons with images; None: all."""
         return _of_kinds(captions, self.contrastive)
 
-    def predicted(self, captions: Sequence[Caption]) -> Tensor | None:
-        """bool[C]: the captions whose tokens are predicted; None: all."""
+    def predicted(self, captions: Sequence["Caption"]) -> list[bool] | None:
+        """For each caption whether its tokens are predicted; None: all."""
         return _of_kinds(captions, self.captioning)
 
-    def check(self, captions: Iterable[Caption]) -> None:
+    def check(self, captions: Iterable["Caption"]) -> None:
         """UserError for a name that is the kind or language of no caption. Stops at the first captions that do."""
         asked = [("kinds", name) for name in self.kinds]
         asked += [(key, name) for key in ("contrastive", "captioning") for name in getattr(self, key) or ()]
@@ -96,8 +98,8 @@ def by_kind(given: object) -> tuple[list[str] | None, list[str | None]]:
     return texts, kinds
 
 
-def _of_kinds(captions: Sequence[Caption], kinds: Sequence[str] | None) -> Tensor | None:
+def _of_kinds(captions: Sequence["Caption"], kinds: Sequence[str] | None) -> list[bool] | None:
     if kinds is None:
         return None
     names = [{caption.kind, caption.language} - {None} for caption in captions]
-    return torch.tensor([not one or not one.isdisjoint(kinds) for one in names], dtype=torch.bool)
+    return [not one or not one.isdisjoint(kinds) for one in names]

@@ -1,7 +1,7 @@
 """Makes a Batch of examples in two halves: the pixels, in a data worker, and the tokens, in the training process."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -135,8 +135,8 @@ def collate(
         ids=tuple(example.id for example in with_image),
         captions=tuple(captions),
         corrupt=prepared.corrupt,
-        compared=None if choice is None else choice.compared(captions),
-        predicted=None if choice is None else choice.predicted(captions),
+        compared=_flags(None if choice is None else choice.compared(captions)),
+        predicted=_flags(None if choice is None else choice.predicted(captions)),
         tally=BatchTally(
             cut_captions=sum(item.lost > 0 for item in encoded),
             cut_tokens=sum(item.lost for item in encoded),
@@ -148,3 +148,8 @@ def collate(
 def _concept_key(example: Example) -> int:
     """The positives key. The zero byte keeps an id apart from a concept of the same name."""
     return stable_hash(f"\0{example.id}" if example.concept is None else example.concept)
+
+
+def _flags(given: Sequence[bool] | None) -> Tensor | None:
+    """bool[C]; None stays None."""
+    return None if given is None else torch.tensor(given, dtype=torch.bool)

@@ -122,7 +122,7 @@ class _Shares(Dataset):
             return example
         if self._choice.kinds and example.captions:
             draws = keyed_uniform(self._seed, epoch, torch.tensor([index]), len(example.captions), _KINDS)[0]
-            coming = self._choice.kept(example.captions, draws)
+            coming = self._choice.kept(example.captions, draws.tolist())
             example = replace(example, captions=tuple(example.captions[i] for i in coming))
         most = self._captions_per_image
         if most is None or len(example.captions) <= most:

@@ -9,7 +9,6 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import ArgumentError, UserError
@@ -76,18 +75,18 @@ def test_ranks_workers_and_resuming_change_nothing(tokenizer, ranks, workers):
 def test_an_image_keeps_one_caption_where_none_would_come():
     captions = [Caption("a", "en", "title"), Caption("b", "de", "title"), Caption("c", None, "alt"), Caption("d")]
     choice = CaptionSettings({"title": 0.4, "de": 0.5, "alt": 0.0})
-    draws = torch.tensor([0.5, 0.3, 0.0, 0.9], dtype=torch.float64)
+    draws = [0.5, 0.3, 0.0, 0.9]
     assert choice.kept(captions, draws) == [3]
     assert choice.kept(captions[:3], draws[:3]) == [0]  # 0.5 / 0.4 is nearer than 0.3 / (0.4 * 0.5)
-    assert choice.kept(captions[:3], torch.tensor([0.39, 0.19, 0.0])) == [0, 1]
+    assert choice.kept(captions[:3], [0.39, 0.19, 0.0]) == [0, 1]
     assert choice.kept(captions[2:3], draws[:1]) == []
 
 
 def test_captions_of_no_kind_are_for_everything():
     captions = [Caption("a", None, "title"), Caption("b", "de", "alt"), Caption("c")]
     choice = CaptionSettings(contrastive=["title"], captioning=["de"])
-    assert choice.compared(captions).tolist() == [True, False, True]
-    assert choice.predicted(captions).tolist() == [False, True, True]
+    assert choice.compared(captions) == [True, False, True]
+    assert choice.predicted(captions) == [False, True, True]
     assert CaptionSettings().compared(captions) is None
 
 

@@ -25,8 +25,20 @@ from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_values, load_config
 from mmlm.experiment.saved_run import exported_weights, restore_tokenizer
 from mmlm.pretrained.files import read_config
-from mmlm.record.folder import CHECKPOINTS, CONFIG, DATA, LOCK, MANIFEST, METRICS, REPORT, TOKENIZER
-from mmlm.record.manifest import check_files, fault_of, read_manifest
+from mmlm.record.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    LOCK,
+    MANIFEST,
+    METRICS,
+    OVERLAP,
+    PER_ITEM,
+    REPORT,
+    TOKENIZER,
+)
+from mmlm.record.manifest import check_files, fault_of, read_manifest, read_recorded
+from mmlm.reports.paired import read_items
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.run.data_record import recorded_data
 from tests.conftest import TINY, write_shapes
@@ -84,6 +96,8 @@ def readers_of(run: Path, exported: Path, sharded: Path) -> Mapping[str, tuple[P
         "report": (run, lambda: read_run_folder(run)),
         "data": (run / DATA, lambda: recorded_data(run)),
         "page": (run / REPORT, lambda: report_page(run)),
+        "items": (run / PER_ITEM, lambda: read_items(run)),
+        "overlap": (run / OVERLAP, lambda: read_recorded(run / OVERLAP)),  # counted anew where it is damaged
         "checkpoints": (run / CHECKPOINTS, lambda: checkpoints(run / CHECKPOINTS)),
         "best": (run / CHECKPOINTS, lambda: best_checkpoint(run / CHECKPOINTS)),
         "weights": (run / CHECKPOINTS, lambda: exported_weights(run, config)),
