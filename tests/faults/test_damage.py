@@ -5,9 +5,11 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -74,6 +76,11 @@ def report_page(run: Path) -> bytes:
     return (run / REPORT).read_bytes()
 
 
+def items(run: Path) -> Any:
+    """What two runs are compared by."""
+    return {key: tuple(np.asarray(part).tolist() for part in astuple(of)) for key, of in read_items(run).items()}
+
+
 def checkpoints(root: Path) -> Any:
     loaded = {folder.name: load_checkpoint(folder) for folder in sorted(root.glob("step=*"))}
     return {name: (c.step, dict(c.weights), dict(c.state)) for name, c in loaded.items()}
@@ -96,7 +103,7 @@ def readers_of(run: Path, exported: Path, sharded: Path) -> Mapping[str, tuple[P
         "report": (run, lambda: read_run_folder(run)),
         "data": (run / DATA, lambda: recorded_data(run)),
         "page": (run / REPORT, lambda: report_page(run)),
-        "items": (run / PER_ITEM, lambda: read_items(run)),
+        "items": (run / PER_ITEM, lambda: items(run)),
         "overlap": (run / OVERLAP, lambda: read_recorded(run / OVERLAP)),  # counted anew where it is damaged
         "checkpoints": (run / CHECKPOINTS, lambda: checkpoints(run / CHECKPOINTS)),
         "best": (run / CHECKPOINTS, lambda: best_checkpoint(run / CHECKPOINTS)),
