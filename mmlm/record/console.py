@@ -193,14 +193,14 @@ class Progress:
             self.step(step)
         elif self._is_due(step):
             self._printed_at, self._printed_step = self._clock(), step
-            self._console.print(f"step {self._steps(step)}  {self._times(step)}{self._row}", markup=False)
+            self._console.print(f"{self._steps(step)}  {self._times(step)}{self._row}", markup=False)
 
     def _is_due(self, step: int) -> bool:
         enough = step - self._printed_step >= max(1, self._total // 20)
         return enough or step >= self._total or self._clock() - self._printed_at >= self._plain_seconds
 
     def _steps(self, step: int) -> str:
-        return f"{step}/{self._total}"
+        return f"step {step}/{self._total}"
 
     def _times(self, step: int) -> str:
         """The time of this process, and what is left at its mean rate; the time of evaluations counts."""

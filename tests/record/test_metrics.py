@@ -319,7 +319,7 @@ def test_the_live_bar_shows_terms_rate_and_time_left_and_lines_above_it(monkeypa
 
 def test_a_narrow_terminal_keeps_the_time_left(monkeypatch):
     file = io.StringIO()
-    terminal = rich.console.Console(file=file, force_terminal=True, width=70, highlight=False, color_system=None)
+    terminal = rich.console.Console(file=file, force_terminal=True, width=75, highlight=False, color_system=None)
     monkeypatch.setattr(rich.console, "Console", lambda **settings: terminal)
     with Console(clock=Clock()).progress(100) as progress:
         progress.update(50, {f"term_{index}": 1.0 for index in range(20)}, 300.0)
