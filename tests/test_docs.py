@@ -24,7 +24,8 @@ README, PARTS, HOUSE = ROOT / "README.md", CONFIG_DIR / "README.md", ROOT / "mml
 CLUSTER, TESTS = ROOT / "slurm" / "README.md", ROOT / "tests" / "README.md"
 STUDIES = sorted((ROOT / "experiments").rglob("README.md"))
 """Their commands are those of the commits that they name, and are not tried here."""
-TODAY = (README, PARTS, HOUSE, CLUSTER, TESTS, ROOT / "mmlm" / "data" / "emoji" / "README.md")
+CARDS = [ROOT / "mmlm" / "data" / name / "README.md" for name in ("emoji", "wordnet")]
+TODAY = (README, PARTS, HOUSE, CLUSTER, TESTS, *CARDS)
 """Pages whose commands work as the code is now."""
 TRAIN = "python -m mmlm.train "
 VOCABULARY = 2000
