@@ -21,24 +21,31 @@ def beyond_test(contrasts: Sequence[Clustered], over_seeds: Tested | None = None
     """Tests K contrasts: the clustered differences of two cells each, of the same seeds and items."""
     random = np.random.default_rng(seed)
     differences = np.stack([one.means for one in contrasts], axis=1)
+    seeds = len(differences)
     over_seeds = sign_flip_test(differences) if over_seeds is None else over_seeds
     parts = [components(one) for one in contrasts]
-    errors = np.sqrt([one.of_mean for one in parts])
-    errors = np.where(errors > 0, errors, 1.0)
-    signs = signs_of(len(differences))
+    from_items = np.array([one.from_items for one in parts])
+    signs = signs_of(seeds)
     signs = np.tile(signs, (-(-DRAWS // len(signs)), 1))
-    moved = _moved_by_items(contrasts, [one.from_items for one in parts], len(signs), random)
-    null = signs @ differences / len(differences) + moved
-    # The signs that were seen are the first row: no p is 0.
-    observed = np.abs(differences.mean(axis=0)) / errors
-    null = np.concatenate([observed[None], np.abs(null) / errors])
+    flipped = signs @ differences / seeds
+    # Each mean is divided by an error of its own, which turning signs changes too: else the difference that was seen
+    # would widen what chance is said to do.
+    of_seeds = np.maximum((differences**2).mean(axis=0) - flipped**2, 0.0) / (seeds - 1)
+    errors = np.sqrt(of_seeds + from_items)
+    moved = np.abs(flipped + _moved_by_items(contrasts, from_items, len(signs), random))
+    null = np.divide(moved, errors, out=np.where(moved > 0, np.inf, 0.0), where=errors > 0)
+    observed = np.abs(differences.mean(axis=0))
+    own = np.sqrt([one.of_mean for one in parts])
+    observed = np.divide(observed, own, out=np.where(observed > 0, np.inf, 0.0), where=own > 0)
+    # What was seen is one of the draws, so that no p is 0.
+    null = np.concatenate([observed[None], null])
     p = (null >= observed - TIE).mean(axis=0)
     adjusted = step_down(observed, null)
     return Tested(np.maximum(p, over_seeds.p), np.maximum(adjusted, over_seeds.adjusted), over_seeds.smallest)
 
 
 def _moved_by_items(
-    contrasts: Sequence[Clustered], variances: Sequence[float], rows: int, random: np.random.Generator
+    contrasts: Sequence[Clustered], variances: Floats, rows: int, random: np.random.Generator
 ) -> Floats:
     """float64[rows, K]: what other draws of clusters add to the K differences."""
     influences = np.stack([one.influences for one in contrasts], axis=1)

@@ -163,8 +163,29 @@ def _parts(prior: Prior, seeds: int) -> Components:
 
 
 def _beyond(parts: Components, contrasts: int, level: float, power: float) -> float:
-    """Each of K contrasts is tested at its share of the level."""
-    return (critical_value(parts, level / contrasts) + NORMAL.inv_cdf(power)) * math.sqrt(parts.of_mean)
+    """The effect that a normal test of several contrasts together finds with ``power``."""
+    each = level_of_each(contrasts, level)
+    return (critical_value(parts, each) + NORMAL.inv_cdf(power)) * math.sqrt(parts.of_mean)
+
+
+@lru_cache(maxsize=1024)
+def level_of_each(contrasts: int, level: float) -> float:
+    """The level of one of K normal contrasts, where the largest of all exceeds its bound with probability ``level``.
+
+    They are correlated by a half, as those with one baseline are (Dunnett, JASA 1955): each is the sum of a common part
+    and its own.
+    """
+    common = np.linspace(-8, 8, 161)
+    weights = np.exp(-(common**2) / 2)
+    weights /= weights.sum()
+    low, high = level / contrasts, level
+    while high - low > 1e-6 * level:
+        each = (low + high) / 2
+        bound = NORMAL.inv_cdf(1 - each / 2) * math.sqrt(2)
+        within = [NORMAL.cdf(bound - one) - NORMAL.cdf(-bound - one) for one in common]
+        exceeded = 1 - float(weights @ np.array(within) ** contrasts)
+        low, high = (each, high) if exceeded < level else (low, each)
+    return (low + high) / 2
 
 
 def _check(seeds: int, contrasts: int, level: float, power: float) -> None:

@@ -13,9 +13,9 @@ from mmlm.statistics.clusters import Clustered, by_cluster, components
 from mmlm.statistics.distributions import NORMAL
 from mmlm.statistics.intervals import Interval, mean_interval, seeds_interval
 from mmlm.statistics.looks import LookPlan, progress
-from mmlm.statistics.power import Simulated
+from mmlm.statistics.power import Prior, Simulated, forecast, prior_from
 from mmlm.statistics.sign_flips import sign_flip_test
-from mmlm.statistics.simulation import MadeUpStudies, Studies
+from mmlm.statistics.simulation import MadeUpStudies, Studies, Study
 
 RESAMPLES = 400
 """Of the bootstraps that the intervals are compared with."""
@@ -72,8 +72,7 @@ def error_rates(
     false, false_beyond = 0, 0
     held: Counter[str] = Counter()
     for number in range(count):
-        study = studies.draw(seeds, cells, random)
-        paired = [by_cluster(cell - study.cells[0], study.cluster) for cell in study.cells[1:]]
+        paired = _paired(studies.draw(seeds, cells, random))
         tested = sign_flip_test(np.stack([one.means for one in paired], axis=1))
         beyond = beyond_test(paired, tested, number)
         false += bool((tested.adjusted[truth == 0] <= level).any())
@@ -119,27 +118,45 @@ class PowerCheck:
     found: Share
 
 
-def power_check(studies: MadeUpStudies, seeds: int, cells: int, effect: float, count: int = 1000) -> PowerCheck:
-    """Forecast from the deviation that ``pilot_deviation`` finds, and then ``count`` studies with that effect."""
+def power_check(
+    studies: MadeUpStudies, prior: Prior, seeds: int, cells: int, effect: float, count: int = 1000
+) -> PowerCheck:
+    """Of the test over seeds: forecast from what earlier studies told (``prior``), then ``count`` with that effect."""
     random = np.random.default_rng(2000 * seeds + cells)
-    forecast = Simulated(seeds, cells - 1).power(effect / pilot_deviation(studies), 0.05)
+    forecast_share = Simulated(seeds, cells - 1).power(effect / prior.seed_deviation, 0.05)
     found = 0
     shifted = studies.with_gain(effect)
     for _ in range(count):
-        study = shifted.draw(seeds, cells, random)
-        differences = np.stack([(cell - study.cells[0]).mean(axis=1) for cell in study.cells[1:]], axis=1)
-        found += bool(sign_flip_test(differences).adjusted[0] <= 0.05)
-    return PowerCheck(seeds, effect, forecast, Share(found, count))
+        paired = _paired(shifted.draw(seeds, cells, random))
+        found += bool(sign_flip_test(np.stack([one.means for one in paired], axis=1)).adjusted[0] <= 0.05)
+    return PowerCheck(seeds, effect, forecast_share, Share(found, count))
 
 
-def pilot_deviation(studies: Studies, seeds: int = 8, count: int = 300) -> float:
-    """The deviation of a paired difference from seed to seed, of earlier studies: what a forecast is made from."""
+def beyond_power_check(studies: MadeUpStudies, prior: Prior, seeds: int, cells: int, count: int = 1000) -> PowerCheck:
+    """Of the test over seeds and items, at the smallest difference that it is said to find in four of five cases.
+
+    Raises ValueError for too few seeds to test.
+    """
+    effect = forecast(prior, seeds, cells - 1).detectable_beyond
+    if effect is None:
+        raise ValueError(f"{seeds} seeds find nothing")
+    random = np.random.default_rng(4000 * seeds + cells)
+    found = 0
+    shifted = studies.with_gain(effect)
+    for number in range(count):
+        found += bool(beyond_test(_paired(shifted.draw(seeds, cells, random)), None, number).adjusted[0] <= 0.05)
+    return PowerCheck(seeds, effect, 0.8, Share(found, count))
+
+
+def pilot(studies: Studies, seeds: int = 8, count: int = 300) -> Prior:
+    """What earlier studies tell of a paired difference: a forecast is made from it."""
     random = np.random.default_rng(7)
-    variances = []
-    for _ in range(count):
-        study = studies.draw(seeds, 2, random)
-        variances.append((study.cells[1] - study.cells[0]).mean(axis=1).var(ddof=1))
-    return math.sqrt(float(np.mean(variances)))
+    return prior_from([components(_paired(studies.draw(seeds, 2, random))[0]) for _ in range(count)])
+
+
+def _paired(study: Study) -> list[Clustered]:
+    """The differences from the first cell, summed by cluster."""
+    return [by_cluster(cell - study.cells[0], study.cluster) for cell in study.cells[1:]]
 
 
 def looks_error_rate(studies: Studies, plan: LookPlan, cells: int, count: int = 1000) -> Share:

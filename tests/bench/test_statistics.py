@@ -17,7 +17,9 @@ def test_the_tables(command, tmp_path):
     assert "`python -m mmlm.bench statistics studies=20 'seeds=[3,6]' out=" in text
     assert "| alike | 3 | no test | no test | " in text
     assert "| alike but for the items | 6 | " in text
-    assert "| 6 | 1 | 3.0 | " in text
+    assert "| over seeds | 6 | 1 | 3.0 | " in text
+    assert "| and items | 6 | 3 | " in text
+    assert "4 pairs of ladders" in text
     assert "| obrien_fleming | 8, 10, 12 | " in text
     assert (outcome.status == 0) == text.strip().endswith("All within bounds.")
 

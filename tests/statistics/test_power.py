@@ -12,6 +12,7 @@ from mmlm.statistics.power import (
     detectable_in_deviations,
     forecast,
     in_words,
+    level_of_each,
     prior_from,
     seeds_needed,
 )
@@ -60,6 +61,12 @@ def test_a_forecast_is_in_the_units_of_its_prior():
     assert forecast(Prior(1.5, 2.0).on_items(4.0), 8).detectable_beyond < items.detectable_beyond
     assert forecast(Prior(1.5), 3).detectable is None
     assert forecast(Prior(1.5), 3).detectable_beyond is None
+
+
+@pytest.mark.parametrize(("contrasts", "bound"), [(1, 1.96), (2, 2.21), (3, 2.35), (5, 2.51), (9, 2.69)])
+def test_bounds_of_several_contrasts_with_one_baseline_are_dunnetts(contrasts, bound):
+    # His table for a two-sided test with infinitely many degrees of freedom.
+    assert NORMAL.inv_cdf(1 - level_of_each(contrasts, 0.05) / 2) == pytest.approx(bound, abs=0.005)
 
 
 def test_as_many_seeds_as_needed_and_no_more():

@@ -12,16 +12,17 @@ from mmlm.statistics.validation import (
     BOOTSTRAPS,
     SEEDS_DRAWN,
     Share,
+    beyond_power_check,
     error_rates,
     looks_error_rate,
-    pilot_deviation,
+    pilot,
     power_check,
 )
 
 
-@pytest.mark.parametrize("lopsided", [False, True])
-def test_a_study_without_differences_has_a_false_finding_in_one_of_twenty_at_most(lopsided):
-    found = error_rates(MadeUpStudies(lopsided=lopsided), seeds=8, cells=4)
+@pytest.mark.parametrize("studies", [MadeUpStudies(), MadeUpStudies(lopsided=True, own_seed=0.2)])
+def test_a_study_without_differences_has_a_false_finding_in_one_of_twenty_at_most(studies):
+    found = error_rates(studies, seeds=8, cells=4)
     assert found.any_on_items.value <= 0.05 + found.any_on_items.error
     assert found.any_beyond.value <= 0.05 + found.any_beyond.error
     assert 0.93 <= found.by_both.value <= 0.97
@@ -53,10 +54,18 @@ def test_three_seeds_have_intervals_that_hold_and_a_bootstrap_of_them_does_not(r
 
 @pytest.mark.parametrize(("seeds", "cells"), [(6, 2), (8, 4)])
 def test_power_is_within_three_points_of_the_forecast(seeds, cells):
-    studies = MadeUpStudies()
-    found = power_check(studies, seeds, cells, 1.4 * pilot_deviation(studies), count=3000)
+    studies, prior = MadeUpStudies(), pilot(MadeUpStudies())
+    found = power_check(studies, prior, seeds, cells, 1.4 * prior.seed_deviation, count=3000)
     assert 0.3 < found.forecast < 0.97
     assert abs(found.found.value - found.forecast) <= 0.03
+
+
+def test_so_is_power_where_items_are_others_too():
+    studies = MadeUpStudies(recipe=0.35)
+    found = beyond_power_check(studies, pilot(studies), seeds=8, cells=4)
+    assert abs(found.found.value - 0.8) <= 0.03
+    with pytest.raises(ValueError, match="5 seeds find nothing"):
+        beyond_power_check(studies, pilot(studies, count=2), seeds=5, cells=2)
 
 
 @pytest.mark.parametrize("spending", Spending)
