@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from mmlm.statistics.clusters import Components
@@ -37,3 +38,17 @@ def test_a_wider_level_is_narrower():
     parts = Components(1.0, 1.0, seeds=5, clusters=20)
     assert mean_interval(0, parts, 0.2).half < mean_interval(0, parts, 0.05).half < mean_interval(0, parts, 0.01).half
     assert Interval(1.0, 3.0).half == 1
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.5])
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_it_holds_the_truth_whichever_share_is_of_items(seeds, ratio):
+    """``ratio`` is the error that items bring over that of seeds. Satterthwaite's would hold 92.3% at 3 and 0.3."""
+    random = np.random.default_rng(seeds)
+    held = 0
+    for _ in range(3000):
+        of_seeds = random.chisquare(seeds - 1) / (seeds - 1)
+        of_items = ratio**2 / seeds * random.chisquare(149) / 149
+        mean = math.sqrt((1 + ratio**2) / seeds) * random.normal()
+        held += mean_interval(mean, Components(of_seeds, of_items, seeds, 150)).holds(0.0)
+    assert 0.93 <= held / 3000 <= 0.97
