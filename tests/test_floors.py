@@ -19,6 +19,7 @@ FLOOR_OF = {
     "checkpoints": 2,
     "record": 2,
     "launch": 2,
+    "statistics": 2,
     "training": 3,
     "evaluation": 3,
     "reports": 3,

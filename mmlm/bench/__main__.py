@@ -1,4 +1,5 @@
-"""``python -m mmlm.bench``: tables of what parts, losses, data, captions and ranks cost, and of which parts learn."""
+"""``python -m mmlm.bench``: tables of what parts, losses, data, captions and ranks cost, of which parts learn, and
+of whether the statistics are right."""
 
 import importlib
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mmlm.bench.settings import (
     PartsSettings,
     RetrievalSettings,
     SourcesSettings,
+    StatisticsSettings,
 )
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.imports import quick_imports
@@ -58,6 +60,12 @@ BENCHMARKS = {
     ),
     "retrieval": Benchmark(
         "time and memory of ranks against a sort", RetrievalSettings, "retrieval", "measure_retrieval"
+    ),
+    "statistics": Benchmark(
+        "how often tests, intervals and forecasts of power are right",
+        StatisticsSettings,
+        "statistics",
+        "measure_statistics",
     ),
 }
 USAGE = f"python -m mmlm.bench {'|'.join(BENCHMARKS)} [key=value ...]"

@@ -140,3 +140,20 @@ class RetrievalSettings:
     """Numbers of an embedding."""
     out: str | None = None
     """File to write the table to as well."""
+
+
+@dataclass
+class StatisticsSettings:
+    """Go through made-up studies of which the truth is known, and print how often tests, intervals and forecasts of
+    power are right, as Markdown tables. Exit status 1 if one is outside of its bounds by more than chance."""
+
+    studies: int = 1000
+    """Studies of each kind."""
+    seeds: list[int] = field(default_factory=lambda: [3, 5, 8, 10])
+    """Seeds of a cell."""
+    runs: list[str] | None = None
+    """Run folders of one recipe, one for each seed: then studies are drawn from their recorded scores too."""
+    score: str = "test/image_to_text/R@5"
+    """Of these runs: a split and one of its scores that is a mean over items."""
+    out: str | None = None
+    """File to write the tables to as well."""
