@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmlm.core.errors import ArgumentError, UserError
-from mmlm.core.wording import did_you_mean
+from mmlm.core.wording import did_you_mean, shown
 from mmlm.experiment.config import CONFIG_DIR
 from mmlm.experiment.config_errors import explain, not_set
 from mmlm.studies.settings import Study
@@ -37,6 +37,7 @@ def read_study(file: Path) -> Study:
     try:
         text = file.read_text(encoding="utf-8")
         values = OmegaConf.create(text)
+        _check_shape(OmegaConf.to_container(values))
         cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Study), values))
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
@@ -49,6 +50,21 @@ def read_study(file: Path) -> Study:
         raise UserError(f"{file.name}: {explain(error)}") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def _check_shape(values: object) -> None:
+    """UserError for axes and cells that are no mappings of lists, whose message would else tell of types of Python."""
+    found = values if isinstance(values, dict) else {}
+    axes = found.get("axes")
+    groups = {f"axes.{axis}": levels for axis, levels in axes.items()} if isinstance(axes, dict) else {"axes": axes}
+    for key, cells in {**groups, "cells": found.get("cells")}.items():
+        if cells is None:
+            continue
+        if not isinstance(cells, dict):
+            raise ArgumentError(f"{key}: {shown(cells)} is not a mapping of names to overrides")
+        for name, overrides in cells.items():
+            if not isinstance(overrides, list):
+                raise ArgumentError(f"{key}.{name}: {shown(overrides)} is not a list; write [KEY=VALUE], or [] for none")
 
 
 def _check_groups(cfg: DictConfig) -> None:
