@@ -17,6 +17,7 @@ from mmlm.core.errors import STOPPED, UserError
 from mmlm.core.wording import cut, did_you_mean
 from mmlm.evaluation.evaluate import evaluation_figures, evaluator_of
 from mmlm.experiment.build import build_evaluators
+from mmlm.launch.slurm import Slurm
 from mmlm.record.environment import code_digest
 from mmlm.record.folder import write_whole, write_whole_bytes
 from mmlm.record.lock import RunLock, holder_of
@@ -47,7 +48,7 @@ def study_command(arguments: StudyArguments, given: str, action: str, argv: Sequ
     place = Place.of(arguments.runs, file.stem)
     cells = cells_of(study, compose_typed, arguments.runs)
     _check_metrics(study, cells)
-    opened = Opened(file.stem, study, cells, place, CostBook(place.costs, count, measure, _tell), arguments)
+    opened = Opened(given, file.stem, study, cells, place, CostBook(place.costs, count, measure, _tell), arguments)
     if action == "plan":
         return opened.plan()
     if action == "status":
@@ -65,6 +66,10 @@ def _check(arguments: StudyArguments) -> None:
     if arguments.launcher is StudyLauncher.slurm:
         if arguments.processes > 1:
             raise UserError(f"processes: {arguments.processes} has no effect with launcher=slurm; use at_once")
+        if arguments.slurm.processes is not None or arguments.slurm.plugins:
+            raise UserError("slurm.plugins: has no effect; write plugins=[...] into the base of the study")
+    elif arguments.slurm != Slurm():
+        raise UserError("slurm: these settings have no effect without launcher=slurm; add it")
     elif arguments.at_once is not None:
         raise UserError(f"at_once: {arguments.at_once} has no effect without launcher=slurm; use processes")
 
@@ -86,6 +91,8 @@ def _tell(line: str) -> None:
 class Opened:
     """A study that has been read and checked."""
 
+    given: str
+    """How it was named on the command line."""
     name: str
     study: Study
     cells: Mapping[str, Cell]
@@ -93,6 +100,11 @@ class Opened:
     costs: CostBook
     arguments: StudyArguments
     _steps: Mapping[str, int] | None = field(default=None, init=False)
+
+    def _words(self, action: str) -> str:
+        """The command that asks this study for something."""
+        runs = [] if self.arguments.runs == StudyArguments.runs else [f"runs={self.arguments.runs}"]
+        return shlex.join(["python", "-m", "mmlm.study", self.given, action, *runs])
 
     def _tuning(self) -> list[Run]:
         return tuning_runs(self.study, self.cells, self.arguments.runs, compose_typed)
@@ -145,7 +157,7 @@ class Opened:
         runs, states = self._all()
         done = [run for run in runs if run.tuned is None and states[run.label].phase is Phase.done]
         if not done:
-            raise UserError(f"{self.name}: no run is done yet; see python -m mmlm.study {self.name} status")
+            raise UserError(f"{self.name}: no run is done yet; see {self._words('status')}")
         scored = read_scored(done, self.place)
         cells, seeds = list(self.cells), self.study.seeds
         arrays = [
@@ -165,10 +177,7 @@ class Opened:
         """Trains what is not done, or submits it; returns the exit status."""
         holder = holder_of(self.place.folder)
         if holder is not None:
-            raise UserError(
-                f"{self.name}: is being run by {holder}; see python -m mmlm.study {self.name} status, or wait for its "
-                "end"
-            )
+            raise UserError(f"{self.name}: is being run by {holder}; see {self._words('status')}, or wait for its end")
         self.place.folder.mkdir(parents=True, exist_ok=True)
         with RunLock(self.place.folder, _tell):
             if self.arguments.code is OnOtherCode.refused:
@@ -192,7 +201,7 @@ class Opened:
         if status:
             _tell(f"the same command tries what has failed again: {command}")
         else:
-            _tell(f"table: python -m mmlm.study {self.name} report")
+            _tell(f"table: {self._words('report')}")
         return status
 
     def _settled(self) -> list[Run]:
@@ -226,7 +235,7 @@ class Opened:
             job = submit_array(self.place, due, arguments.slurm, arguments.at_once, self._code, command)
             most = "" if arguments.at_once is None else f", {arguments.at_once} at a time"
             _tell(f"submitted job {job}: {len(due)} tasks{most}")
-            _tell(f"  watch:  python -m mmlm.study {self.name} status    squeue --jobs={job}")
+            _tell(f"  watch:  {self._words('status')}    squeue --jobs={job}")
             _tell(f"  stop:   scancel {job}")
             _tell(f"  again:  {command}    (goes on with what is not done)")
         if len(tuned) < len(self.cells) and tuning:

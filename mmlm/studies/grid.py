@@ -70,6 +70,10 @@ def cells_of(study: Study, compose: Compose, runs: str) -> dict[str, Cell]:
     for name, levels, own in _combinations(study):
         overrides = (*study.base, *own)
         _check_overrides(name, overrides)
+        if study.tuning.values and any(_key(token) == study.tuning.setting for token in own):
+            raise UserError(
+                f"cell {name}: sets {study.tuning.setting} itself, which tuning sets; leave one of them out"
+            )
         try:
             config = compose([*overrides, f"seed={study.seeds[0]}", f"runs={runs}"])
         except UserError as error:
@@ -109,10 +113,13 @@ def _combinations(study: Study) -> list[tuple[str, dict[str, str], list[str]]]:
     ]
 
 
+def _key(token: str) -> str:
+    return token.partition("=")[0].lstrip("+~")
+
+
 def _check_overrides(cell: str, overrides: Sequence[str]) -> None:
     for token in overrides:
-        key = token.partition("=")[0].lstrip("+~").partition(".")[0]
-        if token.startswith("-") or key in TAKEN:
+        if token.startswith("-") or _key(token).partition(".")[0] in TAKEN:
             raise UserError(f"cell {cell}: {token}: a cell may not set this; the study does, or its command line")
 
 

@@ -64,7 +64,8 @@ def _check_shape(values: object) -> None:
             raise ArgumentError(f"{key}: {shown(cells)} is not a mapping of names to overrides")
         for name, overrides in cells.items():
             if not isinstance(overrides, list):
-                raise ArgumentError(f"{key}.{name}: {shown(overrides)} is not a list; write [KEY=VALUE], or [] for none")
+                wrong = f"{key}.{name}: {shown(overrides)}"
+                raise ArgumentError(f"{wrong} is not a list; write [KEY=VALUE], or [] for none")
 
 
 def _check_groups(cfg: DictConfig) -> None:

@@ -1,7 +1,6 @@
 """The table of a study as Markdown: mean and deviation over seeds of each score, and what made the numbers."""
 
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,8 +21,9 @@ def study_report(
     """The page of a study: Markdown.
 
     ``scored`` are the runs that are done, and ``arrays`` each score of each split, over the same cells and seeds.
-    Contrasts of cells are computed from ``arrays`` alone. Raises UserError where validation data or protocols differ
-    among the runs, unless ``unlike`` allows it.
+    Contrasts of cells need nothing but ``arrays``, and stand between the table and what is said of it.
+
+    Raises UserError where validation data or protocols differ among the runs, unless ``unlike`` allows it.
     """
     differences = _unlike(study, scored)
     if differences and not unlike:
@@ -31,7 +31,8 @@ def study_report(
             f"{name}: {'; '.join(differences)}; evaluate the runs alike, or give unlike=true to see them all"
         )
     lines = [f"# {name}", "", study.question, "", *score_table(study, scored, arrays), ""]
-    lines += [*_about(study, scored), *(f"- **Not comparable:** {difference}." for difference in differences)]
+    cells = arrays[0].cells if arrays else ()
+    lines += [*_about(study, scored, cells), *(f"- **Not comparable:** {difference}." for difference in differences)]
     return "\n".join([*lines, "", f"`{shlex.join(['python', '-m', 'mmlm.study', name])}`"]) + "\n"
 
 
@@ -80,19 +81,19 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _about(study: Study, scored: Sequence[ScoredRun]) -> Iterator[str]:
+def _about(study: Study, scored: Sequence[ScoredRun], cells: Sequence[str]) -> Iterator[str]:
     """What the numbers are and depend on, as a list."""
     equal = study.matching.equal
     matched = "each cell has its own steps" if equal is Equal.nothing else f"at equal {equal.value}"
     tuning = study.tuning
     tuned = f"; {tuning.setting} is tuned, by {len(tuning.values)} values a cell" if tuning.values else ""
     yield f"- Mean ± standard deviation over seeds; shares in per cent; {matched}{tuned}."
-    counts = Counter(one.run.cell for one in scored)
-    fewest, most = min(counts.values()), len(study.seeds)
+    counts = {cell: sum(one.run.cell == cell for one in scored) for cell in cells}
+    fewest, most = min(counts.values(), default=0), len(study.seeds)
     if fewest < most:
         planned = fewest in study.looks and set(counts.values()) == {fewest}
         look = "a planned look" if planned else "no planned look"
-        yield f"- **Interim**: {fewest} of {most} seeds are done in every cell that is shown; this is {look}."
+        yield f"- **Interim**: {fewest} of {most} seeds are done in every cell; this is {look}."
     made = {one.run.label: one.made for one in scored}
     yield f"- Code: {', '.join(sorted({found.words for found in made.values()}))}."
     others = differing(made)

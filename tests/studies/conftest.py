@@ -17,6 +17,11 @@ AXES = {
     "loss": {"joint": [], "captions": ["objective.weights.contrastive=0"]},
     "rate": {"low": ["optim.lr=0.001"], "high": ["optim.lr=0.004"]},
 }
+TUNED = {
+    "axes": {"loss": AXES["loss"], "batch": {"low": [], "high": ["train.batch_size=8"]}},
+    "tuning": {"values": [0.01, 0.02], "steps": 2, "seed": 9},
+}
+"""What to change for a study that tunes the learning rate."""
 
 
 @pytest.fixture
@@ -36,7 +41,9 @@ def write_study(tmp_path: Path, shapes: Path) -> Callable[..., Path]:
             **changes,
         }
         file = tmp_path / "small.yaml"
-        file.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False))
+        file.write_text(
+            yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False)
+        )
         return file
 
     return write
@@ -63,4 +70,3 @@ def opened(write_study: Callable[..., Path], runs: str) -> Callable[..., tuple[S
         return study, cells_of(study, compose_typed, runs)
 
     return read
-

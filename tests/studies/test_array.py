@@ -12,7 +12,7 @@ from mmlm.launch.slurm import Slurm
 from mmlm.studies.array import jobs_of, submit_array
 from mmlm.studies.grid import Run
 
-HOSTILE = "data.path=it's a \"$(touch pwned)\" folder; `x` \\ 100%"
+HOSTILE = 'data.path=it\'s a "$(touch pwned)" folder; `x` \\ 100%'
 
 
 @pytest.fixture
@@ -60,12 +60,19 @@ def test_an_array_is_submitted_with_a_limit_and_what_was_asked_for(slurm_there, 
 def test_a_task_gets_its_words_as_they_are(slurm_there, place, some_runs, tmp_path):
     """The shell runs nothing of them, and notes how the task has ended."""
     (slurm_there / "srun").write_text(
-        f'#!/bin/sh\nwhile [ "$1" != mmlm.train ]; do shift; done\nshift\nprintf "%s\\n" "$@" > {tmp_path}/words\nexit 2\n'
+        f"""#!/bin/sh
+while [ "$1" != mmlm.train ]; do shift; done
+shift
+printf "%s\\n" "$@" > {tmp_path}/words
+exit 2
+"""
     )
     (slurm_there / "srun").chmod(0o755)
     submit_array(place, some_runs, Slurm(), 1, "code", "x")
     environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
-    done = subprocess.run(["bash", str(place.folder / "slurm" / "array-1.sh")], env=environment, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        ["bash", str(place.folder / "slurm" / "array-1.sh")], env=environment, check=False, cwd=tmp_path
+    )
     assert done.returncode == 2
     assert (tmp_path / "words").read_text().splitlines() == list(some_runs[1].overrides)
     assert not (tmp_path / "pwned").exists()

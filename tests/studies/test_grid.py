@@ -8,6 +8,7 @@ from mmlm.cli.checked_config import compose_typed
 from mmlm.core.errors import UserError
 from mmlm.experiment.run_identity import run_folder
 from mmlm.studies.grid import compared_runs, tuning_runs
+from tests.studies.conftest import TUNED
 
 
 def test_cells_are_all_combinations_of_levels(opened):
@@ -40,7 +41,7 @@ def test_runs_are_the_folders_of_their_command_lines(opened, runs):
 
 
 def test_runs_that_tune_and_those_that_follow(opened, runs):
-    study, cells = opened(tuning={"values": [0.01, 0.02], "steps": 2, "seed": 9})
+    study, cells = opened(**TUNED)
     tuning = tuning_runs(study, cells, runs, compose_typed)
     assert [(run.tuned, run.cell) for run in tuning] == [(value, cell) for value in (0.01, 0.02) for cell in cells]
     for run in tuning:
@@ -56,11 +57,18 @@ def test_runs_that_tune_and_those_that_follow(opened, runs):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"tuning": TUNED["tuning"]}, "cell joint+low: sets optim.lr itself, which tuning sets; leave one of them out"),
         ({"baseline": "joint+lo"}, "baseline: 'joint+lo' is no cell; did you mean 'joint+low'?"),
-        ({"axes": {"a": {"x": [], "y": ["optim.lr=0.002"]}}, "baseline": "x"}, "cells x and y are the same computation"),
+        (
+            {"axes": {"a": {"x": [], "y": ["optim.lr=0.002"]}}, "baseline": "x"},
+            "cells x and y are the same computation",
+        ),
         ({"axes": {"a": {"x": [], "y y": []}}, "baseline": "x"}, "'y y' is no name of a cell, axis or level"),
         ({"axes": {"a": {"x": ["seed=3"]}}, "baseline": "x"}, "cell x: seed=3: a cell may not set this"),
-        ({"axes": {"a": {"x": ["launcher=local"]}}, "baseline": "x"}, "cell x: launcher=local: a cell may not set this"),
+        (
+            {"axes": {"a": {"x": ["launcher=local"]}}, "baseline": "x"},
+            "cell x: launcher=local: a cell may not set this",
+        ),
         ({"axes": {"a": {"x": ["optim.lrr=3"]}}, "baseline": "x"}, "cell x: optim.lrr: "),
         ({"axes": {"a": {"x": ["bridge=pooler"]}}, "baseline": "x"}, "cell x: unknown bridge 'pooler'"),
         ({"axes": {"a": {"x": ["+train.stepz=3"]}}, "baseline": "x"}, "cell x: train.stepz: "),

@@ -59,9 +59,11 @@ def test_equal_examples_follow_the_batch_size(opened, book):
 
 def test_numbers_of_parameters_that_are_apart_are_refused_with_the_counts(opened, book):
     study, cells = opened(matching={"equal": "parameters", "tolerance": 0.015})
-    told = r"^matching\.equal=parameters: joint\+high 1,019 \(\+1\.9%\), captions\+low 981 \(-1\.9%\) against 1,000 of joint\+low"
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError) as error:
         matched_steps(study, cells, book)
+    assert str(error.value).startswith(
+        "matching.equal=parameters: joint+high 1,019 (+1.9%), captions+low 981 (-1.9%) against 1,000 of joint+low, "
+    )
 
 
 def test_a_cell_may_not_set_the_steps_that_a_rule_sets(opened, book):

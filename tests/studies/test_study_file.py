@@ -26,7 +26,10 @@ def test_a_study_is_what_its_file_says(write_study):
         ({"seeds": [1, 1]}, "small.yaml: seeds: [1, 1] must name each once"),
         ({"seeds": [-1]}, "small.yaml: seeds: -1 must be at least 0"),
         ({"splits": []}, "small.yaml: splits: none is given; list them"),
-        ({"axes": {"loss": {"joint": "objective=coca"}}}, "small.yaml: axes.loss.joint: 'objective=coca' is not a list"),
+        (
+            {"axes": {"loss": {"joint": "objective=coca"}}},
+            "small.yaml: axes.loss.joint: 'objective=coca' is not a list",
+        ),
         ({"axes": {"loss": ["joint"]}}, "small.yaml: axes.loss: ['joint'] is not a mapping of names to overrides"),
         ({"axes": None, "cells": {"a": 3}}, "small.yaml: cells.a: 3 is not a list"),
         ({"cells": {"a": []}}, "small.yaml: cells: give either axes or cells, with overrides by name"),
@@ -37,7 +40,10 @@ def test_a_study_is_what_its_file_says(write_study):
         ({"tuning": {"values": [1, 2]}}, "small.yaml: tuning.steps: None must be the number of steps"),
         ({"tuning": {"steps": 3}}, "small.yaml: tuning.steps: has no effect without tuning.values"),
         ({"tuning": {"values": [1, 2], "steps": 1, "seed": 1}}, "small.yaml: tuning.seed: 1 is one of seeds"),
-        ({"looks": [2, 1]}, "small.yaml: looks: [2, 1] must rise, from 1 at least, and end with the number of seeds, 2"),
+        (
+            {"looks": [2, 1]},
+            "small.yaml: looks: [2, 1] must rise, from 1 at least, and end with the number of seeds, 2",
+        ),
         ({"looks": [1]}, "small.yaml: looks: [1] must rise"),
     ],
     ids=str,
