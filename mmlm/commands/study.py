@@ -234,7 +234,7 @@ class Opened:
             arguments = self.arguments
             job = submit_array(self.place, due, arguments.slurm, arguments.at_once, self._code, command)
             most = "" if arguments.at_once is None else f", {arguments.at_once} at a time"
-            _tell(f"submitted job {job}: {len(due)} tasks{most}")
+            _tell(f"submitted job {job}: {len(due)} task{'s' * (len(due) > 1)}{most}")
             _tell(f"  watch:  {self._words('status')}    squeue --jobs={job}")
             _tell(f"  stop:   scancel {job}")
             _tell(f"  again:  {command}    (goes on with what is not done)")

@@ -64,8 +64,7 @@ def state_of(run: Run, place: Place, jobs: Mapping[str, str]) -> State:
             return State(Phase.running, step, seconds, "starting")
         if task.job is not None:
             return State(Phase.waiting, step, seconds, f"job {task.job} is gone{at}")
-        said = place.last_words(run.label)
-        return State(Phase.failed, step, seconds, f"was cut off{at}" + (f"; it said: {cut(said, 120)}" if said else ""))
+        return State(Phase.failed, step, seconds, f"was cut off{at}")
     if status == 0:  # another number of steps was asked for, or its files were removed
         return State(Phase.waiting, step, seconds, f"ended{at}")
     if was_stopped(status):

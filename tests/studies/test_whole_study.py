@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from mmlm import study, train
+from mmlm import study
 from mmlm.cli.checked_config import compose_typed
 from mmlm.core.errors import STOPPED
 from mmlm.studies.grid import Run, cells_of, compared_runs
@@ -27,6 +28,7 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 PATIENCE = 240.0
+SLOW_IMAGES = ["plugins=[slow_images]", "data.train._target_=slow_images.SlowImages", "train.save_every=1"]
 ABOUT = ("images", "captions", "description")
 """What stands beside the scores of a split."""
 
@@ -62,14 +64,10 @@ def ended(process: BaseProcess, out: Path) -> tuple[int, str]:
     return process.exitcode, out.read_text()
 
 
-def test_a_study_from_its_file_to_its_table(
-    opened, write_study, place, runs, shapes, tmp_path, command, start, monkeypatch
-):
+def test_a_study_from_its_file_to_its_table(write_study, place, runs, shapes, tmp_path, command, start, monkeypatch):
     monkeypatch.syspath_prepend(str(PLUGIN))
-    base = ["plugins=[slow_images]", "data.train._target_=slow_images.SlowImages", "train.save_every=1"]
     file = write_study()
-    text = file.read_text().replace("axes:", "".join(f"- {token}\n" for token in base) + "axes:", 1)
-    file.write_text(text)
+    add_to_base(file, SLOW_IMAGES)
     words = [str(file), f"runs={runs}", "processes=2"]
     content = read_study(file)
     all_runs = compared_runs(content, cells_of(content, compose_typed, runs), runs, {}, {}, compose_typed)
@@ -80,9 +78,10 @@ def test_a_study_from_its_file_to_its_table(
 
     # Two runs are met on their way: the study is killed, and then one of its runs.
     slow = shapes / SLOW
-    slow.write_text("0.3")
+    slow.write_text("2")
     first = start(words, tmp_path / "first")
     wait(lambda: all(checkpoints(run) for run in (killed, other)), "no checkpoint")
+    slow.write_text("15")  # seconds of the next example, so that both are on their way until the file changes
     holder = command(study, *words)
     assert re.fullmatch(
         r"small: is being run by process \d+ on .*; see python -m mmlm.study .*small.yaml status runs=.*",
@@ -101,6 +100,8 @@ def test_a_study_from_its_file_to_its_table(
     assert re.search(r"^joint\+low seed=0: failed: was cut off at step \d", shown.out, re.M)
     assert re.search(r"^joint\+high +running \d+% +waiting$", shown.out, re.M)
     assert re.search(r"^0 done, 1 running, 6 waiting, 1 failed; about \d+ \w+ left$", lines[-1])
+
+    slow.write_text("0.3")
 
     # The same command goes on with both. A signal ends all of it, saved.
     second = start(words, tmp_path / "second")
@@ -129,11 +130,21 @@ def test_a_study_from_its_file_to_its_table(
     assert "8 done, 0 running, 0 waiting, 0 failed" in out
     check_table(command(study, *words, "report").out, all_runs, place)
 
-    # The run that was killed is the one that nothing happened to.
-    straight = [token for token in killed.overrides if not token.startswith("runs=")]
-    done = command(train, *straight, f"runs={tmp_path / 'straight'}")
-    assert (done.status, done.err) == (0, ""), done
-    assert_same_runs(killed.folder, next((tmp_path / "straight").glob("caption_base/*/seed=0")), step=3)
+    # The run that was killed is the one that nothing happened to, in a study of its own.
+    alone = write_study(axes=None, cells={"only": ["optim.lr=0.001"]}, baseline="only", seeds=[0])
+    add_to_base(alone, SLOW_IMAGES)
+    words = [str(alone), f"runs={tmp_path / 'straight'}"]
+    status, out = ended(start(words, tmp_path / "fifth"), tmp_path / "fifth")
+    assert status == 0, out
+    straight = tmp_path / "straight" / killed.folder.relative_to(runs)
+    assert_same_runs(killed.folder, straight, step=3)
+
+
+def add_to_base(file: Path, tokens: Sequence[str]) -> None:
+    """More overrides of every cell."""
+    values = yaml.safe_load(file.read_text())
+    values["base"] += tokens
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def check_table(text: str, all_runs: Sequence[Run], place: Place) -> None:
