@@ -27,6 +27,7 @@ FLOOR_OF = {
     "run": 5,
     "cli": 5,
     "pretrained": 5,
+    "studies": 5,
     "commands": 6,
     "bench": 6,
     "check": 6,

@@ -5,6 +5,7 @@ from enum import Enum
 
 from mmlm.core.precision import Precision
 from mmlm.evaluation.generation.settings import GenerationSettings
+from mmlm.launch.slurm import Slurm
 
 
 @dataclass
@@ -262,3 +263,43 @@ class WorkerArguments:
 
     plugins: list[str] = field(default_factory=list)
     """The packages, besides mmlm, that the launched config may name parts of."""
+
+
+class StudyLauncher(Enum):
+    """What starts the runs of a study."""
+
+    none = "none"
+    slurm = "slurm"
+
+
+class OnOtherCode(Enum):
+    """What becomes of a study whose earlier runs were made by other code."""
+
+    refused = "refused"
+    changed = "changed"
+
+
+@dataclass
+class StudyArguments:
+    """Run a study: every cell with every seed, each a run of its own. The same command goes on with what is not done.
+
+    NAME is a file of configs/study, or a path of yours that ends in .yaml. After it, one word may say what to do
+    instead: plan tells what the study costs, status how far it is, report writes its table.
+    """
+
+    runs: str = "runs"
+    """Folder that holds all run folders; the study's own is studies/NAME in it."""
+    processes: int = 1
+    """Runs that are trained side by side on this machine."""
+    launcher: StudyLauncher = StudyLauncher.none
+    """none trains on this machine; slurm submits all runs as one job array, and returns at once."""
+    at_once: int | None = None
+    """With launcher=slurm: tasks of the array that run at the same time; null is no limit."""
+    code: OnOtherCode = OnOtherCode.refused
+    """changed goes on where earlier runs were made by other code than this, and the table marks them."""
+    measure: bool = True
+    """With plan: cells of which no run is done are trained for a few steps, to tell hours and memory."""
+    unlike: bool = False
+    """With report: show scores of unlike data or protocols all the same."""
+    slurm: Slurm = field(default_factory=Slurm)
+    """With launcher=slurm: what each task asks for."""

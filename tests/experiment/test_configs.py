@@ -21,7 +21,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.y
 OPTIONS = sorted(
     file.relative_to(CONFIG_DIR).with_suffix("").as_posix().rpartition("/")[::2]
     for file in CONFIG_DIR.rglob("*.yaml")
-    if file.parent not in (CONFIG_DIR, CONFIG_DIR / "experiment")
+    if file.parent not in (CONFIG_DIR, CONFIG_DIR / "experiment", CONFIG_DIR / "study")
 )
 """(group, option) of every part file."""
 NEEDS = {
