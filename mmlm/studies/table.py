@@ -1,6 +1,5 @@
 """The table of a study as Markdown: mean and deviation over seeds of each score, and what made the numbers."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,11 +15,17 @@ MARK = " †"
 
 
 def study_report(
-    name: str, study: Study, scored: Sequence[ScoredRun], arrays: Sequence[ScoreArrays], unlike: bool = False
+    name: str,
+    study: Study,
+    scored: Sequence[ScoredRun],
+    arrays: Sequence[ScoreArrays],
+    command: str,
+    unlike: bool = False,
 ) -> str:
     """The page of a study: Markdown.
 
-    ``scored`` are the runs that are done, and ``arrays`` each score of each split, over the same cells and seeds.
+    ``scored`` are the runs that are done, ``arrays`` each score of each split, over the same cells and seeds, and
+    ``command`` is the one that trains the study.
     Contrasts of cells need nothing but ``arrays``, and stand between the table and what is said of it.
 
     Raises UserError where validation data or protocols differ among the runs, unless ``unlike`` allows it.
@@ -33,7 +38,7 @@ def study_report(
     lines = [f"# {name}", "", study.question, "", *score_table(study, scored, arrays), ""]
     cells = arrays[0].cells if arrays else ()
     lines += [*_about(study, scored, cells), *(f"- **Not comparable:** {difference}." for difference in differences)]
-    return "\n".join([*lines, "", f"`{shlex.join(['python', '-m', 'mmlm.study', name])}`"]) + "\n"
+    return "\n".join([*lines, "", f"`{command}`"]) + "\n"
 
 
 def score_table(study: Study, scored: Sequence[ScoredRun], arrays: Sequence[ScoreArrays]) -> Iterator[str]:

@@ -54,7 +54,7 @@ def scored(cell: str, seed: int, folder: Path = Path("runs/x"), made: str = "aaa
 def page(runs: list[ScoredRun], of: Study | None = None, unlike: bool = False) -> str:
     of = of or study()
     arrays = [score_arrays(runs, CELLS, of.seeds, "val", name) for name in of.metrics]
-    return study_report("small", of, runs, arrays, unlike)
+    return study_report("small", of, runs, arrays, "python -m mmlm.study small", unlike)
 
 
 ALL = [(cell, seed) for seed in (0, 1, 2) for cell in CELLS]
