@@ -1,6 +1,5 @@
 """Runs a study on this machine or as a job array, and tells its plan, its status and its table."""
 
-import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -182,7 +181,7 @@ class Opened:
         self.place.folder.mkdir(parents=True, exist_ok=True)
         with RunLock(self.place.folder, tell):
             if self.arguments.code is OnOtherCode.refused:
-                check_code(self._all()[0], self.place, self._code)
+                check_code(self._all()[0], self.place, code_digest())
             if self.arguments.launcher is StudyLauncher.slurm:
                 return self._submit(command)
             status = 0
@@ -194,6 +193,11 @@ class Opened:
                 if outcome.asked is not None:
                     tell(f"stopped by {outcome.asked}, and saved; go on with: {command}")
                     return STOPPED
+                if outcome.changed:
+                    raise UserError(
+                        f"{self.name}: the code has changed since this command began, so nothing else was started; "
+                        "undo the change and give the command again, or go on by code=changed, which the table marks"
+                    )
                 status = status or failures(outcome)
             runs, states = self._all()
         for line in table(runs, states):
@@ -215,7 +219,13 @@ class Opened:
         done = sum(state.phase is Phase.done for state in self._states(runs).values())
         tell(f"{self.name}: {len(runs)} runs, of which {done} are done; {self.arguments.processes} at a time")
         runner = Runner(
-            self.place, self.arguments.processes, self._code, shown.tell, shown.show, torch.cuda.device_count()
+            self.place,
+            self.arguments.processes,
+            code_digest,
+            shown.tell,
+            shown.show,
+            torch.cuda.device_count(),
+            self.arguments.code is OnOtherCode.changed,
         )
         outcome = runner.run_all(runs)
         shown.clear()
@@ -235,7 +245,7 @@ class Opened:
         tell(summary(runs, states, 1))
         if due:
             arguments = self.arguments
-            job = submit_array(self.place, due, arguments.slurm, arguments.at_once, self._code, command)
+            job = submit_array(self.place, due, arguments.slurm, arguments.at_once, code_digest(), command)
             most = "" if arguments.at_once is None else f", {arguments.at_once} at a time"
             tell(f"submitted job {job}: {len(due)} task{'s' * (len(due) > 1)}{most}")
             tell(f"  watch:  {self._words('status')}    squeue --jobs={job}")
@@ -251,7 +261,3 @@ class Opened:
     def _queued(self, run: Run, jobs: Mapping[str, str]) -> bool:
         task = self.place.task(run.label)
         return task is not None and task.job is not None and task.job in jobs
-
-    @functools.cached_property
-    def _code(self) -> str:
-        return code_digest()

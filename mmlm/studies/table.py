@@ -44,8 +44,9 @@ def study_report(
 def score_table(study: Study, scored: Sequence[ScoredRun], arrays: Sequence[ScoreArrays]) -> Iterator[str]:
     """The lines of the table: a row for each cell that has a run, mean ± deviation over its seeds."""
     others = differing({one.run.label: one.made for one in scored})
-    yield _line(["cell", "seeds", "parameters", "steps", "minutes", *(_head(study, one) for one in arrays)])
-    yield _line(["---", *["--:"] * (4 + len(arrays))])
+    costs = ("seeds", "parameters", "steps", "TFLOPs", "memory, GB", "minutes")
+    yield _line(["cell", *costs, *(_head(study, one) for one in arrays)])
+    yield _line(["---", *["--:"] * (len(costs) + len(arrays))])
     cells = arrays[0].cells if arrays else ()
     for row, cell in enumerate(cells):
         runs = [one for one in scored if one.run.cell == cell]
@@ -53,14 +54,20 @@ def score_table(study: Study, scored: Sequence[ScoredRun], arrays: Sequence[Scor
             mark = MARK if any(one.run.label in others for one in runs) else ""
             name = f"{cell} (baseline)" if cell == study.baseline else cell
             parameters = sorted({sum(one.folder.parameters.values()) for one in runs})
-            minutes = np.mean([one.folder.metrics.seconds for one in runs]) / 60
+            flops, minutes = (
+                np.mean(values)
+                for values in zip(*((one.flops, one.folder.metrics.seconds / 60) for one in runs), strict=True)
+            )
             about = [
                 f"{name}{mark}",
                 str(len(runs)),
                 _range(parameters),
                 _range(sorted({one.run.steps for one in runs})),
+                f"{flops / 1e12:.3g}",
+                f"{max(one.memory for one in runs) / 1e9:.2f}",
+                f"{minutes:.1f}",
             ]
-            yield _line([*about, f"{minutes:.1f}", *(_mean(one, one.values[row]) for one in arrays)])
+            yield _line([*about, *(_mean(one, one.values[row]) for one in arrays)])
 
 
 def _head(study: Study, one: ScoreArrays) -> str:

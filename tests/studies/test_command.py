@@ -32,6 +32,7 @@ from tests.studies.conftest import TUNED
         (["FILE", "launcher=slurm", "at_once=0"], "at_once: 0 must be at least 1; null is no limit"),
         (["FILE", "launcher=slurm", "processes=2"], "processes: 2 has no effect with launcher=slurm; use at_once"),
         (["FILE", "slurm.partition=gpu"], "slurm: these settings have no effect without launcher=slurm; add it"),
+        (["FILE", "launcher=slurm", "slurm.nodes=0"], "slurm.nodes: 0 must be above 0"),
         (["FILE", "launcher=slum"], "launcher: 'slum' is not one of none, slurm"),
         (["FILE", "report"], "small: no run is done yet; see python -m mmlm.study "),
     ],

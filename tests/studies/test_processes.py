@@ -68,7 +68,7 @@ def started(monkeypatch):
 def runner(place):
     """Two at a time; ``told`` are its lines."""
     told: list[str] = []
-    found = Runner(place, 2, "code", told.append, lambda ended: None)
+    found = Runner(place, 2, lambda: "code", told.append, lambda ended: None)
     found.told = told
     return found
 
@@ -111,6 +111,17 @@ def test_a_signal_is_handed_on_and_nothing_else_is_started(runner, runs_of, star
     assert [process.signals for process in started] == [[handed_on]] * 2
     assert outcome.asked == signal.Signals(number).name
     assert failures(outcome) == 0, "what was stopped has not failed"
+
+
+@pytest.mark.parametrize("any_code", [False, True])
+def test_nothing_begins_once_the_code_has_changed(runner, runs_of, started, any_code):
+    """The code is that of the files at the time: each run is a process that reads them anew."""
+    runner.code = lambda: "new" if any(process.returncode is not None for process in started) else "old"
+    runner.any_code = any_code
+    outcome = runner.run_all(runs_of("acef"))
+    assert [process.name for process in started] == (["a", "c", "e", "f"] if any_code else ["a", "c"])
+    assert outcome.changed is not any_code
+    assert all(status == 0 for status in outcome.statuses.values()), "what runs is not stopped"
 
 
 def test_the_environment_of_a_run(runner, runs_of, started, monkeypatch):
