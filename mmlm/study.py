@@ -4,7 +4,7 @@ from mmlm.cli.arguments import StudyArguments
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.imports import quick_imports
 from mmlm.cli.key_values import parse_key_values
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import did_you_mean
 
 ACTIONS = ("plan", "status", "report")
@@ -13,7 +13,10 @@ ACTIONS = ("plan", "status", "report")
 
 def main(argv: list[str]) -> int:
     """Runs a study, or tells of it; returns the exit status. Raises UserError."""
-    arguments, words = parse_key_values(argv, StudyArguments, "NAME")
+    try:
+        arguments, words = parse_key_values(argv, StudyArguments, "NAME")
+    except ArgumentError as error:  # of the only settings here that check themselves
+        raise UserError(f"slurm.{error}") from None
     if not words:
         raise UserError("study: none is named; write python -m mmlm.study NAME")
     name, *rest = words

@@ -1,12 +1,9 @@
 """Runs a study on this machine or as a job array, and tells its plan, its status and its table."""
 
-import functools
 import shlex
-import shutil
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 
@@ -14,7 +11,7 @@ from mmlm.cli.arguments import OnOtherCode, StudyArguments, StudyLauncher
 from mmlm.cli.checked_config import compose_typed
 from mmlm.commands.study_costs import count, measure
 from mmlm.core.errors import STOPPED, UserError
-from mmlm.core.wording import cut, did_you_mean
+from mmlm.core.wording import did_you_mean
 from mmlm.evaluation.evaluate import evaluation_figures, evaluator_of
 from mmlm.experiment.build import build_evaluators
 from mmlm.launch.slurm import Slurm
@@ -32,12 +29,10 @@ from mmlm.studies.processes import Outcome, Runner, failures
 from mmlm.studies.progress import Phase, State, state_of, summary, table
 from mmlm.studies.scores import read_scored, score_arrays, scores_file
 from mmlm.studies.settings import Study
+from mmlm.studies.shown import Shown, tell
 from mmlm.studies.study_file import find_study, read_study
 from mmlm.studies.table import study_report
 from mmlm.studies.tuning import tuned_values
-
-_SHOWN = 2.0
-"""Seconds between two lines that tell how far a study is, on a terminal."""
 
 
 def study_command(arguments: StudyArguments, given: str, action: str, argv: Sequence[str]) -> int:
@@ -48,7 +43,8 @@ def study_command(arguments: StudyArguments, given: str, action: str, argv: Sequ
     place = Place.of(arguments.runs, file.stem)
     cells = cells_of(study, compose_typed, arguments.runs)
     _check_metrics(study, cells)
-    opened = Opened(given, file.stem, study, cells, place, CostBook(place.costs, count, measure, _tell), arguments)
+    asks = (_unknown, _unknown) if action in ("status", "report") else (count, measure)
+    opened = Opened(given, file.stem, study, cells, place, CostBook(place.costs, *asks, tell), arguments)
     if action == "plan":
         return opened.plan()
     if action == "status":
@@ -83,8 +79,12 @@ def _check_metrics(study: Study, cells: Mapping[str, Cell]) -> None:
             raise UserError(f"metrics: no cell is scored by '{metric}'{did_you_mean(metric, list(names))}")
 
 
-def _tell(line: str) -> None:
-    print(line, flush=True)
+def _unknown(cell: Cell) -> NoReturn:
+    """Stands for counting and measuring where a study is only looked at."""
+    raise UserError(
+        f"cell {cell.name}: the study has not begun, and the steps of its cells follow from costs that nobody has "
+        "asked for yet; ask for its plan first"
+    )
 
 
 @dataclass
@@ -101,10 +101,10 @@ class Opened:
     arguments: StudyArguments
     _steps: Mapping[str, int] | None = field(default=None, init=False)
 
-    def _words(self, action: str) -> str:
-        """The command that asks this study for something."""
+    def _words(self, *action: str) -> str:
+        """The command that trains this study, or that asks it for something."""
         runs = [] if self.arguments.runs == StudyArguments.runs else [f"runs={self.arguments.runs}"]
-        return shlex.join(["python", "-m", "mmlm.study", self.given, action, *runs])
+        return shlex.join(["python", "-m", "mmlm.study", self.given, *action, *runs])
 
     def _tuning(self) -> list[Run]:
         return tuning_runs(self.study, self.cells, self.arguments.runs, compose_typed)
@@ -138,18 +138,18 @@ class Opened:
         for line in list(
             plan(self.name, self.study, self.cells, steps, self.costs, done, self.arguments.measure, at_once)
         ):
-            _tell(line)
+            tell(line)
         return 0
 
     def status(self) -> int:
         """Prints how far the study is."""
         runs, states = self._all()
         for line in table(runs, states):
-            _tell(line)
+            tell(line)
         unsettled = len(self.cells) * len(self.study.seeds) - sum(run.tuned is None for run in runs)
         if unsettled:
-            _tell(f"{unsettled} more wait for the value of {self.study.tuning.setting} that is best for their cell")
-        _tell(summary(runs, states, max(1, sum(state.phase is Phase.running for state in states.values()))))
+            tell(f"{unsettled} more wait for the value of {self.study.tuning.setting} that is best for their cell")
+        tell(summary(runs, states, max(1, sum(state.phase is Phase.running for state in states.values()))))
         return 0
 
     def report(self) -> int:
@@ -165,12 +165,12 @@ class Opened:
             for split in self.study.splits
             for metric in self.study.metrics
         ]
-        page = study_report(self.name, self.study, scored, arrays, self.arguments.unlike)
+        page = study_report(self.name, self.study, scored, arrays, self._words(), self.arguments.unlike)
         self.place.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.place.folder / REPORT, page)
         write_whole_bytes(self.place.folder / SCORES, scores_file(scored))
-        _tell(page)
-        _tell(f"table: {self.place.folder / REPORT}; every score and item: {self.place.folder / SCORES}")
+        tell(page)
+        tell(f"table: {self.place.folder / REPORT}; every score and item: {self.place.folder / SCORES}")
         return 0
 
     def run(self, command: str) -> int:
@@ -179,9 +179,9 @@ class Opened:
         if holder is not None:
             raise UserError(f"{self.name}: is being run by {holder}; see {self._words('status')}, or wait for its end")
         self.place.folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(self.place.folder, _tell):
+        with RunLock(self.place.folder, tell):
             if self.arguments.code is OnOtherCode.refused:
-                check_code(self._all()[0], self.place, self._code)
+                check_code(self._all()[0], self.place, code_digest())
             if self.arguments.launcher is StudyLauncher.slurm:
                 return self._submit(command)
             status = 0
@@ -191,17 +191,22 @@ class Opened:
                     continue
                 outcome = self._train(runs)
                 if outcome.asked is not None:
-                    _tell(f"stopped by {outcome.asked}, and saved; go on with: {command}")
+                    tell(f"stopped by {outcome.asked}, and saved; go on with: {command}")
                     return STOPPED
+                if outcome.changed:
+                    raise UserError(
+                        f"{self.name}: the code has changed since this command began, so nothing else was started; "
+                        "undo the change and give the command again, or go on by code=changed, which the table marks"
+                    )
                 status = status or failures(outcome)
             runs, states = self._all()
         for line in table(runs, states):
-            _tell(line)
-        _tell(summary(runs, states, self.arguments.processes))
+            tell(line)
+        tell(summary(runs, states, self.arguments.processes))
         if status:
-            _tell(f"the same command tries what has failed again: {command}")
+            tell(f"the same command tries what has failed again: {command}")
         else:
-            _tell(f"table: {self._words('report')}")
+            tell(f"table: {self._words('report')}")
         return status
 
     def _settled(self) -> list[Run]:
@@ -210,13 +215,21 @@ class Opened:
         return self._compared(tuned_values(self.study, tuning, self._states(tuning), self.place) if tuning else {})
 
     def _train(self, runs: Sequence[Run]) -> Outcome:
-        shown = _Shown(runs, self.place, self.arguments.processes)
+        shown = Shown(runs, self.place, self.arguments.processes)
         done = sum(state.phase is Phase.done for state in self._states(runs).values())
-        _tell(f"{self.name}: {len(runs)} runs, of which {done} are done; {self.arguments.processes} at a time")
+        tell(f"{self.name}: {len(runs)} runs, of which {done} are done; {self.arguments.processes} at a time")
         runner = Runner(
-            self.place, self.arguments.processes, self._code, shown.tell, shown.show, torch.cuda.device_count()
+            self.place,
+            self.arguments.processes,
+            code_digest,
+            shown.tell,
+            shown.show,
+            torch.cuda.device_count(),
+            self.arguments.code is OnOtherCode.changed,
         )
-        return runner.run_all(runs)
+        outcome = runner.run_all(runs)
+        shown.clear()
+        return outcome
 
     def _submit(self, command: str) -> int:
         """Submits what is neither done, nor running, nor in the queue; returns 0 at once."""
@@ -229,17 +242,17 @@ class Opened:
             for run in runs
             if states[run.label].phase in (Phase.waiting, Phase.failed) and not self._queued(run, jobs)
         ]
-        _tell(summary(runs, states, 1))
+        tell(summary(runs, states, 1))
         if due:
             arguments = self.arguments
-            job = submit_array(self.place, due, arguments.slurm, arguments.at_once, self._code, command)
+            job = submit_array(self.place, due, arguments.slurm, arguments.at_once, code_digest(), command)
             most = "" if arguments.at_once is None else f", {arguments.at_once} at a time"
-            _tell(f"submitted job {job}: {len(due)} task{'s' * (len(due) > 1)}{most}")
-            _tell(f"  watch:  {self._words('status')}    squeue --jobs={job}")
-            _tell(f"  stop:   scancel {job}")
-            _tell(f"  again:  {command}    (goes on with what is not done)")
+            tell(f"submitted job {job}: {len(due)} task{'s' * (len(due) > 1)}{most}")
+            tell(f"  watch:  {self._words('status')}    squeue --jobs={job}")
+            tell(f"  stop:   scancel {job}")
+            tell(f"  again:  {command}    (goes on with what is not done)")
         if len(tuned) < len(self.cells) and tuning:
-            _tell(
+            tell(
                 f"the other runs wait for the best {self.study.tuning.setting} of their cell; give this command again "
                 "then"
             )
@@ -248,45 +261,3 @@ class Opened:
     def _queued(self, run: Run, jobs: Mapping[str, str]) -> bool:
         task = self.place.task(run.label)
         return task is not None and task.job is not None and task.job in jobs
-
-    @functools.cached_property
-    def _code(self) -> str:
-        return code_digest()
-
-
-@dataclass
-class _Shown:
-    """How far runs are, on the terminal: a line that is written anew, or else a line whenever a run has ended."""
-
-    runs: Sequence[Run]
-    place: Place
-    at_once: int
-    _since: float = 0.0
-    _line: bool = False
-
-    def tell(self, line: str) -> None:
-        """A line that stays."""
-        if self._line:
-            print("\r\x1b[2K", end="")
-            self._line = False
-        _tell(line)
-
-    def show(self, ended: bool) -> None:
-        """How far everything is, if it is time to say so."""
-        terminal = sys.stdout.isatty()
-        if not ended and not (terminal and time.monotonic() - self._since > _SHOWN):
-            return
-        self._since = time.monotonic()
-        states = {run.label: state_of(run, self.place, {}) for run in self.runs}
-        said = summary(self.runs, states, self.at_once)
-        if not terminal:
-            _tell(said)
-            return
-        going = [
-            f"{run.words} {100 * states[run.label].step // run.steps}%"
-            for run in self.runs
-            if states[run.label].phase is Phase.running
-        ]
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r\x1b[2K{cut('; '.join([said, *going]), width)}", end="", flush=True)
-        self._line = True

@@ -21,7 +21,8 @@ def plan(
     measure: bool,
     at_once: int,
 ) -> Iterator[str]:
-    """The lines of a plan. Raises UserError for a cell that cannot be built.
+    """The lines of a plan, of what is spent; what can be found with it follows them. Raises UserError for a cell that
+    cannot be built.
 
     ``steps`` are those of the matching rule, ``done`` the runs that are done, from which times are taken first. With
     ``measure``, cells of which nothing is known are trained for a few steps. Nothing is trained otherwise.

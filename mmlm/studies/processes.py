@@ -31,6 +31,8 @@ class Outcome:
     """The signal that asked it to stop, if one came."""
     statuses: Mapping[str, int]
     """The exit status of each run that it has started, by label; negative: minus the signal that ended it."""
+    changed: bool = False
+    """Whether runs were left out because the code had changed meanwhile."""
 
 
 @dataclass
@@ -49,14 +51,16 @@ class Runner:
 
     place: Place
     processes: int
-    code: str
-    """Digest of the code that runs."""
+    code: Callable[[], str]
+    """The digest of the code of a run that begins now."""
     tell: Callable[[str], None]
     """Gets a line for each run that begins or ends."""
     show: Callable[[bool], None]
     """Called again and again, to show how far everything is; with True if a run has just ended."""
     devices: int = 0
     """Accelerators, which runs that are side by side share out; 0 without any."""
+    any_code: bool = False
+    """Whether runs may begin that are of other code than those before them."""
     _going: list[_Going] = field(default_factory=list)
     _asked: str | None = None
     _statuses: dict[str, int] = field(default_factory=dict)
@@ -66,14 +70,14 @@ class Runner:
 
         One that fails stops no other. A run that another process is busy with (one whose own study was killed) takes
         up one of the ``processes`` until it has ended, and is then looked at again. A signal that asks to stop is
-        handed on to what runs, which saves; nothing else is started.
+        handed on to what runs, which saves; nothing else is started. Nor is anything once the code has changed.
         """
-        waiting = list(runs)
-        looked, busy = 0.0, 0
+        waiting, changed = list(runs), False
+        looked, busy, code = 0.0, 0, self.code()
         with handled(self._on_signal):
             while waiting or self._going:
                 ended = self._reap()
-                if self._asked is not None:
+                if self._asked is not None or changed:
                     waiting = []
                 elif len(self._going) < self.processes and time.monotonic() - looked > (_LOOK if busy else 0):
                     states = {run.label: state_of(run, self.place, {}) for run in waiting}
@@ -82,13 +86,14 @@ class Runner:
                     looked = time.monotonic()
                     while len(self._going) + busy < self.processes:
                         chosen = next((run for run in waiting if states[run.label].phase is not Phase.running), None)
-                        if chosen is None:
+                        changed = chosen is not None and self.code() != code and not self.any_code
+                        if chosen is None or changed:
                             break
                         waiting.remove(chosen)
                         self._start(chosen, states[chosen.label])
                 self.show(ended)
                 time.sleep(_PAUSE)
-        return Outcome(self._asked, self._statuses)
+        return Outcome(self._asked, self._statuses, changed)
 
     def _start(self, run: Run, before: State) -> None:
         words = [sys.executable, "-m", "mmlm.train", *run.overrides]
@@ -101,10 +106,10 @@ class Runner:
             output.flush()
             self.place.forget_end(run.label)
             process = self._popen(words, output, slot)
-        self.place.began(run.label, self.code, process.pid)
+        self._going.append(_Going(run, process, slot, time.time()))
         if self._asked is not None:  # the signal came while the process was being started
             process.send_signal(signal.SIGTERM)
-        self._going.append(_Going(run, process, slot, time.time()))
+        self.place.began(run.label, self.code(), process.pid)
         how = f", from step {before.step}" if before.step else ""
         self.tell(f"{run.words}: begins{how}; log: {log}")
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, declared
-from mmlm.record.folder import PER_ITEM
+from mmlm.record.folder import METRICS, PER_ITEM
 from mmlm.record.manifest import read_recorded
+from mmlm.record.metrics import read_metrics
 from mmlm.reports.paired import Items, read_items
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.studies.code import MadeBy, made_by
@@ -44,6 +45,10 @@ class ScoredRun:
     run: Run
     folder: RunFolder
     made: MadeBy
+    flops: float = 0.0
+    """Of its training, as its rows of metrics count them."""
+    memory: float = 0.0
+    """Bytes at its peak."""
 
     def score(self, split: str, figure: str) -> float | None:
         """A score; None if the run does not have it."""
@@ -93,8 +98,20 @@ def read_scored(runs: Sequence[Run], place: Place) -> list[ScoredRun]:
         folder = read_run_folder(run.folder)
         if folder.scores is None:
             raise UserError(f"{run.folder}: has no scores; evaluate it: python -m mmlm.evaluate run={run.folder}")
-        found.append(ScoredRun(run, folder, made or MadeBy("unknown", ())))
+        flops, memory = _spent(read_metrics(run.folder / METRICS))
+        found.append(ScoredRun(run, folder, made or MadeBy("unknown", ()), flops, memory))
     return found
+
+
+def _spent(rows: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """FLOPs and peak memory in bytes of rows of metrics, each of which counts since the one before it."""
+    flops, memory, before = 0.0, 0.0, 0.0
+    for row in rows:
+        if "train/tflops_per_second" in row:
+            flops += 1e12 * row["train/tflops_per_second"] * (row["seconds"] - before)
+            memory = max(memory, 1e9 * row["train/peak_memory"])
+            before = row["seconds"]
+    return flops, memory
 
 
 def score_arrays(

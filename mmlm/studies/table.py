@@ -1,6 +1,5 @@
 """The table of a study as Markdown: mean and deviation over seeds of each score, and what made the numbers."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,11 +15,17 @@ MARK = " †"
 
 
 def study_report(
-    name: str, study: Study, scored: Sequence[ScoredRun], arrays: Sequence[ScoreArrays], unlike: bool = False
+    name: str,
+    study: Study,
+    scored: Sequence[ScoredRun],
+    arrays: Sequence[ScoreArrays],
+    command: str,
+    unlike: bool = False,
 ) -> str:
     """The page of a study: Markdown.
 
-    ``scored`` are the runs that are done, and ``arrays`` each score of each split, over the same cells and seeds.
+    ``scored`` are the runs that are done, ``arrays`` each score of each split, over the same cells and seeds, and
+    ``command`` is the one that trains the study.
     Contrasts of cells need nothing but ``arrays``, and stand between the table and what is said of it.
 
     Raises UserError where validation data or protocols differ among the runs, unless ``unlike`` allows it.
@@ -33,14 +38,15 @@ def study_report(
     lines = [f"# {name}", "", study.question, "", *score_table(study, scored, arrays), ""]
     cells = arrays[0].cells if arrays else ()
     lines += [*_about(study, scored, cells), *(f"- **Not comparable:** {difference}." for difference in differences)]
-    return "\n".join([*lines, "", f"`{shlex.join(['python', '-m', 'mmlm.study', name])}`"]) + "\n"
+    return "\n".join([*lines, "", f"`{command}`"]) + "\n"
 
 
 def score_table(study: Study, scored: Sequence[ScoredRun], arrays: Sequence[ScoreArrays]) -> Iterator[str]:
     """The lines of the table: a row for each cell that has a run, mean ± deviation over its seeds."""
     others = differing({one.run.label: one.made for one in scored})
-    yield _line(["cell", "seeds", "parameters", "steps", "minutes", *(_head(study, one) for one in arrays)])
-    yield _line(["---", *["--:"] * (4 + len(arrays))])
+    costs = ("seeds", "parameters", "steps", "TFLOPs", "memory, GB", "minutes")
+    yield _line(["cell", *costs, *(_head(study, one) for one in arrays)])
+    yield _line(["---", *["--:"] * (len(costs) + len(arrays))])
     cells = arrays[0].cells if arrays else ()
     for row, cell in enumerate(cells):
         runs = [one for one in scored if one.run.cell == cell]
@@ -48,14 +54,20 @@ def score_table(study: Study, scored: Sequence[ScoredRun], arrays: Sequence[Scor
             mark = MARK if any(one.run.label in others for one in runs) else ""
             name = f"{cell} (baseline)" if cell == study.baseline else cell
             parameters = sorted({sum(one.folder.parameters.values()) for one in runs})
-            minutes = np.mean([one.folder.metrics.seconds for one in runs]) / 60
+            flops, minutes = (
+                np.mean(values)
+                for values in zip(*((one.flops, one.folder.metrics.seconds / 60) for one in runs), strict=True)
+            )
             about = [
                 f"{name}{mark}",
                 str(len(runs)),
                 _range(parameters),
                 _range(sorted({one.run.steps for one in runs})),
+                f"{flops / 1e12:.3g}",
+                f"{max(one.memory for one in runs) / 1e9:.2f}",
+                f"{minutes:.1f}",
             ]
-            yield _line([*about, f"{minutes:.1f}", *(_mean(one, one.values[row]) for one in arrays)])
+            yield _line([*about, *(_mean(one, one.values[row]) for one in arrays)])
 
 
 def _head(study: Study, one: ScoreArrays) -> str:

@@ -10,8 +10,9 @@ from mmlm.commands import study as work
 from mmlm.commands.study_costs import count
 from mmlm.run.header import run_costs
 from mmlm.studies.costs import Counted, Measured
-from mmlm.studies.grid import tuning_runs
+from mmlm.studies.grid import compared_runs, tuning_runs
 from mmlm.studies.place import Place
+from mmlm.studies.processes import Outcome
 from mmlm.studies.progress import Phase, State
 from mmlm.studies.tuning import best_value, tuned_values
 from tests.studies.conftest import TUNED
@@ -31,6 +32,7 @@ from tests.studies.conftest import TUNED
         (["FILE", "launcher=slurm", "at_once=0"], "at_once: 0 must be at least 1; null is no limit"),
         (["FILE", "launcher=slurm", "processes=2"], "processes: 2 has no effect with launcher=slurm; use at_once"),
         (["FILE", "slurm.partition=gpu"], "slurm: these settings have no effect without launcher=slurm; add it"),
+        (["FILE", "launcher=slurm", "slurm.nodes=0"], "slurm.nodes: 0 must be above 0"),
         (["FILE", "launcher=slum"], "launcher: 'slum' is not one of none, slurm"),
         (["FILE", "report"], "small: no run is done yet; see python -m mmlm.study "),
     ],
@@ -107,3 +109,52 @@ def test_the_best_value_of_each_cell(opened, runs, place: Place):
     record = json.loads((place.folder / "tuned.json").read_text())
     assert record["joint+low"] == {"taken": 0.02, "0.01": 1.0, "0.02": 2.0}
     assert best_value({3.0: 1.0, 1.0: 1.0, 2.0: 0.5}) == 1.0
+
+
+def test_a_study_that_tunes_trains_each_cell_with_its_best_value(command, write_study, runs, monkeypatch):
+    """What tunes comes first. A cell of which a run that tunes has failed waits, and the others go on."""
+    asked: list[list[tuple[str, int, float]]] = []
+
+    def train(opened, due):
+        asked.append([(run.cell, run.seed, compose_typed(run.overrides).optim["lr"]) for run in due])
+        for run in due:
+            if run.tuned is not None and run.cell == "captions+high":
+                continue
+            run.folder.mkdir(parents=True)
+            (run.folder / "config.yaml").write_text("a: 1\n")
+            (run.folder / "report.html").touch()
+            (run.folder / "metrics.jsonl").write_text(json.dumps({"step": run.steps, "seconds": 1.0}) + "\n")
+            score = (run.tuned or 0.0) * (-1 if run.cell == "joint+high" else 1)
+            content = {"step": run.steps, "splits": {"validation": {"captioning/CIDEr-D": score}}}
+            (run.folder / "scores.json").write_text(json.dumps(content))
+        return Outcome(None, {})
+
+    monkeypatch.setattr(work.Opened, "_train", train)
+    words = (str(write_study(**TUNED)), f"runs={runs}")
+    assert command(study, *words).status == 0
+    cells = ["joint+low", "joint+high", "captions+low", "captions+high"]
+    best = {"joint+low": 0.02, "joint+high": 0.01, "captions+low": 0.02}
+    assert asked[0] == [(cell, 9, value) for value in (0.01, 0.02) for cell in cells]
+    assert asked[1] == [(cell, seed, value) for seed in (0, 1) for cell, value in best.items()]
+    shown = command(study, *words, "status").out
+    assert "2 more wait for the value of optim.lr that is best for their cell" in shown
+    assert "12 done, 0 running, 2 waiting, 0 failed" in shown
+
+
+def test_a_study_that_is_only_looked_at_counts_nothing(command, write_study, runs):
+    words = (str(write_study(matching={"equal": "time"})), f"runs={runs}")
+    told = command(study, *words, "status").mistake
+    assert told.startswith("cell joint+low: the study has not begun, and the steps of its cells follow from costs")
+
+
+def test_runs_of_other_code_are_refused_until_told(command, write_study, opened, runs, monkeypatch):
+    content, cells = opened()
+    (first, *_) = compared_runs(content, cells, runs, {}, {}, compose_typed)
+    first.folder.mkdir(parents=True)
+    (first.folder / "environment.json").write_text(json.dumps({"git_commit": None, "code": "other"}))
+    monkeypatch.setattr(work.Opened, "_train", lambda opened, due: Outcome(None, {}))
+    words = (str(write_study()), f"runs={runs}")
+    told = command(study, *words).mistake
+    assert told.startswith("1 of 1 runs that have begun were made by other code (other (unknown); this is ")
+    assert told.endswith("or go on by code=changed, which the table marks")
+    assert command(study, *words, "code=changed").status == 0

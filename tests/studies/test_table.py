@@ -48,13 +48,15 @@ def scored(cell: str, seed: int, folder: Path = Path("runs/x"), made: str = "aaa
         RunFigures(evaluation=FIGURES),
         data=data,
     )
-    return ScoredRun(Run(cell, seed, (), folder, 10), found, MadeBy("1234567", (made,)))
+    return ScoredRun(
+        Run(cell, seed, (), folder, 10), found, MadeBy("1234567", (made,)), (3 + seed) * 1e12, (1.5 + seed / 2) * 1e9
+    )
 
 
 def page(runs: list[ScoredRun], of: Study | None = None, unlike: bool = False) -> str:
     of = of or study()
     arrays = [score_arrays(runs, CELLS, of.seeds, "val", name) for name in of.metrics]
-    return study_report("small", of, runs, arrays, unlike)
+    return study_report("small", of, runs, arrays, "python -m mmlm.study small", unlike)
 
 
 ALL = [(cell, seed) for seed in (0, 1, 2) for cell in CELLS]
@@ -64,10 +66,10 @@ def test_means_and_deviations_are_over_seeds():
     text = page([scored(*one) for one in ALL])
     deviation = statistics.stdev([5.0, 10.0, 15.0])
     assert text.splitlines()[4:8] == [
-        "| cell | seeds | parameters | steps | minutes | R@1 | loss (less is better) |",
-        "| --- | --: | --: | --: | --: | --: | --: |",
-        f"| mlp (baseline) | 3 | 1,200 | 10 | 1.5 | 10.0 ± {deviation:.1f} | 3.000 ± 1.000 |",
-        f"| pooler | 3 | 1,201 | 10 | 1.5 | 25.0 ± {deviation:.1f} | 3.000 ± 1.000 |",
+        "| cell | seeds | parameters | steps | TFLOPs | memory, GB | minutes | R@1 | loss (less is better) |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |",
+        f"| mlp (baseline) | 3 | 1,200 | 10 | 4 | 2.50 | 1.5 | 10.0 ± {deviation:.1f} | 3.000 ± 1.000 |",
+        f"| pooler | 3 | 1,201 | 10 | 4 | 2.50 | 1.5 | 25.0 ± {deviation:.1f} | 3.000 ± 1.000 |",
     ]
     assert "at equal examples." in text
     assert "- Code: aaa (1234567)." in text
@@ -86,7 +88,9 @@ def test_a_table_in_between_says_so_and_whether_it_was_planned():
     alone = page([scored(*one) for one in ALL if one[0] == "mlp"])
     assert "**Interim**: 0 of 3" in alone
     assert "| pooler" not in alone
-    assert "| mlp (baseline) | 1 | 1,200 | 10 | 1.5 | 5.0 | 2.000 |" in page(one_each), "no deviation of one seed"
+    assert "| mlp (baseline) | 1 | 1,200 | 10 | 3 | 1.50 | 1.5 | 5.0 | 2.000 |" in page(one_each), (
+        "no deviation of one seed"
+    )
 
 
 def test_what_is_held_equal_is_named():

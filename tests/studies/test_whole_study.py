@@ -1,5 +1,6 @@
 """A study from its file to its table: 2 x 2 cells of 2 seeds. One fails, one is killed, and so is who runs them."""
 
+import itertools
 import json
 import os
 import re
@@ -159,8 +160,10 @@ def check_table(text: str, all_runs: Sequence[Run], place: Place) -> None:
         seeds = [scores[cell, seed] for seed in (0, 1)]
         cider, recall = ([one[name] for one in seeds] for name in ("captioning/CIDEr-D", "image_to_text/R@1"))
         assert row[1] == "2"
-        assert row[5] == f"{statistics.mean(cider):.3f} ± {statistics.stdev(cider):.3f}"
-        assert row[6] == f"{100 * statistics.mean(recall):.1f} ± {100 * statistics.stdev(recall):.1f}"
+        flops = statistics.mean(flops_of(run) for run in all_runs if run.cell == cell)
+        assert row[4] == f"{flops / 1e12:.3g}"
+        assert row[7] == f"{statistics.mean(cider):.3f} ± {statistics.stdev(cider):.3f}"
+        assert row[8] == f"{100 * statistics.mean(recall):.1f} ± {100 * statistics.stdev(recall):.1f}"
     environments = [json.loads((run.folder / "environment.json").read_text()) for run in all_runs]
     (code,) = {one["code"] for one in environments}
     assert f"- Code: {code} (" in text
@@ -181,6 +184,16 @@ def check_table(text: str, all_runs: Sequence[Run], place: Place) -> None:
         assert [
             (row["figure"], row["item"], row["concept"], row["value"]) for row in own if row["item"] is not None
         ] == [(row["figure"], row["item"], row["concept"], row["value"]) for row in items]
+
+
+def flops_of(run: Run) -> float:
+    """Of a training, by its rows, one for each step."""
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "train/loss" in row]
+    assert len(rows) == 3
+    seconds = [0.0, *(row["seconds"] for row in rows)]
+    taken = [after - before for before, after in itertools.pairwise(seconds)]
+    return sum(1e12 * row["train/tflops_per_second"] * step for row, step in zip(rows, taken, strict=True))
 
 
 def checkpoints(run: Run) -> bool:
