@@ -103,13 +103,18 @@ def repeated_images(columns: Iterable[pa.ChunkedArray]) -> int:
 
 
 def check_types(
-    path: Place, schema: pa.Schema, image_column: str, caption_column: str, language_column: str | None
+    path: Place,
+    schema: pa.Schema,
+    image_column: str,
+    caption_column: str,
+    language_column: str | None,
+    kind_column: str | None = None,
 ) -> None:
     """Raises UserError unless the columns hold images and texts."""
     image = schema.field(image_column).type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or is_image_struct(image)):
         raise UserError(f"{path}: column {image_column!r} is {image}, but an image is struct<bytes, path> or binary")
-    for column, what in ((caption_column, "captions"), (language_column, "languages")):
+    for column, what in ((caption_column, "captions"), (language_column, "languages"), (kind_column, "kinds")):
         if column is not None and not holds_texts(schema.field(column).type):
             kind = schema.field(column).type
             raise UserError(f"{path}: column {column!r} is {kind}, but {what} are strings or lists of strings")

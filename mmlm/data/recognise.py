@@ -103,7 +103,7 @@ class _InLanguage:
         return tuple(map(self._tagged_one, captions))
 
     def _tagged_one(self, caption: Caption) -> Caption:
-        return Caption(caption.text, self._language) if caption.language is None else caption
+        return replace(caption, language=self._language) if caption.language is None else caption
 
 
 def recognise(path: Path, language: str | None = None, classes: ClassCaptions | None = None) -> Recognised:
@@ -218,9 +218,11 @@ def _parquet(files: Sequence[Path]) -> Source:
     columns = column_names(files[0])
     image, caption = (_column(files[0], columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
     concept = "concept" if "concept" in columns else None
-    language = "language" if "language" in text_columns(files[0]) else None
+    language, kind = (name if name in text_columns(files[0]) else None for name in ("language", "kind"))
     names = [str(file) for file in files]
-    return ParquetTable(names, image, caption, concept_column=concept, language_column=language)
+    return ParquetTable(
+        names, image, caption, concept_column=concept, language_column=language, kind_column=kind
+    )
 
 
 def _saved(folder: Path) -> Source:

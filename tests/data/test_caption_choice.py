@@ -168,7 +168,7 @@ def test_columns_of_a_saved_data_set_name_kinds_also_of_rows_that_are_one_exampl
 
 
 def test_json_of_tar_shards_names_kinds():
-    texts = TextRules(("captions",), "language", "concept", "a {}", None, None)
+    texts = TextRules(("captions",), "language", "kind", "concept", "a {}", None, None)
     captions, _ = texts.read({"json": json.dumps({"captions": {"title": "A cat", "alt": ["cat", "a grey cat"]}})})
     assert [(caption.text, caption.kind) for caption in captions] == EXPECTED[0]
 
