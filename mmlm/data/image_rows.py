@@ -183,7 +183,8 @@ class ImageRows:
         part, place = self._part_of(row)
         table = self._kept_texts(part)
         named, kinds = (
-            None if name is None else table[name][place].as_py() for name in (self._columns.language, self._columns.kind)
+            None if name is None else table[name][place].as_py()
+            for name in (self._columns.language, self._columns.kind)
         )
         return self._tagged([table[name][place].as_py() for name in self._columns.captions], named, kinds)
 

@@ -220,9 +220,7 @@ def _parquet(files: Sequence[Path]) -> Source:
     concept = "concept" if "concept" in columns else None
     language, kind = (name if name in text_columns(files[0]) else None for name in ("language", "kind"))
     names = [str(file) for file in files]
-    return ParquetTable(
-        names, image, caption, concept_column=concept, language_column=language, kind_column=kind
-    )
+    return ParquetTable(names, image, caption, concept_column=concept, language_column=language, kind_column=kind)
 
 
 def _saved(folder: Path) -> Source:
