@@ -272,3 +272,13 @@ def test_a_run_trains_on_packed_shapes(tmp_path, command, shapes):
     assert (outcome.status, outcome.err) == (0, "")
     assert "2 tar shards: 1 missing by their numbers (00001.tar)" in outcome.out
     assert "5 images to train on, validation 8 to validate on" in outcome.out
+
+
+def test_shards_in_an_object_store_are_packed(tmp_path, command, store):
+    (tmp_path / "in").mkdir()
+    write_folder(tmp_path / "in", Pictures(3))
+    assert command(pack, f"data={tmp_path / 'in'}", f"out={tmp_path / 'data'}").status == 0
+    out = tmp_path / "out"
+    outcome = command(pack, f"data={store('memory')}", f"out={out}", "format=parquet")
+    assert "memory://bucket, taken as 1 tar shard: 3 examples" in outcome.out, outcome
+    assert_equal(recognise(out).source, ImageFolder(tmp_path / "in"), ids=False)

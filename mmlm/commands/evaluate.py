@@ -16,6 +16,7 @@ from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
 from mmlm.data.sources import Source
+from mmlm.data.stored import Place
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.unreadable import Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
@@ -145,7 +146,7 @@ def _own_splits(config: Config, arguments: EvaluateArguments) -> set[str]:
 
 
 def _splits(
-    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Path], console: Console
+    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Place], console: Console
 ) -> tuple[dict[str, dict[str, EvaluationBatches]], dict[str, str]]:
     """The splits to score, by the key that messages about them are headed by; a line about each of ``others``.
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import first_line
-from mmlm.data.stored import SEPARATOR, Place, is_file, matching_urls, place_of, within
+from mmlm.data.stored import SEPARATOR, Place, is_file, matching_urls, open_for_arrow, place_of, within
 from mmlm.data.table_parts import holds_texts, is_image_struct
 
 
@@ -59,10 +59,10 @@ def told_apart(paths: Sequence[Place]) -> list[str]:
     return names
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: Place) -> list[str]:
     """The names of a file's columns. UserError if the file cannot be read."""
     with one_line_for(path):
-        return pq.read_schema(path).names
+        return pq.read_schema(open_for_arrow(path)).names
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def check_types(
             raise UserError(f"{path}: column {column!r} is {kind}, but {what} are strings or lists of strings")
 
 
-def text_columns(path: Path) -> list[str]:
+def text_columns(path: Place) -> list[str]:
     """The names of a file's columns of strings, or of lists of strings. UserError if the file cannot be read."""
     with one_line_for(path):
-        return [field.name for field in pq.read_schema(path) if holds_texts(field.type)]
+        return [field.name for field in pq.read_schema(open_for_arrow(path)) if holds_texts(field.type)]
