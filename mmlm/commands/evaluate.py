@@ -50,7 +50,7 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     check_evaluators(evaluators, run.model.decoder is not None)
     console = Console()
     others = {} if arguments.data is None else named_paths("data", arguments.data)
-    others = {name: path.resolve() for name, path in others.items()}
+    others = {name: place.resolve() if isinstance(place, Path) else place for name, place in others.items()}
     own, folder = _own_splits(config, arguments), run.folder.resolve()
     with _where_trained(config, own, folder, console):
         groups, described = _splits(config, run.tokenizer, own, others, console)
