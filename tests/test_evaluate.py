@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mmlm import caption, evaluate, report, train
+from mmlm import caption, evaluate, pack, report, train
 from mmlm.commands.evaluate import WIDTH, score_table
 from mmlm.core.figure import Figure
-from tests.conftest import draw
+from tests.conftest import TINY, draw
 
 
 def test_evaluate_prints_a_table_and_brings_the_report_up_to_date(trained, command, shapes):
@@ -200,3 +200,15 @@ def test_a_run_that_named_its_data_by_relative_paths_is_evaluated_from_anywhere(
     assert after["more"]["image_to_text/R@1"] == before["validation"]["image_to_text/R@1"]
     assert str(project) not in (run / "report.html").read_text()
     assert Path.cwd() == elsewhere
+
+
+def test_a_run_trains_on_shards_in_an_object_store_and_scores_others_there(command, shapes, tmp_path, store):
+    assert command(pack, f"data={shapes}", f"out={tmp_path / 'data'}", "shard_size=4").status == 0
+    url = store("memory")
+    options = [option for option in TINY if option != "data=folder"]
+    runs = tmp_path / "runs"
+    trained = command(train, *options, f"data={url}", "train.steps=1", f"runs={runs}", "train.batch_size=2")
+    assert trained.status == 0, trained
+    assert f"data: a tenth of the images of {url} validates" in trained.err
+    outcome = command(evaluate, f"run={runs}", f"data=mine:{url}/00001.tar")
+    assert f"mine: {url}/00001.tar, taken as the tar shard 00001.tar: 4 examples" in outcome.out, outcome

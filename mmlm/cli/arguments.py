@@ -16,8 +16,8 @@ class EvaluateArguments:
     """Run folder, or a folder with runs below it, of which the newest is taken."""
     data: str | None = None
     """Other images with captions: a folder with captions.jsonl, a folder of images for each class, a Parquet file, a
-    tar shard, a table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several,
-    named."""
+    tar shard, a table (.csv, .tsv) or a COCO folder, or a URL of shards; which of them is recognised.
+    [NAME:PATH,NAME:PATH] gives several, named."""
     language: str | None = None
     """With data: the language of captions that name none, and the one to caption in and to score; null takes the run's
     own."""
@@ -241,7 +241,8 @@ class PackArguments:
 
     data: str = "???"
     """An option of configs/data, such as emoji, or the path of images with captions: a folder with captions.jsonl, a
-    folder of images for each class, a Parquet file, a tar shard, a table (.csv, .tsv) or a COCO folder."""
+    folder of images for each class, a Parquet file, a tar shard, a table (.csv, .tsv), a COCO folder, or a URL of
+    shards (s3://bucket/train)."""
     out: str = "???"
     """Folder to write: a new or an empty one, or that of the same command."""
     format: PackFormat = PackFormat.tar

@@ -16,6 +16,7 @@ from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
 from mmlm.data.sources import Source
+from mmlm.data.stored import Place
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.unreadable import Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
@@ -49,7 +50,7 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     check_evaluators(evaluators, run.model.decoder is not None)
     console = Console()
     others = {} if arguments.data is None else named_paths("data", arguments.data)
-    others = {name: path.resolve() for name, path in others.items()}
+    others = {name: place.resolve() if isinstance(place, Path) else place for name, place in others.items()}
     own, folder = _own_splits(config, arguments), run.folder.resolve()
     with _where_trained(config, own, folder, console):
         groups, described = _splits(config, run.tokenizer, own, others, console)
@@ -145,7 +146,7 @@ def _own_splits(config: Config, arguments: EvaluateArguments) -> set[str]:
 
 
 def _splits(
-    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Path], console: Console
+    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Place], console: Console
 ) -> tuple[dict[str, dict[str, EvaluationBatches]], dict[str, str]]:
     """The splits to score, by the key that messages about them are headed by; a line about each of ``others``.
 

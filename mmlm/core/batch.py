@@ -112,6 +112,9 @@ class Batch:
     """bool[C]: the captions that images are compared with; None: all."""
     predicted: Tensor | None = None
     """bool[C]: the captions whose tokens are predicted; None: all."""
+    negative: Tensor | None = None
+    """bool[C]: texts that are false of their image, though nearly true: neither compared as captions nor predicted, but
+    candidates beside the captions for a loss that reads them; None: there are none in this run."""
 
     @property
     def inputs(self) -> Tensor:
@@ -193,6 +196,7 @@ class Batch:
             epoch=self.epoch,
             compared=None if self.compared is None else self.compared[chosen],
             predicted=None if self.predicted is None else self.predicted[chosen],
+            negative=None if self.negative is None else self.negative[chosen],
             tally=self.tally if rows.start == 0 else BatchTally(),
         )
 

@@ -137,6 +137,7 @@ def collate(
         corrupt=prepared.corrupt,
         compared=_flags(None if choice is None else choice.compared(captions)),
         predicted=_flags(None if choice is None else choice.predicted(captions)),
+        negative=_flags(None if choice is None else choice.negative(captions)),
         tally=BatchTally(
             cut_captions=sum(item.lost > 0 for item in encoded),
             cut_tokens=sum(item.lost for item in encoded),
