@@ -146,6 +146,14 @@ def test_a_value_of_the_table(value, shown):
     assert line.split() == ["score", shown]
 
 
+def test_captions_are_decoded_as_the_command_says(trained, command):
+    folder = trained()
+    outcome = command(evaluate, f"run={folder}", "evaluators=captioning", "decoding.beams=2")
+    assert (outcome.status, outcome.err) == (0, "")
+    rules = json.loads((folder / "scores.json").read_text())["protocols"]["validation"]["evaluators"]
+    assert rules["captioning"]["decoding"] == "beams=2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,6 +163,9 @@ def test_a_value_of_the_table(value, shown):
         (("precision=fp64",), "precision: 'fp64' is not one of"),
         (("device=gpu",), "device: 'gpu' is not one of auto, cpu, cuda"),
         (("stray",), "'stray' is not a setting"),
+        (("decoding.beams=0",), "beams: 0 must be at least 1"),
+        (("decoding.beams=2", "decoding.n=2"), "decoding.n: 2 must be 1"),
+        (("evaluators=retrieval", "decoding.beams=2"), "decoding: none of the evaluators scores written captions"),
     ],
 )
 def test_mistakes_of_evaluate(trained, command, arguments, message):

@@ -27,6 +27,9 @@ class EvaluateArguments:
     evaluators: str | None = None
     """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
     evaluators/NAME.yaml."""
+    decoding: GenerationSettings = field(default_factory=GenerationSettings)
+    """How the captions are written that are scored, in place of what the evaluators say: decoding.beams=4.
+    Its language is that of the evaluator."""
     plugins: list[str] = field(default_factory=list)
     """Packages, besides mmlm, that the run and the evaluators may take parts from: naming one allows it to run code."""
     device: str = "auto"

@@ -25,7 +25,7 @@ from mmlm.core.precision import Precision
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.evaluators import Evaluator, shown_decoding
 from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.per_item import Itemised, table_of, write_items
 from mmlm.evaluation.protocol import protocol_of, with_hash
@@ -175,6 +175,7 @@ class Evaluation:
         items: dict[str, Any] = {}
         protocols: dict[str, dict[str, Any]] = {}
         tables: list[pa.Table] = []
+        decoding = shown_decoding(self.evaluators)
         for name, batches in splits.items():
             split = self.encode(name, batches)
             counts = {"images": len(split.image_concept), "captions": len(split.gallery.texts)}
@@ -187,8 +188,8 @@ class Evaluation:
                     if isinstance(one, Itemised):
                         tables.append(table_of(name, _prefix(key), list(one.per_item(split))))
                 ranks = split_ranks(split)
-                shown[name] = collect_samples(split, samples, language, ranks)
-                items[name] = collect_items(split, language, ranks, batches.attributes())
+                shown[name] = collect_samples(split, samples, language, ranks, decoding)
+                items[name] = collect_items(split, language, ranks, batches.attributes(), decoding=decoding)
 
         def merge() -> None:
             if rank() == 0:

@@ -11,6 +11,7 @@ from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.intervals import share_interval
+from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 
@@ -93,6 +94,28 @@ class ZeroShot:
 
         Raises UserError without texts.
         """
+        _, labels, places, classes = self._placed(split)
+        of_class = class_means(within(places, 1), labels)
+        yield from with_ends("top1", within(places, 1), labels)
+        yield from with_ends("top5", within(places, 5), labels)
+        yield from with_ends("by_class", of_class, torch.arange(len(of_class)))
+        yield "chance", 1 / classes
+        yield "top5/chance", min(1.0, 5 / classes)
+
+    def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
+        """Yields whether each image's own class is the nearest, and among the 5 nearest."""
+        known, _, places, _ = self._placed(split)
+        rows = known.nonzero().squeeze(1).tolist()
+        ids, concept = [split.image_ids[row] for row in rows], split.image_concept.cpu()[rows]
+        for name, count in (("top1", 1), ("top5", 5)):
+            yield ItemValues(name, ids, concept, within(places, count).cpu())
+
+    def _placed(self, split: EncodedSplit) -> tuple[Tensor, Tensor, Tensor, int]:
+        """What every score is made of, of the n images that count; UserError as ``__call__``.
+
+        bool[B], which images count; int64[n], the number of the class of each; int64[n, 2], its place
+        (``class_places``); and how many classes there are.
+        """
         texts: dict[int, list[str]] = {}
         for concept in split.concepts:
             own = [text.text for text in concept.texts if self.language in (None, text.language)]
@@ -106,12 +129,7 @@ class ZeroShot:
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
         places = class_places(split.gallery.image_embedding[known], classes, labels[known])
-        of_class = class_means(within(places, 1), labels[known])
-        yield from with_ends("top1", within(places, 1), labels[known])
-        yield from with_ends("top5", within(places, 5), labels[known])
-        yield from with_ends("by_class", of_class, torch.arange(len(of_class)))
-        yield "chance", 1 / len(number_of)
-        yield "top5/chance", min(1.0, 5 / len(number_of))
+        return known, labels[known], places, len(number_of)
 
 
 def with_ends(name: str, right: Tensor, cluster: Tensor) -> Iterator[tuple[str, float]]:
