@@ -9,7 +9,7 @@ from mmlm.core.errors import UserError
 from mmlm.data.attributes import Attributes, attributes_of
 from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
 from mmlm.data.remarks import remarks_of
-from mmlm.data.sources import ListsTexts, Source, read_example, texts_of
+from mmlm.data.sources import ListsTexts, Source, read_example, reduced_example, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 
@@ -26,7 +26,11 @@ class _Spaced:
         return -(-len(self.source) // max(1, self.every))
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[index * self.every]
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``ReadsReduced``."""
+        return reduced_example(self.source, index * self.every, at_least)
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
@@ -115,5 +119,6 @@ class EvaluationBatches:
             raise IndexError(f"batch {number} is none of the split's {len(self)}")
         start = number * self._batch_size
         indices = range(start, min(start + self._batch_size, len(self.source)))
-        prepared = prepare((read_example(self.source, index) for index in indices), self._transform, None)
+        at_least = self._transform.at_least
+        prepared = prepare((read_example(self.source, index, at_least) for index in indices), self._transform, None)
         return collate(prepared, self._encode, self._pad_id, self._max_tokens, self._bucket)

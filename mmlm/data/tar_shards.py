@@ -135,11 +135,15 @@ class TarShards:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``. Raises IndexError beyond the last example."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``mmlm.data.sources.ReadsReduced``."""
         number, place = self._find(index)
         shard = self._shard(number, place)
         id = self._id(number, shard, place)
         captions, concept = self._rules.read(shard.texts(place))
-        return Example(id, decode_image(shard.image(place, id), id), captions, concept)
+        return Example(id, decode_image(shard.image(place, id), id, at_least), captions, concept)
 
     def encoded(self, index: int) -> bytes:
         """See ``mmlm.data.sources.GivesBytes``."""
