@@ -78,6 +78,12 @@ class EvaluationBatches:
         return self.source.source if isinstance(self.source, _Spaced) else self.source
 
     @property
+    def decoding(self) -> str | None:
+        """How images are decoded, in words; None for whole, by any decoder: all of them give equal pixels."""
+        least = self._transform.at_least
+        return None if least is None else f"JPEG at a fraction of its size, at least {least} pixels a side"
+
+    @property
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
         return len(self.source)

@@ -121,6 +121,11 @@ class TarShards:
         self.__dict__.update(state)
         self._begin()
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many shards are open, and the bytes of their indexes: ``OPEN_BYTES`` at most, or one shard."""
+        return self._open.held
+
     def __len__(self) -> int:
         """Number of samples with an image and one of the texts, over all shards."""
         return int(self._ends[-1])
