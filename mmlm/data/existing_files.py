@@ -32,7 +32,7 @@ class ExistingFiles:
 
     def _listed(self, folder: str) -> frozenset[str]:
         """The files of a folder; none if there is no room for them, or if it cannot be listed."""
-        found = []
+        found: list[str] = []
         try:
             with os.scandir(folder or os.sep) as entries:
                 for entry in entries:

@@ -5,13 +5,10 @@ size: of each 8x8 block of cosine coefficients only the lowest are transformed. 
 whole image made smaller, so it is a setting (see ``CropSettings.scaled``) and nothing that happens by itself.
 """
 
-from types import ModuleType
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-simplejpeg: ModuleType | None
 try:
     import simplejpeg
 except ImportError:
