@@ -1,6 +1,7 @@
 """Whether files are there, for a million names: a folder is listed once, not asked for each of its files."""
 
 import os
+from itertools import islice
 
 LIST_AFTER = 8
 """Files of a folder that are asked for one by one before it is listed: of a large folder, a set may name a few."""
@@ -31,16 +32,11 @@ class ExistingFiles:
         return name in names or os.path.isfile(path)
 
     def _listed(self, folder: str) -> frozenset[str]:
-        """The files of a folder; none if there is no room for them, or if it cannot be listed."""
-        found: list[str] = []
+        """The files of a folder, as many as there is room for; none if it cannot be listed."""
         try:
             with os.scandir(folder or os.sep) as entries:
-                for entry in entries:
-                    if len(found) == self._room:
-                        return frozenset()
-                    if entry.is_file():
-                        found.append(entry.name)
+                found = frozenset(entry.name for entry in islice(entries, self._room) if entry.is_file())
         except OSError:
             return frozenset()
         self._room -= len(found)
-        return frozenset(found)
+        return found
