@@ -51,7 +51,7 @@ BENCHMARKS = {
         "source_memory",
         "measure_sources",
     ),
-    "data": Benchmark("time of reading tar shards by their index", DataSettings, "data", "measure_data"),
+    "data": Benchmark("time of tar shards by their index, and of crops", DataSettings, "data", "measure_data"),
     "generation": Benchmark(
         "time of captions against open_clip's CoCa.generate",
         GenerationBenchSettings,

@@ -95,12 +95,15 @@ class SourcesSettings:
 
 @dataclass
 class DataSettings:
-    """Measure what reading by the index of tar shards costs, and print a Markdown table."""
+    """Measure what reading by the index of tar shards costs, and crops of JPEG files against open_clip's transform, and
+    print Markdown tables."""
 
     shards: int = 10_000
     """Shards that a source is made of."""
     members: int = 2000
     """Samples of the shard that is read."""
+    photos: int = 40
+    """JPEG files of 640x480 pixels, from which crops of 224 are made."""
     rounds: int = 5
     """Measurements of each, in turn."""
     out: str | None = None

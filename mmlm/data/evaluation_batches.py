@@ -10,7 +10,7 @@ from mmlm.data.attributes import Attributes, attributes_of
 from mmlm.data.caption_choice import CaptionSettings
 from mmlm.data.collate import DEFAULT_BUCKET, caption_encoder, collate, prepare
 from mmlm.data.remarks import remarks_of
-from mmlm.data.sources import ListsTexts, Source, read_example, texts_of
+from mmlm.data.sources import ListsTexts, Source, read_example, reduced_example, texts_of
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.transforms import Transform
 
@@ -27,7 +27,11 @@ class _Spaced:
         return -(-len(self.source) // max(1, self.every))
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[index * self.every]
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``ReadsReduced``."""
+        return reduced_example(self.source, index * self.every, at_least)
 
     def captions(self) -> Iterator[Caption]:
         """See ``Source``."""
@@ -77,6 +81,12 @@ class EvaluationBatches:
         return self.source.source if isinstance(self.source, _Spaced) else self.source
 
     @property
+    def decoding(self) -> str | None:
+        """How images are decoded, in words; None for whole, by any decoder: all of them give equal pixels."""
+        least = self._transform.at_least
+        return None if least is None else f"JPEG at a fraction of its size, at least {least} pixels a side"
+
+    @property
     def num_examples(self) -> int:
         """Number of examples of the source, including those that cannot be decoded."""
         return len(self.source)
@@ -97,7 +107,7 @@ class EvaluationBatches:
         return tuple(caption for caption in captions if not self._choice.is_negative(caption))
 
     def _read(self, index: int) -> Example | CorruptImage:
-        example = read_example(self.source, index)
+        example = read_example(self.source, index, self._transform.at_least)
         if self._choice.negatives is None or isinstance(example, CorruptImage):
             return example
         return replace(example, captions=self._true(example.captions))

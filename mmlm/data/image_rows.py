@@ -86,13 +86,17 @@ class ImageRows:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``. Raises IndexError beyond the last example."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``mmlm.data.sources.ReadsReduced``."""
         rows = self._rows_of(index)
         try:
             id, captions, concept = self._texts_of(rows)
         except UserError as error:
             raise CorruptImage(self._place_of(rows[0]), str(error)) from error
         data, name = self._image(rows[0], id)
-        return Example(id, None if data is None else decode_image(data, name), captions, concept)
+        return Example(id, None if data is None else decode_image(data, name, at_least), captions, concept)
 
     def encoded(self, index: int) -> bytes | None:
         """See ``mmlm.data.sources.GivesBytes``."""

@@ -93,7 +93,10 @@ class _Shares(Dataset):
     def _prepare(self, located: Located) -> Prepared:
         """Reads the examples and transforms their images."""
         places = zip(located.epochs.tolist(), located.indices.tolist(), strict=True)
-        examples = [self._choose_captions(read_example(self._source, index), epoch, index) for epoch, index in places]
+        at_least = self._transform.at_least
+        examples = [
+            self._choose_captions(read_example(self._source, index, at_least), epoch, index) for epoch, index in places
+        ]
         uniforms = None
         if self._transform.augment is not None:
             # A batch across the end of an epoch has examples of two epochs, and so numbers of two keys.

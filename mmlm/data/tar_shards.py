@@ -124,6 +124,11 @@ class TarShards:
         self.__dict__.update(state)
         self._begin()
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many shards are open, and the bytes of their indexes: ``OPEN_BYTES`` at most, or one shard."""
+        return self._open.held
+
     def __len__(self) -> int:
         """Number of samples with an image and one of the texts, over all shards."""
         return int(self._ends[-1])
@@ -138,11 +143,15 @@ class TarShards:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``. Raises IndexError beyond the last example."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``mmlm.data.sources.ReadsReduced``."""
         number, place = self._find(index)
         shard = self._shard(number, place)
         id = self._id(number, shard, place)
         captions, concept = self._rules.read(shard.texts(place))
-        return Example(id, decode_image(shard.image(place, id), id), captions, concept)
+        return Example(id, decode_image(shard.image(place, id), id, at_least), captions, concept)
 
     def encoded(self, index: int) -> bytes:
         """See ``mmlm.data.sources.GivesBytes``."""

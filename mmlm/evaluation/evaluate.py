@@ -182,7 +182,7 @@ class Evaluation:
             found = self.scores(split)
             scores[name] = counts | found
             made = {key: one for key, one in self.evaluators.items() if any(evaluator_of(v, {key: one}) for v in found)}
-            protocols[name] = protocol_of(split, made, self.precision).as_json()
+            protocols[name] = protocol_of(split, made, self.precision, batches.decoding).as_json()
             with self.computing():
                 for key, one in made.items():
                     if isinstance(one, Itemised):
@@ -255,7 +255,7 @@ def _merge(
         tell(f"{file} was damaged and is now {aside.name}; it is written anew, without splits evaluated earlier")
     for name, entry in (protocols or {}).items():
         before_it = rules.get(name, entry)
-        if any(before_it.get(key) != entry[key] for key in ("examples", "max_tokens")):
+        if any(before_it.get(key) != entry.get(key) for key in ("examples", "max_tokens", "decoding")):
             kept.pop(name, None)
             before_it = entry
         earlier = {} if name in replaced else before_it["evaluators"]
