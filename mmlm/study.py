@@ -1,4 +1,4 @@
-"""``python -m mmlm.study NAME``: trains every cell of a study with every seed; ``plan``, ``status`` and ``report``."""
+"""``python -m mmlm.study NAME``: trains every cell of a study with every seed; tells its plan, status and report."""
 
 from mmlm.cli.arguments import StudyArguments
 from mmlm.cli.exits import report_user_errors
@@ -9,6 +9,8 @@ from mmlm.core.wording import did_you_mean
 
 ACTIONS = ("plan", "status", "report")
 """What a second word may be."""
+VERIFY = "verify"
+"""What the first word may be in place of a study."""
 
 
 def main(argv: list[str]) -> int:
@@ -20,6 +22,13 @@ def main(argv: list[str]) -> int:
     if not words:
         raise UserError("study: none is named; write python -m mmlm.study NAME")
     name, *rest = words
+    if name == VERIFY:
+        if not rest:
+            raise UserError("verify: no page is named; write python -m mmlm.study verify experiments/NAME/README.md")
+        with quick_imports():
+            from mmlm.commands.study_report import verify_pages
+
+        return verify_pages(rest)
     action = rest[0] if rest else "run"
     if len(rest) > 1 or (rest and action not in ACTIONS):
         raise UserError(

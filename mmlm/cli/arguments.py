@@ -288,7 +288,8 @@ class StudyArguments:
     """Run a study: every cell with every seed, each a run of its own. The same command goes on with what is not done.
 
     NAME is a file of configs/study, or a path of yours that ends in .yaml. After it, one word may say what to do
-    instead: plan tells what the study costs, status how far it is, report writes its table.
+    instead: plan tells what the study costs and can find, status how far it is, report writes its tables and its page.
+    `verify PAGE ...` in place of NAME makes the tables of studies in pages again, and tells which are not right.
     """
 
     runs: str = "runs"
@@ -305,5 +306,7 @@ class StudyArguments:
     """With plan: cells of which no run is done are trained for a few steps, to tell hours and memory."""
     unlike: bool = False
     """With report: show scores of unlike data or protocols all the same."""
+    into: str | None = None
+    """With report: a page, such as experiments/NAME/README.md, to write the tables into, and their record beside it."""
     slurm: Slurm = field(default_factory=Slurm)
     """With launcher=slurm: what each task asks for."""

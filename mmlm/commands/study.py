@@ -10,28 +10,30 @@ import torch
 from mmlm.cli.arguments import OnOtherCode, StudyArguments, StudyLauncher
 from mmlm.cli.checked_config import compose_typed
 from mmlm.commands.study_costs import count, measure
+from mmlm.commands.study_report import write_report
 from mmlm.core.errors import STOPPED, UserError
 from mmlm.core.wording import did_you_mean
 from mmlm.evaluation.evaluate import evaluation_figures, evaluator_of
 from mmlm.experiment.build import build_evaluators
 from mmlm.launch.slurm import Slurm
 from mmlm.record.environment import code_digest
-from mmlm.record.folder import write_whole, write_whole_bytes
 from mmlm.record.lock import RunLock, holder_of
 from mmlm.studies.array import jobs_of, submit_array
 from mmlm.studies.code import check_code
+from mmlm.studies.contrasts import Compared, compare_with
 from mmlm.studies.costs import CostBook
 from mmlm.studies.grid import Cell, Run, cells_of, compared_runs, tuning_runs
 from mmlm.studies.matching import matched_steps
-from mmlm.studies.place import REPORT, SCORES, Place
+from mmlm.studies.place import Place
 from mmlm.studies.plan import plan
+from mmlm.studies.power import power_line
 from mmlm.studies.processes import Outcome, Runner, failures
 from mmlm.studies.progress import Phase, State, state_of, summary, table
-from mmlm.studies.scores import read_scored, score_arrays, scores_file
+from mmlm.studies.record import score_arrays
+from mmlm.studies.scores import read_scored, scores_table, study_record
 from mmlm.studies.settings import Study
 from mmlm.studies.shown import Shown, tell
 from mmlm.studies.study_file import find_study, read_study
-from mmlm.studies.table import study_report
 from mmlm.studies.tuning import tuned_values
 
 
@@ -139,7 +141,18 @@ class Opened:
             plan(self.name, self.study, self.cells, steps, self.costs, done, self.arguments.measure, at_once)
         ):
             tell(line)
+        tell(power_line(self.study, len(self.cells), self._first_score(runs, states)))
         return 0
+
+    def _first_score(self, runs: Sequence[Run], states: Mapping[str, State]) -> Compared | None:
+        """The contrasts of what is done by now, by the study's first score; None without a run that is done."""
+        done = [run for run in runs if run.tuned is None and states[run.label].phase is Phase.done]
+        if not done:
+            return None
+        scored = read_scored(done, self.place)
+        record = study_record(self.name, self.study, self.cells, scored, self._words())
+        first = score_arrays(record, scores_table(scored), record.splits[0], record.metrics[0])
+        return compare_with(first, record.baseline)
 
     def status(self) -> int:
         """Prints how far the study is."""
@@ -153,24 +166,14 @@ class Opened:
         return 0
 
     def report(self) -> int:
-        """Writes and prints the table of what is done."""
+        """Writes and prints the tables of what is done."""
         runs, states = self._all()
         done = [run for run in runs if run.tuned is None and states[run.label].phase is Phase.done]
         if not done:
             raise UserError(f"{self.name}: no run is done yet; see {self._words('status')}")
         scored = read_scored(done, self.place)
-        cells, seeds = list(self.cells), self.study.seeds
-        arrays = [
-            score_arrays(scored, cells, seeds, split, metric)
-            for split in self.study.splits
-            for metric in self.study.metrics
-        ]
-        page = study_report(self.name, self.study, scored, arrays, self._words(), self.arguments.unlike)
-        self.place.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.place.folder / REPORT, page)
-        write_whole_bytes(self.place.folder / SCORES, scores_file(scored))
-        tell(page)
-        tell(f"table: {self.place.folder / REPORT}; every score and item: {self.place.folder / SCORES}")
+        record = study_record(self.name, self.study, self.cells, scored, self._words())
+        write_report(record, scored, self.place, self.arguments.into, self.arguments.unlike)
         return 0
 
     def run(self, command: str) -> int:

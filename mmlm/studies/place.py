@@ -4,8 +4,10 @@ runs/studies/<name>/
     costs.json        parameters, FLOPs and seconds of cells, as they were found (studies/costs.py)
     tasks/            for each run: who runs it (.json), what it prints (.log), and how it ended (.status)
     slurm/            batch files, and the jobs that were submitted (studies/array.py)
-    report.md         the table (studies/table.py)
-    runs.parquet      every score and item of every run (studies/scores.py)
+    report.md         the tables (studies/table.py)
+    report.html       the same with curves, intervals and captions as pictures (studies/page.py)
+    table.tex         the same for a paper (studies/contrast_table.py)
+    runs.parquet      every score and item of every run, of which they are made (studies/record.py)
     lock              held while a command runs the study
 """
 
@@ -25,6 +27,8 @@ COSTS = "costs.json"
 TASKS = "tasks"
 SLURM = "slurm"
 REPORT = "report.md"
+PAGE = "report.html"
+LATEX = "table.tex"
 SCORES = "runs.parquet"
 _LINE = 100_000
 """Bytes at the end of a log in which its last lines are."""

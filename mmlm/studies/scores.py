@@ -1,10 +1,8 @@
-"""The scores of all runs of a study: as arrays to compute with, and as one Parquet file of every score and item."""
+"""Reads the runs of a study that are done, and makes its record of them (``record.py``)."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -13,11 +11,13 @@ from mmlm.core.figure import Figure, declared
 from mmlm.record.folder import METRICS, PER_ITEM
 from mmlm.record.manifest import read_recorded
 from mmlm.record.metrics import read_metrics
-from mmlm.reports.paired import Items, read_items
+from mmlm.reports.protocols import unlike_protocols
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.studies.code import MadeBy, made_by
-from mmlm.studies.grid import Run
+from mmlm.studies.grid import Cell, Run
 from mmlm.studies.place import Place
+from mmlm.studies.record import RecordedRun, ShownFigure, StudyRecord
+from mmlm.studies.settings import Equal, Study
 
 SCHEMA = pa.schema(
     {
@@ -50,11 +50,9 @@ class ScoredRun:
     memory: float = 0.0
     """Bytes at its peak."""
 
-    def score(self, split: str, figure: str) -> float | None:
-        """A score; None if the run does not have it."""
-        scores = self.folder.scores
-        of_split = None if scores is None else scores.splits.get(split)
-        return None if of_split is None else of_split.values.get(figure)
+    def has(self, figure: str) -> bool:
+        """Whether some split has the score."""
+        return self.folder.scores is not None and any(figure in of.values for of in self.folder.scores.splits.values())
 
     def figure(self, name: str) -> Figure:
         """What a score is."""
@@ -70,24 +68,6 @@ class ScoredRun:
         """The hash of how a split was scored; None of a run that is older than that."""
         found = None if self.folder.scores is None else self.folder.scores.protocols.get(split)
         return None if found is None else found.hash
-
-
-@dataclass(frozen=True)
-class ScoreArrays:
-    """One score of one split."""
-
-    split: str
-    figure: Figure
-    name: str
-    """Of the score among those of the split."""
-    cells: tuple[str, ...]
-    seeds: tuple[int, ...]
-    values: np.ndarray
-    """float64[cells, seeds]; NaN where a run is not done or does not have the score."""
-    by_item: np.ndarray | None
-    """float64[cells, seeds, items], likewise; None if the score is no mean, or runs have other items than others."""
-    concept: np.ndarray | None
-    """int64[items]: items of one concept are not independent. None where ``by_item`` is."""
 
 
 def read_scored(runs: Sequence[Run], place: Place) -> list[ScoredRun]:
@@ -114,37 +94,8 @@ def _spent(rows: Sequence[Mapping[str, float]]) -> tuple[float, float]:
     return flops, memory
 
 
-def score_arrays(
-    scored: Sequence[ScoredRun], cells: Sequence[str], seeds: Sequence[int], split: str, name: str
-) -> ScoreArrays:
-    """One score of all runs, as arrays."""
-    values = np.full((len(cells), len(seeds)), np.nan)
-    items: dict[tuple[int, int], Items] = {}
-    figure = Figure(name)
-    for one in scored:
-        at = cells.index(one.run.cell), seeds.index(one.run.seed)
-        value = one.score(split, name)
-        if value is not None:
-            values[at] = value
-            figure = one.figure(name)
-            of_run = read_items(one.run.folder).get((split, name))
-            if of_run is not None:
-                items[at] = of_run
-    by_item, concept = None, None
-    first = next(iter(items.values()), None)
-    if (
-        first is not None
-        and len(items) == np.isfinite(values).sum()
-        and all(i.names == first.names for i in items.values())
-    ):
-        by_item, concept = np.full((*values.shape, len(first.names)), np.nan), first.concept
-        for at, of_run in items.items():
-            by_item[at] = of_run.values
-    return ScoreArrays(split, figure, name, tuple(cells), tuple(seeds), values, by_item, concept)
-
-
-def scores_file(scored: Sequence[ScoredRun]) -> bytes:
-    """The Parquet file of every score and item of the runs, zstd-compressed; ``SCHEMA`` has its columns."""
+def scores_table(scored: Sequence[ScoredRun]) -> pa.Table:
+    """Every score and item of the runs; ``SCHEMA`` has the columns."""
     tables = [SCHEMA.empty_table()]
     for one in scored:
         scores = one.folder.scores
@@ -157,9 +108,50 @@ def scores_file(scored: Sequence[ScoredRun]) -> bytes:
             table = pq.read_table(pa.BufferReader(read_recorded(file)))
             columns = {key: table[key].to_pylist() for key in ("split", "figure", "item", "concept", "value")}
             tables.append(_rows(one, *columns.values()))
-    content = io.BytesIO()
-    pq.write_table(pa.concat_tables(tables), content, compression="zstd")
-    return content.getvalue()
+    return pa.concat_tables(tables)
+
+
+def study_record(
+    name: str, study: Study, cells: Mapping[str, Cell], scored: Sequence[ScoredRun], command: str
+) -> StudyRecord:
+    """What the tables of a study are made of beside the scores. ``command`` trains it."""
+    equal, tuning = study.matching.equal, study.tuning
+    figures = {metric: one.figure(metric) for one in scored for metric in study.metrics if one.has(metric)}
+    return StudyRecord(
+        name=name,
+        command=command,
+        question=study.question,
+        baseline=study.baseline,
+        cells=tuple(cells),
+        axes={cell.name: dict(cell.levels) for cell in cells.values()},
+        seeds=tuple(study.seeds),
+        looks=tuple(study.looks),
+        matched="each cell has its own steps" if equal is Equal.nothing else f"at equal {equal.value}",
+        tuned=f"{tuning.setting} is tuned, by {len(tuning.values)} values a cell" if tuning.values else "",
+        splits=tuple(study.splits),
+        metrics=tuple(study.metrics),
+        figures={metric: ShownFigure(one.share, one.higher_is_better) for metric, one in figures.items()},
+        runs=tuple(_recorded(one, study.splits) for one in scored),
+        unlike=tuple(_unlike(study.splits, scored)),
+    )
+
+
+def _recorded(one: ScoredRun, splits: Sequence[str]) -> RecordedRun:
+    return RecordedRun(
+        label=one.run.label,
+        cell=one.run.cell,
+        seed=one.run.seed,
+        commit=one.made.commit,
+        codes=one.made.codes,
+        parameters=sum(one.folder.parameters.values()),
+        steps=one.run.steps,
+        flops=one.flops,
+        memory=one.memory,
+        seconds=one.folder.metrics.seconds,
+        train_data=one.digest("data.train"),
+        data={split: one.digest(f"data.validation.{split}") for split in splits},
+        protocols={split: one.protocol(split) for split in splits},
+    )
 
 
 def _rows(
@@ -190,3 +182,28 @@ def _rows(
         },
         schema=SCHEMA,
     )
+
+
+def _unlike(splits: Sequence[str], scored: Sequence[ScoredRun]) -> list[str]:
+    """What makes the numbers incomparable; training data may differ from cell to cell, and not within one."""
+    found = []
+    protocols = {
+        one.run.label: {split: known[split] for split in splits if split in known}
+        for one in scored
+        if one.folder.scores is not None and (known := one.folder.scores.protocols)
+    }
+    told = unlike_protocols(protocols)
+    if told is not None:
+        found.append(told)
+    for split in splits:
+        if len(_digests(scored, f"data.validation.{split}")) > 1:
+            found.append(f"the runs were scored on different data of {split}")
+    for cell in dict.fromkeys(one.run.cell for one in scored):
+        if len(_digests([one for one in scored if one.run.cell == cell], "data.train")) > 1:
+            found.append(f"the runs of {cell} were trained on different data")
+    return found
+
+
+def _digests(scored: Sequence[ScoredRun], key: str) -> set[str]:
+    """The digests of some data, as far as they are known."""
+    return {digest for one in scored if (digest := one.digest(key)) is not None}

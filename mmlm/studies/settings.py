@@ -61,6 +61,26 @@ class Tuning:
 
 
 @dataclass
+class Power:
+    """What ``plan`` forecasts from, of the first of ``metrics``; shares in points, of a hundred."""
+
+    seed_deviation: float | None = None
+    """How much the difference of two cells of one seed varies from seed to seed: a standard deviation, of an earlier
+    study. Null: only runs that are done tell."""
+    item_error: float = 0.0
+    """The standard error of that difference that the choice of items brings."""
+    wanted: float = 1.0
+    """The difference that is worth finding."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("seed_deviation", self.seed_deviation), ("item_error", self.item_error)):
+            if value is not None and value < 0:
+                raise ArgumentError(f"{name}: {value} must be at least 0")
+        if self.wanted <= 0:
+            raise ArgumentError(f"wanted: {self.wanted} must be above 0")
+
+
+@dataclass
 class Study:
     """One study."""
 
@@ -82,6 +102,7 @@ class Study:
     """Scores that the table shows, such as image_to_text/R@1."""
     matching: Matching = field(default_factory=Matching)
     tuning: Tuning = field(default_factory=Tuning)
+    power: Power = field(default_factory=Power)
     looks: list[int] = field(default_factory=list)
     """Numbers of seeds after which the table is meant to be looked at; null or none: at the end only. A table that is
     made in between says so."""

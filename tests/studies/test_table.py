@@ -9,14 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmlm.commands.study_report import write_report
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.record.figures import RunFigures
 from mmlm.reports.protocols import ScoredBy
 from mmlm.reports.run_folder import Metrics, RunFolder, Scores, SplitScores
 from mmlm.studies.code import MadeBy, check_code, differing, made_by
-from mmlm.studies.grid import Run
-from mmlm.studies.scores import ScoredRun, score_arrays
+from mmlm.studies.grid import Cell, Run
+from mmlm.studies.place import Place
+from mmlm.studies.record import StudyRecord, all_arrays, record_in, score_arrays, with_record
+from mmlm.studies.scores import ScoredRun, scores_table, study_record
 from mmlm.studies.settings import Equal, Study
 from mmlm.studies.table import study_report
 
@@ -53,10 +56,18 @@ def scored(cell: str, seed: int, folder: Path = Path("runs/x"), made: str = "aaa
     )
 
 
-def page(runs: list[ScoredRun], of: Study | None = None, unlike: bool = False) -> str:
-    of = of or study()
-    arrays = [score_arrays(runs, CELLS, of.seeds, "val", name) for name in of.metrics]
-    return study_report("small", of, runs, arrays, "python -m mmlm.study small", unlike)
+def recorded(runs: list[ScoredRun], of: Study | None = None) -> tuple[StudyRecord, pa.Table]:
+    """The record of runs, as it comes out of its own file."""
+    cells = {cell: Cell(cell, {}, (), None) for cell in CELLS}
+    record = study_record("small", of or study(), cells, runs, "python -m mmlm.study small")
+    table = with_record(scores_table(runs), record)
+    assert record_in(table, "here") == record
+    return record, table
+
+
+def page(runs: list[ScoredRun], of: Study | None = None) -> str:
+    record, table = recorded(runs, of)
+    return study_report(record, all_arrays(record, table))
 
 
 ALL = [(cell, seed) for seed in (0, 1, 2) for cell in CELLS]
@@ -105,19 +116,22 @@ def test_what_is_held_equal_is_named():
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"examples": "e2"}, "small: val: the examples"),
+        ({"examples": "e2"}, "val: the examples"),
         ({"max_tokens": "12", "examples": "e3"}, "val: the longest caption, in tokens,"),
         ({"train": "t2"}, "the runs of mlp were trained on different data"),
     ],
     ids=str,
 )
-def test_unlike_numbers_are_refused_or_flagged(changes, told):
+def test_unlike_numbers_are_refused_or_flagged(changes, told, tmp_path):
     runs = [scored(*one, **(changes if one == ("mlp", 1) else {})) for one in ALL]
+    record, _ = recorded(runs)
+    assert told in "; ".join(record.unlike)
     with pytest.raises(UserError) as error:
-        page(runs)
+        write_report(record, runs, Place(tmp_path), None, unlike=False)
     assert told in str(error.value)
     assert str(error.value).endswith("or give unlike=true to see them all")
-    assert "- **Not comparable:** " in page(runs, unlike=True)
+    assert not any(tmp_path.iterdir())
+    assert "- **Not comparable:** " in page(runs)
 
 
 def test_training_data_may_differ_from_cell_to_cell():
@@ -163,7 +177,8 @@ def test_arrays_hold_scores_and_their_items(tmp_path):
         columns = {"split": ["val"] * 3, "figure": ["R@1"] * 3, "item": ["b", "a", "c"], "concept": [2, 1, 2]}
         pq.write_table(pa.table({**columns, "value": [0.0, float(number), 1.0]}), folder / "per_item.parquet")
         runs.append(scored(cell, seed, folder))
-    arrays = score_arrays(runs, CELLS, (0, 1, 2), "val", "R@1")
+    record, rows = recorded(runs)
+    arrays = score_arrays(record, rows, "val", "R@1")
     expected = [[0.05, 0.1, 0.15], [0.2, 0.25, np.nan]]
     np.testing.assert_array_equal(arrays.values, expected)
     assert arrays.by_item.shape == (2, 3, 3)
@@ -174,6 +189,7 @@ def test_arrays_hold_scores_and_their_items(tmp_path):
     # Other items in one run: there is no array of items.
     table = pq.read_table(tmp_path / "0" / "per_item.parquet").slice(0, 2)
     pq.write_table(table, tmp_path / "0" / "per_item.parquet")
-    assert score_arrays(runs, CELLS, (0, 1, 2), "val", "R@1").by_item is None
-    assert score_arrays(runs, CELLS, (0, 1, 2), "val", "loss").concept is None
-    assert np.isnan(score_arrays(runs, CELLS, (0, 1, 2), "val", "nothing").values).all()
+    _, rows = recorded(runs)
+    assert score_arrays(record, rows, "val", "R@1").by_item is None
+    assert score_arrays(record, rows, "val", "loss").concept is None
+    assert np.isnan(score_arrays(record, rows, "val", "nothing").values).all()
