@@ -34,7 +34,7 @@ from mmlm.studies.scores import read_scored, scores_table, study_record
 from mmlm.studies.settings import Study
 from mmlm.studies.shown import Shown, tell
 from mmlm.studies.study_file import find_study, read_study
-from mmlm.studies.tuning import tuned_values
+from mmlm.studies.tuning import tuned_scores, tuned_values
 
 
 def study_command(arguments: StudyArguments, given: str, action: str, argv: Sequence[str]) -> int:
@@ -172,7 +172,8 @@ class Opened:
         if not done:
             raise UserError(f"{self.name}: no run is done yet; see {self._words('status')}")
         scored = read_scored(done, self.place)
-        record = study_record(self.name, self.study, self.cells, scored, self._words())
+        tuning = tuned_scores(self.place) if self.study.tuning.values else {}
+        record = study_record(self.name, self.study, self.cells, scored, self._words(), tuning)
         write_report(record, scored, self.place, self.arguments.into, self.arguments.unlike)
         return 0
 

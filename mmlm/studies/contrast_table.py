@@ -30,8 +30,8 @@ NOTES = (
 """What the columns mean, for under the tables."""
 
 
-def contrast_tables(compared: Sequence[Compared]) -> Iterator[str]:
-    """The lines of a Markdown table for each score, and what the columns mean."""
+def contrast_tables(compared: Sequence[Compared], no_verdict: str | None = None) -> Iterator[str]:
+    """The lines of a Markdown table for each score, and what the columns mean. ``no_verdict``: why none is fair."""
     for one in compared:
         yield f"**{one.split}: {one.name}**" + (
             f", {len(one.seeds)} seeds" if one.lacking is None else f": no contrast, since {one.lacking}."
@@ -41,7 +41,8 @@ def contrast_tables(compared: Sequence[Compared]) -> Iterator[str]:
             yield f"| {' | '.join(_HEAD)} |"
             yield f"| --- |{' --: |' * (len(_HEAD) - 2)} --- |"
             for contrast in one.contrasts:
-                yield f"| {' | '.join(row(contrast, one.figure))} |"
+                words = row(contrast, one.figure)
+                yield f"| {' | '.join(words if no_verdict is None else [*words[:-1], 'none: tuned unequally'])} |"
             yield ""
     if any(one.lacking is None for one in compared):
         yield from (f"- {note}" for note in NOTES)

@@ -7,7 +7,7 @@ committed beside a page, whose tables are then checked against it.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,8 @@ class StudyRecord:
     runs: tuple[RecordedRun, ...]
     unlike: tuple[str, ...] = ()
     """What makes the numbers incomparable."""
+    tuning: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By cell: the score of each value that was tried, higher being better, and the value that was taken."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,9 +113,14 @@ def scores_table(scored: Sequence[ScoredRun]) -> pa.Table:
 
 
 def study_record(
-    name: str, study: Study, cells: Mapping[str, Cell], scored: Sequence[ScoredRun], command: str
+    name: str,
+    study: Study,
+    cells: Mapping[str, Cell],
+    scored: Sequence[ScoredRun],
+    command: str,
+    tried: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> StudyRecord:
-    """What the tables of a study are made of beside the scores. ``command`` trains it."""
+    """What the tables of a study are made of beside the scores. ``command`` trains it; ``tried`` is what tuned it."""
     equal, tuning = study.matching.equal, study.tuning
     figures = {metric: one.figure(metric) for one in scored for metric in study.metrics if one.has(metric)}
     return StudyRecord(
@@ -133,6 +139,7 @@ def study_record(
         figures={metric: ShownFigure(one.share, one.higher_is_better) for metric, one in figures.items()},
         runs=tuple(_recorded(one, study.splits) for one in scored),
         unlike=tuple(_unlike(study.splits, scored)),
+        tuning=dict(tried),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from mmlm.studies.code import MadeBy, differing
 from mmlm.studies.contrast_table import contrast_tables
 from mmlm.studies.contrasts import compare_with
+from mmlm.studies.fairness import look_lines, no_verdict, tuning_lines
 from mmlm.studies.record import RecordedRun, ScoreArrays, StudyRecord, digests
 
 MARK = " †"
@@ -28,8 +29,10 @@ def study_tables(record: StudyRecord, arrays: Sequence[ScoreArrays]) -> list[str
     return [
         *score_table(record, arrays),
         "",
-        *contrast_tables(compared),
+        *contrast_tables(compared, no_verdict(record)),
         *_about(record),
+        *tuning_lines(record),
+        *look_lines(record, arrays),
         *(f"- **Not comparable:** {difference}." for difference in record.unlike),
     ]
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
+from mmlm.core.errors import UserError
 from mmlm.core.figure import declared
 from mmlm.record.folder import write_whole
 from mmlm.reports.run_folder import read_run_folder
@@ -43,6 +44,18 @@ def tuned_values(study: Study, runs: Sequence[Run], states: Mapping[str, State],
     if record:
         write_whole(place.folder / TUNED, json.dumps(record, indent=1) + "\n")
     return found
+
+
+def tuned_scores(place: Place) -> dict[str, dict[str, float]]:
+    """What ``tuned_values`` has written down, by cell; empty if nothing was. Raises UserError if it is damaged."""
+    file = place.folder / TUNED
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+        return {str(cell): {str(k): float(v) for k, v in scores.items()} for cell, scores in found.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"{file}: is damaged; remove it, and it is written again") from None
 
 
 def best_value(scores: Mapping[float, float]) -> float:

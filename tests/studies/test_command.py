@@ -65,7 +65,8 @@ def test_a_plan(command, write_study, runs, monkeypatch):
     # 3 steps of the baseline are 12 GFLOPs, 6 of the others; a run takes 10 seconds besides its steps.
     assert rows["joint+low"] == ["joint+low", "3", "12", "1,000", "0.01", "3.00", "16", "s", "8", "steps"]
     assert rows["captions+high"] == ["captions+high", "6", "24", "1,000", "0.01", "3.00", "22", "s", "8", "steps"]
-    assert lines[-1].startswith("all: 0.14 TFLOPs; 2 min here, 2 at a time")
+    assert lines[-2].startswith("all: 0.14 TFLOPs; 2 min here, 2 at a time")
+    assert lines[-1].startswith("power: unknown until two seeds of two cells are done")
 
 
 def test_a_cell_is_counted_as_a_run_counts_itself(opened, build):

@@ -35,11 +35,10 @@ def study(**changes: object) -> Study:
 
 def scored(cell: str, seed: int, folder: Path = Path("runs/x"), made: str = "aaa", **changes: object) -> ScoredRun:
     """A run that is done, whose scores are plain numbers."""
-    facts = {"examples": "e1", "precision": "fp32", "max_tokens": "24", "train": "t1", **changes}
+    facts = {"examples": "e1", "precision": "fp32", "max_tokens": "24", "decoding": "whole", "train": "t1", **changes}
     values = {"R@1": (1 + seed + 3 * CELLS.index(cell)) / 20, "loss": 2.0 + seed}
-    protocol = ScoredBy(
-        str(facts["examples"]), {key: str(facts[key]) for key in ("examples", "precision", "max_tokens")}, {}
-    )
+    kept = ("examples", "precision", "max_tokens", "decoding")
+    protocol = ScoredBy(str(facts["examples"]), {key: str(facts[key]) for key in kept}, {})
     data = {"data.train": {"digest": facts["train"]}, "data.validation.val": {"digest": f"d{facts['examples']}"}}
     found = RunFolder(
         folder,
