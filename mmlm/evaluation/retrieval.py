@@ -16,10 +16,11 @@ from mmlm.core.batch import TEXT_ONLY
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup, Place
 from mmlm.core.intervals import share_interval
+from mmlm.evaluation.gallery import Gallery
 from mmlm.evaluation.intervals import recall_by_chance
 from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.ranks import Ranked, rank_positives
-from mmlm.evaluation.split import EncodedSplit, Gallery
+from mmlm.evaluation.split import EncodedSplit
 
 Protocol = Literal["distinct", "coco", "paired"]
 """What the candidates and the positives of retrieval are.

@@ -24,6 +24,7 @@ from mmlm.core.distributed import broadcast_object, gather_results, rank, world_
 from mmlm.core.errors import UserError
 from mmlm.data.sources import Source
 from mmlm.data.tokenizer import Tokenizer
+from mmlm.evaluation.gallery import Gallery
 from mmlm.evaluation.pairs import merge_equal_captions, positive_pairs
 from mmlm.evaluation.texts import Concept, concepts_of, embed_texts
 from mmlm.model.model import ImageFeatures, ImageTextModel
@@ -70,34 +71,6 @@ class EncodedBatch:
         features = ImageFeatures(self.features.embedding.to(device), None if memory is None else memory.to(device))
         text_embedding = self.text_embedding.to(device)
         return replace(self, batch=self.batch.to(device), features=features, text_embedding=text_embedding)
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The images and distinct texts of a split, among which retrieval searches, and the pairs that belong together."""
-
-    image_embedding: Tensor
-    """float32[B, E]."""
-    text_embedding: Tensor
-    """float32[K, E], one row a distinct text."""
-    pairs: Tensor
-    """int64[P, 2]: (image row, text row); on the CPU, as ``positive_pairs`` makes it."""
-    texts: tuple[str, ...]
-    """The K distinct texts, in the order of ``text_embedding``."""
-    languages: tuple[str | None, ...] = ()
-    """The language of each text; empty where nobody has told."""
-
-    def paired(self) -> "Gallery":
-        """The gallery without the images that no text belongs to and the texts that belong to no image."""
-        images, image_of_pair = self.pairs[:, 0].unique(return_inverse=True)
-        texts, text_of_pair = self.pairs[:, 1].unique(return_inverse=True)
-        return Gallery(
-            image_embedding=self.image_embedding[images.to(self.image_embedding.device)],
-            text_embedding=self.text_embedding[texts.to(self.text_embedding.device)],
-            pairs=torch.stack([image_of_pair, text_of_pair], dim=1),
-            texts=tuple(self.texts[row] for row in texts.tolist()),
-            languages=tuple(self.languages[row] for row in texts.tolist()) if self.languages else (),
-        )
 
 
 def no_tick(doing: str) -> None:

@@ -1,7 +1,6 @@
 """Our Transformer text decoder: unimodal layers give the text embedding, then multimodal layers read the image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -12,9 +11,10 @@ from mmlm.core.errors import ArgumentError
 from mmlm.core.keyed_start import keyed_start
 from mmlm.core.ranges import check_dropout, check_heads, check_ratio
 from mmlm.core.views import TextPattern
-from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, rows_of_images, visible_mask
+from mmlm.model.attention import AttentionRecord, KeyValueCache, prefix_mask, visible_mask
 from mmlm.model.blocks import INIT_STD, NORMS, FeedForwardKind, Norm, init_linears, sinusoidal_positions
 from mmlm.model.decoders.prefixed import prefix_caches, read_prefixed
+from mmlm.model.decoders.transformer_cache import DecoderCache
 from mmlm.model.packing import Layout, real_rows, rows_of
 from mmlm.model.protocols import Fusion, TextStates
 from mmlm.model.transformer_layers import DecoderLayer, LayerSettings, Positions
@@ -24,39 +24,6 @@ TextPooling = Literal["end", "cls", "cls_shifted_mask"]
 
 OPEN_CLIP_PAD = 0
 """open_clip's padding id. It is also the id of a real token: ``!`` inside a word."""
-
-
-@dataclass
-class DecoderCache:
-    """Keys and values that decoding keeps from step to step; see ``DecodingCache``."""
-
-    num_images: int
-    """B."""
-    unimodal: list[KeyValueCache]
-    """Self-attention of each unimodal layer."""
-    multimodal: list[KeyValueCache]
-    """Self-attention of each multimodal layer; with a prefix, each image's keys and values are there once."""
-    memory: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Cross-attention keys and values of each multimodal layer, float[B, K, M, d], made once; empty with a prefix."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Text tokens decoded so far, without the prefix."""
-        return self.unimodal[0].num_tokens
-
-    def copy_rows(self, source: Tensor, target: Tensor) -> None:
-        """See ``DecodingCache``."""
-        for kept in (*self.unimodal, *self.multimodal):
-            kept.copy_rows(source, target)
-
-    def keep_images(self, images: Tensor) -> None:
-        """See ``DecodingCache``."""
-        keys = self.unimodal[0].keys
-        rows = rows_of_images(images, 1 if keys is None else len(keys) // self.num_images)
-        for kept in (*self.unimodal, *self.multimodal):
-            kept.keep_rows(images, rows)
-        self.memory = [(keys[images], values[images]) for keys, values in self.memory]
-        self.num_images = len(images)
 
 
 class TransformerDecoder(nn.Module):
