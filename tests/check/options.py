@@ -19,6 +19,7 @@ NOT_SLOTS = {
     "parallel": "does not change the numbers: tests/exactness/test_shared.py",
     "logger": "copies what a run writes: tests/record/loggers and tests/run/test_logged_samples.py",
     "launcher": "starts processes: tests/launch and tests/slurm",
+    "study": "is made of experiments: tests/studies",
 }
 """Folders of configs whose options the kit does not check, and why, or where they are tested."""
 LEFT_OUT = {
