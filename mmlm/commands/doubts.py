@@ -37,6 +37,8 @@ _PICTURES = 24
 """Captions of a kind that the page shows."""
 _NAMED = 5
 """Examples of a finding that are named."""
+_SIMILARITIES = "similarity to the image, less that of the best text of another example"
+_LIKELIHOODS = "nats by which a caption is likelier with its image than with another"
 
 
 def lint_run(arguments: LintArguments) -> int:
@@ -52,6 +54,10 @@ def lint_run(arguments: LintArguments) -> int:
         raise UserError(f"out: {out} cannot be written ({error.strerror}); give another folder") from error
     folder = chosen_run(str(arguments.run)).resolve()
     run = load_run(str(folder), choose_device(arguments.device), arguments.plugins)
+    # Whether similarities mean anything: an objective has asked for embeddings.
+    compares = EMBED in build_objective(run.config).views
+    if not compares and run.model.decoder is None:
+        raise UserError(f"run: {folder} has learned neither similarities nor captions; give another run")
     checkpoints = kept_checkpoints(folder)
     # The run's own relative paths begin where it was trained.
     place = working_folder_of_run(folder)
@@ -59,11 +65,17 @@ def lint_run(arguments: LintArguments) -> int:
         source = Shuffled(build_source(run.config, run.config.data.train, "data.train"))
         with Console(sys.stderr).activity() as activity:
             fits = [
-                _fit(load_checkpoint(run, checkpoint), source, activity.update, f"{number} of {len(checkpoints)}")
+                _fit(
+                    load_checkpoint(run, checkpoint),
+                    source,
+                    compares,
+                    activity.update,
+                    f"{number} of {len(checkpoints)}",
+                )
                 for number, checkpoint in enumerate(checkpoints, 1)
             ]
         doubts = doubts_of(fits)
-        sections = list(_sections(source, fits, doubts))
+        sections = list(_sections(source, fits, doubts, compares))
     for section in sections:
         print(f"\n{section.title}")
         for name, value in section.facts:
@@ -100,13 +112,9 @@ def _refuse_unused(arguments: LintArguments) -> None:
             raise UserError(f"{name}: does nothing with run=, which reads the run's own data; leave one of them out")
 
 
-def _fit(run: TrainedRun, source: Shuffled, tell: Callable[[str], None], which: str) -> CaptionFit:
+def _fit(run: TrainedRun, source: Shuffled, compares: bool, tell: Callable[[str], None], which: str) -> CaptionFit:
     """What the checkpoint that ``run`` holds makes of every caption."""
     config = run.config
-    # Whether similarities mean anything: an objective has asked for embeddings.
-    compares = EMBED in build_objective(config).views
-    if not compares and run.model.decoder is None:
-        raise UserError(f"run: {run.folder} has learned neither similarities nor captions; give another run")
     rounds = -(-len(source) // TOGETHER)
     batches = EvaluationBatches(
         source,
@@ -153,18 +161,21 @@ def _table(fits: Sequence[CaptionFit], doubts: Doubts) -> pa.Table:
 # The page
 
 
-def _sections(source: Shuffled, fits: Sequence[CaptionFit], doubts: Doubts) -> Iterator[Section]:
+def _sections(source: Shuffled, fits: Sequence[CaptionFit], doubts: Doubts, compares: bool) -> Iterator[Section]:
     last = fits[-1]
     steps = ", ".join(f"{fit.step:,}" for fit in fits)
     facts = [("captions with an image", f"{len(last.ids):,}"), ("checkpoints, by step", steps)]
-    facts += [("nearest to their image, by checkpoint", ", ".join(_share(fit) for fit in fits))]
+    facts += [
+        ("margin", _SIMILARITIES if compares else _LIKELIHOODS),
+        ("margin above 0, by checkpoint", ", ".join(_share(fit) for fit in fits)),
+    ]
     if len(fits) == 1:
         facts.append(("forgotten", "needs several checkpoints: train with save_every and a larger keep_last"))
     yield Section("what was scored", tuple(facts))
     kinds = (
         ("likely mislabelled", doubts.mislabelled, "captions are outliers in loss for their length and in margin"),
-        ("never learned", doubts.never, "captions more are not nearest to their image at any checkpoint"),
-        ("forgotten", doubts.forgotten, "captions were nearest to their image earlier, and are not at the last step"),
+        ("never learned", doubts.never, "captions more have no margin above 0 at any checkpoint"),
+        ("forgotten", doubts.forgotten, "captions had a margin above 0 earlier, and have none at the last step"),
     )
     for title, rows, what in kinds:
         findings = [Finding(what, len(rows), tuple(_named(last, row) for row in rows[:_NAMED]))] if rows else []
