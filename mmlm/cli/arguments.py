@@ -125,9 +125,13 @@ class LintArguments:
     many tokens and how much padding to expect. Writes a page, and lists of the ids concerned.
 
     Of several sets, what the others share with the first one is told too: what training would have seen already.
+
+    With run=DIR in place of data, which captions of its training data are likely wrong, there twice, never learned or
+    forgotten, by loss and similarity under every checkpoint that the run has kept (train.keep_last): doubts.html,
+    doubts.parquet, and lists of ids for a source without them.
     """
 
-    data: str = "???"
+    data: str | None = None
     """A folder or file of images with captions, recognised as by mmlm.evaluate. [train:PATH,test:PATH] gives several,
     named; the first is the one that is trained on."""
     out: str = "lint"
@@ -141,6 +145,12 @@ class LintArguments:
     """Ids of the byte-pair tokenizer that is fitted to count tokens, as tokenizer.vocab_size."""
     alike: bool = True
     """Look for nearly equal images too: scaled, compressed or brightened copies, and some that only look so."""
+    run: str | None = None
+    """In place of data: a run folder, or a folder with runs below it, of which the newest is taken."""
+    device: str = "auto"
+    """With run: auto, cpu or cuda."""
+    plugins: list[str] = field(default_factory=list)
+    """With run: packages, besides mmlm, that the run may take parts from: naming one allows it to run code."""
 
 
 @dataclass

@@ -57,6 +57,13 @@ class _Set:
 
 def lint(arguments: LintArguments) -> int:
     """Prints what was found and writes the files; returns the exit status. Raises UserError."""
+    if arguments.data is None:
+        raise UserError(
+            "data: give data=PATH, images with captions, or run=DIR, a run whose captions are to be doubted"
+        )
+    for option, given in (("device", arguments.device != "auto"), ("plugins", bool(arguments.plugins))):
+        if given:
+            raise UserError(f"{option}: is for run=, and no model reads data=; leave it out")
     threads = (os.cpu_count() or 1) if arguments.threads is None else arguments.threads
     for name, value, least in (("threads", threads, 1), ("max_tokens", arguments.max_tokens, 3)):
         if value < least:

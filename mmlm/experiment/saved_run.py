@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import cast
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.checkpoints.checkpoint import best_checkpoint, latest_checkpoint, load_weights
-from mmlm.checkpoints.files import step_of
+from mmlm.checkpoints.files import folders, step_of
 from mmlm.checkpoints.weights import Weights, copy_weights, match_weights, read_weights
 from mmlm.core.errors import UserError
 from mmlm.core.views import EMBED, TextView, View
@@ -56,6 +56,14 @@ def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor
         raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
     weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
     return step_of(checkpoint), weights
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that a run still has, in the order of their steps. Raises UserError if there is none."""
+    found = sorted(folders(folder / CHECKPOINTS), key=step_of)
+    if not found:
+        raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
+    return found
 
 
 def model_weights(weights: Weights) -> dict[str, Tensor]:
@@ -267,6 +275,16 @@ def load_run(path: str, device: torch.device, plugins: Collection[str] = ()) -> 
     step, weights = trained_weights(folder, config)
     copy_weights(model.state_dict(), model_weights(weights), f"run: {folder}")
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer, learned_scale(config, weights))
+
+
+def load_checkpoint(run: TrainedRun, checkpoint: Path) -> TrainedRun:
+    """The run with the weights of another of its checkpoints, which take the place of those in its model.
+
+    They are the moving average if the run keeps one. Raises UserError.
+    """
+    weights = load_weights(checkpoint, "model" if run.config.train.ema_decay is None else "ema")
+    copy_weights(run.model.state_dict(), model_weights(weights), f"run: {checkpoint}")
+    return replace(run, step=step_of(checkpoint), scale=learned_scale(run.config, weights))
 
 
 def start_weights(start: InitSettings, plugins: Collection[str] = ()) -> tuple[Path, dict[str, Tensor]]:
