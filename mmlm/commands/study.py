@@ -12,8 +12,10 @@ from mmlm.cli.checked_config import compose_typed
 from mmlm.commands.study_costs import count, measure
 from mmlm.commands.study_report import write_report
 from mmlm.core.errors import STOPPED, UserError
+from mmlm.core.figure import family_of
 from mmlm.core.wording import did_you_mean
 from mmlm.evaluation.evaluate import evaluation_figures, evaluator_of
+from mmlm.evaluation.evaluators import Evaluator
 from mmlm.experiment.build import build_evaluators
 from mmlm.launch.slurm import Slurm
 from mmlm.record.environment import code_digest
@@ -76,9 +78,18 @@ def _check_metrics(study: Study, cells: Mapping[str, Cell]) -> None:
     """UserError for a metric that no cell's evaluators yield."""
     by_cell = [build_evaluators(cell.config) for cell in cells.values()]
     for metric in study.metrics:
-        if not any(evaluator_of(metric, evaluators) for evaluators in by_cell):
+        if not any(_yields(evaluators, metric) for evaluators in by_cell):
             names = dict.fromkeys(name for evaluators in by_cell for name in evaluation_figures(evaluators))
             raise UserError(f"metrics: no cell is scored by '{metric}'{did_you_mean(metric, list(names))}")
+
+
+def _yields(evaluators: Mapping[str, Evaluator], metric: str) -> bool:
+    """Whether one of the evaluators yields the score, as far as it declares what it yields."""
+    name = evaluator_of(metric, evaluators)
+    if name is None:
+        return False
+    figures = evaluation_figures({name: evaluators[name]})
+    return not figures or metric in figures or family_of(figures, metric) is not None
 
 
 def _unknown(cell: Cell) -> NoReturn:

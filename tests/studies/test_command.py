@@ -44,10 +44,11 @@ def test_a_mistake_is_one_line(command, write_study, runs, words, told):
     assert found.mistake.startswith(told)
 
 
-def test_a_metric_that_nobody_yields_is_refused(command, write_study, runs):
-    file = write_study(metrics=["image_to_text/R@2"])
-    told = command(study, str(file), "plan", f"runs={runs}").mistake
-    assert told.startswith("metrics: no cell is scored by 'image_to_text/R@2'; did you mean 'image_to_text/R@")
+@pytest.mark.parametrize("metric", ["image_to_text/R@2", "captioning/CIDEr"])
+def test_a_metric_that_nobody_yields_is_refused(command, write_study, runs, metric):
+    """Though an evaluator of that prefix is there."""
+    told = command(study, str(write_study(metrics=[metric])), "plan", f"runs={runs}").mistake
+    assert told.startswith(f"metrics: no cell is scored by '{metric}'; did you mean '{metric[:-1]}")
 
 
 def test_a_plan(command, write_study, runs, monkeypatch):
