@@ -22,7 +22,8 @@ _HEAD = (
 )
 NOTES = (
     "Difference to the baseline, paired by seed and item; shares in points (per cent).",
-    "*These items*: for other seeds on this split. *Other items*: for another split of this kind too.",
+    "*These items*: for other seeds on this split. *Other items*: for another split of this kind too; a dash where the "
+    "runs have no values of items.",
     "p: exact sign flips over seeds, of the largest contrast (max-T) among those of the table.",
     "*Can find*: the smallest true difference that so many seeds find in four of five cases, on these items.",
     "*Correlation* of the two cells over seeds, and how many seeds of unpaired cells one paired seed is *worth*.",
@@ -41,28 +42,30 @@ def contrast_tables(compared: Sequence[Compared], no_verdict: str | None = None)
             yield f"| {' | '.join(_HEAD)} |"
             yield f"| --- |{' --: |' * (len(_HEAD) - 2)} --- |"
             for contrast in one.contrasts:
-                words = row(contrast, one.figure)
+                words = row(contrast, one)
                 yield f"| {' | '.join(words if no_verdict is None else [*words[:-1], 'none: tuned unequally'])} |"
             yield ""
     if any(one.lacking is None for one in compared):
         yield from (f"- {note}" for note in NOTES)
 
 
-def row(contrast: Contrast, figure: Figure) -> list[str]:
+def row(contrast: Contrast, compared: Compared) -> list[str]:
     """The cells of the row of a contrast."""
-    tested = contrast.no_test is None
-    pairs = contrast.pairs
+    tested, figure, pairs = contrast.no_test is None, compared.figure, contrast.pairs
+    verdict = contrast.verdict(figure.higher_is_better is not False)
+    if not compared.by_item and contrast.significant_beyond:
+        verdict += " on these items"
     return [
         contrast.second,
         number(contrast.difference, figure, signed=True),
         interval(contrast.on_items, figure),
-        interval(contrast.beyond, figure),
+        interval(contrast.beyond, figure) if compared.by_item else "-",
         p_value(contrast.adjusted) if tested else "-",
-        p_value(contrast.adjusted_beyond) if tested else "-",
+        p_value(contrast.adjusted_beyond) if tested and compared.by_item else "-",
         "-" if contrast.detectable is None else number(contrast.detectable, figure),
         "-" if pairs.correlation is None else f"{pairs.correlation:.2f}",
         "-" if pairs.gain is None else f"{pairs.gain:.1f}",
-        contrast.verdict(figure.higher_is_better is not False),
+        verdict,
     ]
 
 
@@ -73,8 +76,8 @@ def latex_table(name: str, compared: Sequence[Compared]) -> str:
     heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_latex(f'{one.split}: {one.name}')}}}" for one in shown)
     lines = [
         f"% The study {name}. Mean and standard deviation over seeds; difference to the first row with its 95%",
-        "% interval over seeds and items. One asterisk: p of at most 5% among all contrasts of the score; two: on",
-        "% other items too.",
+        "% interval over seeds and items (over seeds, of a score without items). One asterisk: p of at most 5% among all",
+        "% contrasts of the score; two: on other items too.",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         rf"cell & {heads} \\",
@@ -89,7 +92,7 @@ def latex_table(name: str, compared: Sequence[Compared]) -> str:
             words.append(
                 "" if mean is None else rf"${number(mean.mean, one.figure)} \pm {number(mean.deviation, one.figure)}$"
             )
-            words.append("" if contrast is None else _latex_difference(contrast, one.figure))
+            words.append("" if contrast is None else _latex_difference(contrast, one))
         lines.append(" & ".join(words) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -99,8 +102,10 @@ def _ordered(one: Compared) -> list[str]:
     return [*dict.fromkeys(contrast.first for contrast in one.contrasts), *(c.second for c in one.contrasts)]
 
 
-def _latex_difference(contrast: Contrast, figure: Figure) -> str:
-    stars = "**" if contrast.significant_beyond else "*" if contrast.significant else ""
+def _latex_difference(contrast: Contrast, compared: Compared) -> str:
+    figure = compared.figure
+    beyond = contrast.significant_beyond and compared.by_item
+    stars = "**" if beyond else "*" if contrast.significant else ""
     low, high = (number(end, figure, signed=True) for end in (contrast.beyond.low, contrast.beyond.high))
     power = f"^{{{stars}}}" if stars else ""
     return f"${number(contrast.difference, figure, signed=True)}{power}$ $[{low}, {high}]$"

@@ -33,6 +33,8 @@ class Compared:
     """Of each cell, the baseline's value taken away."""
     lacking: str | None = None
     """Why there is no contrast."""
+    by_item: bool = True
+    """False for a score that is known as a whole only: nothing is said of other items then."""
 
 
 def compare_with(score: ScoreArrays, baseline: str) -> Compared:
@@ -44,13 +46,16 @@ def compare_with(score: ScoreArrays, baseline: str) -> Compared:
     lacking = _lacking(score, baseline, cells, seeds)
     if lacking is not None:
         return Compared(score.split, score.name, score.figure, seeds, {}, (), lacking)
-    assert score.by_item is not None, "a score without items lacks contrasts"
-    assert score.concept is not None, "it has concepts where it has items"
-    of_cell = {cell: score.by_item[row][whole] for cell, row in zip(cells, at, strict=True)}
+    by_item, concept = score.by_item, score.concept
+    if by_item is None or concept is None:
+        # Two items that are both the whole score vary as the score does from seed to seed, and not at all by item.
+        by_item, concept = np.repeat(score.values[..., None], 2, axis=2), np.arange(2)
+    of_cell = {cell: by_item[row][whole] for cell, row in zip(cells, at, strict=True)}
     pairs = [(baseline, cell) for cell in cells if cell != baseline]
-    means = {cell: cell_mean(values, score.concept) for cell, values in of_cell.items()}
-    contrasts = compare_cells(of_cell, score.concept, pairs)
-    return Compared(score.split, score.name, score.figure, seeds, means, contrasts)
+    means = {cell: cell_mean(values, concept) for cell, values in of_cell.items()}
+    contrasts = compare_cells(of_cell, concept, pairs)
+    has_items = score.by_item is not None
+    return Compared(score.split, score.name, score.figure, seeds, means, contrasts, by_item=has_items)
 
 
 def _lacking(score: ScoreArrays, baseline: str, cells: Sequence[str], seeds: Sequence[int]) -> str | None:
@@ -59,10 +64,8 @@ def _lacking(score: ScoreArrays, baseline: str, cells: Sequence[str], seeds: Seq
         return f"no run of the baseline {baseline} is done"
     if len(cells) < 2:
         return f"no run of another cell than {baseline} is done"
-    if score.by_item is None or score.concept is None:
-        return "it is no mean over items, or the runs were scored on different ones"
     if len(seeds) < _FEWEST:
         return f"{len(seeds)} seeds are done in every cell, and an interval takes {_FEWEST}"
-    if len(np.unique(score.concept)) < _FEWEST:
+    if score.concept is not None and len(np.unique(score.concept)) < _FEWEST:
         return "all of its items are of one concept"
     return None

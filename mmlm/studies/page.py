@@ -110,8 +110,9 @@ def _value(one: ScoreArrays, compared: Compared, place: int) -> str:
     contrast = next((c for c in compared.contrasts if c.second == cell), None)
     told = ""
     if contrast is not None:
-        _, difference, _, beyond, p, *_ = row(contrast, one.figure)
-        told = f"<small>{difference} {beyond}</small><small>p {p}</small>"
+        _, difference, here, beyond, p, *_ = row(contrast, compared)
+        ends = beyond if compared.by_item else here
+        told = f"<small>{difference} {ends}</small><small>p {p}</small>"
     best = ' class="best"' if cell in best_cells(one) else ""
     return f"<td{best}>{mean}{deviation}{told}</td>"
 
@@ -138,7 +139,7 @@ def _differences(one: Compared, baseline: str) -> str:
     title = f"<h3>{escape(one.split)}: {escape(one.name)}</h3>"
     if one.lacking is not None:
         return f'{title}<p class="note">No contrast: {escape(one.lacking)}.</p>'
-    ends = "Thick: for other seeds on these items. Thin: for other items too."
+    ends = "Thick: for other seeds on these items. Thin: for other items too." if one.by_item else "For other seeds."
     told = f"Less {baseline}, over {len(one.seeds)} seeds. {ends}"
     reason = one.contrasts[0].no_test
     tested = "" if reason is None else f'<p class="note">{escape(reason)}</p>'

@@ -40,7 +40,6 @@ def columns(rows) -> tuple[list, list]:
 @pytest.mark.parametrize(
     ("changes", "name", "told"),
     [
-        ({}, "loss", "it is no mean over items"),
         ({"seeds": (0,)}, "R@1", "1 seeds are done in every cell, and an interval takes 2"),
         ({"cells": ("mlp",)}, "R@1", "no run of another cell than mlp is done"),
     ],
@@ -51,6 +50,19 @@ def test_why_there_is_no_contrast(changes, name, told):
     assert told in compared.lacking
     assert compared.contrasts == ()
     assert f"no contrast, since {compared.lacking}." in "\n".join(contrast_tables([compared]))
+
+
+def test_a_score_without_items_is_compared_over_seeds_alone():
+    record, rows = study(BETTER)
+    compared = compare_with(score_arrays(record, rows, "val", "loss"), "mlp")
+    (contrast,) = compared.contrasts
+    # The loss of the second cell is higher by 1 in every seed, so nothing varies.
+    assert contrast.difference == pytest.approx(1.0)
+    assert (contrast.on_items.low, contrast.on_items.high) == pytest.approx((1.0, 1.0))
+    assert contrast.adjusted == pytest.approx(2 / 2**8)
+    text = "\n".join(contrast_tables([compared]))
+    assert "| pooler | +1.000 | [+1.000, +1.000] | - | 0.008 | - |" in text
+    assert "| worse on these items |" in text
 
 
 def test_a_study_without_its_baseline():
@@ -67,11 +79,11 @@ def test_tables_in_markdown_and_latex():
     assert f"| pooler | {100 * contrast.difference:+.1f} | [" in text
     assert f"| {p_value(contrast.adjusted)} | {p_value(contrast.adjusted_beyond)} |" in text
     assert text.count("better |") == 1
+    assert text.count("worse on these items |") == 1
     latex = latex_table(record.name, compared)
     assert rf"pooler & ${100 * compared[0].means['pooler'].mean:.1f} \pm" in latex
     assert latex.count(r"\\") == 3
-    assert latex.count("R@1") == 1
-    assert "loss" not in latex, "a score without contrasts is in no table of contrasts"
+    assert latex.count("R@1") == latex.count("loss") == 1
     three, rows = study(BETTER, seeds=(0, 1, 2))
     few = "\n".join(contrast_tables([compare_with(score_arrays(three, rows, "val", "R@1"), "mlp")]))
     assert "| - | - |" in few
