@@ -20,8 +20,9 @@ from mmlm.data.stored import Place
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.unreadable import Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
-from mmlm.evaluation.evaluators import CaptionQuality, Evaluator
+from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.generation.settings import GenerationSettings
+from mmlm.evaluation.written_captions import Captioning
 from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
 from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
@@ -105,11 +106,10 @@ def _decoding(evaluators: Mapping[str, Evaluator], decoding: GenerationSettings)
     """The evaluators, those of captions with the ``decoding`` that was asked for. Raises UserError."""
     if decoding == GenerationSettings():
         return evaluators
-    if not any(isinstance(one, CaptionQuality) for one in evaluators.values()):
+    if not any(isinstance(one, Captioning) for one in evaluators.values()):
         raise UserError("decoding: none of the evaluators scores written captions; set evaluators=captioning")
     return {
-        name: CaptionQuality(one.language, decoding) if isinstance(one, CaptionQuality) else one
-        for name, one in evaluators.items()
+        name: one.with_decoding(decoding) if isinstance(one, Captioning) else one for name, one in evaluators.items()
     }
 
 

@@ -25,13 +25,14 @@ from mmlm.core.precision import Precision
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.evaluation.evaluators import Evaluator, shown_decoding
+from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.per_item import Itemised, table_of, write_items
 from mmlm.evaluation.protocol import protocol_of, with_hash
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
+from mmlm.evaluation.written_captions import shown_decoding
 from mmlm.model.model import ImageTextModel
 from mmlm.record.folder import ITEMS, PER_ITEM, SAMPLES, SCORES
 from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded

@@ -60,6 +60,7 @@ ELSEWHERE = {
         "objective=coca_sigmoid",
         "objective=coca_cappa",
         "evaluators=captioning",
+        "evaluators=clip_score",
         "evaluators=scenes",
         "objective=captioning",
     ),
