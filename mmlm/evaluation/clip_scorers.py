@@ -132,7 +132,10 @@ class OpenClip:
         tokenizer = open_clip.get_tokenizer(self.name)
 
         def images_of(item: EncodedBatch) -> Tensor:
-            return model.encode_image(self._resized(item.batch.images, model)).float()
+            images = item.batch.images
+            # Many models fail on no images: a black one stands in for a batch of texts alone.
+            some = images if len(images) else images.new_zeros(1, 3, 2, 2)
+            return model.encode_image(self._resized(some, model))[: len(images)].float()
 
         def embedded(part: Sequence[str]) -> Tensor:
             return model.encode_text(tokenizer(list(part)).to(device)).float()
@@ -160,8 +163,6 @@ class OpenClip:
         mean, deviation = (
             torch.tensor(one, device=images.device)[:, None, None] for one in PIXELS[self._normalised_by]
         )
-        if not len(images):
-            return torch.zeros(0, 3, height, width, device=images.device)
         whole = images.float() / 255
         if images.shape[-2:] != (height, width):
             whole = F.interpolate(whole, (height, width), mode="bicubic", antialias=True).clamp(0, 1)

@@ -9,14 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from mmlm.check.ranks import Ranks
 from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.evaluation.clip_score import ClipScore, cosines, harmonic_mean
 from mmlm.evaluation.clip_scorers import PIXELS, OpenClip
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.image_use import shuffled_images
+from mmlm.evaluation.split import encode_split
 from mmlm.evaluation.written_captions import generate_captions
 from mmlm.experiment.parts import build_part
+from tests.evaluation.hand_made import MOST_TOKENS, ExampleList, evaluation_batches, fitted_tokenizer, small_model
 
 TEXTS = [("a cat",), ("a dog in the rain", "a wet dog"), (), ("two birds", "birds", "a bird")]
 SHORT = GenerationSettings(max_tokens=6)
@@ -165,3 +168,20 @@ def test_a_config_names_the_model_of_open_clip(tiny):
     node["scorer"]["weights"] = "nothing"
     with pytest.raises(UserError, match=r"evaluators\.clip_score\.scorer\.weights: nothing: there is no such file"):
         build_part(node, "evaluators.clip_score", {"language": None})
+
+
+def scored_by_a_rank(file: str) -> dict[str, float]:
+    """What a rank does: its share of five batches. The process is its own, and so is its list of models."""
+    open_clip.factory._MODEL_CONFIGS["tiny"] = TINY
+    tokenizer = fitted_tokenizer(examples())
+    batches = evaluation_batches(ExampleList(examples()), tokenizer, 1)
+    split = encode_split("a", small_model(tokenizer), tokenizer, batches, torch.device("cpu"), MOST_TOKENS)
+    return dict(ClipScore(decoding=SHORT, scorer=OpenClip("tiny", file))(split))
+
+
+@pytest.mark.slow
+def test_ranks_share_what_a_model_of_open_clip_embeds(tiny):
+    file, _ = tiny
+    with Ranks() as ranks:
+        first, second = ranks.run(2, scored_by_a_rank, file)
+    assert first == second == scored_by_a_rank(file)
