@@ -38,6 +38,7 @@ NOT_HERE = {
     "data=parquet": "is tried by tests/test_bring_your_own.py",
     "data=photos": "is tried by tests/cli/test_fine_tune.py, or below",
     "teacher.run=DIR": "has to be trained first",
+    "evaluators=chair": "reads two files: tests/evaluation/test_chair.py",
     "plugins=[mean_bridge]": "is tried by a test of its own",
     "logger=trackio": "needs a package that is not among the development tools",
     "-m": "is several commands",

@@ -154,6 +154,17 @@ def test_captions_are_decoded_as_the_command_says(trained, command):
     assert rules["captioning"]["decoding"] == "beams=2"
 
 
+def test_copies_are_looked_for_in_the_data_that_the_run_was_trained_on(trained, command, monkeypatch, shapes):
+    monkeypatch.chdir(shapes.parent)
+    folder = trained(f"data.train.folder={shapes.name}")
+    monkeypatch.chdir(shapes)  # from where the relative path leads nowhere
+    outcome = command(evaluate, f"run={folder}", "evaluators=copied")
+    assert (outcome.status, outcome.err) == (0, "")
+    scores = json.loads((folder / "scores.json").read_text())["splits"]["validation"]
+    assert scores["copied/training_captions"] > 1
+    assert scores["copied/true"] == 1  # a tiny run is validated on the images that it is trained on
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

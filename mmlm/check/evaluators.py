@@ -22,6 +22,7 @@ from mmlm.data.transforms import Transform
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.requires import Requires, SplitTexts, required_by
 from mmlm.evaluation.split import EncodedSplit, encode_split
+from mmlm.evaluation.training_captions import TrainingCaptions
 from mmlm.experiment.build import build_evaluators, build_model
 from mmlm.experiment.config import Config
 
@@ -70,7 +71,8 @@ def encoded(config: Config, batch_size: int, source: _Examples | None = None) ->
     stir(cast(nn.Module, model).double().eval())
     transform = Transform(config.data.image_size, None)
     batches = EvaluationBatches(source, tokenizer, transform, batch_size, MOST_TOKENS)
-    return encode_split("tiny", model, tokenizer, batches, torch.device("cpu"), MOST_TOKENS)
+    split = encode_split("tiny", model, tokenizer, batches, torch.device("cpu"), MOST_TOKENS)
+    return replace(split, trained_on=TrainingCaptions(examples().captions))
 
 
 def build(config: Config, name: str) -> Evaluator:

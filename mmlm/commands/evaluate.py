@@ -10,6 +10,7 @@ from mmlm.cli.arguments import EvaluateArguments
 from mmlm.cli.hydra_config import evaluators_of
 from mmlm.cli.named_paths import named_paths
 from mmlm.cli.runs import chosen_run
+from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, declared, in_order, without_helpers
 from mmlm.core.wording import cut
@@ -20,9 +21,11 @@ from mmlm.data.stored import Place
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.unreadable import Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
-from mmlm.evaluation.evaluators import CaptionQuality, Evaluator
+from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.generation.settings import GenerationSettings
-from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
+from mmlm.evaluation.training_captions import TrainingCaptions
+from mmlm.evaluation.written_captions import Captioning
+from mmlm.experiment.build import build_evaluators, build_source, build_splits, class_captions, evaluation_batches
 from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
 from mmlm.experiment.config_file import config_text, parse_config
@@ -77,6 +80,7 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
                 tick=activity.update,
                 without=without,
                 tell=console.line,
+                trained_on=TrainingCaptions(lambda: _training_captions(config, folder)),
             )
             scores = evaluation.write(folder, run.step, splits, config.samples, config.data.language, described)
     console.line(f"{run.folder} at step {run.step}, scored in {evaluation.precision}")
@@ -92,6 +96,16 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     return 0
 
 
+def _training_captions(config: Config, folder: Path) -> Iterator[Caption]:
+    """Yields every caption that the run in ``folder`` was trained on. Raises UserError for data that are not there.
+
+    Until the last one, the working folder is the one in which the run was trained.
+    """
+    place = working_folder_of_run(folder)
+    with contextlib.nullcontext() if place is None else contextlib.chdir(place):
+        yield from build_source(config, config.data.train, "data.train").captions()
+
+
 def _with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
     """The run's config with the evaluators that the command asks for. Raises UserError."""
     if arguments.evaluators is None:
@@ -105,11 +119,10 @@ def _decoding(evaluators: Mapping[str, Evaluator], decoding: GenerationSettings)
     """The evaluators, those of captions with the ``decoding`` that was asked for. Raises UserError."""
     if decoding == GenerationSettings():
         return evaluators
-    if not any(isinstance(one, CaptionQuality) for one in evaluators.values()):
+    if not any(isinstance(one, Captioning) for one in evaluators.values()):
         raise UserError("decoding: none of the evaluators scores written captions; set evaluators=captioning")
     return {
-        name: CaptionQuality(one.language, decoding) if isinstance(one, CaptionQuality) else one
-        for name, one in evaluators.items()
+        name: one.with_decoding(decoding) if isinstance(one, Captioning) else one for name, one in evaluators.items()
     }
 
 

@@ -25,13 +25,15 @@ from mmlm.core.precision import Precision
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.evaluation.evaluators import Evaluator, shown_decoding
+from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.per_item import Itemised, table_of, write_items
 from mmlm.evaluation.protocol import protocol_of, with_hash
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples
 from mmlm.evaluation.split import EncodedSplit, encode_split, no_tick
+from mmlm.evaluation.training_captions import TrainingCaptions
+from mmlm.evaluation.written_captions import shown_decoding
 from mmlm.model.model import ImageTextModel
 from mmlm.record.folder import ITEMS, PER_ITEM, SAMPLES, SCORES
 from mmlm.record.manifest import DamagedFileError, read_recorded, write_recorded
@@ -93,6 +95,8 @@ class Evaluation:
     """Tells the user, on every rank, of what could not be scored, or was damaged."""
     precision: str | None = None
     """The name of the precision that ``computing`` means, which is written beside the scores; None: unknown."""
+    trained_on: TrainingCaptions | None = None
+    """The captions that the model was trained on; None: unknown."""
 
     @classmethod
     def of(
@@ -105,18 +109,31 @@ class Evaluation:
         tick: Callable[[str], None] = no_tick,
         without: Mapping[str, Collection[str]] = MappingProxyType({}),
         tell: Callable[[str], None] = no_tick,
+        trained_on: TrainingCaptions | None = None,
     ) -> "Evaluation":
         """The evaluation of an experiment or a run, in ``precision`` on ``device``."""
         context = functools.partial(computing, device, precision)
         name = resolved(precision, device).name
-        return cls(trained.model, trained.tokenizer, evaluators, max_tokens, device, context, tick, without, tell, name)
+        return cls(
+            trained.model,
+            trained.tokenizer,
+            evaluators,
+            max_tokens,
+            device,
+            context,
+            tick,
+            without,
+            tell,
+            name,
+            trained_on,
+        )
 
     def encode(self, name: str, batches: EvaluationBatches) -> EncodedSplit:
         """The split ``name``, encoded for all evaluators; sets ``batches.corrupt`` to the images that were left out."""
         with self.computing():
             split = encode_split(name, self.model, self.tokenizer, batches, self.device, self.max_tokens, self.tick)
         batches.corrupt = split.corrupt
-        return replace(split, source=batches.origin)
+        return replace(split, source=batches.origin, trained_on=self.trained_on)
 
     def scores(self, split: EncodedSplit) -> dict[str, float]:
         """The values of one split by ``evaluator/name``; retrieval's names have no prefix (``image_to_text/R@1``).

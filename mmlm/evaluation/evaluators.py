@@ -1,20 +1,17 @@
 """Evaluators: each takes an encoded split and yields ``(name, value)``."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import chain
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
-from mmlm.core.errors import ArgumentError, UserError
+from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure
 from mmlm.evaluation import caption_scores, caption_style, image_use
 from mmlm.evaluation.caption_intervals import with_intervals
 from mmlm.evaluation.caption_words import TOKENISATION
-from mmlm.evaluation.generation.captions import write_captions
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.image_use import image_use_gap, shuffled_images
 from mmlm.evaluation.per_item import ItemValues
@@ -22,10 +19,8 @@ from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.retrieval import TIES, figures_of, retrieval_items, retrieval_values
 from mmlm.evaluation.retrieval import Protocol as RetrievalProtocol
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
+from mmlm.evaluation.written_captions import scored_decoding, written_captions
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
-
-GREEDY = GenerationSettings()
-"""The decoding of scores for which nothing else is set."""
 
 
 @runtime_checkable
@@ -116,14 +111,7 @@ class CaptionQuality:
     figures: Mapping[str, Figure] = caption_scores.FIGURES | caption_style.FIGURES
 
     def __init__(self, language: str | None = None, decoding: GenerationSettings | None = None) -> None:
-        self.decoding = GREEDY if decoding is None else decoding
-        if self.decoding.n > 1:
-            raise ArgumentError(f"decoding.n: {self.decoding.n} must be 1: one caption of each image is scored")
-        if self.decoding.language not in (None, language):
-            raise ArgumentError(
-                f"decoding.language: '{self.decoding.language}' is not the language that captions are scored in, "
-                f"{'any' if language is None else repr(language)}; leave it out"
-            )
+        self.decoding = scored_decoding(decoding, language)
         self.language = language
         self.requires = Requires(language, own_texts=True)
         self.rules: Mapping[str, str] = {
@@ -137,26 +125,20 @@ class CaptionQuality:
 
         Raises UserError without one.
         """
-        rows, candidates, references = self._written(split)
-        yield from with_intervals(candidates, references, split.image_concept.cpu()[rows])
+        found = written_captions(split, self.language, self.decoding)
+        yield from with_intervals(found.captions, found.references, found.concept)
 
     def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
         """Yields the scores that are means over captions, with the captions."""
-        rows, candidates, references = self._written(split)
-        ids, concept = [split.image_ids[row] for row in rows], split.image_concept.cpu()[rows]
-        scores = caption_scores.score_captions(candidates, references)
+        found = written_captions(split, self.language, self.decoding)
+        scores = caption_scores.score_captions(found.captions, found.references)
         for name, of_items in (("exact", scores.exact), ("CIDEr-D", scores.cider_d), ("ROUGE-L", scores.rouge_l)):
-            yield ItemValues(name, ids, concept, torch.tensor(of_items.per_example, dtype=torch.float64), candidates)
+            values = torch.tensor(of_items.per_example, dtype=torch.float64)
+            yield ItemValues(name, found.ids, found.concept, values, found.captions)
 
-    def _written(self, split: EncodedSplit) -> tuple[list[int], list[str], list[list[str]]]:
-        """The rows of the images that have a reference in the language, with their captions and references."""
-        generated = generate_captions(split, self.language, self.decoding)
-        truths = [[text.text for text in texts if self.language in (None, text.language)] for texts in split.references]
-        rows = [row for row, texts in enumerate(truths) if texts]
-        if not rows:
-            which = "" if self.language is None else f" in '{self.language}'"
-            raise UserError(f"no image of the split '{split.name}' has a caption{which}")
-        return rows, [generated[row] for row in rows], [truths[row] for row in rows]
+    def with_decoding(self, decoding: GenerationSettings) -> Self:
+        """The scores of captions that are written otherwise."""
+        return type(self)(self.language, decoding)
 
 
 class ImageUse:
@@ -185,32 +167,6 @@ class ImageUse:
         if len(concept.unique()) < 2:
             raise UserError(f"the captions of the split '{split.name}' are not of two concepts of images at least")
         yield from image_use_gap(own[paired], other[paired], concept, seed=self.seed).items()
-
-
-@torch.no_grad()
-def generate_captions(split: EncodedSplit, language: str | None, decoding: GenerationSettings = GREEDY) -> list[str]:
-    """The best caption of every image of the split, in order. All ranks call it, and get the same captions.
-
-    They are written once for each language and decoding, and kept: scores, samples and items of a split are about the
-    same captions.
-    """
-    known = (language, decoding.in_words)
-    if known in split.written:
-        return split.written[known]
-    settings = replace(decoding, language=language)
-
-    def of_batch(item: EncodedBatch) -> list[str]:
-        keys = item.batch.image_key
-        written = write_captions(split.model, split.tokenizer, item.features, settings, keys, split.max_tokens)
-        return [of_image[0].text for of_image in written]
-
-    split.written[known] = list(chain.from_iterable(split.over_batches(of_batch)))
-    return split.written[known]
-
-
-def shown_decoding(evaluators: Mapping[str, object]) -> GenerationSettings:
-    """How the captions are written that samples and items show: as those that are scored, or else greedily."""
-    return next((one.decoding for one in evaluators.values() if isinstance(one, CaptionQuality)), GREEDY)
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from mmlm.core.wording import cut
 from mmlm.evaluation.caption_metrics import cider_d
 from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.caption_words import caption_words
-from mmlm.evaluation.evaluators import GREEDY, generate_captions
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.retrieval import score_retrieval
 from mmlm.evaluation.split import EncodedSplit
+from mmlm.evaluation.written_captions import GREEDY, generate_captions
 
 MOST_ITEMS = 5000
 """Images and texts of a split that are written down, evenly spaced: about 0.6 MB."""

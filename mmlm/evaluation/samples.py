@@ -11,11 +11,11 @@ from torch import Tensor
 from mmlm.core.batch import Caption
 from mmlm.evaluation.attention import attention_of_words
 from mmlm.evaluation.caption_scores import is_exact
-from mmlm.evaluation.evaluators import GREEDY, generate_captions
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.items import SplitRanks, spaced
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedSplit
+from mmlm.evaluation.written_captions import GREEDY, generate_captions
 
 NEIGHBOURS = 5
 """Nearest captions of an image, and nearest images of a caption, that are shown."""

@@ -27,6 +27,7 @@ from mmlm.data.tokenizer import Tokenizer
 from mmlm.evaluation.gallery import Gallery
 from mmlm.evaluation.pairs import merge_equal_captions, positive_pairs
 from mmlm.evaluation.texts import Concept, concepts_of, embed_texts
+from mmlm.evaluation.training_captions import TrainingCaptions
 from mmlm.model.model import ImageFeatures, ImageTextModel
 
 Result = TypeVar("Result")
@@ -98,6 +99,8 @@ class EncodedSplit:
     source: Source | None = None
     """Where the examples are from, for evaluators that ask what is known of them besides their captions; None:
     unknown."""
+    trained_on: TrainingCaptions | None = None
+    """The captions that the model was trained on, for evaluators that compare with them; None: unknown."""
     written: dict[tuple[str | None, str], list[str]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )

@@ -1,6 +1,6 @@
 """Texts of an evaluator's own, embedded as the captions of a split are; and the texts that are known of a concept."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,14 @@ def embed_texts(
         batch = collate(prepared, encode, tokenizer.pad_id, max_tokens, DEFAULT_BUCKET).to(device)
         return model.encode_text(batch.tokens, batch.lengths)
 
+    return in_parts(texts, embedded, device)
+
+
+def in_parts(texts: Sequence[str], embedded: Callable[[Sequence[str]], Tensor], device: torch.device) -> Tensor:
+    """float[n, E] on ``device``: what ``embedded`` makes of texts, one at least. Ranks share the work.
+
+    All ranks call it with the same texts, and get every row.
+    """
     starts = range(0, len(texts), TEXTS_AT_ONCE)
 
     def own() -> dict[int, Tensor]:

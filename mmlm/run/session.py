@@ -25,6 +25,7 @@ from mmlm.core.stop import StopAsked, StopRequest, ignore_stop_signals, stop_req
 from mmlm.data.loader import TrainLoader
 from mmlm.data.unreadable import BadLimits, Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
+from mmlm.evaluation.training_captions import TrainingCaptions
 from mmlm.experiment.build import build_loggers
 from mmlm.experiment.config import Config, Resume
 from mmlm.experiment.config_file import config_values
@@ -172,6 +173,7 @@ class Session:
             tick=tick,
             without=experiment.findings.without,
             tell=self.console.line,
+            trained_on=TrainingCaptions(experiment.train_source.captions),
         )
 
     def _record(self, costs: TrainingCosts) -> None:

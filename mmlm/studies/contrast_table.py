@@ -76,7 +76,7 @@ def latex_table(name: str, compared: Sequence[Compared]) -> str:
     heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{_latex(f'{one.split}: {one.name}')}}}" for one in shown)
     lines = [
         f"% The study {name}. Mean and standard deviation over seeds; difference to the first row with its 95%",
-        "% interval over seeds and items (over seeds, of a score without items). One asterisk: p of at most 5% among all",
+        "% interval over seeds and items (over seeds alone without items). One asterisk: p of at most 5% among all",
         "% contrasts of the score; two: on other items too.",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",

@@ -35,6 +35,7 @@ LEFT_OUT = {
     ("text_encoder", "minilm"): "is the class and the architecture of bert_tiny, of a size that takes minutes",
     ("tokenizer", "hugging_face"): "needs a name, and is downloaded",
     ("evaluators", "by_language"): "is the standard ones and tests/evaluation/test_by_language.py: half a minute",
+    ("evaluators", "chair"): "needs COCO's instances of its images: tests/evaluation/test_chair.py",
     ("evaluators", "dense_alignment"): "needs data with masks: tests/evaluation/test_dense_alignment.py",
     ("evaluators", "scenes"): "is options that are checked",
     ("tokenizer", "siglip"): "is downloaded; tests/pretrained/test_towers.py has one of its kind",

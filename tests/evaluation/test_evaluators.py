@@ -16,14 +16,13 @@ from mmlm.evaluation.evaluators import (
     ImageUse,
     Retrieval,
     caption_losses,
-    generate_captions,
     per_caption_mean,
-    shown_decoding,
 )
 from mmlm.evaluation.gallery import Gallery
 from mmlm.evaluation.generation.captions import write_captions
 from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.split import EncodedSplit
+from mmlm.evaluation.written_captions import generate_captions, shown_decoding
 from mmlm.evaluation.zero_shot import ZeroShot
 
 TEXTS = [("a cat",), ("a very long caption of a dog in the rain",), ("two birds", "birds"), ("a fish",)]

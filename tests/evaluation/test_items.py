@@ -8,10 +8,10 @@ import torch
 from mmlm.core.batch import Caption, Example
 from mmlm.data.attributes import MOST_FOLDERS, attributes_of
 from mmlm.data.emoji import Emoji
-from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.samples import extreme_rows
 from mmlm.evaluation.split import EncodedSplit
+from mmlm.evaluation.written_captions import generate_captions
 from tests.evaluation.hand_made import ExampleList
 
 TEXTS = (("a red cat", "eine Katze"), ("a dog on a mat",), ("a bird",), (), ("a red cat",))

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from mmlm.core.batch import Caption, Example
-from mmlm.evaluation.evaluators import generate_captions
 from mmlm.evaluation.items import spaced, split_ranks
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.samples import collect_samples, data_uri
+from mmlm.evaluation.written_captions import generate_captions
 
 TEXTS = ("a red square", "a green circle", "un café très grand", "日本 の 旗")
 
