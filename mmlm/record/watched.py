@@ -41,8 +41,8 @@ def read_watched(file: Path) -> list[WatchedRow]:
         try:
             row = json.loads(line)
             values = {str(name): number_of(value) for name, value in row["values"].items()}
-            texts = [str(row[name]) for name in ("checkpoint", "by", "precision")]
-            rows.append(WatchedRow(int(row["step"]), *texts, values))
+            checkpoint, by, precision = (str(row[name]) for name in ("checkpoint", "by", "precision"))
+            rows.append(WatchedRow(int(row["step"]), checkpoint, by, precision, values))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{file}, line {number}: not a row of watched scores; delete that line") from None
     return rows
