@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.intervals import share_interval
+from mmlm.core.wording import cut
 from mmlm.evaluation.macro_scores import given_classes, macro_scores
 from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
@@ -21,6 +23,9 @@ PLACE = "{}"
 """The place of a concept's text in a template."""
 _IMAGES_AT_ONCE = 1024
 """Images that are compared with all classes at once."""
+
+_SHOWN = 60
+"""Characters of a template that a message shows."""
 
 GROUP = FigureGroup("Zero-shot classification", "Is the image nearest to the texts of its own concept?")
 
@@ -52,9 +57,10 @@ class ZeroShot:
     Args:
         templates: prompts with ``{}`` once; ``{}`` alone is the text itself.
         language: the language of the prompts, and the only one whose texts name a concept; None takes all texts.
+        templates_file: a text file with a template a line, in place of ``templates``.
 
     Raises:
-        ArgumentError: no template, or one without the place of the text.
+        ArgumentError: no template, or one without the place of the text; a file that cannot be read; both are given.
     """
 
     needs_decoder = False
@@ -97,7 +103,13 @@ class ZeroShot:
         "f1": _macro("f1", "harmonic mean of precision and recall (recall alone is the mean over classes)"),
     }
 
-    def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
+    def __init__(
+        self, templates: Sequence[str] = (PLACE,), language: str | None = None, templates_file: str | None = None
+    ) -> None:
+        if templates_file is not None:
+            if tuple(templates) != (PLACE,):
+                raise ArgumentError(f"templates_file: {templates_file} is set beside templates; leave one of them out")
+            templates = read_templates(Path(templates_file))
         check_templates(templates)
         self.templates, self.language = tuple(templates), language
         self.rules: Mapping[str, str] = {
@@ -187,6 +199,29 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         if template.count(PLACE) != 1:
             raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
+
+
+def read_templates(file: Path) -> tuple[str, ...]:
+    """The templates of a UTF-8 text file, one a line; blank lines are passed over.
+
+    Raises ArgumentError, which names the line of a template that is wrong.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ArgumentError(f"templates_file: {file} cannot be read ({error.strerror}); give a text file") from None
+    except UnicodeDecodeError:
+        raise ArgumentError(f"templates_file: {file} is no UTF-8; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and line.count(PLACE) != 1:
+            raise ArgumentError(
+                f"templates_file: {file}, line {number}: '{cut(line.strip(), _SHOWN)}' must have {PLACE} once, where "
+                "the text goes"
+            )
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise ArgumentError(f"templates_file: {file} has no line; write a prompt a line, with {PLACE} for the text")
+    return found
 
 
 def class_prompts(texts: Sequence[Sequence[str]], templates: Sequence[str]) -> tuple[list[str], list[int]]:

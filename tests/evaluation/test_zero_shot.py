@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmlm.core.batch import Caption, Example
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.evaluation.zero_shot import ZeroShot, class_means, class_places, within
 
 
@@ -88,3 +88,37 @@ def test_templates_need_a_place():
         ZeroShot(templates=())
     with pytest.raises(UserError, match=r"^templates: 'a photo' must have \{\} once"):
         ZeroShot(templates=("a photo",))
+
+
+def test_templates_of_a_file_are_those_of_a_list(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa photo of {}\r\n\n  ein Bild: {}, schön  \n".encode())
+    one = ZeroShot(templates_file=str(file))
+    assert one.templates == ("a photo of {}", "ein Bild: {}, schön")
+    assert one.rules == ZeroShot(one.templates).rules, "the protocol names the prompts, not where they lie"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"a {}\n\na cat\n", "line 3: 'a cat' must have {} once"),
+        (b"{} and {}\n", "line 1: '{} and {}' must have {} once"),
+        (b"\n \n", "has no line"),
+        (b"\xff{}\n", "is no UTF-8"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_mistake_in_a_file_of_templates_is_one_line(tmp_path, content, line):
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ArgumentError) as raised:
+        ZeroShot(templates_file=str(file))
+    assert f"templates_file: {file}" in str(raised.value)
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_templates_are_given_once(tmp_path):
+    with pytest.raises(ArgumentError, match="set beside templates"):
+        ZeroShot(("a {}",), templates_file=str(tmp_path / "prompts.txt"))
