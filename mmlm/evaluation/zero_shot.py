@@ -117,7 +117,7 @@ class ZeroShot:
             "language": "any" if language is None else language,
             "ties": "classes of equal similarity share an image",
         }
-        self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
+        self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2, classes=True)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``top1``, ``top5``, ``by_class``, ``precision`` and ``f1``, shares in [0, 1].
