@@ -14,6 +14,7 @@ from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.intervals import share_interval
 from mmlm.core.wording import cut
+from mmlm.evaluation.confusion import MOST_CLASSES, Confusion, confusion_counts
 from mmlm.evaluation.macro_scores import given_classes, macro_scores
 from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
@@ -149,6 +150,14 @@ class ZeroShot:
         for name, count in (("top1", 1), ("top5", 5)):
             yield ItemValues(name, ids, concept, within(places, count).cpu())
 
+    def confusion(self, split: EncodedSplit) -> Confusion | None:
+        """See ``Confusing``. A class is called by its first text."""
+        found = self._classified(split)
+        if len(found.names) > MOST_CLASSES:
+            return None
+        given = given_classes(found.images, found.classes)
+        return Confusion(found.names, confusion_counts(given, found.labels.cpu(), len(found.names)))
+
     def _classified(self, split: EncodedSplit) -> "_Classified":
         """What every score is made of. Raises UserError as ``__call__``."""
         texts: dict[int, list[str]] = {}
@@ -163,7 +172,8 @@ class ZeroShot:
         classes = class_vectors(split.embed_texts(prompts, self.language), owner, len(number_of))
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
-        return _Classified(known.nonzero().squeeze(1), split.gallery.image_embedding[known], labels[known], classes)
+        rows, names = known.nonzero().squeeze(1), tuple(of_class[0] for of_class in texts.values())
+        return _Classified(rows, split.gallery.image_embedding[known], labels[known], classes, names)
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,8 @@ class _Classified:
     """int64[n]: the number of the class of each."""
     classes: Tensor
     """float32[K, E]."""
+    names: tuple[str, ...]
+    """The first text of each class."""
 
     def places(self) -> Tensor:
         """int64[n, 2]: see ``class_places``."""
