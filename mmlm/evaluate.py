@@ -11,8 +11,9 @@ def main(argv: list[str]) -> int:
     arguments, _ = parse_key_values(argv, EvaluateArguments)
     with quick_imports():
         from mmlm.commands.evaluate import evaluate_run
+        from mmlm.commands.watch import watch_run
 
-    return evaluate_run(arguments)
+    return watch_run(arguments) if arguments.watch else evaluate_run(arguments)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def verify(folder: Path, group: str | None = None) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
-        if group is not None and name != f"{group}{SUFFIX}" and not name.startswith(f"{SHARDED}/{group}/"):
+        if group is not None and not _is_of(name, group):
             continue
         file = folder / name
         if not file.is_file():
@@ -186,6 +186,21 @@ def verify(folder: Path, group: str | None = None) -> Manifest:
         if sha256(file) != entry["sha256"]:
             raise CorruptCheckpointError(folder, f"{name} does not have the checksum it was written with")
     return manifest
+
+
+def digest_of(folder: Path, group: str) -> str:
+    """What one group of weights is known by: equal for equal files. Reads the manifest only; raises as that does."""
+    files = read_manifest(folder).files
+    return checksum({name: entry["sha256"] for name, entry in files.items() if _is_of(name, group)})[:_DIGITS]
+
+
+def _is_of(name: str, group: str) -> bool:
+    """Whether a file of a checkpoint holds weights of the group."""
+    return name == f"{group}{SUFFIX}" or name.startswith(f"{SHARDED}/{group}/")
+
+
+_DIGITS = 16
+"""Hexadecimal digits of ``digest_of``."""
 
 
 def checksum(record: Mapping[str, object]) -> str:

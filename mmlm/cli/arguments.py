@@ -34,8 +34,14 @@ class EvaluateArguments:
     """Packages, besides mmlm, that the run and the evaluators may take parts from: naming one allows it to run code."""
     device: str = "auto"
     """auto, cpu or cuda."""
-    precision: Precision = Precision.fp32
-    """fp32, in which an exported model computes and in which a run takes its last scores; or auto, bf16, fp16."""
+    precision: Precision | None = None
+    """fp32, auto, bf16 or fp16. Null is fp32, in which an exported model computes and in which a run takes its last
+    scores; with watch it is what the run trains in, as are the scores that it takes while it trains."""
+    watch: bool = False
+    """Score every checkpoint once, also those still to come, beside a training that goes on: into watched.jsonl, which
+    the curves of the report follow. Ends when the last step is scored, or by Ctrl-C."""
+    watch_seconds: float = 30.0
+    """With watch: seconds between two looks for new checkpoints, above 0."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from mmlm.cli.runs import chosen_run
 from mmlm.core.batch import Caption
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, declared, in_order, without_helpers
+from mmlm.core.precision import Precision
 from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
@@ -50,14 +51,14 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     """Evaluates the splits, prints a table of the scores and rewrites the report; returns the exit status."""
     device = choose_device(arguments.device)
     run = load_run(str(chosen_run(arguments.run)), device, arguments.plugins)
-    config = _in_language(_with_evaluators(run.config, arguments), run.tokenizer, arguments)
-    evaluators = _decoding(build_evaluators(config), arguments.decoding)
+    config = _in_language(with_evaluators(run.config, arguments), run.tokenizer, arguments)
+    evaluators = with_decoding(build_evaluators(config), arguments.decoding)
     check_evaluators(evaluators, run.model.decoder is not None)
     console = Console()
     others = {} if arguments.data is None else named_paths("data", arguments.data)
     others = {name: place.resolve() if isinstance(place, Path) else place for name, place in others.items()}
-    own, folder = _own_splits(config, arguments), run.folder.resolve()
-    with _where_trained(config, own, folder, console):
+    own, folder = own_splits(config, arguments), run.folder.resolve()
+    with where_trained(config, own, folder, console):
         groups, described = _splits(config, run.tokenizer, own, others, console)
         found_out = [find_splits(group, slot, run.tokenizer, evaluators) for slot, group in groups.items()]
         findings = [found.accepted() for found in found_out]
@@ -76,11 +77,11 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
                 evaluators,
                 config.data.max_tokens,
                 device,
-                arguments.precision,
+                arguments.precision or Precision.fp32,
                 tick=activity.update,
                 without=without,
                 tell=console.line,
-                trained_on=TrainingCaptions(lambda: _training_captions(config, folder)),
+                trained_on=TrainingCaptions(lambda: training_captions(config, folder)),
             )
             scores = evaluation.write(folder, run.step, splits, config.samples, config.data.language, described)
     console.line(f"{run.folder} at step {run.step}, scored in {evaluation.precision}")
@@ -96,7 +97,7 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     return 0
 
 
-def _training_captions(config: Config, folder: Path) -> Iterator[Caption]:
+def training_captions(config: Config, folder: Path) -> Iterator[Caption]:
     """Yields every caption that the run in ``folder`` was trained on. Raises UserError for data that are not there.
 
     Until the last one, the working folder is the one in which the run was trained.
@@ -106,7 +107,7 @@ def _training_captions(config: Config, folder: Path) -> Iterator[Caption]:
         yield from build_source(config, config.data.train, "data.train").captions()
 
 
-def _with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
+def with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
     """The run's config with the evaluators that the command asks for. Raises UserError."""
     if arguments.evaluators is None:
         return config
@@ -115,7 +116,7 @@ def _with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
     return parse_config(config_text(changed), f"evaluators={arguments.evaluators}")
 
 
-def _decoding(evaluators: Mapping[str, Evaluator], decoding: GenerationSettings) -> Mapping[str, Evaluator]:
+def with_decoding(evaluators: Mapping[str, Evaluator], decoding: GenerationSettings) -> Mapping[str, Evaluator]:
     """The evaluators, those of captions with the ``decoding`` that was asked for. Raises UserError."""
     if decoding == GenerationSettings():
         return evaluators
@@ -141,7 +142,7 @@ def _in_language(config: Config, tokenizer: Tokenizer, arguments: EvaluateArgume
 
 
 @contextlib.contextmanager
-def _where_trained(config: Config, own: set[str], folder: Path, console: Console) -> Iterator[None]:
+def where_trained(config: Config, own: set[str], folder: Path, console: Console) -> Iterator[None]:
     """A context in which relative paths of the splits ``own`` begin where they began for the run in ``folder``.
 
     So a run's data are found from anywhere. Says so where the current folder is another one, and it matters.
@@ -164,7 +165,7 @@ def _names_file(node: object, place: Path) -> bool:
     return any(_names_file(one, place) for one in inner)
 
 
-def _own_splits(config: Config, arguments: EvaluateArguments) -> set[str]:
+def own_splits(config: Config, arguments: EvaluateArguments) -> set[str]:
     """The names of the run's own splits to score. Raises UserError."""
     names = arguments.splits
     if names is None:

@@ -25,6 +25,7 @@ from mmlm.core.precision import Precision
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
+from mmlm.evaluation.confusion import Confusing
 from mmlm.evaluation.evaluators import Evaluator
 from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.per_item import Itemised, table_of, write_items
@@ -207,6 +208,9 @@ class Evaluation:
                 ranks = split_ranks(split)
                 shown[name] = collect_samples(split, samples, language, ranks, decoding)
                 items[name] = collect_items(split, language, ranks, batches.attributes(), decoding=decoding)
+                for key, one in made.items():
+                    if isinstance(one, Confusing) and (confusion := one.confusion(split)) is not None:
+                        items[name]["confusion"] = {"by": key, **confusion.as_json()}
 
         def merge() -> None:
             if rank() == 0:

@@ -33,6 +33,8 @@ class Requires:
     """The fewest concepts of images that count. An image without a concept in the data is one of its own."""
     largest_share: float = 1.0
     """The largest share of the split's images that may show one concept."""
+    classes: bool = False
+    """True if images are given to concepts by their texts: one without an image or a text is told by its name."""
 
 
 @runtime_checkable
@@ -170,6 +172,9 @@ def find_lacking(splits: Mapping[str, SplitTexts], evaluators: Mapping[str, obje
             refused = refused or f"{texts.key}: it {next(iter(reasons.values()))}"
         without[split] = reasons
         lines += [f"{split}: without evaluators.{name}: it {reason}" for name, reason in reasons.items()]
+        for name, requires in asked.items():
+            if requires is not None and requires.classes and name not in reasons:
+                lines += _no_classes(split, texts, requires, name)
         lines += _left_out(split, texts, {n: r for n, r in asked.items() if r is not None and n not in reasons})
     return SplitFindings(without, tuple(lines), refused)
 
@@ -192,6 +197,25 @@ def _left_out(split: str, texts: SplitTexts, asked: Mapping[str, Requires]) -> I
     for (what, first), names in users.items():
         if names:
             yield f"{split}: {what} (first: '{first}'); not scored by {listed(names, 5)}"
+
+
+def _no_classes(split: str, texts: SplitTexts, requires: Requires, name: str) -> Iterator[str]:
+    """A line for the concepts that are no class of the evaluator ``name``, if there are any."""
+    pictured = dict.fromkeys(image.concept for image in texts.images if image.concept is not None)
+    named = dict.fromkeys(
+        one.concept for one in texts.examples if one.concept is not None and _has_caption(one, requires.language)
+    )
+    found = {
+        f"no text{f' in {requires.language!r}' if requires.language else ''}": [c for c in pictured if c not in named],
+        "no image": [concept for concept in named if concept not in pictured],
+    }
+    said = [
+        f"{_numbered(len(concepts), 'concept')} with {what} ({listed(list(map(shown, concepts)), 5)})"
+        for what, concepts in found.items()
+        if concepts
+    ]
+    if said:
+        yield f"{split}: {' and '.join(said)}: no class of evaluators.{name}"
 
 
 def check_languages(texts: SplitTexts, tokenizer: Tokenizer) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.intervals import share_interval
+from mmlm.core.wording import cut
+from mmlm.evaluation.confusion import MOST_CLASSES, Confusion, confusion_counts
 from mmlm.evaluation.macro_scores import given_classes, macro_scores
 from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
@@ -21,6 +24,9 @@ PLACE = "{}"
 """The place of a concept's text in a template."""
 _IMAGES_AT_ONCE = 1024
 """Images that are compared with all classes at once."""
+
+_SHOWN = 60
+"""Characters of a template that a message shows."""
 
 GROUP = FigureGroup("Zero-shot classification", "Is the image nearest to the texts of its own concept?")
 
@@ -52,9 +58,10 @@ class ZeroShot:
     Args:
         templates: prompts with ``{}`` once; ``{}`` alone is the text itself.
         language: the language of the prompts, and the only one whose texts name a concept; None takes all texts.
+        templates_file: a text file with a template a line, in place of ``templates``.
 
     Raises:
-        ArgumentError: no template, or one without the place of the text.
+        ArgumentError: no template, or one without the place of the text; a file that cannot be read; both are given.
     """
 
     needs_decoder = False
@@ -97,7 +104,13 @@ class ZeroShot:
         "f1": _macro("f1", "harmonic mean of precision and recall (recall alone is the mean over classes)"),
     }
 
-    def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
+    def __init__(
+        self, templates: Sequence[str] = (PLACE,), language: str | None = None, templates_file: str | None = None
+    ) -> None:
+        if templates_file is not None:
+            if tuple(templates) != (PLACE,):
+                raise ArgumentError(f"templates_file: {templates_file} is set beside templates; leave one of them out")
+            templates = read_templates(Path(templates_file))
         check_templates(templates)
         self.templates, self.language = tuple(templates), language
         self.rules: Mapping[str, str] = {
@@ -105,7 +118,7 @@ class ZeroShot:
             "language": "any" if language is None else language,
             "ties": "classes of equal similarity share an image",
         }
-        self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
+        self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2, classes=True)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``top1``, ``top5``, ``by_class``, ``precision`` and ``f1``, shares in [0, 1].
@@ -137,6 +150,14 @@ class ZeroShot:
         for name, count in (("top1", 1), ("top5", 5)):
             yield ItemValues(name, ids, concept, within(places, count).cpu())
 
+    def confusion(self, split: EncodedSplit) -> Confusion | None:
+        """See ``Confusing``. A class is called by its first text."""
+        found = self._classified(split)
+        if len(found.names) > MOST_CLASSES:
+            return None
+        given = given_classes(found.images, found.classes)
+        return Confusion(found.names, confusion_counts(given, found.labels.cpu(), len(found.names)))
+
     def _classified(self, split: EncodedSplit) -> "_Classified":
         """What every score is made of. Raises UserError as ``__call__``."""
         texts: dict[int, list[str]] = {}
@@ -151,7 +172,8 @@ class ZeroShot:
         classes = class_vectors(split.embed_texts(prompts, self.language), owner, len(number_of))
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
-        return _Classified(known.nonzero().squeeze(1), split.gallery.image_embedding[known], labels[known], classes)
+        rows, names = known.nonzero().squeeze(1), tuple(of_class[0] for of_class in texts.values())
+        return _Classified(rows, split.gallery.image_embedding[known], labels[known], classes, names)
 
 
 @dataclass(frozen=True)
@@ -166,6 +188,8 @@ class _Classified:
     """int64[n]: the number of the class of each."""
     classes: Tensor
     """float32[K, E]."""
+    names: tuple[str, ...]
+    """The first text of each class."""
 
     def places(self) -> Tensor:
         """int64[n, 2]: see ``class_places``."""
@@ -187,6 +211,29 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         if template.count(PLACE) != 1:
             raise ArgumentError(f"templates: '{template}' must have {PLACE} once, where the text goes")
+
+
+def read_templates(file: Path) -> tuple[str, ...]:
+    """The templates of a UTF-8 text file, one a line; blank lines are passed over.
+
+    Raises ArgumentError, which names the line of a template that is wrong.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise ArgumentError(f"templates_file: {file} cannot be read ({error.strerror}); give a text file") from None
+    except UnicodeDecodeError:
+        raise ArgumentError(f"templates_file: {file} is no UTF-8; save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and line.count(PLACE) != 1:
+            raise ArgumentError(
+                f"templates_file: {file}, line {number}: '{cut(line.strip(), _SHOWN)}' must have {PLACE} once, where "
+                "the text goes"
+            )
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise ArgumentError(f"templates_file: {file} has no line; write a prompt a line, with {PLACE} for the text")
+    return found
 
 
 def class_prompts(texts: Sequence[Sequence[str]], templates: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -44,18 +44,24 @@ def exported_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tenso
     return step, model_weights(weights)
 
 
-def trained_weights(folder: Path, config: Config) -> tuple[int, dict[str, Tensor]]:
-    """The step and all weights, the objective's too, of a run's best checkpoint, or of its last if it has no best one.
+def trained_weights(folder: Path, config: Config, checkpoint: Path | None = None) -> tuple[int, dict[str, Tensor]]:
+    """The step and all weights, the objective's too, of a run's best checkpoint, or of its last if it has no best one;
+    of ``checkpoint``, a folder, if one is given.
 
     Names are those in checkpoints. If the run keeps a moving average of the weights, the average is returned. Raises
     UserError if there is no checkpoint.
     """
-    best = best_checkpoint(folder / CHECKPOINTS)
-    checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
+    if checkpoint is None:
+        best = best_checkpoint(folder / CHECKPOINTS)
+        checkpoint = best.folder if best else latest_checkpoint(folder / CHECKPOINTS)[0]
     if checkpoint is None:
         raise UserError(f"run: {folder} has no checkpoint yet; let it train until it saves one")
-    weights = load_weights(checkpoint, "model" if config.train.ema_decay is None else "ema")
-    return step_of(checkpoint), weights
+    return step_of(checkpoint), load_weights(checkpoint, scored_group(config))
+
+
+def scored_group(config: Config) -> str:
+    """The group of weights in a checkpoint that a run scores and exports: the moving average, if it keeps one."""
+    return "model" if config.train.ema_decay is None else "ema"
 
 
 def kept_checkpoints(folder: Path) -> list[Path]:
@@ -261,8 +267,10 @@ class TrainedRun:
     """What the run has learned to multiply similarities by."""
 
 
-def load_run(path: str, device: torch.device, plugins: Collection[str] = ()) -> TrainedRun:
-    """Loads the run at ``path``, or the only run below it, with the weights it exports.
+def load_run(
+    path: str, device: torch.device, plugins: Collection[str] = (), checkpoint: Path | None = None
+) -> TrainedRun:
+    """Loads the run at ``path``, or the only run below it, with the weights it exports, or those of ``checkpoint``.
 
     ``plugins`` are the packages, besides mmlm, that its config may name parts of. Raises UserError.
     """
@@ -272,7 +280,7 @@ def load_run(path: str, device: torch.device, plugins: Collection[str] = ()) -> 
     restore_tokenizer(tokenizer, folder / TOKENIZER)
     model = build_model(config, tokenizer.vocab_size, load_weights=False)
     build_freeze(config).add_adapters(model)
-    step, weights = trained_weights(folder, config)
+    step, weights = trained_weights(folder, config, checkpoint)
     copy_weights(model.state_dict(), model_weights(weights), f"run: {folder}")
     return TrainedRun(folder, config, step, model.to(device).eval(), tokenizer, learned_scale(config, weights))
 

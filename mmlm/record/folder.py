@@ -4,6 +4,7 @@ runs/<experiment>/<name or hash>/seed=<n>/
     config.yaml        the resolved config, from which the run is resumed and evaluated
     environment.json   command, commit, device and package versions (record/environment.py)
     metrics.jsonl      one row of metrics a line (record/metrics.py)
+    watched.jsonl      scores of checkpoints by mmlm.evaluate watch=true (record/watched.py)
     overlap.json       what training and validation data have in common (run/data_overlap.py)
     data.json          what the examples were when the run began (run/data_record.py)
     figures.json       what the names of metrics and scores are (record/figures.py)
@@ -37,6 +38,7 @@ from mmlm.core.wording import utf8
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+WATCHED = "watched.jsonl"
 DATA = "data.json"
 OVERLAP = "overlap.json"
 FIGURES = "figures.json"

@@ -38,6 +38,7 @@ from mmlm.record.folder import (
     SAMPLES,
     SCORES,
     TOKENIZER,
+    WATCHED,
     write_whole,
     write_whole_bytes,
 )
@@ -60,6 +61,7 @@ _ADVICE: Mapping[str, str] = {
     CONFIG: "restore it from a copy, or train on by resume=changed, which writes it anew",
     ENVIRONMENT: "restore it from a copy, or remove it: all works without it but precision=auto, which is chosen anew",
     METRICS: "restore it from a copy, or take its rows as they are",
+    WATCHED: "remove it: python -m mmlm.evaluate run={folder} watch=true scores the checkpoints that are kept anew",
     DATA: "remove it: then changed data are not noticed",
     OVERLAP: "it is counted anew by the next training",
     FIGURES: "remove it: everything works without it, under plain names",

@@ -151,7 +151,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                rows.append({name: _number(value) for name, value in json.loads(line).items()})
+                rows.append({name: number_of(value) for name, value in json.loads(line).items()})
         except (ValueError, TypeError, AttributeError):
             # A process that was killed while it wrote leaves half of the last row, and of no other.
             if number < len(lines):
@@ -164,17 +164,21 @@ def _plain(row: Mapping[str, float]) -> dict[str, float]:
     return {name: value if type(value) in (int, float) else float(value) for name, value in row.items()}
 
 
+def spelt(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Values as JSON can hold them: those that are not finite as strings, which ``number_of`` reads."""
+    return {name: value if math.isfinite(value) else _spell(value) for name, value in values.items()}
+
+
 def _line(row: Mapping[str, float]) -> str:
-    spelt = {name: value if math.isfinite(value) else _spell(value) for name, value in row.items()}
-    return json.dumps(spelt, allow_nan=False) + "\n"
+    return json.dumps(spelt(row), allow_nan=False) + "\n"
 
 
 def _spell(value: float) -> str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _number(value: object) -> float:
-    """A value of a row as JSON has it: an int, a float, or a string such as ``"NaN"``."""
+def number_of(value: object) -> float:
+    """A value as JSON has it: an int, a float, or a string such as ``"NaN"``. Raises TypeError or ValueError."""
     if isinstance(value, str):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):

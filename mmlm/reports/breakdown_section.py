@@ -13,7 +13,7 @@ from mmlm.reports.breakdown import (
     said_mistakes,
     text_tables,
 )
-from mmlm.reports.items import SplitItems
+from mmlm.reports.items import ConfusionMatrix, SplitItems
 from mmlm.reports.tabs import tabbed
 
 
@@ -30,6 +30,7 @@ def _panel(items: SplitItems, color: str) -> str:
         _tables(f"By caption: an image of it is among the {CUTOFF} nearest", text_tables(items), "captions", color),
         _mistakes("Taken for", "the nearest caption is of", nearest_mistakes(items)),
         _mistakes("Said instead", "the caption says", said_mistakes(items)),
+        _confusion(items.confusion, color),
     ]
     some = "".join(blocks)
     left_out = [
@@ -75,6 +76,30 @@ def _share(share: Share | None, color: str) -> str:
         f'<b>{100 * share.value:.1f}%</b><span class="share"><i style="width:{100 * share.value:.1f}%;'
         f'background:var(--{color})"></i><u style="{ends}"></u></span>'
         f"<small>{100 * share.low:.1f} to {100 * share.high:.1f}%</small>"
+    )
+
+
+def _confusion(matrix: ConfusionMatrix | None, color: str) -> str:
+    """A table of which class images were given to; the more of a row's images, the stronger a cell's colour."""
+    if matrix is None:
+        return ""
+
+    def cell(count: float, total: float) -> str:
+        if count == 0:
+            return "<td></td>"
+        tint = f"color-mix(in srgb, var(--{color}) {12 + 58 * count / total:.0f}%, var(--surface))"
+        return f'<td style="background:{tint}">{count:.3g}</td>'
+
+    head = "".join(f'<th scope="col" dir="auto">{escape(name)}</th>' for name in matrix.classes)
+    body = "".join(
+        f'<tr><th scope="row" dir="auto">{escape(name)}</th>{"".join(cell(count, sum(row)) for count in row)}</tr>'
+        for name, row in zip(matrix.classes, matrix.counts, strict=True)
+    )
+    return (
+        f"<div><h3>Confusion matrix of {escape(matrix.by)}</h3>"
+        '<p class="note">Images by what they show (rows) and by the class they are given to (columns). Classes of '
+        'equal similarity share an image.</p><div class="scroll"><table class="confusion"><thead><tr><td></td>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
     )
 
 

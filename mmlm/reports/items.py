@@ -40,6 +40,16 @@ class TextItem:
 
 
 @dataclass(frozen=True)
+class ConfusionMatrix:
+    """Numbers of images by their own class (rows) and the class that they were given to (columns)."""
+
+    by: str
+    """The evaluator."""
+    classes: tuple[str, ...]
+    counts: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class SplitItems:
     """The items of one split."""
 
@@ -48,6 +58,8 @@ class SplitItems:
     num_images: int
     """Images of the split: of a large one, only some are among ``images``, evenly spaced."""
     num_texts: int
+    confusion: ConfusionMatrix | None = None
+    """None if no evaluator gave the images to a few classes."""
 
 
 def parse_items(root: JsonNode) -> Mapping[str, SplitItems]:
@@ -82,7 +94,21 @@ def _parse_split(node: JsonNode) -> SplitItems:
         ),
         num_images=of.get("images", int).value,
         num_texts=of.get("texts", int).value,
+        confusion=parse_confusion(node.get("confusion", dict)) if "confusion" in node.value else None,
     )
+
+
+def parse_confusion(node: JsonNode) -> ConfusionMatrix:
+    """A confusion matrix. Raises UserError for a wrong type or shape."""
+    classes = node.get("classes", list).values(str)
+    rows = node.get("counts", list)
+    counts = tuple(
+        tuple(float(JsonNode(value, f"{rows.where}[{n}]").check(float).value) for value in row)
+        for n, row in enumerate(rows.values(list))
+    )
+    if [len(row) for row in counts] != [len(classes)] * len(classes):
+        raise UserError(f"{rows.where}: has not {len(classes)} rows of {len(classes)} values; evaluate the run again")
+    return ConfusionMatrix(node.get("by", str).value, tuple(classes), counts)
 
 
 def _column(node: JsonNode, key: str, kind: type, count: int) -> list[Any]:

@@ -5,6 +5,7 @@
         environment.json   {"command", "git_commit", "git_dirty", "device", "precision",
                            "model": {"parameters": {part: count}, "flops": {part: count}}, ...}
         metrics.jsonl      one JSON object a row: {"step", "examples", "seconds", "train/loss": ..., "<split>/...": ...}
+        watched.jsonl      scores of checkpoints by mmlm.evaluate watch=true (record/watched.py)
         figures.json       what the names of metrics and scores are (record/figures.py)
         scores.json        {"step", "precision"?, "protocols"?: {name: {"hash", ...}},
                             "splits": {name: {"images", "captions", "description"?, "<evaluator>/<name>": ...}}}
@@ -19,7 +20,7 @@ the run was killed is left out. Without a sound ``figures.json`` all numbers are
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -27,8 +28,9 @@ from typing import TypeVar
 from mmlm.core.errors import UserError
 from mmlm.record.changes import Changes, read_changes
 from mmlm.record.figures import RunFigures, read_figures
-from mmlm.record.folder import CONFIG, DATA, ENVIRONMENT, ITEMS, METRICS, SAMPLES, SCORES
+from mmlm.record.folder import CONFIG, DATA, ENVIRONMENT, ITEMS, METRICS, SAMPLES, SCORES, WATCHED
 from mmlm.record.metrics import read_metrics
+from mmlm.record.watched import WatchedRow, read_watched
 from mmlm.reports.items import SplitItems, parse_items
 from mmlm.reports.json_file import JsonNode, read_json, read_text
 from mmlm.reports.protocols import ScoredBy, parse_protocol
@@ -56,7 +58,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All of ``metrics.jsonl``."""
+    """All of ``metrics.jsonl``, and what ``watched.jsonl`` adds to it."""
 
     series: Mapping[str, Series]
     """By name, such as ``train/loss`` or ``val_style/captioning/CIDEr-D``, in order of first appearance."""
@@ -182,7 +184,7 @@ def read_run_folder(path: Path, tell: Callable[[str], None] | None = None) -> Ru
     scores, samples = _result(path / SCORES, _parse_scores, tell), _result(path / SAMPLES, parse_samples, tell)
     return RunFolder(
         path=path,
-        metrics=_read_metrics(path / METRICS),
+        metrics=_read_metrics(path / METRICS, _unless_bad(lambda: read_watched(path / WATCHED), tell) or ()),
         scores=scores,
         samples=samples or {},
         config=read_text(path / CONFIG) or "",
@@ -215,7 +217,8 @@ def _unless_bad(read: Callable[[], Result | None], tell: Callable[[str], None] |
         return None
 
 
-def _read_metrics(path: Path) -> Metrics:
+def _read_metrics(path: Path, watched: Sequence[WatchedRow]) -> Metrics:
+    """The rows of training, with ``watched`` between them: at one step, what training itself has measured counts."""
     rows = read_metrics(path) if path.is_file() else []
     points: dict[str, dict[int, float]] = {}
     newest: dict[str, float] = dict.fromkeys(_COUNTERS, 0)
@@ -227,6 +230,11 @@ def _read_metrics(path: Path) -> Metrics:
         for name, value in row.items():
             if name not in _COUNTERS:
                 points.setdefault(name, {})[int(row["step"])] = value
+    own = {(name, step) for name, values in points.items() for step in values}
+    for watched_row in watched:
+        for name, value in watched_row.values.items():
+            if (name, watched_row.step) not in own:
+                points.setdefault(name, {})[watched_row.step] = value
     series = {name: Series(*zip(*sorted(values.items()), strict=True)) for name, values in points.items()}
     return Metrics(series, int(newest["step"]), int(newest["examples"]), newest["seconds"])
 

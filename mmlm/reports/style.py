@@ -105,6 +105,9 @@ table.scores { width: 100%; border-collapse: collapse; font-variant-numeric: tab
 .breakdown .share i { display: block; height: 3px; border-radius: 2px; }
 .breakdown .share u { position: absolute; top: -2px; height: 7px; border: solid var(--muted); border-width: 0 1px; }
 .mistakes td:first-child { width: 4em; }
+.confusion { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+.confusion th, .confusion td { padding: 4px 8px; text-align: center; font-weight: 400; border: 1px solid var(--line); }
+.confusion tbody th { text-align: left; }
 .mistakes thead th { white-space: nowrap; }
 .mistakes tbody th { min-width: 9em; }
 .mistakes tbody td:last-child { color: var(--muted); }

@@ -119,6 +119,22 @@ def test_lines_name_split_example_and_evaluators():
     assert found.without == {"val": {}, "plain": {}}
 
 
+def test_a_class_without_an_image_or_without_a_text_is_told_by_name():
+    split = [
+        example("1.png", "a cat", concept="cat", language="en"),
+        example("2.png", "a dog", concept="dog", language="en"),
+        example("3.png", concept="cow"),
+        example("line 9", "a bird", concept="bird", language="en", image=False),
+    ]
+    evaluators = {"retrieval": Retrieval(), "zero_shot": ZeroShot(language="en")}
+    (line,) = (line for line in find_lacking({"val": texts(split)}, evaluators).lines if "no class" in line)
+    assert line == (
+        "val: 1 concept with no text in 'en' ('cow') and 1 concept with no image ('bird'): "
+        "no class of evaluators.zero_shot"
+    )
+    assert not find_lacking({"val": texts(split[:2])}, evaluators).lines
+
+
 @pytest.mark.parametrize(
     ("name", "requires", "message"),
     [

@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from mmlm.core.batch import Caption, Example
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
+from mmlm.evaluation.confusion import MOST_CLASSES, confusion_counts
+from mmlm.evaluation.macro_scores import given_classes
 from mmlm.evaluation.zero_shot import ZeroShot, class_means, class_places, within
+from mmlm.reports.items import parse_confusion
+from mmlm.reports.json_file import JsonNode
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -88,3 +92,64 @@ def test_templates_need_a_place():
         ZeroShot(templates=())
     with pytest.raises(UserError, match=r"^templates: 'a photo' must have \{\} once"):
         ZeroShot(templates=("a photo",))
+
+
+def test_templates_of_a_file_are_those_of_a_list(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa photo of {}\r\n\n  ein Bild: {}, schön  \n".encode())
+    one = ZeroShot(templates_file=str(file))
+    assert one.templates == ("a photo of {}", "ein Bild: {}, schön")
+    assert one.rules == ZeroShot(one.templates).rules, "the protocol names the prompts, not where they lie"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"a {}\n\na cat\n", "line 3: 'a cat' must have {} once"),
+        (b"{} and {}\n", "line 1: '{} and {}' must have {} once"),
+        (b"\n \n", "has no line"),
+        (b"\xff{}\n", "is no UTF-8"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_mistake_in_a_file_of_templates_is_one_line(tmp_path, content, line):
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ArgumentError) as raised:
+        ZeroShot(templates_file=str(file))
+    assert f"templates_file: {file}" in str(raised.value)
+    assert line in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_templates_are_given_once(tmp_path):
+    with pytest.raises(ArgumentError, match="set beside templates"):
+        ZeroShot(("a {}",), templates_file=str(tmp_path / "prompts.txt"))
+
+
+def test_the_confusion_matrix_counts_what_a_plain_loop_counts(make_split):
+    split = make_split(examples(WORDS, images=3), languages=("en",))
+    one = ZeroShot()
+    found = one.confusion(split)
+    assert found is not None
+    assert found.classes == ("a cat", "a dog", "a fish")
+    classified = one._classified(split)
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    for image, label in zip(classified.images, classified.labels.tolist(), strict=True):
+        expected[label, int((classified.classes @ image).argmax())] += 1
+    assert torch.equal(found.counts, expected)
+    assert found.counts.diagonal().sum().item() / 9 == pytest.approx(dict(one(split))["top1"])
+    matrix = JsonNode({"by": "zero_shot", **found.as_json()}, "items.json")
+    assert parse_confusion(matrix).counts == tuple(map(tuple, expected.tolist()))
+
+
+def test_ties_are_shared_in_a_confusion_matrix():
+    images, classes = unit(2, 6), unit(1, 6).expand(4, 6)
+    counts = confusion_counts(given_classes(images, classes), torch.tensor([0, 3]), 4)
+    assert counts.tolist() == [[0.25] * 4, [0] * 4, [0] * 4, [0.25] * 4]
+
+
+def test_no_matrix_of_more_classes_than_one_can_look_at(make_split):
+    words = {f"thing {n}": (f"thing {n}",) for n in range(MOST_CLASSES + 1)}
+    assert ZeroShot().confusion(make_split(examples(words, images=1), languages=("en",))) is None

@@ -38,8 +38,10 @@ from mmlm.record.folder import (
     PER_ITEM,
     REPORT,
     TOKENIZER,
+    WATCHED,
 )
 from mmlm.record.manifest import check_files, fault_of, read_manifest, read_recorded
+from mmlm.record.watched import WatchedRow, add_watched
 from mmlm.reports.paired import read_items
 from mmlm.reports.run_folder import RunFolder, read_run_folder
 from mmlm.run.data_record import recorded_data
@@ -148,6 +150,7 @@ def made(tmp_path_factory) -> Path:
         patch.setattr("mmlm.reports.curves_section.draw_chart", lambda *lines, **how: "<svg></svg>")
         assert train.main(hydra_config.compose([hydra_override(token) for token in (*TINY, *folders, *SAVING)])) == 0
     run = root / "runs" / "caption_base" / "whole" / "seed=0"
+    add_watched(run / WATCHED, WatchedRow(2, "0" * 16, "0" * 16, "fp32", {"validation/image_to_text/R@1": 0.5}))
     assert export.main([f"run={run}", f"to={root / 'exported'}"]) == 0
     sharded_checkpoint(root / "sharded")
     return root
@@ -180,7 +183,9 @@ def test_every_flipped_bit_and_every_cut_is_found_out_or_harmless(folders):
     before = {name: read() for name, (_, read) in readers.items()}
     files = [f for folder in folders for f in sorted(folder.rglob("*")) if f.is_file() and f.stat().st_size]
     files = [file for file in files if file.name not in (LOCK, "README.md")]
-    assert {CONFIG, METRICS, MANIFEST, REPORT, "byte_pair.json", "state.pt", "best.json"} <= {f.name for f in files}
+    assert {CONFIG, METRICS, WATCHED, MANIFEST, REPORT, "byte_pair.json", "state.pt", "best.json"} <= {
+        f.name for f in files
+    }
     rng = random.Random(0)
     counts = {"found out": 0, "harmless": 0}
     for _ in range(TRIALS):

@@ -17,7 +17,7 @@ from mmlm.reports.breakdown import (
     text_tables,
 )
 from mmlm.reports.breakdown_section import breakdown_section
-from mmlm.reports.items import ImageItem, SplitItems, TextItem, parse_items
+from mmlm.reports.items import ConfusionMatrix, ImageItem, SplitItems, TextItem, parse_confusion, parse_items
 from mmlm.reports.json_file import JsonNode
 
 
@@ -110,3 +110,15 @@ def test_a_wrong_value_is_named_in_one_line(change, message):
     change(content)
     with pytest.raises(UserError, match=message):
         parse_items(JsonNode({"splits": {"val": content}}, "items.json"))
+
+
+def test_a_confusion_matrix_is_a_table_with_colours():
+    matrix = ConfusionMatrix("zero_shot", ("<cat>", "dog"), ((3.0, 1.0), (0.0, 0.0)))
+    page = breakdown_section({"val": replace(split([]), confusion=matrix)}, {})
+    assert "Confusion matrix of zero_shot" in page
+    assert page.count("&lt;cat&gt;") == 2
+    assert ">3</td>" in page
+    assert page.count("background:color-mix") == 2
+    odd = {"by": "zero_shot", "classes": ["a", "b"], "counts": [[1, 2]]}
+    with pytest.raises(UserError, match="has not 2 rows of 2 values"):
+        parse_confusion(JsonNode(odd, "items.json"))
