@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmlm.core.batch import ExampleTexts
+from mmlm.core.batch import Caption, ExampleTexts
 from mmlm.core.errors import UserError
 from mmlm.data.sources import ListsTexts
 from mmlm.experiment.experiment import Experiment
@@ -26,11 +26,17 @@ def describe_data(texts: Iterator[ExampleTexts]) -> Record:
     """
     digest, examples, captions = hashlib.blake2b(digest_size=16), 0, 0
     for example in texts:
-        said = [[caption.text, caption.language] for caption in example.captions]
+        said = [_said(caption) for caption in example.captions]
         digest.update(json.dumps([example.id, example.concept, example.has_image, said]).encode() + b"\n")
         examples += 1
         captions += len(said)
     return {"examples": examples, "captions": captions, "digest": digest.hexdigest()}
+
+
+def _said(caption: Caption) -> list[object]:
+    """Captions that answer nothing are as they were before there were sources, so that old records hold."""
+    read = [] if caption.source is None else [caption.source, [[turn.read, turn.written] for turn in caption.turns]]
+    return [caption.text, caption.language, *read]
 
 
 def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> list[str]:
