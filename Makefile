@@ -1,6 +1,7 @@
 # make train   install into .venv and train the first experiment (7 to 10 minutes on 2 CPU cores)
 # make test    install into .venv with the development tools and run the tests
 # make test-fast  those tests that start no process: some minutes, for use while working
+# make test-thorough  those tests that `make test` leaves out: its promises at full breadth, as CI runs them
 # make types   check the types of mmlm/
 PYTHON ?= python3
 VENV := .venv
@@ -9,8 +10,9 @@ VENV := .venv
 # --dist loadgroup: xdist 3.8 ignores groups under pytest 9.2.
 JOBS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 BIN := $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test test-fast types lint clean
+.PHONY: train test test-fast test-thorough types lint clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,10 +31,13 @@ train: $(VENV)/.installed
 
 test: types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not thorough"
 
 test-fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow and not thorough"
+
+test-thorough: $(VENV)/.installed-dev
+	$(PYTEST) -m thorough
 
 types: $(VENV)/.installed-dev
 	$(BIN)/python -m mypy

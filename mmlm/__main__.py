@@ -18,6 +18,7 @@ COMMANDS = {
     "search": "find the images of a folder that are nearest to a text or an image",
     "classify": "give each image of a folder to one of your labels",
     "lint": "read a data set once, and tell what is wrong with it",
+    "study": "train all cells of a comparison over seeds, and make its table",
     "compare": "show curves and scores of several runs side by side",
     "report": "write the report of a run again",
     "export": "write the model of a run as a folder that loads without mmlm's configs",

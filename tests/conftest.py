@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -337,6 +338,28 @@ def trained(train_tiny: Callable[..., Outcome], tiny_config: Callable[..., Confi
         return run_folder(tiny_config(*overrides))
 
     return run
+
+
+# An object store
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """``store(protocol)``: what lies in ``tmp_path / "data"``, by the URL of its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+
+    def by(protocol: str) -> str:
+        if protocol == "file":
+            return f"file://{tmp_path / 'data'}"
+        for file in (tmp_path / "data").rglob("*"):
+            if file.is_file() and file.suffix in (".tar", ".parquet", ".png"):
+                memory.pipe_file(f"/bucket/{file.relative_to(tmp_path / 'data')}", file.read_bytes())
+        return "memory://bucket"
+
+    yield by
+    if memory.exists("/bucket"):  # it is the process's, not the test's
+        memory.rm("/bucket", recursive=True)
 
 
 # Real processes

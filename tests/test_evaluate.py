@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mmlm import caption, evaluate, report, train
+from mmlm import caption, evaluate, pack, report, train
 from mmlm.commands.evaluate import WIDTH, score_table
 from mmlm.core.figure import Figure
-from tests.conftest import draw
+from tests.conftest import TINY, draw
 
 
 def test_evaluate_prints_a_table_and_brings_the_report_up_to_date(trained, command, shapes):
@@ -146,6 +146,14 @@ def test_a_value_of_the_table(value, shown):
     assert line.split() == ["score", shown]
 
 
+def test_captions_are_decoded_as_the_command_says(trained, command):
+    folder = trained()
+    outcome = command(evaluate, f"run={folder}", "evaluators=captioning", "decoding.beams=2")
+    assert (outcome.status, outcome.err) == (0, "")
+    rules = json.loads((folder / "scores.json").read_text())["protocols"]["validation"]["evaluators"]
+    assert rules["captioning"]["decoding"] == "beams=2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,6 +163,9 @@ def test_a_value_of_the_table(value, shown):
         (("precision=fp64",), "precision: 'fp64' is not one of"),
         (("device=gpu",), "device: 'gpu' is not one of auto, cpu, cuda"),
         (("stray",), "'stray' is not a setting"),
+        (("decoding.beams=0",), "beams: 0 must be at least 1"),
+        (("decoding.beams=2", "decoding.n=2"), "decoding.n: 2 must be 1"),
+        (("evaluators=retrieval", "decoding.beams=2"), "decoding: none of the evaluators scores written captions"),
     ],
 )
 def test_mistakes_of_evaluate(trained, command, arguments, message):
@@ -200,3 +211,15 @@ def test_a_run_that_named_its_data_by_relative_paths_is_evaluated_from_anywhere(
     assert after["more"]["image_to_text/R@1"] == before["validation"]["image_to_text/R@1"]
     assert str(project) not in (run / "report.html").read_text()
     assert Path.cwd() == elsewhere
+
+
+def test_a_run_trains_on_shards_in_an_object_store_and_scores_others_there(command, shapes, tmp_path, store):
+    assert command(pack, f"data={shapes}", f"out={tmp_path / 'data'}", "shard_size=4").status == 0
+    url = store("memory")
+    options = [option for option in TINY if option != "data=folder"]
+    runs = tmp_path / "runs"
+    trained = command(train, *options, f"data={url}", "train.steps=1", f"runs={runs}", "train.batch_size=2")
+    assert trained.status == 0, trained
+    assert f"data: a tenth of the images of {url} validates" in trained.err
+    outcome = command(evaluate, f"run={runs}", f"data=mine:{url}/00001.tar")
+    assert f"mine: {url}/00001.tar, taken as the tar shard 00001.tar: 4 examples" in outcome.out, outcome

@@ -8,6 +8,8 @@ from PIL import Image
 
 from mmlm import lint
 from tests.conftest import draw, write_lines
+from tests.data.pictures import Pictures
+from tests.data.tars import write_shards
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -90,3 +92,9 @@ def test_mistakes_are_told_in_one_line(tmp_path, command, argument, said):
     given = {"data": f"data={folder}", "out": f"out={tmp_path / 'out'}"}
     given[argument.partition("=")[0]] = argument.format(tmp_path)
     assert said in command(lint, *given.values()).mistake
+
+
+def test_shards_in_an_object_store_are_read(tmp_path, command, store):
+    write_shards(tmp_path / "data", Pictures(3), [3])
+    done = command(lint, f"data=[mine:{store('memory')}]", f"out={tmp_path / 'out'}", "threads=1")
+    assert "mine: memory://bucket, taken as 1 tar shard: 3 examples" in done.out, done

@@ -81,6 +81,37 @@ def test_what_is_packed_reads_back_equal(tmp_path, command, form):
     assert {name: (out / name).stat().st_mtime_ns for name in shards} == before
 
 
+def told(source: Source) -> list[list[tuple[str, str | None, str | None]]]:
+    """The text, language and kind of each caption: captions are equal whatever their kinds."""
+    return [[(c.text, c.language, c.kind) for c in texts.captions] for texts in texts_of(source)]
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_the_kinds_of_captions_are_kept(tmp_path, command, form):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = [f"{number}.png" for number in range(3)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encoded_picture(number))
+    said = [{"alt": ["one", "two"], "title": "three"}, ["four"], {"title": ["five", "six"], "": "seven"}]
+    write_lines(folder, [{"image": name, "captions": captions} for name, captions in zip(names, said, strict=True)])
+    out = tmp_path / "out"
+    assert command(pack, f"data={folder}", f"out={out}", f"format={form}", "shard_size=2").status == 0
+    source = ImageFolder(folder)
+    kinds = [[kind for _, _, kind in captions] for captions in told(source)]
+    assert kinds == [["alt", "alt", "title"], [None], ["title", "title", ""]]
+    found = recognise(out).source
+    assert told(found) == told(source)
+    examples = [source[number].captions for number in range(3)]
+    assert [[c.kind for c in found[number].captions] for number in range(3)] == [
+        [c.kind for c in captions] for captions in examples
+    ]
+    # Other kinds are other data, which are not mixed into the same folder.
+    write_lines(folder, [{"image": name, "captions": list("ab")} for name in names])
+    assert "of another packing" in command(pack, f"data={folder}", f"out={out}", f"format={form}", "shard_size=2").err
+    assert told(recognise(out, "en").source)[0] == [(text, "en", kind) for text, _, kind in told(source)[0]]
+
+
 def test_a_packing_that_was_stopped_goes_on(tmp_path, command, monkeypatch):
     (tmp_path / "in").mkdir()
     write_folder(tmp_path / "in", Pictures(22))
@@ -241,3 +272,13 @@ def test_a_run_trains_on_packed_shapes(tmp_path, command, shapes):
     assert (outcome.status, outcome.err) == (0, "")
     assert "2 tar shards: 1 missing by their numbers (00001.tar)" in outcome.out
     assert "5 images to train on, validation 8 to validate on" in outcome.out
+
+
+def test_shards_in_an_object_store_are_packed(tmp_path, command, store):
+    (tmp_path / "in").mkdir()
+    write_folder(tmp_path / "in", Pictures(3))
+    assert command(pack, f"data={tmp_path / 'in'}", f"out={tmp_path / 'data'}").status == 0
+    out = tmp_path / "out"
+    outcome = command(pack, f"data={store('memory')}", f"out={out}", "format=parquet")
+    assert "memory://bucket, taken as 1 tar shard: 3 examples" in outcome.out, outcome
+    assert_equal(recognise(out).source, ImageFolder(tmp_path / "in"), ids=False)

@@ -1,4 +1,5 @@
-"""``python -m mmlm.bench``: tables of what parts, losses, data, captions and ranks cost, and of which parts learn."""
+"""``python -m mmlm.bench``: tables of what parts, losses, data, captions and ranks cost, of which parts learn, and
+of whether the statistics are right."""
 
 import importlib
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mmlm.bench.settings import (
     PartsSettings,
     RetrievalSettings,
     SourcesSettings,
+    StatisticsSettings,
 )
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.imports import quick_imports
@@ -49,7 +51,7 @@ BENCHMARKS = {
         "source_memory",
         "measure_sources",
     ),
-    "data": Benchmark("time of reading tar shards by their index", DataSettings, "data", "measure_data"),
+    "data": Benchmark("time of tar shards by their index, and of crops", DataSettings, "data", "measure_data"),
     "generation": Benchmark(
         "time of captions against open_clip's CoCa.generate",
         GenerationBenchSettings,
@@ -58,6 +60,12 @@ BENCHMARKS = {
     ),
     "retrieval": Benchmark(
         "time and memory of ranks against a sort", RetrievalSettings, "retrieval", "measure_retrieval"
+    ),
+    "statistics": Benchmark(
+        "how often tests, intervals and forecasts of power are right",
+        StatisticsSettings,
+        "statistics",
+        "measure_statistics",
     ),
 }
 USAGE = f"python -m mmlm.bench {'|'.join(BENCHMARKS)} [key=value ...]"

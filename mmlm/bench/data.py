@@ -1,4 +1,4 @@
-"""``python -m mmlm.bench data``: what reading by the index of tar shards costs, and how soon many shards are ready."""
+"""``python -m mmlm.bench data``: tar shards by their index, how soon many are ready, and crops of JPEG files."""
 
 import io
 import os
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmlm.bench.cells import check_at_least, check_out, publish
+from mmlm.bench.photos import crops_table, encoded_photos
 from mmlm.bench.settings import DataSettings
 from mmlm.data.tar_index import index_beside, rows_of, summaries
 from mmlm.data.tar_shards import TarShards
@@ -26,7 +27,15 @@ READY_SECONDS = 2.0
 
 def measure_data(settings: DataSettings, argv: Sequence[str]) -> int:
     """Measures and prints the table; returns the exit status. The page names ``argv`` as its command."""
-    check_at_least(1, {"shards": settings.shards, "members": settings.members, "rounds": settings.rounds})
+    check_at_least(
+        1,
+        {
+            "shards": settings.shards,
+            "members": settings.members,
+            "photos": settings.photos,
+            "rounds": settings.rounds,
+        },
+    )
     check_out(settings.out)
     with tempfile.TemporaryDirectory() as folder:
         shard = _write_shard(Path(folder) / "one", settings.members)
@@ -110,3 +119,5 @@ def _document(beside: float, seconds: float, settings: DataSettings, argv: Seque
     yield f"| a tar member by the index, beside the read | {1e6 * beside:.1f} µs | {MEMBER_MICROSECONDS} µs |"
     aim = READY_SECONDS * settings.shards / 10_000
     yield f"| {settings.shards:,} indexed shards ready | {seconds:.3f} s | {aim:.3f} s |"
+    yield ""
+    yield from crops_table(encoded_photos(settings.photos), settings.rounds)

@@ -95,12 +95,15 @@ class SourcesSettings:
 
 @dataclass
 class DataSettings:
-    """Measure what reading by the index of tar shards costs, and print a Markdown table."""
+    """Measure what reading by the index of tar shards costs, and crops of JPEG files against open_clip's transform, and
+    print Markdown tables."""
 
     shards: int = 10_000
     """Shards that a source is made of."""
     members: int = 2000
     """Samples of the shard that is read."""
+    photos: int = 40
+    """JPEG files of 640x480 pixels, from which crops of 224 are made."""
     rounds: int = 5
     """Measurements of each, in turn."""
     out: str | None = None
@@ -140,3 +143,20 @@ class RetrievalSettings:
     """Numbers of an embedding."""
     out: str | None = None
     """File to write the table to as well."""
+
+
+@dataclass
+class StatisticsSettings:
+    """Go through made-up studies of which the truth is known, and print how often tests, intervals and forecasts of
+    power are right, as Markdown tables. Exit status 1 if one is outside of its bounds by more than chance."""
+
+    studies: int = 1000
+    """Studies of each kind."""
+    seeds: list[int] = field(default_factory=lambda: [3, 5, 8, 10])
+    """Seeds of a cell."""
+    runs: list[str] | None = None
+    """Run folders of one recipe, one for each seed: then studies are drawn from their recorded scores too."""
+    score: str = "test/image_to_text/R@5"
+    """Of these runs: a split and one of its scores that is a mean over items."""
+    out: str | None = None
+    """File to write the tables to as well."""

@@ -38,7 +38,7 @@ from mmlm.data.packing import Row, write_tar
 from mmlm.data.parquet_table import ParquetTable
 from mmlm.data.sources import Source
 from mmlm.data.tar_index import index_beside, make_index
-from mmlm.data.tar_shards import TarShards
+from mmlm.data.tar_shards import OPEN_BYTES, OPEN_SHARDS, TarShards
 from mmlm.data.text_table import TextTable
 
 MB = 1e6
@@ -219,6 +219,12 @@ def _document(
     for name, (opened, worked) in found.items():
         held = ", ".join(f"{bytes / MB:.0f}" for bytes in worked.held)
         yield f"| {name} | {opened.rows:,} | {opened.seconds:.1f} | {worked.sent / MB:.1f} | {held} |"
+    if "tar" in found:
+        yield ""
+        yield (
+            f"tar: a worker keeps the indexes of the shards that it read last, at most {OPEN_SHARDS} of them and "
+            f"{OPEN_BYTES / MB:.0f} MB. Its memory grows over the epochs until these are full, and not further."
+        )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from enum import Enum
 
 from mmlm.core.precision import Precision
 from mmlm.evaluation.generation.settings import GenerationSettings
+from mmlm.launch.slurm import Slurm
 
 
 @dataclass
@@ -15,8 +16,8 @@ class EvaluateArguments:
     """Run folder, or a folder with runs below it, of which the newest is taken."""
     data: str | None = None
     """Other images with captions: a folder with captions.jsonl, a folder of images for each class, a Parquet file, a
-    tar shard, a table (.csv, .tsv) or a COCO folder; which of them is recognised. [NAME:PATH,NAME:PATH] gives several,
-    named."""
+    tar shard, a table (.csv, .tsv) or a COCO folder, or a URL of shards; which of them is recognised.
+    [NAME:PATH,NAME:PATH] gives several, named."""
     language: str | None = None
     """With data: the language of captions that name none, and the one to caption in and to score; null takes the run's
     own."""
@@ -26,6 +27,9 @@ class EvaluateArguments:
     evaluators: str | None = None
     """Instead of the run's own: the evaluators of this option in configs/evaluators, or of a file of yours,
     evaluators/NAME.yaml."""
+    decoding: GenerationSettings = field(default_factory=GenerationSettings)
+    """How the captions are written that are scored, in place of what the evaluators say: decoding.beams=4.
+    Its language is that of the evaluator."""
     plugins: list[str] = field(default_factory=list)
     """Packages, besides mmlm, that the run and the evaluators may take parts from: naming one allows it to run code."""
     device: str = "auto"
@@ -240,7 +244,8 @@ class PackArguments:
 
     data: str = "???"
     """An option of configs/data, such as emoji, or the path of images with captions: a folder with captions.jsonl, a
-    folder of images for each class, a Parquet file, a tar shard, a table (.csv, .tsv) or a COCO folder."""
+    folder of images for each class, a Parquet file, a tar shard, a table (.csv, .tsv), a COCO folder, or a URL of
+    shards (s3://bucket/train)."""
     out: str = "???"
     """Folder to write: a new or an empty one, or that of the same command."""
     format: PackFormat = PackFormat.tar
@@ -262,3 +267,46 @@ class WorkerArguments:
 
     plugins: list[str] = field(default_factory=list)
     """The packages, besides mmlm, that the launched config may name parts of."""
+
+
+class StudyLauncher(Enum):
+    """What starts the runs of a study."""
+
+    none = "none"
+    slurm = "slurm"
+
+
+class OnOtherCode(Enum):
+    """What becomes of a study whose earlier runs were made by other code."""
+
+    refused = "refused"
+    changed = "changed"
+
+
+@dataclass
+class StudyArguments:
+    """Run a study: every cell with every seed, each a run of its own. The same command goes on with what is not done.
+
+    NAME is a file of configs/study, or a path of yours that ends in .yaml. After it, one word may say what to do
+    instead: plan tells what the study costs and can find, status how far it is, report writes its tables and its page.
+    `verify PAGE ...` in place of NAME makes the tables of studies in pages again, and tells which are not right.
+    """
+
+    runs: str = "runs"
+    """Folder that holds all run folders; the study's own is studies/NAME in it."""
+    processes: int = 1
+    """Runs that are trained side by side on this machine."""
+    launcher: StudyLauncher = StudyLauncher.none
+    """none trains on this machine; slurm submits all runs as one job array, and returns at once."""
+    at_once: int | None = None
+    """With launcher=slurm: tasks of the array that run at the same time; null is no limit."""
+    code: OnOtherCode = OnOtherCode.refused
+    """changed goes on where earlier runs were made by other code than this, and the table marks them."""
+    measure: bool = True
+    """With plan: cells of which no run is done are trained for a few steps, to tell hours and memory."""
+    unlike: bool = False
+    """With report: show scores of unlike data or protocols all the same."""
+    into: str | None = None
+    """With report: a page, such as experiments/NAME/README.md, to write the tables into, and their record beside it."""
+    slurm: Slurm = field(default_factory=Slurm)
+    """With launcher=slurm: what each task asks for."""

@@ -1,19 +1,24 @@
 """Several paths on the command line, each with a name: ``data=[mine:PATH,other:PATH]``."""
 
+import re
 from pathlib import Path
 
 import yaml
 
 from mmlm.core.errors import UserError
+from mmlm.data.stored import Place, Url, place_of
+
+_NAMED_URL = re.compile(r"([^:/]+):(?![:/])(.+)", re.DOTALL)
+"""``mine:s3://bucket``, and neither ``s3://bucket`` nor ``simplecache::s3://bucket``."""
 
 
-def named_paths(key: str, given: str) -> dict[str, Path]:
-    """The paths that ``given`` lists, by name: ``PATH``, ``NAME:PATH``, or several of either in brackets.
+def named_paths(key: str, given: str) -> dict[str, Place]:
+    """The paths and URLs that ``given`` lists, by name: ``PATH``, ``NAME:PATH``, or several of either in brackets.
 
     A path without a name has that of its file or folder. ``key`` heads messages. Raises UserError: for a list that
     cannot be read, for two of one name, and for a name that is no good one for a column of a table.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Place] = {}
     for entry in _entries(key, given):
         name, path = _named(entry)
         if not name or "/" in name or name != name.strip():
@@ -37,7 +42,11 @@ def _entries(key: str, given: str) -> list[str]:
     return entries
 
 
-def _named(entry: str) -> tuple[str, Path]:
+def _named(entry: str) -> tuple[str, Place]:
+    named = _NAMED_URL.fullmatch(entry)
+    place = place_of(entry if named is None else named[2])
+    if isinstance(place, Url):
+        return (Path(place.text.rstrip("/")).stem if named is None else named[1]), place
     name, colon, rest = entry.partition(":")
     if colon and "/" not in name and not Path(entry).exists():
         return name, Path(rest)

@@ -1,17 +1,18 @@
-"""``data=PATH`` of a training command: the path of one's own images in place of an option."""
+"""``data=PATH`` of a training command: the path or URL of one's own images in place of an option."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmlm.core.errors import UserError
+from mmlm.core.local_files import URL_SEPARATOR
 from mmlm.data.own_splits import own_splits
 from mmlm.experiment.config import CONFIG_DIR
 
 _KEY = "data="
 OPTION = "own"
 """The option of ``configs/data`` that reads a path."""
-_SHARE = "data.train.held_out"
+_TENTH = "a tenth of {} validates, by a hash of their ids (data.train.held_out=0.1)"
 
 
 def with_own_data(tokens: Sequence[str], notices: list[str]) -> list[str]:
@@ -30,6 +31,10 @@ def _expanded(token: str, tokens: Sequence[str], notices: list[str]) -> list[str
     value = token.removeprefix(_KEY).strip("'\"")
     if (CONFIG_DIR / "data" / f"{value}.yaml").is_file():
         return [token]
+    if URL_SEPARATOR in value:  # what lies there is seen when it is read: asking a store takes long
+        if not _names_parts(tokens):
+            notices.append(f"data: {_TENTH.format(f'the images of {value}')}")
+        return [f"{_KEY}{OPTION}", f"data.path={quoted(value)}"]
     path = Path(value)
     if not path.exists():
         if "/" in value and "," not in value and "{" not in value:
@@ -44,12 +49,14 @@ def _expanded(token: str, tokens: Sequence[str], notices: list[str]) -> list[str
         notices.append(f"data: {splits.train} is trained on, and {splits.validation} validates")
         for key, of_split in (("data.train", splits.train), ("data.validation.validation", splits.validation)):
             chosen += [f"{key}.path={quoted(str(of_split))}", f"{key}.part=all"]
-    elif not any(other.startswith(("data.train.", "data.validation")) for other in tokens):
-        notices.append(
-            f"data: {value} has no validation split; a tenth of its images validates, by a hash of their ids "
-            f"({_SHARE}=0.1)"
-        )
+    elif not _names_parts(tokens):
+        notices.append(f"data: {value} has no validation split; {_TENTH.format('its images')}")
     return chosen
+
+
+def _names_parts(tokens: Sequence[str]) -> bool:
+    """Whether the command says itself what is trained on and what validates."""
+    return any(token.startswith(("data.train.", "data.validation")) for token in tokens)
 
 
 def quoted(path: str) -> str:

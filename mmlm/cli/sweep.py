@@ -7,6 +7,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 FLAGS = ("-m", "--multirun")
+MORE = "for runs to compare, over seeds, side by side or on SLURM, there are studies: python -m mmlm.study --help"
+"""Said before the first of several jobs."""
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Sweep:
     def begin(self) -> None:
         """Says which job begins, if there are several."""
         number = len(self.statuses)
+        if number == 0 and len(self.names) > 1:
+            print(MORE)
         if len(self.names) > 1 and number < len(self.names):
             print(f"job {number + 1} of {len(self.names)}: {self.names[number]}", flush=True)
 

@@ -16,9 +16,12 @@ from mmlm.core.wording import cut
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.recognise import recognise
 from mmlm.data.sources import Source
+from mmlm.data.stored import Place
 from mmlm.data.tokenizer import Tokenizer
 from mmlm.data.unreadable import Unreadable
 from mmlm.evaluation.evaluate import Evaluation, evaluation_figures
+from mmlm.evaluation.evaluators import CaptionQuality, Evaluator
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.experiment.build import build_evaluators, build_splits, class_captions, evaluation_batches
 from mmlm.experiment.compatibility import check_evaluators
 from mmlm.experiment.config import Config
@@ -45,11 +48,11 @@ def evaluate_run(arguments: EvaluateArguments) -> int:
     device = choose_device(arguments.device)
     run = load_run(str(chosen_run(arguments.run)), device, arguments.plugins)
     config = _in_language(_with_evaluators(run.config, arguments), run.tokenizer, arguments)
-    evaluators = build_evaluators(config)
+    evaluators = _decoding(build_evaluators(config), arguments.decoding)
     check_evaluators(evaluators, run.model.decoder is not None)
     console = Console()
     others = {} if arguments.data is None else named_paths("data", arguments.data)
-    others = {name: path.resolve() for name, path in others.items()}
+    others = {name: place.resolve() if isinstance(place, Path) else place for name, place in others.items()}
     own, folder = _own_splits(config, arguments), run.folder.resolve()
     with _where_trained(config, own, folder, console):
         groups, described = _splits(config, run.tokenizer, own, others, console)
@@ -96,6 +99,18 @@ def _with_evaluators(config: Config, arguments: EvaluateArguments) -> Config:
     changed = replace(config, evaluators=evaluators_of(arguments.evaluators))
     # Read again as a config is: nodes may refer to other keys (``${data.language}``), and their arguments are checked.
     return parse_config(config_text(changed), f"evaluators={arguments.evaluators}")
+
+
+def _decoding(evaluators: Mapping[str, Evaluator], decoding: GenerationSettings) -> Mapping[str, Evaluator]:
+    """The evaluators, those of captions with the ``decoding`` that was asked for. Raises UserError."""
+    if decoding == GenerationSettings():
+        return evaluators
+    if not any(isinstance(one, CaptionQuality) for one in evaluators.values()):
+        raise UserError("decoding: none of the evaluators scores written captions; set evaluators=captioning")
+    return {
+        name: CaptionQuality(one.language, decoding) if isinstance(one, CaptionQuality) else one
+        for name, one in evaluators.items()
+    }
 
 
 def _in_language(config: Config, tokenizer: Tokenizer, arguments: EvaluateArguments) -> Config:
@@ -145,7 +160,7 @@ def _own_splits(config: Config, arguments: EvaluateArguments) -> set[str]:
 
 
 def _splits(
-    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Path], console: Console
+    config: Config, tokenizer: Tokenizer, own: set[str], others: Mapping[str, Place], console: Console
 ) -> tuple[dict[str, dict[str, EvaluationBatches]], dict[str, str]]:
     """The splits to score, by the key that messages about them are headed by; a line about each of ``others``.
 

@@ -15,6 +15,7 @@ from mmlm.data.packing import pack_file
 from mmlm.data.recognise import recognise
 from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import ListsTexts, Source
+from mmlm.data.stored import place_of
 from mmlm.experiment.build import build_source
 from mmlm.experiment.config import CONFIG_DIR
 from mmlm.record.console import Console
@@ -55,7 +56,7 @@ def _source(arguments: PackArguments) -> tuple[Source, str]:
         if arguments.split is not None or arguments.overrides:
             given = "split" if arguments.split is not None else "overrides"
             raise UserError(f"{given}: is for an option of configs/data, and {arguments.data} is a path")
-        found = recognise(Path(arguments.data))
+        found = recognise(place_of(arguments.data))
         return found.source, f"{arguments.data}, taken as {found.what}"
     # Any experiment will do: nothing but the data is built of it.
     config = compose_checked(["experiment=caption_baseline", f"data={arguments.data}", *arguments.overrides])

@@ -141,6 +141,9 @@ class Batch:
     """bool[C]: the captions whose tokens are predicted; None: all."""
     trained: Tensor | None = None
     """bool[C, T]: the tokens that are written (those of answers and the end of each), and not read; None: all."""
+    negative: Tensor | None = None
+    """bool[C]: texts that are false of their image, though nearly true: neither compared as captions nor predicted, but
+    candidates beside the captions for a loss that reads them; None: there are none in this run."""
 
     @property
     def inputs(self) -> Tensor:
@@ -241,6 +244,7 @@ class Batch:
             compared=None if self.compared is None else self.compared[chosen],
             predicted=None if self.predicted is None else self.predicted[chosen],
             trained=None if self.trained is None else self.trained[chosen, :width],
+            negative=None if self.negative is None else self.negative[chosen],
             tally=self.tally if rows.start == 0 else BatchTally(),
         )
 

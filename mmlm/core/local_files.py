@@ -10,6 +10,8 @@ from pathlib import Path
 from mmlm.core.errors import ArgumentError
 
 PACKAGE = "package:"
+URL_SEPARATOR = "://"
+"""What tells a URL from a path."""
 
 
 def locate(name: str, argument: str) -> str:

@@ -27,6 +27,9 @@ class CaptionSettings:
     """The kinds or languages that images are compared with (contrastive losses and their relatives); null is all."""
     captioning: list[str] | None = None
     """The kinds or languages whose tokens are predicted (captioning and its relatives); null is all."""
+    negatives: list[str] | None = None
+    """The kinds of texts that are false of their image (hard negatives): further candidates for images in the
+    contrastive loss, and no captions of anything. All of an image's come, unless ``kinds`` names them; null is none."""
 
     def __post_init__(self) -> None:
         for name, share in self.kinds.items():
@@ -35,19 +38,29 @@ class CaptionSettings:
         for key in ("contrastive", "captioning"):
             if getattr(self, key) == []:
                 raise ArgumentError(f"{key}: names no kind; null takes all, and a weight of 0 leaves an objective out")
+            for name in {*(getattr(self, key) or ())} & {*(self.negatives or ())}:
+                raise ArgumentError(f"negatives: '{name}' is in {key} too; a text is a caption or false, not both")
+        if self.negatives == []:
+            raise ArgumentError("negatives: names no kind; null is for data without hard negatives")
 
     def kept(self, captions: Sequence["Caption"], uniforms: Sequence[float]) -> list[int]:
         """The numbers of the captions of an image that come, in order, by a number in [0, 1) for each.
 
-        If none would, it is the one that was nearest to coming; none at all if no probability is above 0.
+        If no true one would, the one that was nearest comes too; none at all if no probability is above 0.
         """
         shares = [self._share(caption) for caption in captions]
         drawn = list(zip(uniforms, shares, strict=True))
         coming = [number for number, (uniform, share) in enumerate(drawn) if uniform < share]
-        if coming or not any(shares):
-            return coming
         far = [uniform / share if share > 0 else math.inf for uniform, share in drawn]
-        return [far.index(min(far))]
+        true = [number for number, caption in enumerate(captions) if not self.is_negative(caption)]
+        nearest = min(true, key=far.__getitem__, default=None)
+        if nearest is None or nearest in coming or far[nearest] == math.inf:
+            return coming
+        return sorted([*coming, nearest])
+
+    def is_negative(self, caption: "Caption") -> bool:
+        """Whether a text is false of its image."""
+        return self.negatives is not None and caption.kind in self.negatives
 
     def _share(self, caption: "Caption") -> float:
         share = 1.0
@@ -57,16 +70,28 @@ class CaptionSettings:
 
     def compared(self, captions: Sequence["Caption"]) -> list[bool] | None:
         """For each caption whether it is for comparisons with images; None: all."""
-        return _of_kinds(captions, self.contrastive)
+        return self._true(captions, _of_kinds(captions, self.contrastive))
 
     def predicted(self, captions: Sequence["Caption"]) -> list[bool] | None:
         """For each caption whether its tokens are predicted; None: all."""
-        return _of_kinds(captions, self.captioning)
+        return self._true(captions, _of_kinds(captions, self.captioning))
+
+    def negative(self, captions: Sequence["Caption"]) -> list[bool] | None:
+        """For each caption whether it is false of its image; None: there are no such texts in this run."""
+        return None if self.negatives is None else [self.is_negative(caption) for caption in captions]
+
+    def _true(self, captions: Sequence["Caption"], chosen: list[bool] | None) -> list[bool] | None:
+        """``chosen`` without texts that are false of their image."""
+        if self.negatives is None:
+            return chosen
+        chosen = [True] * len(captions) if chosen is None else chosen
+        return [one and not self.is_negative(caption) for one, caption in zip(chosen, captions, strict=True)]
 
     def check(self, captions: Iterable["Caption"]) -> None:
         """UserError for a name that is the kind or language of no caption. Stops at the first captions that do."""
         asked = [("kinds", name) for name in self.kinds]
-        asked += [(key, name) for key in ("contrastive", "captioning") for name in getattr(self, key) or ()]
+        keys = ("contrastive", "captioning", "negatives")
+        asked += [(key, name) for key in keys for name in getattr(self, key) or ()]
         missing, found = {name for _, name in asked}, set[str]()
         if not missing:
             return

@@ -205,7 +205,7 @@ def _as_table(rows: Iterable[Row]) -> pa.Table:
         columns = (
             lines,
             images,
-            [[whole_characters(text) for text in texts] for texts in captions],
+            [[text if text.isascii() else whole_characters(text) for text in texts] for texts in captions],
             [None if concept is None else whole_characters(concept) for concept in concepts],
             [None if language is None else whole_characters(language) for language in languages],
             [each and [None if kind is None else whole_characters(kind) for kind in each] for each in kinds],

@@ -27,8 +27,12 @@ class CaptionedImages:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``ReadsReduced`` in ``mmlm/data/sources.py``."""
         table, name = self._table, self._table.image(index)
-        image = None if name is None else read_image(self._folder / name)
+        image = None if name is None else read_image(self._folder / name, at_least)
         return Example(table.name(index), image, table.captions_of(index), table.concept(index))
 
     def encoded(self, index: int) -> bytes | None:

@@ -7,7 +7,7 @@ import numpy as np
 from mmlm.core.batch import Caption, Example, ExampleTexts
 from mmlm.data.order import has_shards
 from mmlm.data.remarks import remarks_of
-from mmlm.data.sources import Source, gives_bytes, texts_of
+from mmlm.data.sources import Source, gives_bytes, reduced_example, texts_of
 
 
 class Chosen:
@@ -26,7 +26,11 @@ class Chosen:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``."""
-        return self._source[int(self._kept[index])]
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``ReadsReduced``."""
+        return reduced_example(self._source, int(self._kept[index]), at_least)
 
     def encoded(self, index: int) -> bytes | None:
         """See ``mmlm.data.sources.GivesBytes``."""

@@ -65,9 +65,14 @@ class ClassFolder:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``ReadsReduced`` in ``mmlm/data/sources.py``."""
         file = self._files[index]
         concept = file.parts[0]
-        return Example(file.as_posix(), read_image(self._folder / file), (self._caption_of(concept),), concept)
+        image = read_image(self._folder / file, at_least)
+        return Example(file.as_posix(), image, (self._caption_of(concept),), concept)
 
     def encoded(self, index: int) -> bytes:
         """See ``GivesBytes`` in ``mmlm/data/sources.py``."""

@@ -170,6 +170,7 @@ def collate(
         compared=_flags(_compared(captions, None if choice is None else choice.compared(captions))),
         predicted=_flags(None if choice is None else choice.predicted(captions)),
         trained=torch.tensor([_written(item, width) for item in encoded], dtype=torch.bool) if answers else None,
+        negative=_flags(None if choice is None else choice.negative(captions)),
         tally=BatchTally(
             cut_captions=sum(item.lost > 0 for item in encoded),
             cut_tokens=sum(item.lost for item in encoded),

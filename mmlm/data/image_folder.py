@@ -13,6 +13,7 @@ from mmlm.core.wording import cut, whole_characters
 from mmlm.data.caption_choice import by_kind
 from mmlm.data.caption_table import CaptionTable, Row, TwoConcepts
 from mmlm.data.captioned_images import CaptionedImages
+from mmlm.data.existing_files import ExistingFiles
 from mmlm.data.inside import check_inside
 from mmlm.data.json_file import json_of_line
 from mmlm.data.text_files import numbered_lines
@@ -61,12 +62,12 @@ class ImageFolder(CaptionedImages):
 
 def _check_images(folder: Path, table: CaptionTable, lines: np.ndarray, captions: str) -> None:
     """Raises UserError unless all images are there. ``lines`` are those that name them first."""
-    begin = os.path.join(folder, "")
+    begin, files = os.path.join(folder, ""), ExistingFiles()
     named, missing, first = 0, 0, None
     for index, name in table.images():
         named += 1
         # False also for what cannot be the name of a file: one that is too long (a caption, say), or with a zero byte.
-        if not os.path.isfile(name if name.startswith(os.sep) else begin + name):
+        if not files.has(name if name.startswith(os.sep) else begin + name):
             missing += 1
             first = first or (name, int(lines[index]))
     if first is not None:
@@ -100,14 +101,16 @@ def _row(line: str, where: str, number: int, outside: bool, fine: set[str]) -> R
     if "image" not in fields or ("caption" in fields) == ("captions" in fields):
         raise UserError(f"{where}: needs 'image' and either 'captions' or 'caption', but has {sorted(fields)}")
     given = [fields["caption"]] if "caption" in fields else fields["captions"]
-    texts, kinds = by_kind(given)
+    # What most lines are is seen at once.
+    one = type(given) is list and len(given) == 1 and type(given[0]) is str
+    texts, kinds = (given, None) if one else by_kind(given)
     if texts is None:
         raise UserError(f"{where}: 'caption' must be a string and 'captions' a list of strings, not {given!r}")
-    for key in ("image", "language", "concept"):
-        if fields.get(key) is not None and not isinstance(fields[key], str):
-            raise UserError(f"{where}: {key!r} must be a string, not {fields[key]!r}")
-    image, concept = fields["image"], fields.get("concept")
+    image, language, concept = fields["image"], fields.get("language"), fields.get("concept")
+    for key, value in (("image", image), ("language", language), ("concept", concept)):
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{where}: {key!r} must be a string, not {value!r}")
     check_inside(image, where, outside)
-    if image is not None and whole_characters(image) != image:
+    if image is not None and not image.isascii() and whole_characters(image) != image:
         raise UserError(f"{where}: the image's name {image!r} has half a character in it; rename the file")
-    return Row(number, image, texts, concept, fields.get("language"), kinds if isinstance(given, dict) else None)
+    return Row(number, image, texts, concept, language, kinds if isinstance(given, dict) else None)

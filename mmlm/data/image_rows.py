@@ -27,6 +27,9 @@ _PARTS = 4096
 _LEADS_OUT = r"(^|/)\.\.(/|$)|^/"
 """What the names of images that may lie outside of their folder have."""
 
+_Cell = str | list[str | None] | None
+"""A text, or one for each caption of a row."""
+
 
 class ImageRows:
     """The examples of a table that is read a part at a time; see ``ParquetTable`` for what the columns mean.
@@ -42,7 +45,7 @@ class ImageRows:
         for number in {id(schema): number for number, schema in enumerate(parts.schemas)}.values():
             schema = parts.schemas[number]
             for caption in columns.captions:
-                check_types(parts.paths[number], schema, columns.image, caption, columns.language)
+                check_types(parts.paths[number], schema, columns.image, caption, columns.language, columns.kind)
         self._names = told_apart(parts.paths)
         self._ends = np.cumsum(parts.sizes)  # int64[parts]: the row behind the last of each
         files = np.searchsorted(parts.files, np.arange(len(parts.paths)))  # the first part of each file
@@ -83,13 +86,17 @@ class ImageRows:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``. Raises IndexError beyond the last example."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``mmlm.data.sources.ReadsReduced``."""
         rows = self._rows_of(index)
         try:
             id, captions, concept = self._texts_of(rows)
         except UserError as error:
             raise CorruptImage(self._place_of(rows[0]), str(error)) from error
         data, name = self._image(rows[0], id)
-        return Example(id, None if data is None else decode_image(data, name), captions, concept)
+        return Example(id, None if data is None else decode_image(data, name, at_least), captions, concept)
 
     def encoded(self, index: int) -> bytes | None:
         """See ``mmlm.data.sources.GivesBytes``."""
@@ -131,13 +138,13 @@ class ImageRows:
         table, columns = self._kept_texts(part), self._columns
         for start in range(0, len(table), LISTED_AT_ONCE):
             some = table.slice(start, LISTED_AT_ONCE)
-            ids, concepts, languages = (
+            ids, concepts, languages, kinds = (
                 [None] * len(some) if name is None else some[name].to_pylist()
-                for name in (columns.id, columns.concept, columns.language)
+                for name in (columns.id, columns.concept, columns.language, columns.kind)
             )
             cells = zip(*(some[name].to_pylist() for name in columns.captions), strict=True)
-            for id, values, concept, named in zip(ids, cells, concepts, languages, strict=True):
-                yield _text(id), tuple(self._tagged(values, named)), _text(concept)
+            for id, values, concept, named, sorts in zip(ids, cells, concepts, languages, kinds, strict=True):
+                yield _text(id), tuple(self._tagged(values, named, sorts)), _text(concept)
 
     def remarks(self) -> Iterator[str]:
         """Rows that hold the same image, though nothing says that they belong together; see ``HasRemarks``."""
@@ -179,19 +186,23 @@ class ImageRows:
     def _captions_of(self, row: int) -> Iterator[Caption]:
         part, place = self._part_of(row)
         table = self._kept_texts(part)
-        named = None if self._columns.language is None else table[self._columns.language][place].as_py()
-        return self._tagged([table[name][place].as_py() for name in self._columns.captions], named)
+        named, kinds = (
+            None if name is None else table[name][place].as_py()
+            for name in (self._columns.language, self._columns.kind)
+        )
+        return self._tagged([table[name][place].as_py() for name in self._columns.captions], named, kinds)
 
-    def _tagged(
-        self, cells: Sequence[str | list[str | None] | None], named: str | list[str | None] | None
-    ) -> Iterator[Caption]:
-        """The captions of the cells of a row, with the languages of another cell."""
-        for kind, value in zip(self._columns.kinds, cells, strict=True):
+    def _tagged(self, cells: Sequence[_Cell], named: _Cell, kinds: _Cell) -> Iterator[Caption]:
+        """The captions of the cells of a row, with the languages and the kinds of two other cells."""
+        for column, value in zip(self._columns.kinds, cells, strict=True):
             texts = value if isinstance(value, list) else [value]
-            each = named if isinstance(named, list) and len(named) == len(texts) else [named] * len(texts)
-            for text, language in zip(texts, each, strict=True):
+            for text, language, kind in zip(texts, _each(named, texts), _each(kinds, texts), strict=True):
                 if text is not None:
-                    yield Caption(text, language if isinstance(language, str) else self._language, kind)
+                    yield Caption(
+                        text,
+                        language if isinstance(language, str) else self._language,
+                        kind if isinstance(kind, str) else column,
+                    )
 
     def _image(self, row: int, id: str) -> tuple[bytes | None, str]:
         """The encoded image of a row and its name for messages. Raises CorruptImage."""
@@ -239,6 +250,11 @@ class ImageRows:
                     continue
                 for name in names.filter(pc.match_substring_regex(names, _LEADS_OUT)).to_pylist():
                     check_inside(name, str(self._parts.paths[file]), outside=False)
+
+
+def _each(cell: _Cell, texts: Sequence[object]) -> Sequence[object]:
+    """What a cell says of each of some texts: a list of as many does so by itself, anything else is for all of them."""
+    return cell if isinstance(cell, list) and len(cell) == len(texts) else [cell] * len(texts)
 
 
 def _read(parts: TableParts, columns: Sequence[str], part: int) -> pa.Table:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmlm.core.errors import CorruptImage
+from mmlm.data.jpeg import jpeg_pixels
 from mmlm.data.stored import Url, read_whole
 
 MAX_MEGAPIXELS = 64
@@ -45,17 +46,18 @@ _DECODER_ERRORS = (
 """The exceptions that Pillow's readers raise on damaged files."""
 
 
-def decode_image(data: bytes, name: str) -> Tensor:
-    """Decodes an encoded image to uint8[3, H, W] RGB.
+def decode_image(data: bytes, name: str, at_least: int | None = None) -> Tensor:
+    """Decodes an encoded image to uint8[3, H, W] RGB, whose memory may be in the order H, W, 3.
 
     Transparency (alpha or palette) is laid on white, EXIF orientation is applied, 16-bit grey is scaled to 8 bits, CMYK
     and grey become RGB, and of an animation the first frame is taken. Raises :class:`CorruptImage` with ``name`` and
-    the reason if the bytes are no image, are damaged, or have more than ``MAX_MEGAPIXELS``.
+    the reason if the bytes are no image, are damaged, or have more than ``MAX_MEGAPIXELS``. With ``at_least`` a JPEG
+    file may come smaller, though with that number of pixels a side (see ``jpeg_pixels``).
     """
     if not data:
         raise CorruptImage(name, "the file is empty")
     try:
-        return _decode(data, name)
+        return _decode(data, name, at_least)
     except CorruptImage:
         # Pillow refuses a PNG whole if one of its texts is long, as those of programs that write a scene or a prompt
         # into their pictures are.
@@ -67,7 +69,7 @@ def decode_image(data: bytes, name: str) -> Tensor:
         raise
 
 
-def _decode(data: bytes, name: str) -> Tensor:
+def _decode(data: bytes, name: str, at_least: int | None = None) -> Tensor:
     """See ``decode_image``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata; what cannot be decoded is raised below
@@ -75,7 +77,9 @@ def _decode(data: bytes, name: str) -> Tensor:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                return image_pixels(image, name)
+                _refuse_bomb(image, name)
+                pixels = jpeg_pixels(data, image, at_least)
+                return image_pixels(image, name) if pixels is None else torch.from_numpy(pixels).permute(2, 0, 1)
         except CorruptImage:
             raise
         except Image.UnidentifiedImageError:
@@ -112,9 +116,9 @@ def image_pixels(image: Image.Image, name: str) -> Tensor:
         raise CorruptImage(name, f"is damaged ({str(error) or type(error).__name__})") from error
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, at_least: int | None = None) -> Tensor:
     """Decodes an image file to uint8[3, H, W]; see :func:`decode_image`. A file that cannot be read is corrupt too."""
-    return decode_image(read_encoded(path), str(Path(path)))
+    return decode_image(read_encoded(path), str(Path(path)), at_least)
 
 
 def read_encoded(path: Path | Url) -> bytes:

@@ -7,6 +7,8 @@ from typing import Any
 from mmlm.core.errors import UserError
 from mmlm.core.wording import cut
 
+_DECODER = json.JSONDecoder()
+
 
 def read_json(file: Path) -> Any:
     """What a JSON file holds. Raises UserError for a file that is none."""
@@ -19,6 +21,11 @@ def read_json(file: Path) -> Any:
 def json_of_line(line: str, where: str) -> Any:
     """What a line of JSON Lines holds; ``where`` is ``file:line``. Raises UserError."""
     try:
+        if line.startswith("{"):
+            # What json.loads does, without its search for blanks: a second less for a million lines.
+            value, end = _DECODER.raw_decode(line)
+            if not line[end:].strip(" \t\r\n"):
+                return value
         return json.loads(line)
     except ValueError as error:
         raise UserError(f"{where}: is not JSON ({error}); write one JSON object a line") from None

@@ -93,7 +93,10 @@ class _Shares(Dataset):
     def _prepare(self, located: Located) -> Prepared:
         """Reads the examples and transforms their images."""
         places = zip(located.epochs.tolist(), located.indices.tolist(), strict=True)
-        examples = [self._choose_captions(read_example(self._source, index), epoch, index) for epoch, index in places]
+        at_least = self._transform.at_least
+        examples = [
+            self._choose_captions(read_example(self._source, index, at_least), epoch, index) for epoch, index in places
+        ]
         uniforms = None
         if self._transform.augment is not None:
             # A batch across the end of an epoch has examples of two epochs, and so numbers of two keys.
@@ -116,7 +119,7 @@ class _Shares(Dataset):
     def _choose_captions(self, example: Example | CorruptImage, epoch: int, index: int) -> Example | CorruptImage:
         """The example with the captions that come by their kinds, in their own order.
 
-        Of these it has at most ``captions_per_image``, drawn without replacement.
+        Of these it has at most ``captions_per_image``, drawn without replacement, and all texts that are false of it.
         """
         if isinstance(example, CorruptImage):
             return example
@@ -125,10 +128,12 @@ class _Shares(Dataset):
             coming = self._choice.kept(example.captions, draws.tolist())
             example = replace(example, captions=tuple(example.captions[i] for i in coming))
         most = self._captions_per_image
-        if most is None or len(example.captions) <= most:
+        false = [i for i, caption in enumerate(example.captions) if self._choice.is_negative(caption)]
+        true = [i for i in range(len(example.captions)) if i not in false]
+        if most is None or len(true) <= most:
             return example
-        draws = keyed_uniform(self._seed, epoch, torch.tensor([index]), len(example.captions), _CAPTIONS)[0]
-        chosen = sorted(draws.argsort(stable=True)[:most].tolist())
+        draws = keyed_uniform(self._seed, epoch, torch.tensor([index]), len(true), _CAPTIONS)[0]
+        chosen = sorted([*false, *(true[i] for i in draws.argsort(stable=True)[:most].tolist())])
         return replace(example, captions=tuple(example.captions[i] for i in chosen))
 
 

@@ -14,7 +14,7 @@ from mmlm.core.keyed_random import keyed_integer, keyed_order, stable_hash, stre
 from mmlm.data.mixture_windows import MixtureWindows
 from mmlm.data.remarks import remarks_of
 from mmlm.data.shares import by_passes, by_weights, temperature_weights
-from mmlm.data.sources import Source, gives_bytes, texts_of
+from mmlm.data.sources import Source, gives_bytes, reduced_example, texts_of
 
 _PASSES = stream("mmlm.data.mixture.passes")
 
@@ -110,8 +110,12 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         """See :class:`mmlm.data.sources.Source`. Raises IndexError beyond the last example."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See :class:`mmlm.data.sources.ReadsReduced`."""
         name, source, row = self._find(index)
-        example = source[row]
+        example = reduced_example(source, row, at_least)
         return replace(example, id=f"{name}/{example.id}")
 
     def _find(self, index: int) -> tuple[str, Source, int]:

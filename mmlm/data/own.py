@@ -1,7 +1,6 @@
 """Images of one's own, in whatever format they lie, of which some are held out for validation."""
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from mmlm.core.keyed_random import stable_hash
 from mmlm.data.chosen import Chosen
 from mmlm.data.recognise import recognise
 from mmlm.data.sources import texts_of
+from mmlm.data.stored import place_of
 
 _LEAST = 2
 """Images that are held out at least: two can be told apart."""
@@ -24,7 +24,7 @@ class OwnImages(Chosen):
     other, and every process and machine divides alike. Of few images, the two of the smallest hashes are held out.
 
     Args:
-        path: a folder, a table or whatever else ``recognise`` knows.
+        path: a folder, a table, a URL or whatever else ``recognise`` knows.
         part: ``train``, ``validation``, or ``all``, which holds nothing out.
         held_out: share of the images that are for validation, in (0, 1). Both parts have to be given the same.
         language: that of captions that name none; None leaves them without.
@@ -42,7 +42,7 @@ class OwnImages(Chosen):
     ) -> None:
         if not 0 < held_out < 1:
             raise ArgumentError(f"held_out: {held_out} must lie between 0 and 1, such as 0.1; part=all holds none out")
-        found = recognise(Path(path), language)
+        found = recognise(place_of(path), language)
         self.what = found.what
         """What it was taken for, in words."""
         count = len(found.source)

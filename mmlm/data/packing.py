@@ -27,11 +27,13 @@ PARQUET = pa.schema(
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
         "caption": pa.list_(pa.string()),
         "language": pa.list_(pa.string()),
+        "kind": pa.list_(pa.string()),
         "concept": pa.string(),
         "id": pa.string(),
     }
 )
-"""The columns: the Hugging Face image convention, the captions with the language of each, the concept, and the id."""
+"""The columns: the Hugging Face image convention, the captions with the language and the kind of each, the concept,
+and the id."""
 ROW_GROUP = 256
 """Rows that a reader has to take at a time."""
 _SIGNATURES = (
@@ -156,12 +158,14 @@ def write_tar(draft: Path, rows: Iterable[Row]) -> None:
         for row in rows:
             if row.image is None:
                 raise UserError(f"{row.id}: has no image, and a tar shard has pairs only; use format=parquet")
-            texts = {
+            texts: dict[str, object] = {
                 "id": row.id,
                 "captions": [caption.text for caption in row.captions],
                 "language": [caption.language for caption in row.captions],
                 "concept": row.concept,
             }
+            if any(caption.kind is not None for caption in row.captions):
+                texts["kind"] = [caption.kind for caption in row.captions]
             _add(tar, f"{row.index:09d}.{ending_of(row.image)}", row.image)
             _add(tar, f"{row.index:09d}.json", utf8(json.dumps(texts, ensure_ascii=False)))
 
@@ -180,6 +184,7 @@ def _write_parquet(draft: Path, rows: Iterable[Row]) -> None:
                 [None if row.image is None else {"bytes": row.image, "path": None} for row in some],
                 [[caption.text for caption in row.captions] for row in some],
                 [[caption.language for caption in row.captions] for row in some],
+                [[caption.kind for caption in row.captions] for row in some],
                 [None if row.concept is None else utf8(row.concept).decode() for row in some],
                 [row.id for row in some],
             )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import first_line
-from mmlm.data.stored import SEPARATOR, Place, is_file, matching_urls, place_of, within
+from mmlm.data.stored import SEPARATOR, Place, is_file, matching_urls, open_for_arrow, place_of, within
 from mmlm.data.table_parts import holds_texts, is_image_struct
 
 
@@ -59,10 +59,10 @@ def told_apart(paths: Sequence[Place]) -> list[str]:
     return names
 
 
-def column_names(path: Path) -> list[str]:
+def column_names(path: Place) -> list[str]:
     """The names of a file's columns. UserError if the file cannot be read."""
     with one_line_for(path):
-        return pq.read_schema(path).names
+        return pq.read_schema(open_for_arrow(path)).names
 
 
 @contextmanager
@@ -103,19 +103,24 @@ def repeated_images(columns: Iterable[pa.ChunkedArray]) -> int:
 
 
 def check_types(
-    path: Place, schema: pa.Schema, image_column: str, caption_column: str, language_column: str | None
+    path: Place,
+    schema: pa.Schema,
+    image_column: str,
+    caption_column: str,
+    language_column: str | None,
+    kind_column: str | None = None,
 ) -> None:
     """Raises UserError unless the columns hold images and texts."""
     image = schema.field(image_column).type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or is_image_struct(image)):
         raise UserError(f"{path}: column {image_column!r} is {image}, but an image is struct<bytes, path> or binary")
-    for column, what in ((caption_column, "captions"), (language_column, "languages")):
+    for column, what in ((caption_column, "captions"), (language_column, "languages"), (kind_column, "kinds")):
         if column is not None and not holds_texts(schema.field(column).type):
             kind = schema.field(column).type
             raise UserError(f"{path}: column {column!r} is {kind}, but {what} are strings or lists of strings")
 
 
-def text_columns(path: Path) -> list[str]:
+def text_columns(path: Place) -> list[str]:
     """The names of a file's columns of strings, or of lists of strings. UserError if the file cannot be read."""
     with one_line_for(path):
-        return [field.name for field in pq.read_schema(path) if holds_texts(field.type)]
+        return [field.name for field in pq.read_schema(open_for_arrow(path)) if holds_texts(field.type)]

@@ -37,10 +37,12 @@ class ParquetTable(ImageRows):
         outside: bool = False,
         language_column: str | None = None,
         folder: str | Path | None = None,
+        kind_column: str | None = None,
     ) -> None:
         """Reads what the ends of the files tell, and the ids. ``files`` is one or several paths, URLs
         (``s3://bucket/*.parquet``) or patterns; ``language`` is that of captions that name none in ``language_column``,
-        which holds a string for all captions of a row or a list of one for each.
+        which holds a string for all captions of a row or a list of one for each; ``kind_column`` holds their kinds in
+        the same way.
 
         Without ``id_column``, or where it is null, an example's id is the name of its file and its row:
         ``train.parquet/17``; where two files have one name, their paths are told apart: ``2023/train.parquet/17``.
@@ -49,6 +51,7 @@ class ParquetTable(ImageRows):
         unreadable file, a missing column, a column of another type, such a path that is not allowed, two images or
         two concepts of one id, or no rows; ArgumentError for no caption column, or one that is named twice.
         """
-        columns = Columns(image_column, caption_columns(caption_column), concept_column, id_column, language_column)
+        captions = caption_columns(caption_column)
+        columns = Columns(image_column, captions, concept_column, id_column, language_column, kind_column)
         parts = ParquetParts(expand(files, folder), columns.all, image_column)
         super().__init__(parts, columns, language, outside)

@@ -42,10 +42,9 @@ from mmlm.data.emoji_tools.sources import (
     NAMES_PACKAGE,
     NOTO_PACKAGE,
     Hand,
-    fetch,
     packages,
-    read_members,
 )
+from mmlm.data.npm_packages import fetch, read_members
 
 WEBP_QUALITY = 90
 """Quality of lossy WebP, 0 to 100."""

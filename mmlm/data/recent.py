@@ -25,6 +25,12 @@ class Recent(Generic[Key, Value]):
         self._bytes = 0
         self._lock = threading.Lock()
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many results are kept, and their bytes: within both bounds, but for a single one that is larger."""
+        with self._lock:
+            return len(self._kept), self._bytes
+
     def __call__(self, key: Key) -> Value:
         """The result for ``key``."""
         with self._lock:

@@ -1,4 +1,4 @@
-"""What lies at a path of images with captions: the source that reads it, recognised by the files that are there."""
+"""What lies at a path or a URL of images with captions: the source that reads it, recognised by the files there."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +16,13 @@ from mmlm.data.image_folder import ImageFolder
 from mmlm.data.karpathy import KarpathyCaptions
 from mmlm.data.order import has_shards
 from mmlm.data.paired_files import PairedFiles
-from mmlm.data.parquet_files import column_names, text_columns
+from mmlm.data.parquet_files import column_names, expand, text_columns
 from mmlm.data.parquet_table import ParquetTable
+from mmlm.data.recognise_urls import url_files
 from mmlm.data.remarks import remarks_of
 from mmlm.data.saved_dataset import INFO, SPLITS, STATE, SavedDataset, arrow_files, saved_splits
 from mmlm.data.sources import Source, gives_bytes, texts_of
+from mmlm.data.stored import Place, Url, place_of
 from mmlm.data.tar_shards import TarShards
 from mmlm.data.text_table import TextTable
 
@@ -103,17 +105,21 @@ class _InLanguage:
         return tuple(map(self._tagged_one, captions))
 
     def _tagged_one(self, caption: Caption) -> Caption:
-        return Caption(caption.text, self._language) if caption.language is None else caption
+        return replace(caption, language=self._language) if caption.language is None else caption
 
 
-def recognise(path: Path, language: str | None = None, classes: ClassCaptions | None = None) -> Recognised:
-    """The source that reads the file or folder ``path``, whichever of the formats it is.
+def recognise(path: Place, language: str | None = None, classes: ClassCaptions | None = None) -> Recognised:
+    """The source that reads the file or folder ``path``, whichever of the formats it is; by a URL, tar shards or
+    Parquet files.
 
     Where a folder holds several of what ``LOOKED_FOR`` lists, the first counts, and ``what`` names the others.
     ``language`` is that of captions that name none. Raises UserError: for a path that is not there, one that holds
     nothing of it (the message says what was looked for and what is there), a folder of several splits, and whatever
     the source itself refuses.
     """
+    if isinstance(path, Url):
+        what, build = _of_url(path)
+        return _recognised(build(), what, language)
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder; give one that holds {LOOKED_FOR}")
     try:
@@ -124,12 +130,24 @@ def recognise(path: Path, language: str | None = None, classes: ClassCaptions | 
         raise UserError(f"{path}: nothing in it is recognised; looked for {LOOKED_FOR}; {_contents(path)}")
     what, build = found[0]
     others = f" (not {', '.join(other for other, _ in found[1:])}, which is there too)" if found[1:] else ""
-    source = build()
-    return Recognised(source if language is None else _InLanguage(source, language), what + others)
+    return _recognised(build(), what + others, language)
+
+
+def _recognised(source: Source, what: str, language: str | None) -> Recognised:
+    return Recognised(source if language is None else _InLanguage(source, language), what)
 
 
 _Found = tuple[str, Callable[[], Source]]
 """What something is taken for, and how its source is made."""
+
+
+def _of_url(url: Url) -> _Found:
+    """Raises UserError."""
+    found = url_files(url)
+    if found.kind == ".parquet":
+        return found.what, lambda: _parquet(_one_split(url, expand(found.names)))
+    names = [str(place) for place in _one_split(url, [place_of(name) for name in found.names])]
+    return found.what, lambda: TarShards(str(url.parent), names)
 
 
 def _of_file(file: Path) -> Iterator[_Found]:
@@ -189,9 +207,9 @@ def _only(folder: Path, files: Sequence[Path]) -> Path:
     raise UserError(f"{folder}: holds {names}; give one of them, such as {files[0]}")
 
 
-def _one_split(folder: Path, files: Sequence[Path]) -> Sequence[Path]:
+def _one_split(folder: Place, files: Sequence[Place]) -> Sequence[Place]:
     """The files, if their names do not tell of several splits. Raises UserError."""
-    splits = {found[1].lower() for file in files if (found := _SPLIT.match(file.stem)) is not None}
+    splits = {found[1].lower() for file in files if (found := _SPLIT.match(file.name)) is not None}
     if len(splits) > 1:
         several = " and ".join(sorted(splits))
         raise UserError(f"{folder}: holds files of {several}; give one file, or a folder with those of one split")
@@ -214,13 +232,13 @@ def _karpathy(file: Path) -> Source:
     return KarpathyCaptions(file.parent, file.name, images.resolve(), "test")
 
 
-def _parquet(files: Sequence[Path]) -> Source:
+def _parquet(files: Sequence[Place]) -> Source:
     columns = column_names(files[0])
     image, caption = (_column(files[0], columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
     concept = "concept" if "concept" in columns else None
-    language = "language" if "language" in text_columns(files[0]) else None
+    language, kind = (name if name in text_columns(files[0]) else None for name in ("language", "kind"))
     names = [str(file) for file in files]
-    return ParquetTable(names, image, caption, concept_column=concept, language_column=language)
+    return ParquetTable(names, image, caption, concept_column=concept, language_column=language, kind_column=kind)
 
 
 def _saved(folder: Path) -> Source:
@@ -238,7 +256,7 @@ def _table(file: Path) -> Source:
     return TextTable(file.parent, file.name, image, caption, concept, language)
 
 
-def _column(file: Path, columns: Sequence[str], known: Sequence[str]) -> str:
+def _column(file: Place, columns: Sequence[str], known: Sequence[str]) -> str:
     """The column of one of the known names. Raises UserError."""
     for name in known:
         if name in columns:

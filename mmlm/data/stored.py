@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stable_hash
+from mmlm.core.local_files import URL_SEPARATOR
 from mmlm.core.wording import first_line
 
-SEPARATOR = "://"
+SEPARATOR = URL_SEPARATOR
 """What tells a URL from a path."""
 READ_AHEAD = 2**22
 """Bytes of a URL that are asked for at once where a file is read from its beginning to its end."""

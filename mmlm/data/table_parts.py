@@ -20,6 +20,8 @@ class Columns:
     concept: str | None
     id: str | None
     language: str | None
+    kind: str | None = None
+    """That of the kinds of captions, which count before the names of ``captions``."""
 
     @property
     def kinds(self) -> list[str | None]:
@@ -29,7 +31,7 @@ class Columns:
     @property
     def texts(self) -> list[str]:
         """All but that of images."""
-        named = (*self.captions, self.concept, self.id, self.language)
+        named = (*self.captions, self.concept, self.id, self.language, self.kind)
         return list(dict.fromkeys(column for column in named if column is not None))
 
     @property

@@ -51,6 +51,7 @@ class TarShards:
             class); of several, the captions of all. Null takes the first of these that any sample has beside its image.
         json_captions: the keys of captions in a JSON object; the first that it has counts. A text, or a list of texts.
         json_language: the key of their language: a text, or a list with one for each caption.
+        json_kind: the key of their kind, in the same way.
         json_concept: the key of the concept.
         caption: the caption of a class, with ``{}`` once: ``a photo of a {}``. The concept is what the ``cls`` says.
         names: a JSON file ``{"281": "tabby cat", ...}`` of the words for each ``cls``; null takes what it says.
@@ -72,6 +73,7 @@ class TarShards:
         texts: Sequence[str] | None = None,
         json_captions: str | Sequence[str] = ("captions", "caption"),
         json_language: str = "language",
+        json_kind: str = "kind",
         json_concept: str = "concept",
         caption: str = "a photo of a {}",
         names: str | Path | None = None,
@@ -86,6 +88,7 @@ class TarShards:
         self._rules = TextRules(
             json_captions=(json_captions,) if isinstance(json_captions, str) else tuple(json_captions),
             json_language=json_language,
+            json_kind=json_kind,
             json_concept=json_concept,
             caption=caption,
             names=None if names is None else read_names(Path(names)),
@@ -121,6 +124,11 @@ class TarShards:
         self.__dict__.update(state)
         self._begin()
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many shards are open, and the bytes of their indexes: ``OPEN_BYTES`` at most, or one shard."""
+        return self._open.held
+
     def __len__(self) -> int:
         """Number of samples with an image and one of the texts, over all shards."""
         return int(self._ends[-1])
@@ -135,11 +143,15 @@ class TarShards:
 
     def __getitem__(self, index: int) -> Example:
         """See ``Source``. Raises IndexError beyond the last example."""
+        return self.reduced(index, None)
+
+    def reduced(self, index: int, at_least: int | None) -> Example:
+        """See ``mmlm.data.sources.ReadsReduced``."""
         number, place = self._find(index)
         shard = self._shard(number, place)
         id = self._id(number, shard, place)
         captions, concept = self._rules.read(shard.texts(place))
-        return Example(id, decode_image(shard.image(place, id), id), captions, concept)
+        return Example(id, decode_image(shard.image(place, id), id, at_least), captions, concept)
 
     def encoded(self, index: int) -> bytes:
         """See ``mmlm.data.sources.GivesBytes``."""

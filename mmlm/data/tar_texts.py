@@ -25,6 +25,7 @@ class TextRules:
 
     json_captions: tuple[str, ...]
     json_language: str
+    json_kind: str
     json_concept: str
     caption: str
     names: Mapping[str, str] | None
@@ -60,18 +61,22 @@ class TextRules:
             if content.get(key) is not None:
                 value = content[key]
                 texts = value if isinstance(value, list) else [value]
-                kinds = [None] * len(texts)
+                kinds = list(_each(content.get(self.json_kind), len(texts)))
                 if isinstance(value, dict):  # texts by their kinds
                     found, kinds = by_kind(value)
                     texts = found or []
                 break
-        all_of = zip(texts, self._languages(content, len(texts)), kinds, strict=True)
-        captions = [Caption(text, language, kind) for text, language, kind in all_of if isinstance(text, str)]
+        all_of = zip(texts, _each(content.get(self.json_language), len(texts)), kinds, strict=True)
+        captions = [
+            Caption(text, self.language if language is None else language, kind)
+            for text, language, kind in all_of
+            if isinstance(text, str)
+        ]
         concept = content.get(self.json_concept)
         return captions, concept if isinstance(concept, str) else None
 
-    def _languages(self, content: Mapping[str, Any], count: int) -> Iterator[str | None]:
-        """The language of each caption: of a text that of all, of a list as long as the captions that of each."""
-        value = content.get(self.json_language)
-        each = value if isinstance(value, list) and len(value) == count else [value] * count
-        return (language if isinstance(language, str) else self.language for language in each)
+
+def _each(value: object, count: int) -> Iterator[str | None]:
+    """What is said of each caption: of a text that of all, of a list as long as the captions that of each."""
+    each = value if isinstance(value, list) and len(value) == count else [value] * count
+    return (one if isinstance(one, str) else None for one in each)

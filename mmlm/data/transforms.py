@@ -36,6 +36,11 @@ class Transform:
     """
 
     num_uniforms = len(COLUMNS)
+    resample = 2
+    """How evaluation resizes, by the number of Pillow and transformers: 2 is linear, 3 cubic."""
+    at_least: int | None = None
+    """Pixels that a JPEG image must keep a side where it is decoded at a fraction of its size; None decodes all of it.
+    See ``ReadsReduced``."""
 
     def __init__(self, image_size: int, augment: AugmentSettings | None, trim: float | None = None) -> None:
         """``image_size`` is S in pixels. ``augment`` None switches augmentation off.
@@ -88,7 +93,8 @@ class Transform:
         # Images of one shape are sampled together.
         out = torch.empty(len(images), 3, self.image_size, self.image_size)
         for shape, rows in _rows_by_shape(images).items():
-            pictures = torch.stack([images[row] for row in rows])
+            # From whatever order in memory: with another one, sums could be rounded otherwise.
+            pictures = torch.stack([images[row] for row in rows]).contiguous()
             to_picture = inverse[rows] if self.trim is None else _framed(inverse[rows], pictures, fill, self.trim)
             group = self._reduce(pictures)
             # Both axes are measured in half shorter sides; grid_sample wants halves of each side.

@@ -25,7 +25,7 @@ from mmlm.core.precision import Precision
 from mmlm.core.wording import first_line
 from mmlm.data.evaluation_batches import EvaluationBatches
 from mmlm.data.tokenizer import Tokenizer
-from mmlm.evaluation.evaluators import Evaluator
+from mmlm.evaluation.evaluators import Evaluator, shown_decoding
 from mmlm.evaluation.items import collect_items, split_ranks
 from mmlm.evaluation.per_item import Itemised, table_of, write_items
 from mmlm.evaluation.protocol import protocol_of, with_hash
@@ -175,20 +175,21 @@ class Evaluation:
         items: dict[str, Any] = {}
         protocols: dict[str, dict[str, Any]] = {}
         tables: list[pa.Table] = []
+        decoding = shown_decoding(self.evaluators)
         for name, batches in splits.items():
             split = self.encode(name, batches)
             counts = {"images": len(split.image_concept), "captions": len(split.gallery.texts)}
             found = self.scores(split)
             scores[name] = counts | found
             made = {key: one for key, one in self.evaluators.items() if any(evaluator_of(v, {key: one}) for v in found)}
-            protocols[name] = protocol_of(split, made, self.precision).as_json()
+            protocols[name] = protocol_of(split, made, self.precision, batches.decoding).as_json()
             with self.computing():
                 for key, one in made.items():
                     if isinstance(one, Itemised):
                         tables.append(table_of(name, _prefix(key), list(one.per_item(split))))
                 ranks = split_ranks(split)
-                shown[name] = collect_samples(split, samples, language, ranks)
-                items[name] = collect_items(split, language, ranks, batches.attributes())
+                shown[name] = collect_samples(split, samples, language, ranks, decoding)
+                items[name] = collect_items(split, language, ranks, batches.attributes(), decoding=decoding)
 
         def merge() -> None:
             if rank() == 0:
@@ -254,7 +255,7 @@ def _merge(
         tell(f"{file} was damaged and is now {aside.name}; it is written anew, without splits evaluated earlier")
     for name, entry in (protocols or {}).items():
         before_it = rules.get(name, entry)
-        if any(before_it.get(key) != entry[key] for key in ("examples", "max_tokens")):
+        if any(before_it.get(key) != entry.get(key) for key in ("examples", "max_tokens", "decoding")):
             kept.pop(name, None)
             before_it = entry
         earlier = {} if name in replaced else before_it["evaluators"]

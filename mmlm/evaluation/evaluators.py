@@ -1,6 +1,7 @@
 """Evaluators: each takes an encoded split and yields ``(name, value)``."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmlm.core.batch import TEXT_ONLY, Batch
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure
 from mmlm.evaluation import caption_scores, caption_style, image_use
 from mmlm.evaluation.caption_intervals import with_intervals
@@ -22,6 +23,9 @@ from mmlm.evaluation.retrieval import TIES, figures_of, retrieval_items, retriev
 from mmlm.evaluation.retrieval import Protocol as RetrievalProtocol
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
 from mmlm.objectives.kernels.linear_cross_entropy import token_losses
+
+GREEDY = GenerationSettings()
+"""The decoding of scores for which nothing else is set."""
 
 
 @runtime_checkable
@@ -97,22 +101,34 @@ class CaptionLoss:
 
 
 class CaptionQuality:
-    """Greedy captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D; and their style.
+    """Written captions against the references: exact, BLEU-1..4, ROUGE-L, CIDEr-D; and their style.
 
     Args:
         language: the language to caption in, and the only one whose references count. None starts captions by the
             tokenizer's plain start token and counts all references.
+        decoding: how captions are written; greedy by default. Its language is that of the evaluator.
+
+    Raises:
+        ArgumentError: several captions an image, of which one only would be scored, or another language.
     """
 
     needs_decoder = True
     figures: Mapping[str, Figure] = caption_scores.FIGURES | caption_style.FIGURES
 
-    def __init__(self, language: str | None = None) -> None:
+    def __init__(self, language: str | None = None, decoding: GenerationSettings | None = None) -> None:
+        self.decoding = GREEDY if decoding is None else decoding
+        if self.decoding.n > 1:
+            raise ArgumentError(f"decoding.n: {self.decoding.n} must be 1: one caption of each image is scored")
+        if self.decoding.language not in (None, language):
+            raise ArgumentError(
+                f"decoding.language: '{self.decoding.language}' is not the language that captions are scored in, "
+                f"{'any' if language is None else repr(language)}; leave it out"
+            )
         self.language = language
         self.requires = Requires(language, own_texts=True)
         self.rules: Mapping[str, str] = {
             "words": TOKENISATION,
-            "decoding": "greedy",
+            "decoding": self.decoding.in_words,
             "language": "any" if language is None else language,
         }
 
@@ -134,7 +150,7 @@ class CaptionQuality:
 
     def _written(self, split: EncodedSplit) -> tuple[list[int], list[str], list[list[str]]]:
         """The rows of the images that have a reference in the language, with their captions and references."""
-        generated = generate_captions(split, self.language)
+        generated = generate_captions(split, self.language, self.decoding)
         truths = [[text.text for text in texts if self.language in (None, text.language)] for texts in split.references]
         rows = [row for row, texts in enumerate(truths) if texts]
         if not rows:
@@ -172,22 +188,29 @@ class ImageUse:
 
 
 @torch.no_grad()
-def generate_captions(split: EncodedSplit, language: str | None) -> list[str]:
-    """A greedy caption of every image of the split, in order. All ranks call it, and get the same captions.
+def generate_captions(split: EncodedSplit, language: str | None, decoding: GenerationSettings = GREEDY) -> list[str]:
+    """The best caption of every image of the split, in order. All ranks call it, and get the same captions.
 
-    They are written once for each language, and kept: scores, samples and items of a split are about the same captions.
+    They are written once for each language and decoding, and kept: scores, samples and items of a split are about the
+    same captions.
     """
-    if language in split.written:
-        return split.written[language]
-    greedy = GenerationSettings(language=language)
+    known = (language, decoding.in_words)
+    if known in split.written:
+        return split.written[known]
+    settings = replace(decoding, language=language)
 
     def of_batch(item: EncodedBatch) -> list[str]:
         keys = item.batch.image_key
-        written = write_captions(split.model, split.tokenizer, item.features, greedy, keys, split.max_tokens)
+        written = write_captions(split.model, split.tokenizer, item.features, settings, keys, split.max_tokens)
         return [of_image[0].text for of_image in written]
 
-    split.written[language] = list(chain.from_iterable(split.over_batches(of_batch)))
-    return split.written[language]
+    split.written[known] = list(chain.from_iterable(split.over_batches(of_batch)))
+    return split.written[known]
+
+
+def shown_decoding(evaluators: Mapping[str, object]) -> GenerationSettings:
+    """How the captions are written that samples and items show: as those that are scored, or else greedily."""
+    return next((one.decoding for one in evaluators.values() if isinstance(one, CaptionQuality)), GREEDY)
 
 
 @torch.no_grad()

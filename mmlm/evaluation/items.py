@@ -15,7 +15,8 @@ from mmlm.core.wording import cut
 from mmlm.evaluation.caption_metrics import cider_d
 from mmlm.evaluation.caption_scores import is_exact
 from mmlm.evaluation.caption_words import caption_words
-from mmlm.evaluation.evaluators import generate_captions
+from mmlm.evaluation.evaluators import GREEDY, generate_captions
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.retrieval import score_retrieval
 from mmlm.evaluation.split import EncodedSplit
 
@@ -64,6 +65,7 @@ def collect_items(
     ranks: SplitRanks,
     attributes: Mapping[str, Mapping[str, str]],
     most: int = MOST_ITEMS,
+    decoding: GenerationSettings = GREEDY,
 ) -> dict[str, Any]:
     """The split's entry of ``items.json``: ``images`` and ``texts``, each with a list for each column, and ``of``.
 
@@ -77,7 +79,7 @@ def collect_items(
     rows, texts = spaced(most, len(split.image_ids)), spaced(most, len(gallery.texts))
     truths = [[c.text for c in captions if language in (None, c.language)] for captions in split.references]
     shown = [_label(own, captions) for own, captions in zip(truths, split.references, strict=True)]
-    said = None if split.model.decoder is None else generate_captions(split, language)
+    said = None if split.model.decoder is None else generate_captions(split, language, decoding)
     scored = [row for row, own in enumerate(truths) if own] if said is not None else []
     cider = _cider(said or (), truths, scored)
     ids = split.image_ids

@@ -35,6 +35,8 @@ class SplitProtocol:
     """Longest caption, read or written."""
     evaluators: Mapping[str, Mapping[str, str]]
     """The rules of each evaluator, by its name; none for one that has none."""
+    decoding: str | None = None
+    """How images were decoded, where that was not whole, as it usually is; see ``EvaluationBatches.decoding``."""
 
     def as_json(self) -> dict[str, Any]:
         """The entry of ``scores.json``."""
@@ -44,6 +46,8 @@ class SplitProtocol:
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
                 "evaluators": {name: dict(rules) for name, rules in self.evaluators.items()},
+                # Left out where nothing is special: hashes of scores from before it was written stay as they are.
+                **({} if self.decoding is None else {"decoding": self.decoding}),
             }
         )
 
@@ -54,7 +58,9 @@ def with_hash(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"hash": _digest(facts), **facts}
 
 
-def protocol_of(split: EncodedSplit, evaluators: Mapping[str, object], precision: str | None) -> SplitProtocol:
+def protocol_of(
+    split: EncodedSplit, evaluators: Mapping[str, object], precision: str | None, decoding: str | None = None
+) -> SplitProtocol:
     """The protocol of the evaluators that have scored a split."""
     return SplitProtocol(
         examples=examples_digest(split),
@@ -64,6 +70,7 @@ def protocol_of(split: EncodedSplit, evaluators: Mapping[str, object], precision
             name: dict(evaluator.rules) if isinstance(evaluator, Ruled) else {}
             for name, evaluator in evaluators.items()
         },
+        decoding=decoding,
     )
 
 

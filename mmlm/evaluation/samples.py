@@ -11,7 +11,8 @@ from torch import Tensor
 from mmlm.core.batch import Caption
 from mmlm.evaluation.attention import attention_of_words
 from mmlm.evaluation.caption_scores import is_exact
-from mmlm.evaluation.evaluators import generate_captions
+from mmlm.evaluation.evaluators import GREEDY, generate_captions
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.items import SplitRanks, spaced
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedSplit
@@ -30,7 +31,11 @@ def data_uri(image: Tensor) -> str:
 
 
 def collect_samples(
-    split: EncodedSplit, settings: SampleSettings, language: str | None, ranks: SplitRanks
+    split: EncodedSplit,
+    settings: SampleSettings,
+    language: str | None,
+    ranks: SplitRanks,
+    decoding: GenerationSettings = GREEDY,
 ) -> dict[str, Any]:
     """The split's entry of ``samples.json``: ``examples``, ``queries`` and ``extremes``.
 
@@ -42,7 +47,7 @@ def collect_samples(
     gallery = split.gallery
     similarity = gallery.image_embedding @ gallery.text_embedding.T
     matches = set(map(tuple, gallery.pairs.tolist()))
-    generated = None if split.model.decoder is None else generate_captions(split, language)
+    generated = None if split.model.decoder is None else generate_captions(split, language, decoding)
     # All images that are shown anywhere are encoded in one go: their pixels are on different ranks.
     truths = [[c.text for c in captions if language in (None, c.language)] for captions in split.references]
     exact = [generated is not None and is_exact(generated[row], own) for row, own in enumerate(truths)]

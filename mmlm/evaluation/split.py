@@ -125,8 +125,11 @@ class EncodedSplit:
     source: Source | None = None
     """Where the examples are from, for evaluators that ask what is known of them besides their captions; None:
     unknown."""
-    written: dict[str | None, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """The captions that ``generate_captions`` has written, by language. A split with other features begins without."""
+    written: dict[tuple[str | None, str], list[str]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """The captions that ``generate_captions`` has written, by language and decoding. A split with other features begins
+    without."""
 
     @property
     def device(self) -> torch.device:

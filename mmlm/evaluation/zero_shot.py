@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from mmlm.core.computing import exact_float32
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.figure import Figure, FigureGroup
 from mmlm.core.intervals import share_interval
+from mmlm.evaluation.macro_scores import given_classes, macro_scores
+from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
 from mmlm.evaluation.split import EncodedSplit
 
@@ -20,6 +23,20 @@ _IMAGES_AT_ONCE = 1024
 """Images that are compared with all classes at once."""
 
 GROUP = FigureGroup("Zero-shot classification", "Is the image nearest to the texts of its own concept?")
+
+
+def _macro(name: str, meaning: str) -> Figure:
+    return Figure(
+        f"Macro {name.replace('f1', 'F1')}",
+        f"{meaning}; every class that has images weighs the same",
+        GROUP,
+        share=True,
+        higher_is_better=True,
+        chance=f"{name}/chance",
+        low=f"{name}/low",
+        high=f"{name}/high",
+        shown=("table",),
+    )
 
 
 class ZeroShot:
@@ -76,6 +93,8 @@ class ZeroShot:
             high="by_class/high",
             shown=("table",),
         ),
+        "precision": _macro("precision", "of the images given to a class, those that are of it"),
+        "f1": _macro("f1", "harmonic mean of precision and recall (recall alone is the mean over classes)"),
     }
 
     def __init__(self, templates: Sequence[str] = (PLACE,), language: str | None = None) -> None:
@@ -89,10 +108,37 @@ class ZeroShot:
         self.requires = Requires(language, by_concept=True, own_texts=True, concepts=2)
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
-        """Yields ``top1``, ``top5`` and ``by_class``, shares in [0, 1], with their intervals and levels of chance.
+        """Yields ``top1``, ``top5``, ``by_class``, ``precision`` and ``f1``, shares in [0, 1].
+
+        Each comes with its interval and level of chance.
 
         Raises UserError without texts.
         """
+        found = self._classified(split)
+        places = found.places()
+        of_class = class_means(within(places, 1), found.labels)
+        yield from with_ends("top1", within(places, 1), found.labels)
+        yield from with_ends("top5", within(places, 5), found.labels)
+        yield from with_ends("by_class", of_class, torch.arange(len(of_class)))
+        macro = macro_scores(given_classes(found.images, found.classes), found.labels.cpu(), len(found.classes))
+        for name, score in zip(("precision", "f1"), macro, strict=True):
+            yield name, score.value
+            yield f"{name}/low", score.low
+            yield f"{name}/high", score.high
+            yield f"{name}/chance", score.chance
+        yield "chance", 1 / len(found.classes)
+        yield "top5/chance", min(1.0, 5 / len(found.classes))
+
+    def per_item(self, split: EncodedSplit) -> Iterator[ItemValues]:
+        """Yields whether each image's own class is the nearest, and among the 5 nearest."""
+        found = self._classified(split)
+        places, rows = found.places(), found.rows.tolist()
+        ids, concept = [split.image_ids[row] for row in rows], split.image_concept.cpu()[rows]
+        for name, count in (("top1", 1), ("top5", 5)):
+            yield ItemValues(name, ids, concept, within(places, count).cpu())
+
+    def _classified(self, split: EncodedSplit) -> "_Classified":
+        """What every score is made of. Raises UserError as ``__call__``."""
         texts: dict[int, list[str]] = {}
         for concept in split.concepts:
             own = [text.text for text in concept.texts if self.language in (None, text.language)]
@@ -105,13 +151,25 @@ class ZeroShot:
         classes = class_vectors(split.embed_texts(prompts, self.language), owner, len(number_of))
         labels = torch.tensor([number_of.get(key, -1) for key in split.image_concept.tolist()], device=classes.device)
         known = labels >= 0
-        places = class_places(split.gallery.image_embedding[known], classes, labels[known])
-        of_class = class_means(within(places, 1), labels[known])
-        yield from with_ends("top1", within(places, 1), labels[known])
-        yield from with_ends("top5", within(places, 5), labels[known])
-        yield from with_ends("by_class", of_class, torch.arange(len(of_class)))
-        yield "chance", 1 / len(number_of)
-        yield "top5/chance", min(1.0, 5 / len(number_of))
+        return _Classified(known.nonzero().squeeze(1), split.gallery.image_embedding[known], labels[known], classes)
+
+
+@dataclass(frozen=True)
+class _Classified:
+    """The n images whose concept has a text, and the K classes that they are given to."""
+
+    rows: Tensor
+    """int64[n], in the split."""
+    images: Tensor
+    """float32[n, E]."""
+    labels: Tensor
+    """int64[n]: the number of the class of each."""
+    classes: Tensor
+    """float32[K, E]."""
+
+    def places(self) -> Tensor:
+        """int64[n, 2]: see ``class_places``."""
+        return class_places(self.images, self.classes, self.labels)
 
 
 def with_ends(name: str, right: Tensor, cluster: Tensor) -> Iterator[tuple[str, float]]:

@@ -110,7 +110,9 @@ def evaluation_batches(
     """The evaluation batches of sources, by their names: pixels and tokens as the run of the config makes them."""
     transform, data = build_transform(config), config.data
     return {
-        name: EvaluationBatches(source, tokenizer, transform, data.evaluation_batch_size, data.max_tokens)
+        name: EvaluationBatches(
+            source, tokenizer, transform, data.evaluation_batch_size, data.max_tokens, choice=data.captions
+        )
         for name, source in sources.items()
     }
 

@@ -56,8 +56,8 @@ class DataSettings:
     evaluation_batch_size: int = 256
     """Examples a batch when evaluating."""
     overlap_images: int | None = 1000
-    """Images of the training data, and of each validation split, that are compared before training to tell what both
-    have; null compares neither images nor captions."""
+    """Images of the training data, and of each validation and test split, that are compared before training to tell
+    what both have; null compares neither images nor captions."""
     max_bad_share: float | None = 0.01
     """Share of an epoch's examples that may be unreadable while training, 0 to 1; more end the run (one example never
     does, unless it is 0). null bears with any."""

@@ -250,6 +250,9 @@ def _check_uses(captions: CaptionSettings, objective: WeightedSum) -> None:
     for key, kinds in uses.items():
         if getattr(captions, key) is not None and not any(isinstance(p, kinds) for p in objective.objectives.values()):
             raise UserError(f"data.captions.{key}: no objective of this run reads such captions; leave it out")
+    comparisons = [part for part in objective.objectives.values() if isinstance(part, Comparison)]
+    if captions.negatives is not None and not any(part.reads_negatives for part in comparisons):
+        raise UserError("data.captions.negatives: no objective of this run reads them; InfoNCE (contrastive) does")
 
 
 def _check_language(language: str | None, tokenizer: Tokenizer) -> None:

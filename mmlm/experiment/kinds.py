@@ -83,7 +83,7 @@ _KINDS = (
     Kind(Objective, ("mmlm.objectives",)),
     Kind(WeightSchedule, ("mmlm.objectives.weights",)),
     Kind(Tokenizer, ("mmlm.data.tokenizers",)),
-    Kind(Transform, ("mmlm.data.transforms",)),
+    Kind(Transform, ("mmlm.data.transforms", "mmlm.data.crop")),
     Kind(OptimizerPart, ("mmlm.optim.optimizers",)),
     Kind(Schedule, ("mmlm.optim.schedules",)),
     Kind(Launcher, ("mmlm.launch",)),

@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,7 +62,7 @@ class Slurm:
 
     processes: int | None = None
     """The top-level setting ``processes``, which is for one machine only; refused here unless null."""
-    plugins: Sequence[str] = ()
+    plugins: list[str] = field(default_factory=list)
     """The top-level setting ``plugins``, which a worker does not take from the folder."""
     partition: str | None = None
     """Queue of the cluster; null takes the default (``sinfo`` lists them)."""
@@ -138,7 +137,7 @@ class Slurm:
         there is no ``sbatch`` or if ``sbatch`` refuses.
         """
         file = self.write(folder, command)
-        job = _submit(file)
+        job = submit(file)
         log = file.parent / f"{job}.log"
         print(f"submitted job {job}: {file}")
         print(f"  watch:  squeue --jobs={job}    tail -F {shlex.quote(str(log))}")
@@ -177,9 +176,19 @@ class Slurm:
 
     def _options(self, folder: Path) -> list[str]:
         """The options of sbatch, which head the batch file."""
-        # sbatch replaces patterns such as %j (the job's number) in the names of output files; %% is a percent sign.
-        log = str(folder / FOLDER).replace("%", "%%")
         name = "/".join(folder.parts[-3:])
+        return [
+            f'--job-name="{name}"',
+            f'--output="{escaped(folder / FOLDER)}/%j.log"',
+            "--open-mode=append",
+            f'--chdir="{Path.cwd()}"',
+            # Jobs of one name run one after the other, so that a run submitted twice is not trained by two at once.
+            "--dependency=singleton",
+            *self.asked_for(),
+        ]
+
+    def asked_for(self) -> list[str]:
+        """The options of sbatch for what the settings ask for: nodes, time, whether the job may be requeued."""
         given = {
             "partition": self.partition,
             "account": self.account,
@@ -195,19 +204,18 @@ class Slurm:
             "exclude": self.exclude,
         }
         return [
-            f'--job-name="{name}"',
-            f'--output="{log}/%j.log"',
-            "--open-mode=append",
-            f'--chdir="{Path.cwd()}"',
-            # Jobs of one name run one after the other, so that a run submitted twice is not trained by two at once.
-            "--dependency=singleton",
             *(f"--{key}={value}" for key, value in given.items() if value is not None),
             "--requeue" if self.requeue else "--no-requeue",
             *self.extra,
         ]
 
 
-def _submit(file: Path) -> str:
+def escaped(folder: Path) -> str:
+    """A folder in the name of an output file, where sbatch replaces patterns such as %j (the job's number)."""
+    return str(folder).replace("%", "%%")
+
+
+def submit(file: Path) -> str:
     """Submits a batch file; returns the number of the job. Raises UserError if there is no sbatch or it refuses."""
     # Inside of another job (salloc, a batch script), its SLURM_* variables would override the options in the file.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}

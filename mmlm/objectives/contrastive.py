@@ -31,6 +31,11 @@ class InfoNCE(Comparison):
     captions of its concept (soft targets as in UniCL, arXiv:2204.03610). Text-only captions and images without a
     caption take no part. ``label_smoothing`` spreads that share of each row's target evenly over the row.
 
+    Texts that are false of their image (``data.captions.negatives``) are further candidates c of all images in
+    ``image_to_text``, as in NegCLIP (arXiv:2210.01936), which draws one for each caption and takes all of the batch.
+    They are no rows of ``text_to_image``. The false text of one image that is a caption of another, letter by letter,
+    is a positive of that other, unless ``positives`` is ``own``. NegCLIP's neighbouring images are not added.
+
     Similarities are computed in tiles and never held as a whole; see ``mmlm/objectives/kernels/tiled.py``. Over W ranks
     each rank compares its own images with the texts of all ranks, for both directions. Terms are local sums over global
     counts, so the result does not depend on W.
@@ -49,6 +54,7 @@ class InfoNCE(Comparison):
     """
 
     views = frozenset({EMBED})
+    reads_negatives = True
     figures: Mapping[str, Figure] = {
         "contrastive": loss_term("softmax over similarities, mean of both directions, nats"),
         "accuracy": share_of_training("accuracy", "share of the batch's images whose nearest text is a true one"),
@@ -87,8 +93,10 @@ class InfoNCE(Comparison):
         """See ``Comparison``: one term, and the figures ``accuracy`` and ``temperature``."""
         candidates = Candidates.of(keys, self.positives)
         own, everyone = image[candidates.images], gather(text[candidates.captions])
-        scale = self.scale()
-        rows, columns, correct = cross_entropies(own, everyone, scale, candidates.positive, self.label_smoothing)
+        scale, positive, texts = self.scale(), candidates.positive, everyone
+        if keys.negative is not None:
+            positive, texts = candidates.positive_with_false_texts, torch.cat([everyone, gather(text[keys.negative])])
+        rows, columns, correct = cross_entropies(own, texts, scale, positive, self.label_smoothing)
         num_image = sum_over_ranks(torch.full_like(scale, len(own))).clamp(min=1)
         # Each direction is a mean over its own count, images or texts. To be one term, which is a sum over one count,
         # the sum over texts is scaled from the texts' count to the images'.

@@ -41,6 +41,8 @@ class DecoupledInfoNCE(InfoNCE):
     choose ``max_scale`` by that, or ``learned_temperature: false``. The paper's weighting of the positives (DCLW) is
     left out.
 
+    Texts that are false of their image take no part.
+
     The matrix of similarities is computed in tiles, once forward and once backward, and never held as a whole.
 
     Args:
@@ -53,6 +55,7 @@ class DecoupledInfoNCE(InfoNCE):
         ArgumentError: a temperature that is not in [1 / ``max_scale``, 1].
     """
 
+    reads_negatives = False
     figures: Mapping[str, Figure] = {
         "": loss_term("log-sum-exp of the negatives minus the mean of the positives, both directions, nats"),
         **{name: InfoNCE.figures[name] for name in ("accuracy", "temperature")},

@@ -98,8 +98,14 @@ class Comparison(Objective):
       the leaves of its graph then), and ``WeightedSum.compare`` hands each of them its share of the gradients. So it
       may not add them up, nor count calls, nor draw random numbers that are not keyed.
 
+    **Texts that are false of their image** (``Keys.negative``) are no captions, and take part in nothing but the losses
+    that say so by ``reads_negatives``.
+
     ``Candidates`` has the positives and negatives of all ranks, tile by tile, and the hardest negatives.
     """
+
+    reads_negatives = False
+    """True if texts that are false of their image are candidates too."""
 
     def compare(self, image: Tensor, text: Tensor, keys: Keys) -> Loss:
         """This rank's image embeddings float32[B, E] and text embeddings float32[C, E], of length 1 -> the rank's loss.

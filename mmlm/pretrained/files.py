@@ -219,7 +219,7 @@ def preprocessor(transform: Transform) -> dict[str, Any]:
         "trim": transform.trim,
         "do_resize": True,
         "size": {"shortest_edge": size},
-        "resample": 2,
+        "resample": transform.resample,
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": False,

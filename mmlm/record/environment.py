@@ -1,5 +1,6 @@
 """The environment of a run (code, packages, machine), written into its folder for whoever reproduces the run."""
 
+import hashlib
 import json
 import platform
 import shlex
@@ -33,6 +34,8 @@ PACKAGES = (  # those that can change a number, or how it is shown
     "wandb",
 )
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -46,6 +49,8 @@ class Environment:
     """None outside a git checkout."""
     git_dirty: bool | None
     """Whether tracked files differed from that commit."""
+    code: str
+    """Digest of the source files of this package; another one is other code, whatever git says."""
     device: str
     precision: str
     """The name of the ``Precision`` that the run computes in, with ``auto`` resolved."""
@@ -67,6 +72,7 @@ def describe_environment(
         working_folder=str(Path.cwd()),
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
+        code=code_digest(),
         device=device_name(device),
         precision=resolved(precision, device).name,
         python=platform.python_version(),
@@ -74,6 +80,15 @@ def describe_environment(
         packages={name: found for name in PACKAGES if (found := _version(name))},
         model=model,
     )
+
+
+def code_digest() -> str:
+    """12 hexadecimal digits of the content of all Python files of this package, and of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(_PACKAGE).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
 
 
 def device_name(device: torch.device) -> str:

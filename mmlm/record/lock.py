@@ -76,6 +76,43 @@ class RunLock:
             self._descriptor = None
 
 
+def holder_of(folder: Path) -> str | None:
+    """Who holds the lock on ``folder``, in words (``process 7 on node1 since ...``); None if nobody does.
+
+    For those who only look. A process that was killed leaves its record without the lock, so the lock is tried, unless
+    the record is empty or names a process of this machine that is gone.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        content = os.pread(descriptor, 4096, 0)
+        if not content or _is_gone(content):
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _describe(content).removeprefix(", ") or "another process"
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _is_gone(content: bytes) -> bool:
+    """Whether the record is of a process of this machine that there is no more."""
+    try:
+        record = json.loads(content)
+        if record["host"] == socket.gethostname():
+            os.kill(int(record["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return False
+
+
 def _overwrite(descriptor: int, content: bytes) -> None:
     """Replaces the file's content if it can. A full disk may prevent that; the lock is held nevertheless."""
     try:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 
 from mmlm.core.figure import declared, shown_in
 from mmlm.reports.comparison import figures_of
-from mmlm.reports.paired import Difference, Items, paired_difference, read_items
+from mmlm.reports.paired import Items, paired_difference, read_items
 from mmlm.reports.run_folder import RunFolder
+from mmlm.statistics.single_runs import Difference
 
 SEEDS = (
     "Intervals, p and the last column are over the images and captions of a split, drawn by concept. Each line is one "

@@ -13,13 +13,20 @@ class ScoredBy:
 
     hash: str
     facts: Mapping[str, str]
-    """What holds for all evaluators: ``examples``, ``precision``, ``max_tokens``."""
+    """What holds for all evaluators: ``examples``, ``precision``, ``max_tokens``, ``decoding``."""
     evaluators: Mapping[str, Mapping[str, str]]
     """The rules of each evaluator."""
 
 
-MEANING = {"examples": "the examples", "precision": "the precision", "max_tokens": "the longest caption, in tokens,"}
+MEANING = {
+    "examples": "the examples",
+    "precision": "the precision",
+    "max_tokens": "the longest caption, in tokens,",
+    "decoding": "how images are decoded",
+}
 """The facts in words."""
+WHOLE = "whole"
+"""How images are decoded where a protocol says nothing of it."""
 
 
 def parse_protocol(node: JsonNode) -> ScoredBy:
@@ -31,6 +38,7 @@ def parse_protocol(node: JsonNode) -> ScoredBy:
             "examples": node.get("examples", str).value,
             "precision": node.get("precision", str).value,
             "max_tokens": str(node.get("max_tokens", int).value),
+            "decoding": node.get("decoding", str, WHOLE).value,
         },
         evaluators={
             name: {key: str(value) for key, value in evaluators.get(name, dict).value.items()}

@@ -20,7 +20,7 @@ Record = Mapping[str, str | int]
 
 
 def describe_data(texts: Iterator[ExampleTexts]) -> Record:
-    """Counts the examples and captions, and makes a digest of the ids, captions and concepts in their order.
+    """Counts the examples and captions; makes a digest of the ids, captions, kinds and concepts in their order.
 
     Pixels do not take part: reading them would take as long as an epoch.
     """
@@ -34,9 +34,10 @@ def describe_data(texts: Iterator[ExampleTexts]) -> Record:
 
 
 def _said(caption: Caption) -> list[object]:
-    """Captions that answer nothing are as they were before there were sources, so that old records hold."""
+    """Captions of no kind that answer nothing are as before there were kinds and sources, so that old records hold."""
+    kind = [] if caption.kind is None else [caption.kind]
     read = [] if caption.source is None else [caption.source, [[turn.read, turn.written] for turn in caption.turns]]
-    return [caption.text, caption.language, *read]
+    return [caption.text, caption.language, *kind, *read]
 
 
 def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> list[str]:

@@ -44,7 +44,7 @@ from mmlm.record.logger import Copies, LoggedRun
 from mmlm.record.metrics import MetricLog, NoLog
 from mmlm.reports.page import write_report
 from mmlm.run.before_training import check_best_metric, tell_findings
-from mmlm.run.data_overlap import overlap_of_run
+from mmlm.run.data_overlap import overlap_lines
 from mmlm.run.data_record import check_data
 from mmlm.run.header import flops_values, header_rows, run_costs
 from mmlm.run.logged_samples import logged_samples
@@ -114,10 +114,8 @@ class Session:
             changed_is_fine = self.config.resume is Resume.changed
             for line in on_rank_zero(lambda: check_data(self.experiment, self.folder, changed_is_fine)) or ():
                 self.console.line(line)
-            images = self.config.data.overlap_images
-            shared = on_rank_zero(lambda: overlap_of_run(self.experiment, self.folder, images))
-            if shared is not None:
-                self.console.line(f"data: {shared.line()}")
+            for line in on_rank_zero(lambda: overlap_lines(self.config, self.experiment, self.folder)) or ():
+                self.console.line(f"data: {line}")
             on_rank_zero(lambda: record_config(self.config, self.folder, state.step))
             on_rank_zero(self._record_changes)
             on_rank_zero(lambda: record_figures(self.folder, self._figures()))

@@ -43,6 +43,7 @@ def test_every_option_is_checked_or_left_out_for_a_reason():
     assert len(CHECKED) > 50
 
 
+@pytest.mark.thorough
 @pytest.mark.slow  # starts ranks
 @pytest.mark.parametrize(("slot", "option"), MINE, ids=map("=".join, MINE))
 def test_an_option_keeps_the_rules(slot, option, ranks, request):

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 from mmlm.cli.exits import report_user_errors
 from mmlm.cli.hydra_command import run_hydra
 from mmlm.cli.key_values import field_docs, parse_key_values
+from mmlm.cli.sweep import MORE
 from mmlm.core.errors import UserError
 
 
@@ -94,7 +95,7 @@ def test_a_value_may_hold_an_equals_sign(hydra_command):
     assert hydra_command(f"encoder.width={path}", **shown) == (0, f"{path}\n", "")
     assert hydra_command(f"encoder.width='{path}'", **shown) == (0, f"{path}\n", "")
     jobs = [f'job {number} of 2: encoder.width="{one}"\n{one}\n' for number, one in ((1, path), (2, f"{path}1"))]
-    assert hydra_command("-m", f"encoder.width={path},{path}1", **shown) == (0, "".join(jobs), "")
+    assert hydra_command("-m", f"encoder.width={path},{path}1", **shown) == (0, f"{MORE}\n{''.join(jobs)}", "")
     # An equals sign of Hydra's own grammar stays what it is.
     reverse = "+encoder.layers=sort([1,2],reverse=true)"
     assert hydra_command(reverse, main=lambda cfg: print(cfg.encoder.layers)) == (0, "[2, 1]\n", "")
@@ -189,7 +190,7 @@ def test_a_sweep_goes_on_after_a_mistake_and_reports_it(hydra_command):
         print(f"lr={cfg.optim.lr}")
 
     status, out, err = hydra_command("--multirun", "encoder.width=8", "optim.lr=1,2,3", main=main)
-    assert out == "job 1 of 3: optim.lr=1\njob 2 of 3: optim.lr=2\nlr=2.0\njob 3 of 3: optim.lr=3\nlr=3.0\n"
+    assert out == f"{MORE}\njob 1 of 3: optim.lr=1\njob 2 of 3: optim.lr=2\nlr=2.0\njob 3 of 3: optim.lr=3\nlr=3.0\n"
     assert (status, err) == (2, "mmlm: too fast\nmmlm: 1 of 3 jobs failed: optim.lr=1 (status 2)\n")
 
 
@@ -197,6 +198,7 @@ def test_a_sweep_over_several_settings_names_what_differs(hydra_command):
     status, out, err = hydra_command("-m", "encoder=conv,vit", "optim.lr=1,2", main=lambda cfg: None)
     assert (status, err) == (0, "")
     assert out.splitlines() == [
+        MORE,
         "job 1 of 4: encoder=conv optim.lr=1",
         "job 2 of 4: encoder=conv optim.lr=2",
         "job 3 of 4: encoder=vit optim.lr=1",

@@ -5,10 +5,12 @@ import re
 from collections import Counter
 from io import BytesIO
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mmlm.core.batch import Caption, Example
 from mmlm.core.errors import ArgumentError, UserError
@@ -168,7 +170,7 @@ def test_columns_of_a_saved_data_set_name_kinds_also_of_rows_that_are_one_exampl
 
 
 def test_json_of_tar_shards_names_kinds():
-    texts = TextRules(("captions",), "language", "concept", "a {}", None, None)
+    texts = TextRules(("captions",), "language", "kind", "concept", "a {}", None, None)
     captions, _ = texts.read({"json": json.dumps({"captions": {"title": "A cat", "alt": ["cat", "a grey cat"]}})})
     assert [(caption.text, caption.kind) for caption in captions] == EXPECTED[0]
 
@@ -191,3 +193,64 @@ def test_a_run_trains_on_the_kinds_of_its_config(build, shapes):
         build("+data.captions.kinds={titel: 0.5}")
     with pytest.raises(UserError, match=r"data\.captions\.captioning: no objective of this run reads such captions"):
         build(*kinds, "objective=contrastive", "evaluators=retrieval")
+
+
+def write_negatives(shapes: Path) -> None:
+    lines = [json.loads(line) for line in (shapes / "captions.jsonl").read_text().splitlines()]
+    for number, line in enumerate(lines):
+        caption = line.pop("caption")
+        line["captions"] = {"title": [caption, f"{caption} there"], "wrong": [f"no {caption}", "nothing"][: number % 3]}
+    (shapes / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def test_texts_that_are_false_of_their_image_come_beside_its_captions(build, shapes):
+    write_negatives(shapes)
+    experiment = build("data.captions.negatives=[wrong]", "train.batch_size=8")
+    batch = experiment.state.loader.peek()
+    assert batch.negative.tolist() == [caption.kind == "wrong" for caption in batch.captions]
+    assert torch.equal(batch.compared, ~batch.negative)
+    assert torch.equal(batch.predicted, ~batch.negative)
+    true = batch.image_index[~batch.negative]
+    assert sorted(true.tolist()) == list(range(8)), "one caption an image, data.captions_per_image=1, whatever is false"
+    assert int(batch.negative.sum()) == sum(number % 3 for number in range(8)), "and all that is false"
+    for part in batch.split(3):
+        assert part.negative.tolist() == [caption.kind == "wrong" for caption in part.captions]
+    validation = experiment.validation["validation"]
+    for captions in ([texts.captions for texts in validation.texts()], [one.captions for one in validation]):
+        assert {caption.kind for some in captions for caption in some} == {"title"}, (
+            "and none where captions are scored"
+        )
+    assert {caption.kind for caption in validation.sample()[0].captions} == {"title"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("data.captions.negatives=[typo]",),
+            "data.captions.negatives: 'typo' is the kind or language of no caption",
+        ),
+        (("data.captions.negatives=[]",), "negatives: names no kind"),
+        (
+            ("data.captions.negatives=[wrong]", "data.captions.captioning=[wrong]"),
+            "negatives: 'wrong' is in captioning too",
+        ),
+        (
+            ("data.captions.negatives=[wrong]", "objective=captioning", "evaluators=captioning"),
+            "data.captions.negatives: no objective of this run reads them",
+        ),
+    ],
+)
+def test_what_is_wrong_about_false_texts_is_refused(build, shapes, options, said):
+    write_negatives(shapes)
+    with pytest.raises(UserError) as error:
+        build(*options)
+    assert said in str(error.value)
+
+
+def test_a_caption_comes_beside_false_texts_whatever_the_probabilities():
+    settings = CaptionSettings(kinds={"title": 0.5, "wrong": 0.5}, negatives=["wrong"])
+    captions = [Caption("a", None, "title"), Caption("b", None, "wrong"), Caption("c", None, "title")]
+    assert settings.kept(captions, [0.9, 0.1, 0.8]) == [1, 2], "the nearest title, beside what is false"
+    assert settings.kept(captions, [0.9, 0.6, 0.1]) == [2]
+    assert settings.kept(captions[1:2], [0.9]) == [], "what is false may stay away"

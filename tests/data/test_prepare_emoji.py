@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmlm.core.errors import UserError
-from mmlm.data import prepare_emoji
+from mmlm.data import npm_packages, prepare_emoji
 from mmlm.data.emoji import FOLDER, LANGUAGES
-from mmlm.data.emoji_tools import sources as emoji_sources
 from mmlm.data.emoji_tools.compare import content_digest, decode_pixels, differences
 from mmlm.data.emoji_tools.drawings import (
     Concept,
@@ -34,11 +31,9 @@ from mmlm.data.emoji_tools.sources import (
     DERIVED_NAMES_PACKAGE,
     HANDS,
     NAMES_PACKAGE,
-    Package,
-    fetch,
     packages,
-    read_members,
 )
+from tests.data.npm import tarball
 
 PIZZA = Concept("1f355", "pizza", "SLICE OF PIZZA", "Food & Drink", "food-prepared")
 DRESS = Concept("1f45a", "woman’s clothes", "WOMANS CLOTHES", "Objects", "clothing")
@@ -58,16 +53,6 @@ def png(color: str, size: tuple[int, int] = (64, 64)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGBA", size, color).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def tarball(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in files.items():
-            data = data.encode() if isinstance(data, str) else data
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
 
 
 def icon_tarball(path: Path, icons: dict, aliases: dict | None = None, chars: dict | None = None) -> Path:
@@ -162,50 +147,10 @@ def test_an_alias_that_turns_is_refused(tmp_path):
         icons.svg("down")
 
 
-def test_only_wanted_members_are_read(tmp_path):
-    path = tarball(tmp_path / "a.tgz", {"data/a.json": "1", "data/b.json": "2"})
-    assert read_members(path, lambda name: name.endswith("b.json")) == {"data/b.json": b"2"}
-
-
 def test_every_package_is_pinned():
     assert len({package.tarball for package in packages()}) == len(packages()) == 9
     for package in packages():
         assert len(base64.b64decode(package.integrity.removeprefix("sha512-"))) == 64
-
-
-def test_a_tarball_must_be_the_pinned_one(tmp_path):
-    content = tarball(tmp_path / "example-1.0.0.tgz", {"a": "1"}).read_bytes()
-    good = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
-    assert fetch(Package("example", "1.0.0", good), tmp_path).read_bytes() == content
-    with pytest.raises(UserError, match=r"example-1\.0\.0\.tgz.*sha512"):
-        fetch(Package("example", "1.0.0", "sha512-AAAA"), tmp_path)
-
-
-def test_missing_npm_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(emoji_sources.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"npm: not found.*Node"):
-        fetch(Package("example", "1.0.0", "sha512-AAAA"), tmp_path)
-
-
-def test_a_failed_download_says_why(tmp_path, monkeypatch):
-    npm = tmp_path / "npm"
-    npm.write_text(
-        "#!/bin/sh\necho 'npm warn x' >&2\necho 'npm error code E404' >&2\necho 'npm error log' >&2\nexit 1\n"
-    )
-    npm.chmod(0o755)
-    monkeypatch.setattr(emoji_sources.shutil, "which", lambda name: str(npm))
-    with pytest.raises(UserError, match=r"npm pack @scope/example@1\.0\.0 failed \(npm error code E404\)"):
-        fetch(Package("@scope/example", "1.0.0", "sha512-AAAA"), tmp_path / "new")
-
-
-def test_npm_is_asked_for_the_pinned_version(tmp_path, monkeypatch):
-    npm = tmp_path / "npm"
-    npm.write_text('#!/bin/sh\nfor last; do :; done\necho "$2" > "$last/scope-example-1.0.0.tgz"\n')
-    npm.chmod(0o755)
-    monkeypatch.setattr(emoji_sources.shutil, "which", lambda name: str(npm))
-    digest = base64.b64encode(hashlib.sha512(b"@scope/example@1.0.0\n").digest()).decode()
-    path = fetch(Package("@scope/example", "1.0.0", f"sha512-{digest}"), tmp_path / "new")
-    assert path.read_text() == "@scope/example@1.0.0\n"
 
 
 def test_known_errors_and_what_is_not_open_are_left_out():
@@ -218,7 +163,7 @@ def test_known_errors_and_what_is_not_open_are_left_out():
 @pytest.fixture
 def downloads(tmp_path, monkeypatch) -> Path:
     """Nine small packages in the real ones' shape: four emoji (one a skin tone), each hand with its own colour."""
-    monkeypatch.setattr(emoji_sources, "verify", lambda package, path: None)
+    monkeypatch.setattr(npm_packages, "verify", lambda package, path: None)
     folder = tmp_path / "downloads"
     folder.mkdir()
     entries = [
@@ -301,7 +246,7 @@ def test_check_finds_a_change_and_writes_nothing(downloads, tmp_path, capsys):
 
 
 def test_a_users_error_ends_with_status_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(emoji_sources.shutil, "which", lambda name: None)
+    monkeypatch.setattr(npm_packages.shutil, "which", lambda name: None)
     assert run(tmp_path, tmp_path) == 2
     assert "npm: not found" in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ def test_what_was_asked_for_last_is_kept():
     assert recent(50) == 500
     assert recent(50) == 500
     assert made == [5, 50], "one is kept whatever its size"
+    assert recent.held == (1, 500)
 
 
 def test_an_error_is_not_kept():

@@ -5,7 +5,6 @@ import pickle
 import threading
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 
@@ -21,25 +20,6 @@ from tests.data.test_loader import make_loader
 
 AT_ONCE = Patience(timeout_s=0.01, tries=3, first_wait_s=0)
 DATA = bytes(range(200))
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """``store(protocol)``: what lies in ``tmp_path / "data"``, by the URL of its folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    memory = fsspec.filesystem("memory")
-
-    def by(protocol: str) -> str:
-        if protocol == "file":
-            return f"file://{tmp_path / 'data'}"
-        for file in (tmp_path / "data").rglob("*"):
-            if file.is_file() and file.suffix in (".tar", ".parquet", ".png"):
-                memory.pipe_file(f"/bucket/{file.relative_to(tmp_path / 'data')}", file.read_bytes())
-        return "memory://bucket"
-
-    yield by
-    if memory.exists("/bucket"):
-        memory.rm("/bucket", recursive=True)
 
 
 @pytest.mark.parametrize("protocol", ["file", "memory"])

@@ -10,6 +10,7 @@ import torch
 
 from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, CorruptImage, UserError
+from mmlm.data import tar_shards
 from mmlm.data.images import decode_image
 from mmlm.data.remarks import remarks_of
 from mmlm.data.sources import GivesBytes, read_example, texts_of
@@ -259,3 +260,25 @@ def test_a_whole_batch_of_a_shard_that_is_gone_ends_the_run(tmp_path, tokenizer)
     loader = make_loader(tokenizer, source, batch_size=4)
     with pytest.raises(UserError, match=r"all 4 images of a batch are corrupt .*there is no such shard"):
         next(iter(loader))
+
+
+def test_what_is_kept_of_open_shards_is_bounded_over_epochs(tmp_path, monkeypatch):
+    write_shards(tmp_path, Pictures(16), [2] * 8)
+    whole = TarShards(tmp_path)
+    for index in range(16):
+        whole[index]
+    count, taken = whole.held
+    assert count == 8
+    bound = taken // 3
+    monkeypatch.setattr(tar_shards, "OPEN_BYTES", bound)
+    source, kept = TarShards(tmp_path), []
+    for _ in range(5):
+        for index in [5, 14, *range(16)]:
+            assert source[index].id == whole[index].id
+            assert source.held[1] <= bound
+        kept.append(source.held)
+    assert kept == [kept[0]] * 5
+    monkeypatch.setattr(tar_shards, "OPEN_SHARDS", 2)
+    source = TarShards(tmp_path)
+    assert [source[index].id for index in range(16)] == [whole[index].id for index in range(16)]
+    assert source.held[0] == 2

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmlm.core.batch import TEXT_ONLY, Caption, Example
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 from mmlm.evaluation import evaluators as module
 from mmlm.evaluation.evaluators import (
     CaptionLoss,
@@ -18,8 +18,12 @@ from mmlm.evaluation.evaluators import (
     caption_losses,
     generate_captions,
     per_caption_mean,
+    shown_decoding,
 )
+from mmlm.evaluation.generation.captions import write_captions
+from mmlm.evaluation.generation.settings import GenerationSettings
 from mmlm.evaluation.split import EncodedSplit, Gallery
+from mmlm.evaluation.zero_shot import ZeroShot
 
 TEXTS = [("a cat",), ("a very long caption of a dog in the rain",), ("two birds", "birds"), ("a fish",)]
 
@@ -110,10 +114,10 @@ def test_every_value_is_declared_and_what_is_declared_is_made(make_split):
 
 def test_scores_are_the_means_of_their_items(make_split):
     split = make_split(examples())
-    for evaluator in (Retrieval(), Retrieval("coco"), CaptionQuality()):
+    for evaluator, least in ((Retrieval(), 3), (Retrieval("coco"), 3), (CaptionQuality(), 3), (ZeroShot(), 2)):
         values = dict(evaluator(split))
         found = list(evaluator.per_item(split))
-        assert len(found) >= 3
+        assert len(found) >= least
         for one in found:
             assert one.values.double().mean().item() == pytest.approx(values[one.figure])
             assert len(set(one.items)) == len(one.items) == len(one.values) == len(one.concept)
@@ -229,3 +233,46 @@ def test_only_references_of_the_language_count(make_split):
     assert split.model.started == [split.tokenizer.start_id("en")] * 2
     assert dict(CaptionQuality("de")(split))["exact"] == 0.5
     assert dict(CaptionQuality(None)(split))["exact"] == 1.0
+
+
+# Decoding
+
+
+def test_captions_are_scored_as_they_are_decoded(make_split):
+    split = make_split(examples())
+    beam = GenerationSettings(beams=3, length_penalty=0.0, min_tokens=6)
+    written = {}
+
+    def of_batch(item):
+        found = write_captions(split.model, split.tokenizer, item.features, beam, item.batch.image_key, 24)
+        return [one[0].text for one in found]
+
+    for part in split.over_batches(of_batch):
+        written |= {len(written) + row: text for row, text in enumerate(part)}
+    greedy, own = CaptionQuality(), CaptionQuality(decoding=beam)
+    said = next(own.per_item(split)).outputs
+    assert said == list(written.values()) == generate_captions(split, None, beam)
+    assert said != next(greedy.per_item(split)).outputs == generate_captions(split, None)
+    assert shown_decoding({"retrieval": Retrieval(), "captioning": own}) == beam
+    assert own.rules["decoding"] == "beams=3, length_penalty=0.0, min_tokens=6"
+    assert greedy.rules["decoding"] == "greedy"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (GenerationSettings(language="de", seed=3), "greedy"),
+        (GenerationSettings(min_tokens=4, forbidden=["é, x"]), 'greedy, min_tokens=4, forbidden=["é, x"]'),
+        (GenerationSettings(temperature=0.5, seed=3), "temperature=0.5, seed=3"),
+        (GenerationSettings(beams=2, rerank=2), "beams=2, rerank=2"),
+    ],
+)
+def test_decoding_in_words_names_what_changes_a_caption(settings, words):
+    assert settings.in_words == words
+
+
+def test_a_decoding_that_cannot_be_scored_is_refused():
+    with pytest.raises(ArgumentError, match=r"decoding\.n: 2 must be 1: one caption of each image"):
+        CaptionQuality(decoding=GenerationSettings(beams=2, n=2))
+    with pytest.raises(ArgumentError, match=r"decoding\.language: 'de' is not the language"):
+        CaptionQuality("en", GenerationSettings(language="de"))

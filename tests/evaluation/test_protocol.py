@@ -36,6 +36,10 @@ def test_examples_and_rules_change_the_hash_and_the_batch_size_does_not(make_spl
         )
     }
     assert len(hashes) == 5
+    entry = protocol_of(split, {"retrieval": Retrieval()}, "fp32", "at a fraction").as_json()
+    assert entry["decoding"] == "at a fraction"
+    assert entry["hash"] not in hashes
+    assert "decoding" not in protocol_of(split, {}, "fp32").as_json()
 
 
 @pytest.fixture

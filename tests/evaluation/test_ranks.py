@@ -69,6 +69,18 @@ def test_many_positives_of_a_query_are_ranked_as_few_are():
     torch.testing.assert_close(found.average_precision, precision_by_sorting(images @ texts.T, is_positive))
 
 
+@pytest.mark.parametrize("candidates", [1, 7, 8, 255 * 8, 255 * 8 + 1, 2 * 255 * 8 + 3])
+def test_counts_are_right_where_every_candidate_is_as_high(candidates):
+    # Every comparison is true: the most that a byte, a word and a row of the count can hold.
+    one = torch.ones(2, 1)
+    everything = torch.ones(candidates, 1)
+    assert best_positive_ranks(one, everything, integers([0, 0], [1, 0])).tolist() == [candidates, candidates]
+    # And the last candidate alone is the best: none of the others counts.
+    everything[:-1] = 0
+    last = candidates - 1
+    assert best_positive_ranks(one, everything, integers([0, last], [1, last])).tolist() == [1, 1]
+
+
 def test_any_positive_counts_and_other_positives_do_not_stand_in_the_way():
     # One image, five captions in falling order of score: wrong, right, wrong, right, right.
     image = torch.tensor([[1.0]])

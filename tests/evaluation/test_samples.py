@@ -78,7 +78,7 @@ def test_what_is_collected_of_a_split(make_split):
 def test_an_exact_caption_and_the_language_of_the_truths(make_split, monkeypatch):
     both = (Caption("a cat", "en"), Caption("eine Katze", "de"))
     split = make_split([Example("a", examples()[0].image, both)], languages=("en", "de"))
-    monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language: ["eine Katze"])
+    monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language, decoding: ["eine Katze"])
     for language, truths, exact in (("de", ["eine Katze"], True), ("en", ["a cat"], False)):
         (example,) = collect_samples(split, SampleSettings(), language, split_ranks(split))["examples"]
         assert (example["captions"], example["exact"]) == (truths, exact)
@@ -87,6 +87,6 @@ def test_an_exact_caption_and_the_language_of_the_truths(make_split, monkeypatch
 @pytest.mark.parametrize("said", ["", " ", "\n \t"])
 def test_a_caption_of_nothing_has_no_attention(make_split, monkeypatch, said):
     split = make_split(examples())
-    monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language: [said] * 4)
+    monkeypatch.setattr("mmlm.evaluation.samples.generate_captions", lambda split, language, decoding: [said] * 4)
     samples = collect_samples(split, SampleSettings(attention=4), None, split_ranks(split))
     assert [example["attention"] for example in samples["examples"]] == [None] * 4

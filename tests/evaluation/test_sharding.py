@@ -20,6 +20,8 @@ from mmlm.core.errors import CorruptImage, UserError
 from mmlm.data.sources import Source
 from mmlm.evaluation.evaluate import Evaluation
 from mmlm.evaluation.evaluators import CaptionLoss, CaptionQuality, ImageUse, Retrieval, caption_losses
+from mmlm.evaluation.generation.settings import GenerationSettings
+from mmlm.evaluation.perplexity import Perplexity
 from mmlm.evaluation.ranks import rank_positives
 from mmlm.evaluation.sample_settings import SampleSettings
 from mmlm.evaluation.split import EncodedBatch, EncodedSplit
@@ -82,7 +84,8 @@ def make_evaluation(tick: Callable[[str], None]) -> Evaluation:
     evaluators = {
         "retrieval": Retrieval(),
         "loss": CaptionLoss(),
-        "captioning": CaptionQuality(),
+        "captioning": CaptionQuality(decoding=GenerationSettings(beams=2)),
+        "perplexity": Perplexity(),
         "image_use_gap": ImageUse(),
     }
     return Evaluation(

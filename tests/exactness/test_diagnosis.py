@@ -200,6 +200,7 @@ def be_a_rank(folder: Path, number: int, size: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_ranks_change_nothing(tmp_path):
     """Two ranks, each with all or a share of the weights, are in ``test_shared.py``."""

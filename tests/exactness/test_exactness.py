@@ -136,6 +136,7 @@ def alone(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return results(make_step(SUMS[name], dtype), whole_batch(), 8)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_and_micro_batches_together_change_nothing(tmp_path, size):

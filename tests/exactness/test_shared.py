@@ -90,6 +90,7 @@ def test_the_cells_cover_what_has_to_stand_together():
     assert {"ddp", "fsdp", "fsdp, reshard_after_forward False"} <= {*factors()["parallel"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_ranks_change_nothing(tmp_path):
     rows = covered().rows

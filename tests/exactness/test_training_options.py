@@ -208,12 +208,14 @@ def test_the_cells_hold_every_pair():
     assert set(WANTED) - held == {frozenset({("ranks", "fsdp"), ("optim", "muon")})}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("as_in_ranks")
 @pytest.mark.parametrize("row", ALONE, ids=named)
 def test_a_cell_of_one_process(row, values_of, expected):
     same(expected(row) if row == plain(row) else values_of(row), expected(row), row)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_in_ranks")
 def test_cells_that_two_ranks_share(tmp_path, tiny_config, expected):

@@ -107,6 +107,7 @@ SOURCES_WITHOUT_AN_OPTION = {
     "mmlm.data.contrast_files.ContrastFiles",
     "mmlm.data.text_lines.TextLines",
     "mmlm.data.without.Without",
+    "mmlm.data.wordnet.WordnetTexts",
 }
 
 

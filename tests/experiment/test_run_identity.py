@@ -45,6 +45,7 @@ INSIDE = {
     "schedule": "constant",
     "data.captions_per_image": "null",
     "+data.captions.kinds": "{en: 0.5}",
+    "data.captions.negatives": "[en]",
     "evaluators.image_use_gap.seed": "1",
     "samples.examples": "2",
 }

@@ -15,6 +15,7 @@ from tests.faults.rounds import Round, kind_of
 from tests.faults.table import table
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_faults_do_not_change_what_is_trained(tmp_path, capfd):

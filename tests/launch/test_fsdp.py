@@ -25,6 +25,7 @@ def stopped(place, alike, folder_of):
     return folder_of("fsdp_stopped")
 
 
+@pytest.mark.thorough
 def test_stopped_and_resumed_it_is_never_stopped(ordered, here, tiny_there, folder_of):
     settings = (*tiny_there, *RANDOM, *FSDP)
     assert here(*settings, "name=fsdp").status == 0

@@ -108,6 +108,7 @@ def test_a_killed_rank_is_named_and_all_start_again(straight, here, tiny_there, 
     assert [event.step for event in shown.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.thorough
 def test_what_kills_a_rank_at_the_same_step_every_time_ends_the_run_by_name(straight, here, tiny_there, folder_of):
     settings = (*tiny_there, *RANDOM, *LOCAL, "launcher.max_restarts=50", "name=doomed")
     outcome = here(*settings, fault="die:1:5", after=folder_of("doomed") / "checkpoints" / "step=000004")
@@ -220,6 +221,7 @@ def test_the_watchdog_names_a_rank_that_stands_still(straight, ordered, tiny_the
     assert_same_runs(straight[1], folder_of("late"))
 
 
+@pytest.mark.thorough
 def test_a_rank_that_never_goes_on_is_killed_and_all_start_again(straight, here, tiny_there, folder_of):
     limits = ("ranks.watchdog_seconds=10", "ranks.timeout_seconds=20", "launcher.grace_seconds=1")
     settings = (*RANDOM, *LOCAL, *limits, "name=hung")

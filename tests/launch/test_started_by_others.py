@@ -23,6 +23,7 @@ def test_torchrun_trains_the_same_run(straight, ordered, tiny_there, folder_of):
     assert_same_runs(straight[1], folder_of("torchrun"))
 
 
+@pytest.mark.thorough
 def test_torchrun_starts_again_after_a_killed_rank(straight, ordered, tiny_there, folder_of):
     # Else torchrun's agent and the first group of processes would share a port, which the second group finds taken.
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

@@ -222,6 +222,7 @@ def test_the_padding_token_of_open_clip_trains_through_the_shifted_mask():
     torch.testing.assert_close(own, theirs.text.token_embedding.weight.grad[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_coca_vit_b_32_agrees_in_float32():
     config = get_model_config("coca_ViT-B-32")

@@ -208,7 +208,7 @@ def test_a_folder_that_is_none_or_damaged_is_one_line(saved, damage, message):
         ),
         ("tokenizer", "mmlm.model.model.ImageTextModel", "is not allowed; it may only name mmlm.data.tokenizers.*"),
         ("tokenizer", "mmlm.data.prepare_emoji.write", "is not allowed; it may only name mmlm.data.tokenizers.*"),
-        ("transform", "mmlm.data.emoji_tools.sources.fetch", "is not allowed; it may only name mmlm.data.transforms.*"),
+        ("transform", "mmlm.data.npm_packages.fetch", "is not allowed; it may only name mmlm.data.transforms.*"),
         ("decoder", "os.system", "allow it: from_pretrained(..., plugins=['os'])"),
         ("decoder", "my_parts.Decoder", "if you trust the package 'my_parts' to run code, allow it"),
     ],

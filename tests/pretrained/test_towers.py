@@ -343,6 +343,27 @@ def test_siglip_is_shared_and_trains_on_with_its_own_loss_and_with_the_softmax(c
     assert f"{folder} has none of it" in told
 
 
+@pytest.mark.slow
+def test_siglip_trains_on_with_the_softmax_on_two_ranks(command, tmp_path, shapes):
+    """Elsewhere the bias, which the softmax does not read, ends a training of several ranks (open_clip #1076)."""
+    text = TEXT | {"vocab_size": VOCABULARY, "projection_size": 24}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=VISION)).save_pretrained(tmp_path / "theirs")
+    tiny_towers.siglip_tokenizer(tmp_path / "theirs")
+    folder = imported(command, tmp_path, f"from_transformers={tmp_path / 'theirs'}")
+    softmax = ("objective=contrastive", "objective.objectives.contrastive.temperature=0.02", "train.steps=2")
+    small = ("train.batch_size=4", "device=cpu", "evaluators=retrieval", "train.save_every=null")
+    rows = {}
+    for name, ranks in (("one", ()), ("two", ("launcher=local", "processes=2"))):
+        at = ("train.log_every=1", f"runs={tmp_path / 'runs'}", f"name={name}")
+        outcome = command(train, f"init_from.run={folder}", f"data={shapes}", *softmax, *small, *at, *ranks)
+        assert outcome.status == 0, outcome
+        path = next((tmp_path / "runs").glob(f"*/{name}/*/metrics.jsonl"))
+        rows[name] = [json.loads(line) for line in path.read_text().splitlines()]
+    losses = {name: [row["train/loss"] for row in rows[name] if "train/loss" in row] for name in rows}
+    assert len(losses["one"]) == 2
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
+
+
 def test_naflex_is_refused_in_one_line(command, tmp_path):
     vision = {key: value for key, value in VISION.items() if key != "image_size"} | {"num_patches": 4}
     text = TEXT | {"vocab_size": VOCABULARY, "projection_size": 24}

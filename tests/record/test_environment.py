@@ -92,6 +92,7 @@ def test_the_file_holds_all_fields(argv, tmp_path):
         "working_folder",
         "git_commit",
         "git_dirty",
+        "code",
         "device",
         "precision",
         "python",

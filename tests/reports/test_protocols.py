@@ -9,8 +9,8 @@ from mmlm.reports.protocols import ScoredBy, parse_protocol, refuse_unlike, unli
 RULES = {"retrieval": {"protocol": "coco", "ties": "last"}, "captioning": {"words": "PTB"}}
 
 
-def scored(precision="fp32", evaluators=RULES, examples="abc"):
-    facts = {"examples": examples, "precision": precision, "max_tokens": "32"}
+def scored(precision="fp32", evaluators=RULES, examples="abc", decoding="whole"):
+    facts = {"examples": examples, "precision": precision, "max_tokens": "32", "decoding": decoding}
     return {"val": ScoredBy(str((facts, evaluators)), facts, evaluators)}
 
 
@@ -35,8 +35,15 @@ def test_each_difference_is_named():
         refuse_unlike("against", {"a": scored(), "b": scored(examples="xyz")})
 
 
+def test_another_way_of_decoding_images_is_another_protocol():
+    told = unlike_protocols({"a": scored(), "b": scored(decoding="at a fraction")})
+    assert told == "val: how images are decoded (a: whole, b: at a fraction)"
+
+
 def test_what_is_in_the_file():
     entry = {"hash": "1", "examples": "abc", "precision": "fp32", "max_tokens": 32, "evaluators": RULES}
     assert parse_protocol(JsonNode(entry, "scores.json")) == ScoredBy("1", scored()["val"].facts, RULES)
+    entry["decoding"] = "at a fraction"
+    assert parse_protocol(JsonNode(entry, "scores.json")).facts["decoding"] == "at a fraction"
     with pytest.raises(UserError, match="max_tokens: should be a int"):
         parse_protocol(JsonNode({**entry, "max_tokens": "many"}, "scores.json"))

@@ -6,6 +6,7 @@ import pytest
 
 from mmlm.record.folder import find_run
 from mmlm.run import data_overlap
+from tests.conftest import write_shapes
 
 SHARED = (
     "data: in common with the training data (all 8 images looked at): validation 8 equal and 0 similar of 8 images, "
@@ -36,3 +37,25 @@ def test_it_can_be_left_out(train_tiny, tmp_path):
     folder = find_run(str(tmp_path / "runs"))
     assert not (folder / "overlap.json").exists()
     assert json.loads((folder / "data.json").read_text())
+
+
+def test_test_splits_are_compared_too_and_one_that_is_not_there_ends_no_training(train_tiny, tmp_path, shapes):
+    """The data that a paper reports are those that must not have been trained on."""
+    target = "_target_:mmlm.data.image_folder.ImageFolder"
+    others = write_shapes(tmp_path / "others")
+    lines = (others / "captions.jsonl").read_text().replace("a red", "a crimson")
+    (others / "captions.jsonl").write_text(lines)
+    mine = f"+data.test.mine={{{target},folder:{others}}}"
+    outcome = train_tiny(mine, f"+data.test.gone={{{target},folder:{tmp_path / 'gone'}}}")
+    assert outcome.status == 0, outcome.err
+    known = 8 - lines.count("crimson")
+    assert f"mine 8 equal and 0 similar of 8 images, all captions of {known} of 8 examples\n" in outcome.out
+    assert f"data: data.test.gone is not compared with the training data: {tmp_path / 'gone'}" in outcome.out
+    folder = find_run(str(tmp_path / "runs"))
+    content = json.loads((folder / "overlap.json").read_text())
+    assert list(content["overlap"]["splits"]) == ["validation", "mine"]
+    assert content["overlap"]["splits"]["mine"]["known"] == known < 8
+    assert list(json.loads((folder / "data.json").read_text())) == ["data.train", "data.validation.validation"]
+
+    (others / "captions.jsonl").write_text(lines.replace("a crimson", "a red"))  # no reason to refuse the run
+    assert "mine 8 equal and 0 similar of 8 images, all captions of 8 of 8 examples\n" in train_tiny(mine).out

@@ -1,5 +1,6 @@
 """A run goes on with the data that it began with, or with others if that is said."""
 
+import hashlib
 import json
 
 import pytest
@@ -20,11 +21,16 @@ def test_counts_and_digest():
         EXAMPLES[:1],
         [ExampleTexts("a", (Caption("one"), Caption("two")), None, True), EXAMPLES[1]],
         [ExampleTexts("a", (Caption("one", "en"), Caption("Two")), None, True), EXAMPLES[1]],
+        [ExampleTexts("a", (Caption("one", "en", "title"), Caption("two")), None, True), EXAMPLES[1]],
+        [ExampleTexts("a", (Caption("one", "en"), Caption("two", None, "title")), None, True), EXAMPLES[1]],
         [EXAMPLES[0], ExampleTexts("b", (), "d", False)],
         [EXAMPLES[0], ExampleTexts("b", (), "c", True)],
     ]
     digests = {describe_data(iter(examples))["digest"] for examples in (EXAMPLES, *others)}
     assert len(digests) == 1 + len(others)
+    # Of data without kinds it stays what it was when kinds were not yet known, so that old runs go on.
+    lines = '["a", null, true, [["one", "en"], ["two", null]]]\n["b", "c", false, []]\n'
+    assert record["digest"] == hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "finished"])

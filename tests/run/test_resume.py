@@ -313,6 +313,7 @@ def spike_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(training, "backward", spiking)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("hard", [True, False])
 def test_stopped_or_killed_around_a_loss_spike_it_ends_the_same(trained, train_tiny, monkeypatch, hard):
     """Step 6 has the spike; the run goes back to step 4. Stopped or killed before it, in it, or after it."""

@@ -97,6 +97,7 @@ class TestInJobs:
         cluster.wait_for_text(tmp_path / "log", "ready", times=4)
         assert f"SIGTERM job {job} is requeued (restart 1)" in (tmp_path / "log").read_text()
 
+    @pytest.mark.thorough
     def test_the_signal_before_the_time_limit_gets_to_the_tasks(self, cluster, tmp_path):
         script = f"trap 'echo batch shell' USR1\nsrun {cluster.python(STOPPING)}"
         job = cluster.submit(tmp_path, script, "--time=1", "--signal=USR1@58")
@@ -106,6 +107,7 @@ class TestInJobs:
         assert "batch shell" not in log
         assert cluster.facts(job)["Restarts"] == "1"
 
+    @pytest.mark.thorough
     def test_a_node_that_goes_away_and_returns(self, cluster, tmp_path):
         job = cluster.submit(tmp_path, f"srun {cluster.python(STOPPING)}", "--nodes=2")
         cluster.wait_for_text(tmp_path / "log", "ready", times=2)

@@ -200,6 +200,7 @@ def finish(study: Study, job: Job, straight: Path) -> None:
     assert_same_runs(straight, job.folder, STEPS)
 
 
+@pytest.mark.thorough
 def test_the_time_limit(study, straight):
     """SLURM looks every 30 seconds: the signal comes 30 to 60 seconds after a start, in training or before it."""
     study.slow_down(2.0)
@@ -209,6 +210,7 @@ def test_the_time_limit(study, straight):
     finish(study, job, straight)
 
 
+@pytest.mark.thorough
 def test_the_time_limit_without_a_signal_before_it(study, straight):
     """SIGTERM comes at the limit, twice to every rank, and SIGKILL somewhat later."""
     study.slow_down(2.0)
@@ -229,6 +231,7 @@ def test_a_partition_of_higher_priority_takes_the_nodes(study, straight):
     finish(study, job, straight)
 
 
+@pytest.mark.thorough
 def test_a_step_that_is_told_to_end_is_cancelled_or_loses_a_rank(study, straight):
     """Told to end, the training asks for a restart; after the others, which kill it at once, the batch file does."""
     job = study.submit("lost")
@@ -244,6 +247,7 @@ def test_a_step_that_is_told_to_end_is_cancelled_or_loses_a_rank(study, straight
     finish(study, job, straight)
 
 
+@pytest.mark.thorough
 def test_a_node_that_goes_away_and_returns(study, straight):
     """n1 runs the batch script and rank 0."""
     job = study.submit("node")
@@ -257,6 +261,7 @@ def test_a_node_that_goes_away_and_returns(study, straight):
     finish(study, job, straight)
 
 
+@pytest.mark.thorough
 def test_a_job_that_is_cancelled_waits_to_be_submitted_again(study, straight):
     job = study.submit("cancelled")
     job.wait_for_checkpoint()
@@ -287,6 +292,7 @@ def test_a_mistake_that_only_the_job_finds_ends_it(study):
     assert job.log.count("mmlm: ranks.backend: nccl needs CUDA") == 1
 
 
+@pytest.mark.thorough
 def test_a_crash_at_the_same_step_again_and_again_ends_the_job(study, monkeypatch):
     """Two starts have died there before: those that this job adds are enough."""
     study.speed_up()

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmlm.core.errors import UserError
-from mmlm.data.emoji_tools.sources import read_members
+from mmlm.data.npm_packages import read_members
 
 IMAGE_SIZE = 64
 VARIATION_SELECTOR = "fe0f"

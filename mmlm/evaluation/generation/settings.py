@@ -1,8 +1,9 @@
 """How captions are decoded. Imports no torch: the command line reads these settings before anything else."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from mmlm.core.errors import ArgumentError
 from mmlm.core.ranges import check_counts, check_positive
@@ -100,6 +101,22 @@ class GenerationSettings:
     def is_greedy(self) -> bool:
         """Whether each token is the most probable one."""
         return self.beams == 1 and not self.is_sampled
+
+    @property
+    def in_words(self) -> str:
+        """What decides a caption beside model, image and language: ``greedy``, ``beams=4``, ``greedy, min_tokens=5``.
+
+        The settings that are not the default, each once; the seed only where tokens are drawn. Equal words are equal
+        captions.
+        """
+        plain = GenerationSettings()
+        shown = [one.name for one in fields(GenerationSettings) if one.name not in ("language", "seed")]
+        said = ["greedy"] if self.is_greedy else []
+        for name in shown:
+            value = getattr(self, name)
+            if value != getattr(plain, name):
+                said.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        return ", ".join([*said, f"seed={self.seed}"] if self.is_sampled else said)
 
     @property
     def candidates(self) -> int:

@@ -38,8 +38,8 @@ def cross_entropies(
         rows[i]    = logsumexp_j s[i, j] - (1 - a) * mean_{j positive of i} s[i, j] - a * mean_j s[i, j]
         columns[j] = logsumexp_i s[i, j] - (1 - a) * mean_{i positive of j} s[i, j] - a * mean_i s[i, j]
 
-    with ``a = label_smoothing``. Every row and column needs a positive. Computed in at least float32, also under
-    autocast.
+    with ``a = label_smoothing``. Every row needs a positive, and every column whose loss is read. Computed in at least
+    float32, also under autocast.
 
     Each rank gives its own images and *all* texts, the same texts on every rank; i in ``columns`` runs over the images
     of all ranks. The gradients are those of the sum of all ranks' losses; the gradient of ``text`` is the part that
@@ -106,7 +106,8 @@ class _CrossEntropies(torch.autograd.Function):
         # the sum of their gradients, and each rank applies it to its own images.
         a, of_columns = ctx.label_smoothing, sum_over_ranks(of_columns)
         # The targets t are a / (number of all) everywhere, plus (1 - a) / (number of positives) at a positive.
-        row_hits, column_hits = (1 - a) * of_rows / row_counts[0], (1 - a) * of_columns / column_counts[0]
+        row_hits = (1 - a) * of_rows / row_counts[0].clamp(min=1)
+        column_hits = (1 - a) * of_columns / column_counts[0].clamp(min=1)
         row_all, column_all = a * of_rows / row_counts[1], a * of_columns / column_counts[1]
         image_gradient, text_gradient = torch.zeros_like(image), torch.zeros_like(text)
         for i, j, similarity, hits in ctx.tiles:
@@ -208,7 +209,7 @@ class _RunningSoftmax:
 
     def losses(self, label_smoothing: float) -> Tensor:
         """float[K]: the cross-entropies with soft targets."""
-        target = (1 - label_smoothing) * self.hits / self.num_hits
+        target = (1 - label_smoothing) * self.hits / self.num_hits.clamp(min=1)
         if label_smoothing > 0:
             target = target + label_smoothing * self.all / self.num_all
         return self.log_sum_exp() - target

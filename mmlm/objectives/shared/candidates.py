@@ -64,6 +64,9 @@ class Candidates:
     """int64: for each of this rank's captions that take part its own image, a number below n."""
     labels: Labels
     """What decides which of the n images and N captions are positives."""
+    false_texts: Labels
+    """The same for the n images and the M texts of all ranks that are false of their own image, by equal texts alone:
+    what is false of one image may be the caption of another."""
 
     @classmethod
     def of(cls, keys: Keys, positives: Positives) -> "Candidates":
@@ -79,18 +82,33 @@ class Candidates:
         if positives == "own":
             # The label is the image's number among the images of all ranks, which only its own captions share.
             number = torch.arange(len(images), device=images.device)[images]
-            return cls(*places, Labels(((number + first_image, gather(index + first_image)),)))
+            labels = Labels(((number + first_image, gather(index + first_image)),))
+            return cls(*places, labels, Labels(()))
         texts = gather(keys.caption_key[captions])
         # One label for each of an image's captions; see own_texts for images that have fewer than the most.
-        of_text = [(key, texts) for key in own_texts(index, keys.caption_key[captions], len(images))[images].T]
+        own_keys = own_texts(index, keys.caption_key[captions], len(images))[images].T
+        of_text = [(key, texts) for key in own_keys]
+        false_texts = Labels(())
+        if keys.negative is not None:
+            false = gather(keys.caption_key[keys.negative])
+            false_texts = Labels(tuple((key, false) for key in own_keys))
         if positives == "text":
-            return cls(*places, Labels(tuple(of_text)))
+            return cls(*places, Labels(tuple(of_text)), false_texts)
         of_concept = (keys.image_concept[images], gather(keys.caption_concept[captions]))
-        return cls(*places, Labels((of_concept, *of_text)))
+        return cls(*places, Labels((of_concept, *of_text)), false_texts)
 
     def positive(self, rows: slice, columns: slice) -> Tensor:
         """bool[r, c]: true for positives, with ``rows`` of the n images and ``columns`` of the N captions."""
         return self.labels.positive(rows, columns)
+
+    def positive_with_false_texts(self, rows: slice, columns: slice) -> Tensor:
+        """bool[r, c]: the same where ``columns`` are of N + M texts, the captions and then the ``false_texts``."""
+        size = len(self.labels.pairs[0][1])
+        true = self.positive(rows, slice(min(columns.start, size), min(columns.stop, size)))
+        false = slice(max(columns.start - size, 0), max(columns.stop - size, 0))
+        if not self.false_texts.pairs:  # positives: own
+            return torch.cat([true, true.new_zeros(len(true), false.stop - false.start)], dim=1)
+        return torch.cat([true, self.false_texts.positive(rows, false)], dim=1)
 
     def tiles(self, image: Tensor, text: Tensor, size: int = TILE) -> Iterator[Tile]:
         """The similarities of this rank's ``image`` float[n, E] and all ranks' ``text`` float[N, E], tile by tile."""

@@ -21,6 +21,8 @@ class Keys:
     """int64[C]."""
     image_index: Tensor
     """int64[C]: the image of each caption, a number below B, or ``TEXT_ONLY``, also for what is not compared."""
+    negative: Tensor | None = None
+    """bool[C]: texts that are false of their image; see ``Batch``. None on every rank, or on none."""
 
     @classmethod
     def of(cls, *batches: Batch) -> "Keys":
@@ -29,18 +31,21 @@ class Keys:
         for batch in batches:
             firsts.append(first)
             first += len(batch.image_concept)
+        flags = [batch.negative for batch in batches if batch.negative is not None]
         return cls(
             torch.cat([batch.image_concept for batch in batches]),
             torch.cat([batch.caption_concept for batch in batches]),
             torch.cat([batch.caption_key for batch in batches]),
             torch.cat([_shifted(batch.compared_index, shift) for batch, shift in zip(batches, firsts, strict=True)]),
+            None if not flags else torch.cat(flags),
         )
 
     def gathered(self) -> "Keys":
         """The keys of all ranks, joined in rank order."""
         sizes = gather(torch.tensor([len(self.image_concept)], device=self.image_index.device))
         index = gather(_shifted(self.image_index, sizes[: rank()].sum()))
-        return Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index)
+        negative = None if self.negative is None else gather(self.negative)
+        return Keys(gather(self.image_concept), gather(self.caption_concept), gather(self.caption_key), index, negative)
 
     @property
     def has_image(self) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.model.grid.cells import CELLS, check_cells, options
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("built_once")]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.usefixtures("built_once")]
 
 
 @pytest.mark.parametrize("encoder", options("encoder"))

@@ -16,6 +16,7 @@ def test_any_two_options_meet():
         assert met == set(itertools.product(options(one), options(other))), (one, other)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.usefixtures("built_once")
 @pytest.mark.parametrize("freeze", PLANS)
