@@ -81,7 +81,7 @@ class CaptionLoss:
     """Teacher-forced cross-entropy of the reference captions, nats a token, every token weighing the same."""
 
     needs_decoder = True
-    requires = Requires(text_alone=True)
+    requires = Requires(text_alone=True, answers=True)
     figures: Mapping[str, Figure] = {
         "captioning": Figure(
             "caption loss",

@@ -161,6 +161,15 @@ def test_languages():
         check_start(None, english * 2, tokenizer)
 
 
+def test_answers_are_no_captions():
+    answers = (Caption("yes", source="is it a cat?"),)
+    split = SplitTexts("data.validation.val", (ExampleTexts("cat", answers, None, True),))
+    lacking = split.lacking(Requires())
+    assert lacking is not None
+    assert lacking.startswith("has no caption to score")
+    assert split.lacking(Requires(answers=True)) is None
+
+
 def test_captions_that_lose_their_tail_are_counted():
     tokenizer = fitted_tokenizer(PLAIN)
     most = len(tokenizer.encode("a cat", None, 99))
