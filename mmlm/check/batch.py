@@ -85,9 +85,14 @@ def shuffled(batch: Batch) -> Batch:
         caption_key=batch.caption_key[captions],
         captions=tuple(batch.captions[c] for c in captions.tolist()),
         image_index=torch.where(index == TEXT_ONLY, index, place[index]),
+        compared=None if batch.compared is None else batch.compared[captions],
+        predicted=None if batch.predicted is None else batch.predicted[captions],
+        trained=None if batch.trained is None else batch.trained[captions],
+        negative=None if batch.negative is None else batch.negative[captions],
     )
 
 
 def with_more_padding(batch: Batch, columns: int = 3) -> Batch:
     """The same batch with that many columns of padding more."""
-    return replace(batch, tokens=F.pad(batch.tokens, (0, columns), value=PAD))
+    trained = None if batch.trained is None else F.pad(batch.trained, (0, columns), value=False)
+    return replace(batch, tokens=F.pad(batch.tokens, (0, columns), value=PAD), trained=trained)

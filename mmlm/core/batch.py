@@ -17,16 +17,40 @@ TEXT_ONLY = -1
 
 
 @dataclass(frozen=True)
+class Turn:
+    """An earlier turn of a dialogue: what the model read, and what it wrote, which is learned as the last answer is."""
+
+    read: str
+    written: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "read", whole_characters(self.read))
+        object.__setattr__(self, "written", whole_characters(self.written))
+
+
+@dataclass(frozen=True)
 class Caption:
-    """One caption and the language it is written in (a tokenizer's language code, or None if unknown)."""
+    """One caption and the language it is written in (a tokenizer's language code, or None if unknown).
+
+    With a ``source`` it is an answer: the model reads the source, and is trained to write the caption alone. Raises
+    ValueError for earlier turns without a source.
+    """
 
     text: str
     language: str | None = None
     kind: str | None = field(default=None, compare=False)
     """What sort of caption it is, such as ``title`` or ``synthetic``, by which it is chosen; None if nobody says."""
+    source: str | None = None
+    """What is read before the caption, such as a question; None: nothing."""
+    turns: tuple[Turn, ...] = ()
+    """What was read and written before the source, the earliest first."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", whole_characters(self.text))
+        if self.source is not None:
+            object.__setattr__(self, "source", whole_characters(self.source))
+        elif self.turns:
+            raise ValueError("a caption with earlier turns needs a source, which it answers")
 
 
 @dataclass(frozen=True)
@@ -77,7 +101,10 @@ class BatchTally:
 class Batch:
     """A batch on one device; the only class that defines padding and the shift between inputs and targets.
 
-    A caption is ``start, token, ..., token, end``; position t of ``inputs`` predicts position t of ``targets``.
+    A caption is ``start, token, ..., token, end``; position t of ``inputs`` predicts position t of ``targets``. One
+    that answers a source is ``start, source, end, answer, end``, with earlier turns between the start and the source,
+    each ``read, end, written, end``: there is one start, and a model that has read ``start, source, end`` writes the
+    answer.
     """
 
     images: Tensor
@@ -112,6 +139,8 @@ class Batch:
     """bool[C]: the captions that images are compared with; None: all."""
     predicted: Tensor | None = None
     """bool[C]: the captions whose tokens are predicted; None: all."""
+    trained: Tensor | None = None
+    """bool[C, T]: the tokens that are written (those of answers and the end of each), and not read; None: all."""
     negative: Tensor | None = None
     """bool[C]: texts that are false of their image, though nearly true: neither compared as captions nor predicted, but
     candidates beside the captions for a loss that reads them; None: there are none in this run."""
@@ -128,9 +157,21 @@ class Batch:
 
     @property
     def target_mask(self) -> Tensor:
-        """bool[C, T - 1]: true where a target is a real token (the end token is one, padding is not)."""
+        """bool[C, T - 1]: true where a target is a real token that is written, and not one of a source.
+
+        The end token is one, that of every turn; padding is not.
+        """
+        return self.real_mask if self.trained is None else self.real_mask & self.trained[:, 1:]
+
+    @property
+    def real_mask(self) -> Tensor:
+        """bool[C, T - 1]: true where a target is a real token, read or written; padding is not."""
         positions = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
         return positions[None, :] < (self.lengths - 1)[:, None]
+
+    def written(self, states: Tensor) -> Tensor:
+        """float[R, D] at ``real_mask``, as decoders give states -> float[P, D] at ``target_mask``, row-major."""
+        return states if self.trained is None else states[self.trained[:, 1:][self.real_mask]]
 
     @property
     def compared_index(self) -> Tensor:
@@ -139,8 +180,13 @@ class Batch:
 
     @property
     def num_targets(self) -> Tensor:
-        """int64[]: number of targets of this batch that are real tokens."""
-        return (self.lengths - 1).sum()
+        """int64[]: number of targets of this batch that are real tokens and written."""
+        return self.target_counts.sum()
+
+    @property
+    def target_counts(self) -> Tensor:
+        """int64[C]: the same of each caption; at least 1, its end."""
+        return self.lengths - 1 if self.trained is None else self.target_mask.sum(dim=1)
 
     @cached_property
     def image_key(self) -> Tensor:
@@ -180,9 +226,10 @@ class Batch:
         """A micro-batch: the images in ``rows``, and the captions where bool[C] ``chosen`` is true."""
         index, lengths = self.image_index[chosen], self.lengths[chosen]
         span = slice(rows.start, rows.stop)
+        width = int(lengths.max()) if len(lengths) else self.tokens.shape[1]
         return Batch(
             images=self.images[span],
-            tokens=self.tokens[chosen, : int(lengths.max()) if len(lengths) else self.tokens.shape[1]],
+            tokens=self.tokens[chosen, :width],
             lengths=lengths,
             image_index=torch.where(index == TEXT_ONLY, index, index - rows.start),
             image_concept=self.image_concept[span],
@@ -196,6 +243,7 @@ class Batch:
             epoch=self.epoch,
             compared=None if self.compared is None else self.compared[chosen],
             predicted=None if self.predicted is None else self.predicted[chosen],
+            trained=None if self.trained is None else self.trained[chosen, :width],
             negative=None if self.negative is None else self.negative[chosen],
             tally=self.tally if rows.start == 0 else BatchTally(),
         )

@@ -48,6 +48,8 @@ class EncodedCaption:
     key: int
     lost: int = 0
     """Tokens that did not fit."""
+    trained: tuple[bool, ...] | None = None
+    """For each id whether it is written, and not read; None: all. See ``Batch.trained``."""
 
 
 CaptionEncoder = Callable[[Caption], EncodedCaption]
@@ -62,6 +64,8 @@ def caption_encoder(tokenizer: Tokenizer, max_tokens: int) -> CaptionEncoder:
         raise UserError(f"max_tokens={max_tokens} must be at least 3: start, a token, end")
 
     def encode(caption: Caption) -> EncodedCaption:
+        if caption.source is not None:
+            return _encoded_answer(caption, caption.source, tokenizer, max_tokens)
         ids = tokenizer.encode(caption.text, caption.language, max_tokens)
         # Only a caption that fills all places can have been cut.
         whole = tokenizer.encode(caption.text, caption.language, sys.maxsize) if len(ids) == max_tokens else ids
@@ -69,6 +73,33 @@ def caption_encoder(tokenizer: Tokenizer, max_tokens: int) -> CaptionEncoder:
         return EncodedCaption(tuple(ids), key, len(whole) - len(ids))
 
     return lru_cache(maxsize=_CACHED_CAPTIONS)(encode)
+
+
+def _encoded_answer(caption: Caption, source: str, tokenizer: Tokenizer, max_tokens: int) -> EncodedCaption:
+    """``start, (read, end, written, end) of each turn, source, end, answer, end``.
+
+    What is too long loses its earliest turns first, then the tail of its source, then the tail of its answer; never
+    an end.
+    """
+
+    def pieces(text: str) -> list[int]:
+        return tokenizer.encode(text, caption.language, sys.maxsize)[1:-1]
+
+    texts = [text for turn in caption.turns for text in (turn.read, turn.written)]
+    parts = [pieces(text) for text in [*texts, source, caption.text]]
+    whole = 1 + sum(len(part) + 1 for part in parts)
+    while len(parts) > 2 and 1 + sum(len(part) + 1 for part in parts) > max_tokens:
+        parts = parts[2:]
+    if len(parts) == 2:
+        answer = parts[1][: max_tokens - 3]  # a start and two ends
+        parts = [parts[0][: max_tokens - 3 - len(answer)], answer]
+    ids, trained = [tokenizer.start_id(caption.language)], [False]
+    for number, part in enumerate(parts):
+        ids += [*part, tokenizer.end_id]
+        trained += [number % 2 == 1] * (len(part) + 1)
+    said = [normalise_text(text) for text in [*texts, source, caption.text]]
+    key = stable_hash("\0".join([str(caption.language), *said]))
+    return EncodedCaption(tuple(ids), key, whole - len(ids), tuple(trained))
 
 
 def prepare(examples: Iterable[Example | CorruptImage], transform: Transform, uniforms: Tensor | None) -> Prepared:
@@ -115,6 +146,7 @@ def collate(
     lengths = torch.tensor([len(item.ids) for item in encoded], dtype=torch.int64)
     longest = max([len(item.ids) for item in encoded], default=1)
     width = min(max_tokens, -(-longest // bucket) * bucket)
+    answers = any(item.trained is not None for item in encoded)
     padded = [[*item.ids, *[pad_id] * (width - len(item.ids))] for item in encoded]
     with_image = [example for example, row in zip(prepared.examples, prepared.rows, strict=True) if row is not None]
     image_index = [
@@ -135,8 +167,9 @@ def collate(
         ids=tuple(example.id for example in with_image),
         captions=tuple(captions),
         corrupt=prepared.corrupt,
-        compared=_flags(None if choice is None else choice.compared(captions)),
+        compared=_flags(_compared(captions, None if choice is None else choice.compared(captions))),
         predicted=_flags(None if choice is None else choice.predicted(captions)),
+        trained=torch.tensor([_written(item, width) for item in encoded], dtype=torch.bool) if answers else None,
         negative=_flags(None if choice is None else choice.negative(captions)),
         tally=BatchTally(
             cut_captions=sum(item.lost > 0 for item in encoded),
@@ -149,6 +182,20 @@ def collate(
 def _concept_key(example: Example) -> int:
     """The positives key. The zero byte keeps an id apart from a concept of the same name."""
     return stable_hash(f"\0{example.id}" if example.concept is None else example.concept)
+
+
+def _compared(captions: Sequence[Caption], chosen: Sequence[bool] | None) -> Sequence[bool] | None:
+    """What is compared with images, but for answers: a question's answer does not describe its image."""
+    if all(caption.source is None for caption in captions):
+        return chosen
+    admitted = [True] * len(captions) if chosen is None else chosen
+    return [one and caption.source is None for one, caption in zip(admitted, captions, strict=True)]
+
+
+def _written(item: EncodedCaption, width: int) -> list[bool]:
+    """A row of ``Batch.trained``."""
+    trained = [True] * len(item.ids) if item.trained is None else [*item.trained]
+    return trained + [False] * (width - len(trained))
 
 
 def _flags(given: Sequence[bool] | None) -> Tensor | None:

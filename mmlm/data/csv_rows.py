@@ -2,11 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlm.core.errors import UserError
+from mmlm.core.errors import ArgumentError, UserError
 
 DELIMITERS = (",", ";", "\t", "|")
 """What may stand between two cells. Spreadsheets write ``;`` where the comma belongs to numbers."""
@@ -35,6 +35,29 @@ def header_of(path: Path, encoding: str = "utf-8") -> list[str]:
     if not found:
         raise UserError(f"{path}: is empty; its first row must name the columns, such as image and caption")
     return found
+
+
+def check_encoding(encoding: str) -> None:
+    """Raises ArgumentError if Python does not know the encoding, or if it is none of texts, such as base64."""
+    try:
+        "a".encode(encoding)
+    except (LookupError, ValueError):
+        message = f"encoding: '{encoding}' must be one that Python knows, such as utf-8, cp1252 or utf-16"
+        raise ArgumentError(message) from None
+
+
+def delimiter_of(path: Path, encoding: str, quotes: bool, wanted: Collection[str]) -> str:
+    """What stands between two cells: that by which the first row has the most of the ``wanted`` columns."""
+
+    def columns_by(delimiter: str) -> tuple[int, int]:
+        try:
+            _, _, header = next(rows_of_cells(path, Format(encoding, delimiter, quotes)))
+        except (StopIteration, UserError):
+            # What is wrong is told when the rows are read; by another delimiter, quotes may well be wrong.
+            return 0, 0
+        return len({*wanted}.intersection(header)), len(header)
+
+    return max(DELIMITERS, key=columns_by)
 
 
 def rows_of_cells(path: Path, form: Format) -> Iterator[tuple[int, int, list[str]]]:

@@ -9,7 +9,7 @@ from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.caption_table import CaptionTable, Row, TwoConcepts
 from mmlm.data.captioned_images import CaptionedImages
-from mmlm.data.csv_rows import DELIMITERS, Format, rows_of_cells
+from mmlm.data.csv_rows import Format, check_encoding, delimiter_of, rows_of_cells
 
 ENDINGS = ("", ".csv", ".tsv")
 """What is put behind the name of the file to find it."""
@@ -91,13 +91,13 @@ class TextTable(CaptionedImages):
         captions = [caption_columns] if isinstance(caption_columns, str) else list(caption_columns)
         if not captions or len(set(captions)) < len(captions):
             raise ArgumentError(f"caption_columns: {captions} must name at least one column, and none of them twice")
-        _check_encoding(encoding)
+        check_encoding(encoding)
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '" \r\n'):
             raise ArgumentError(f"delimiter: {delimiter!r} must be one character, no quote, blank or line break")
         path = _find(folder, Path(file))
         columns = _Columns(image_column, captions, concept_column, language_column)
         if delimiter is None:
-            delimiter = _delimiter(path, encoding, quotes, columns)
+            delimiter = delimiter_of(path, encoding, quotes, {name for _, name in columns.named()})
         rows = _read(path, Format(encoding, delimiter, quotes), columns, language)
         head = next(rows, None)
         if head is None:
@@ -132,30 +132,6 @@ def _find(folder: str | Path | None, name: Path) -> Path:
         has = f"its folder has {listed(tables, 10)}" if tables else "its folder has no table"
         raise UserError(f"{folder / name}: is no file, nor with .csv or .tsv behind it ({has}); name the table in file")
     return found[0]
-
-
-def _check_encoding(encoding: str) -> None:
-    """Raises ArgumentError if Python does not know the encoding, or if it is none of texts, such as base64."""
-    try:
-        "a".encode(encoding)
-    except (LookupError, ValueError):
-        message = f"encoding: '{encoding}' must be one that Python knows, such as utf-8, cp1252 or utf-16"
-        raise ArgumentError(message) from None
-
-
-def _delimiter(path: Path, encoding: str, quotes: bool, columns: _Columns) -> str:
-    """What stands between two cells, by the columns of the first row."""
-    wanted = {name for _, name in columns.named()}
-
-    def columns_by(delimiter: str) -> tuple[int, int]:
-        try:
-            _, _, header = next(rows_of_cells(path, Format(encoding, delimiter, quotes)))
-        except (StopIteration, UserError):
-            # What is wrong is told when the rows are read; by another delimiter, quotes may well be wrong.
-            return 0, 0
-        return len(wanted.intersection(header)), len(header)
-
-    return max(DELIMITERS, key=columns_by)
 
 
 def _read(path: Path, form: Format, columns: _Columns, language: str | None) -> Iterator[Row]:

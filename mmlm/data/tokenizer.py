@@ -6,6 +6,7 @@ With every tokenizer, padding, start and end are three ids of their own, and no 
 
 import itertools
 import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,15 +94,40 @@ _COUNTED = 10_000
 """Number of first captions that ``describe_cut`` counts among: a second of work."""
 
 
+def whole_length(tokenizer: Tokenizer, caption: Caption, enough: int = sys.maxsize) -> int:
+    """Number of tokens of a caption with all that it answers, start and ends included; ``enough`` or more is enough."""
+    read = [] if caption.source is None else [caption.source]
+    turns = [text for turn in caption.turns for text in (turn.read, turn.written)]
+    # Each text has a start of its own here, and all share one.
+    return 1 + sum(len(tokenizer.encode(text, caption.language, enough)) - 1 for text in [*turns, *read, caption.text])
+
+
 def describe_cut(tokenizer: Tokenizer, captions: Iterable[Caption], max_tokens: int) -> str | None:
-    """How many of the first captions have more than ``max_tokens`` tokens, in words; None if none has."""
+    """How many of the first captions have more than ``max_tokens`` tokens, in words; None if none has.
+
+    Those that are too long only with what they answer are told apart: these keep what is written.
+    """
     some = list(itertools.islice(captions, _COUNTED + 1))
     counted = some[:_COUNTED]
-    longer = [c for c in counted if len(tokenizer.encode(c.text, c.language, max_tokens + 1)) > max_tokens]
+    longer = [c for c in counted if whole_length(tokenizer, c, max_tokens + 1) > max_tokens]
+    # Beside an answer stand at least the start and the end of its source.
+    tails = [
+        c
+        for c in longer
+        if c.source is None or len(tokenizer.encode(c.text, c.language, max_tokens + 1)) + 1 > max_tokens
+    ]
     if not longer:
         return None
     of = f"the first {len(counted):,}" if len(some) > len(counted) else f"{len(counted):,}"
-    return f"{len(longer):,} of {of} captions are longer than data.max_tokens={max_tokens} and lose their tail"
+    said = []
+    if tails:
+        said.append(f"{len(tails):,} of {of} captions are longer than data.max_tokens={max_tokens} and lose their tail")
+    if len(longer) > len(tails):
+        said.append(
+            f"{len(longer) - len(tails):,} of {of} captions are longer than data.max_tokens={max_tokens} with what they"
+            " answer, which loses its earliest turns and then the tail of its source"
+        )
+    return "; ".join(said)
 
 
 def frame(start: int, ids: list[int], end: int, max_tokens: int) -> list[int]:

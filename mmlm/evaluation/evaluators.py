@@ -76,7 +76,7 @@ class CaptionLoss:
     """Teacher-forced cross-entropy of the reference captions, nats a token, every token weighing the same."""
 
     needs_decoder = True
-    requires = Requires(text_alone=True)
+    requires = Requires(text_alone=True, answers=True)
     figures: Mapping[str, Figure] = {
         "captioning": Figure(
             "caption loss",
@@ -89,7 +89,7 @@ class CaptionLoss:
 
     def __call__(self, split: EncodedSplit) -> Iterator[tuple[str, float]]:
         """Yields ``captioning``."""
-        tokens = split.lengths - 1
+        tokens = torch.cat([item.batch.target_counts for item in split.batches])
         if not len(tokens):
             raise UserError(f"the split '{split.name}' has no caption")
         yield "captioning", float((caption_losses(split, None) * tokens).sum() / tokens.sum())
@@ -191,6 +191,6 @@ def caption_losses(split: EncodedSplit, swap: Tensor | None) -> Tensor:
 
 def per_caption_mean(token_losses: Tensor, batch: Batch) -> Tensor:
     """float32[P], the losses of the target tokens of ``batch`` in row-major order -> float32[C], one mean a caption."""
-    counts = batch.lengths - 1
+    counts = batch.target_counts
     rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     return token_losses.new_zeros(len(counts)).index_add(0, rows, token_losses) / counts

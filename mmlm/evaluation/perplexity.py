@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmlm.core.batch import TEXT_ONLY
+from mmlm.core.batch import TEXT_ONLY, Caption
 from mmlm.core.errors import UserError
 from mmlm.core.figure import Figure, FigureGroup
+from mmlm.data.tokenizer import whole_length
 from mmlm.evaluation.intervals import mean_intervals, percentiles, resampled_sums
 from mmlm.evaluation.per_item import ItemValues
 from mmlm.evaluation.requires import Requires
@@ -21,8 +22,6 @@ GROUP = FigureGroup(
     "How well does the decoder predict the true captions? The end of a caption counts as a token, its start does not.",
 )
 _SEED = 0
-_LONG = 100_000
-"""Tokens that no caption has."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Perplexity:
     """
 
     needs_decoder = True
-    requires = Requires(text_alone=True)
+    requires = Requires(text_alone=True, answers=True)
     figures: Mapping[str, Figure] = {
         "perplexity": Figure(
             "Perplexity",
@@ -135,11 +134,12 @@ class Perplexity:
             )
         image = split.image_index.cpu()
         alone = len(split.image_concept) + torch.arange(len(image))
-        size = [len(caption.text.encode()) for caption in split.captions]
+        size = [sum(len(text.encode()) for text in _written(caption)) for caption in split.captions]
+        tokens = torch.cat([item.batch.target_counts for item in split.batches]).cpu().double()
         return _Predicted(
             rows,
             caption_nats(split)[rows],
-            (lengths - 1).double()[rows],
+            tokens[rows],
             torch.tensor(size, dtype=torch.float64)[rows],
             torch.where(image == TEXT_ONLY, alone, image)[rows],
         )
@@ -155,7 +155,7 @@ def caption_nats(split: EncodedSplit) -> Tensor:
         targets = item.batch.targets[item.batch.target_mask]
         hidden = split.model.caption_hidden(item.features, item.batch)
         each = token_losses(hidden, decoder.head_weight, targets).double()
-        counts = item.batch.lengths - 1
+        counts = item.batch.target_counts
         rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         return each.new_zeros(len(counts)).index_add(0, rows, each)
 
@@ -175,8 +175,16 @@ def numbered(ids: list[str], texts: list[str]) -> list[str]:
 
 def _is_cut(split: EncodedSplit, row: int, length: int) -> bool:
     """Whether a caption of ``length`` tokens has lost its tail; only one as long as can be is split again."""
+    # Of one that answers something, earlier turns go first, and as a whole: a row may be cut and yet not full.
     caption = split.captions[row]
-    return length == split.max_tokens and len(split.tokenizer.encode(caption.text, caption.language, _LONG)) > length
+    if caption.source is None and length < split.max_tokens:
+        return False
+    return whole_length(split.tokenizer, caption) > length
+
+
+def _written(caption: Caption) -> list[str]:
+    """The texts whose tokens are predicted."""
+    return [*(turn.written for turn in caption.turns), caption.text]
 
 
 def _with_ends(name: str, value: float, ends: Tensor, power: bool = False) -> Iterator[tuple[str, float]]:

@@ -27,6 +27,8 @@ class Requires:
     """True if the captions of an image's concept count as its own."""
     text_alone: bool = False
     """True if captions that belong to no image are scored too."""
+    answers: bool = False
+    """True if captions that answer a source are scored too: they say nothing of an image by themselves."""
     own_texts: bool = False
     """True if the evaluator embeds or writes texts of its own, in the language of the config."""
     concepts: int = 1
@@ -74,7 +76,7 @@ class SplitTexts:
 
     def captioned(self, requires: Requires) -> tuple[ExampleTexts, ...]:
         """The images that count."""
-        texted = [example for example in self.examples if _has_caption(example, requires.language)]
+        texted = [example for example in self.examples if _has_caption(example, requires)]
         if not requires.by_concept:
             return tuple(example for example in texted if example.has_image)
         concepts = set(map(_concept, texted))
@@ -127,8 +129,9 @@ def _concept(example: ExampleTexts) -> str:
     return f"\0{example.id}" if example.concept is None else example.concept
 
 
-def _has_caption(example: ExampleTexts, language: str | None) -> bool:
-    return any(language in (None, caption.language) for caption in example.captions)
+def _has_caption(example: ExampleTexts, requires: Requires) -> bool:
+    counted = [caption for caption in example.captions if requires.answers or caption.source is None]
+    return any(requires.language in (None, caption.language) for caption in counted)
 
 
 def _numbered(count: int, noun: str) -> str:

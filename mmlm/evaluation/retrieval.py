@@ -171,7 +171,7 @@ def gallery_under(protocol: Protocol, split: EncodedSplit, rows: Sequence[int] |
     if protocol == "distinct":
         return split.gallery if len(rows) == len(split.captions) else split.gallery_of(rows)
     image_of = split.image_index.tolist()
-    own = [row for row in rows if image_of[row] != TEXT_ONLY]
+    own = [row for row in rows if image_of[row] != TEXT_ONLY and split.captions[row].source is None]
     if protocol == "paired":
         own = list({image_of[row]: row for row in reversed(own)}.values())[::-1]
     chosen = torch.tensor(own, dtype=torch.int64)

@@ -158,10 +158,10 @@ class EncodedSplit:
 
     @cached_property
     def references(self) -> list[list[Caption]]:
-        """The captions of each image, B lists."""
+        """The captions of each image, B lists, without answers: these say nothing without what they answer."""
         found: list[list[Caption]] = [[] for _ in range(len(self.image_concept))]
         for caption, row in zip(self.captions, self.image_index.tolist(), strict=True):
-            if row != TEXT_ONLY:
+            if row != TEXT_ONLY and caption.source is None:
                 found[row].append(caption)
         return found
 
@@ -171,7 +171,8 @@ class EncodedSplit:
         return self.gallery_of(range(len(self.captions)))
 
     def gallery_of(self, rows: Sequence[int]) -> Gallery:
-        """``gallery`` as if the split had the captions of these rows alone."""
+        """``gallery`` as if the split had the captions of these rows alone; answers are no captions of an image."""
+        rows = [row for row in rows if self.captions[row].source is None]
         chosen = torch.tensor(rows, dtype=torch.int64)
         caption_key, caption_concept, image_index = (
             tensor[chosen.to(tensor.device)]

@@ -24,7 +24,7 @@ class Concept:
     """The positives key, as in ``Batch.image_concept``."""
     texts: tuple[Caption, ...]
     """The distinct captions of the concept's images, and texts without an image that belong to it, in order of
-    appearance; empty if its images have no caption."""
+    appearance, without answers to a source; empty if its images have no caption."""
 
 
 def concepts_of(image_concept: Tensor, caption_concept: Tensor, captions: Sequence[Caption]) -> tuple[Concept, ...]:
@@ -34,7 +34,7 @@ def concepts_of(image_concept: Tensor, caption_concept: Tensor, captions: Sequen
     """
     texts: dict[int, dict[Caption, None]] = {key: {} for key in image_concept.tolist()}
     for key, caption in zip(caption_concept.tolist(), captions, strict=True):
-        if key in texts:
+        if key in texts and caption.source is None:
             texts[key][caption] = None
     return tuple(Concept(key, tuple(of_concept)) for key, of_concept in texts.items())
 

@@ -140,7 +140,7 @@ class ImageTextModel(nn.Module):
             pattern = None if text_view == CAPTION else drawn[text_view]
             assert pattern is None or isinstance(pattern, TextPattern), "the input of a text view is a pattern"
             given = (batch.tokens, batch.lengths, _needed(memory), batch.image_index)
-            hidden[text_view] = never_empty.hidden(_needed(self.decoder), *given, text, pattern)
+            hidden[text_view] = batch.written(never_empty.hidden(_needed(self.decoder), *given, text, pattern))
 
         # Pixels other than the batch's images (crops, say) take a pass of their own.
         view_embedding: dict[View, Tensor] = {}
@@ -234,7 +234,7 @@ class ImageTextModel(nn.Module):
     def caption_hidden(self, features: ImageFeatures, batch: Batch) -> Tensor:
         """float[P, D] at ``batch.target_mask``, reading ``features`` in place of the batch's images."""
         given = (batch.tokens, batch.lengths, _needed(features.memory), batch.image_index)
-        return never_empty.hidden(_needed(self.decoder), *given)
+        return batch.written(never_empty.hidden(_needed(self.decoder), *given))
 
     def start_decoding(self, features: ImageFeatures, room: int | None = None) -> Any:
         """An empty cache for ``decode``, with room for captions of ``room`` tokens; see ``Decoder``."""

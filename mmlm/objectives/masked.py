@@ -59,7 +59,9 @@ class MaskedLanguageModelling(TokenPrediction):
         columns = batch.tokens.shape[1] - 1
         uniform = step_key.uniform(batch.caption_image_key, columns, _STREAM)
         places = torch.arange(columns, device=uniform.device)[None, :]
-        maskable = (places > 0) & (places < (batch.lengths - 1)[:, None])
+        maskable = (places > 0) & batch.target_mask
+        if batch.trained is not None:
+            maskable &= batch.trained[:, :-1]  # what is predicted is the input itself, not the next one
         # 2 is above every draw, so that the lowest draw of a caption is that of a maskable token if it has one.
         uniform = uniform.masked_fill(~maskable, 2.0)
         return maskable & ((uniform < self.share) | (uniform == uniform.min(dim=1, keepdim=True).values))

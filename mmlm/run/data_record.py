@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmlm.core.batch import ExampleTexts
+from mmlm.core.batch import Caption, ExampleTexts
 from mmlm.core.errors import UserError
 from mmlm.data.sources import ListsTexts
 from mmlm.experiment.experiment import Experiment
@@ -26,15 +26,18 @@ def describe_data(texts: Iterator[ExampleTexts]) -> Record:
     """
     digest, examples, captions = hashlib.blake2b(digest_size=16), 0, 0
     for example in texts:
-        # Without the kinds where there are none: these digests are as old as the first runs.
-        said = [
-            [caption.text, caption.language, *([] if caption.kind is None else [caption.kind])]
-            for caption in example.captions
-        ]
+        said = [_said(caption) for caption in example.captions]
         digest.update(json.dumps([example.id, example.concept, example.has_image, said]).encode() + b"\n")
         examples += 1
         captions += len(said)
     return {"examples": examples, "captions": captions, "digest": digest.hexdigest()}
+
+
+def _said(caption: Caption) -> list[object]:
+    """Captions of no kind that answer nothing are as before there were kinds and sources, so that old records hold."""
+    kind = [] if caption.kind is None else [caption.kind]
+    read = [] if caption.source is None else [caption.source, [[turn.read, turn.written] for turn in caption.turns]]
+    return [caption.text, caption.language, *kind, *read]
 
 
 def check_data(experiment: Experiment, folder: Path, changed_is_fine: bool) -> list[str]:

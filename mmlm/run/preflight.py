@@ -1,17 +1,16 @@
 """Looks at a first batch before training: is there something to train on, and is it what was meant?"""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmlm.core.batch import TEXT_ONLY, Batch
+from mmlm.core.batch import TEXT_ONLY, Batch, Caption
 from mmlm.core.distributed import sum_over_ranks
 from mmlm.core.errors import UserError
 from mmlm.core.views import ImageView, PatchView, StepKey, TextPattern, TextView
-from mmlm.data.tokenizer import Tokenizer
+from mmlm.data.tokenizer import Tokenizer, whole_length
 from mmlm.objectives.objective import Comparison, FusionObjective, Objective
 from mmlm.objectives.shared.keys import Keys
 from mmlm.objectives.weighted_sum import WeightedSum
@@ -99,6 +98,7 @@ class Preflight:
         text_only = image == TEXT_ONLY
         lines = [
             f"{'text only' if text_only else self.batch.ids[image]}: {words.text!r}, {language}, {length} tokens{cut}",
+            *_read(words),
             *([] if text_only else [f"  {self._pixels(image)}"]),
             *_aligned(self._table(caption, patterns)),
         ]
@@ -115,24 +115,29 @@ class Preflight:
         texts = {name: pattern for name, pattern in patterns.items() if isinstance(pattern, TextPattern)}
         rows = [["", "input", "id", "target", "id", "supervised", *texts]]
         inputs, targets = self.batch.inputs[caption].tolist(), self.batch.targets[caption].tolist()
-        mask, pieces = self.batch.target_mask[caption].tolist(), self._pieces(caption)
+        mask, real = self.batch.target_mask[caption].tolist(), self.batch.real_mask[caption].tolist()
+        pieces = self._pieces(caption)
         for place in range(min(len(inputs), int(self.batch.lengths[caption]))):
             read, wanted = [pieces[place], str(inputs[place])], [pieces[place + 1], str(targets[place])]
             ways = [_read_as(pattern, caption, place) if mask[place] else "" for pattern in texts.values()]
-            rows.append([str(place), *read, *wanted, "yes" if mask[place] else "no", *ways])
+            rows.append([str(place), *read, *wanted, _supervised(mask[place], real[place]), *ways])
         return rows
 
     def _pieces(self, caption: int) -> list[str]:
         """Each token of a caption, padding included: quoted text with the space before it, or what it is for."""
         length = int(self.batch.lengths[caption])
         tokens, padding = self.batch.tokens[caption, :length].tolist(), self.batch.tokens.shape[1] - length
-        read = [self.tokenizer.decode(tokens[: i + 1]) for i in range(length - 1)]
-        pieces = []
-        for token, before, after in zip(tokens[1:-1], read, read[1:], strict=False):
+        pieces, text = ["<start>"], tokens[:1]
+        for token in tokens[1:]:
+            if token == self.tokenizer.end_id:
+                pieces, text = [*pieces, "<end>"], tokens[:1]  # of a source or a turn: another text begins
+                continue
+            before, after = self.tokenizer.decode(text), self.tokenizer.decode([*text, token])
             grown = after.startswith(before) and after != before
             # Bytes that are no whole character yet do not grow the text.
             pieces.append(repr(after[len(before) :] if grown else self.tokenizer.decode([token])))
-        return ["<start>", *pieces, "<end>", *["<pad>"] * padding]
+            text = [*text, token]
+        return [*pieces, *["<pad>"] * padding]
 
     def _pixels(self, row: int) -> str:
         """``image 3 x 32 x 32 uint8, values 0 to 255, mean 201.3``."""
@@ -142,8 +147,7 @@ class Preflight:
         return f"image {size} {kind}, values {image.min()} to {image.max()}, mean {image.float().mean():.1f}"
 
     def _full_length(self, caption: int) -> int:
-        words = self.batch.captions[caption]
-        return len(self.tokenizer.encode(words.text, words.language, sys.maxsize))
+        return whole_length(self.tokenizer, self.batch.captions[caption])
 
     def _is_cut(self, caption: int) -> bool:
         return self._full_length(caption) > self.max_tokens
@@ -167,7 +171,22 @@ class Preflight:
         return "\n".join(_aligned([["this batch", "", ""], *rows]))
 
     def _unknown(self) -> int:
-        return sum(self.tokenizer.count_unknown(words.text) for words in self.batch.captions)
+        read = [turn.read for words in self.batch.captions for turn in words.turns]
+        written = [turn.written for words in self.batch.captions for turn in words.turns]
+        sources = [words.source for words in self.batch.captions if words.source is not None]
+        texts = [*(words.text for words in self.batch.captions), *sources, *read, *written]
+        return sum(map(self.tokenizer.count_unknown, texts))
+
+
+def _supervised(target: bool, real: bool) -> str:
+    """Of a source and the turns before it, what the model reads is no target."""
+    return "yes" if target else "no: it is read" if real else "no"
+
+
+def _read(words: Caption) -> list[str]:
+    """What a caption answers, a turn a line."""
+    turns = [f"  after reading {turn.read!r} and writing {turn.written!r}" for turn in words.turns]
+    return turns if words.source is None else [*turns, f"  an answer to {words.source!r}"]
 
 
 def _read_as(pattern: TextPattern, caption: int, place: int) -> str:

@@ -2,11 +2,12 @@
 
 import torch
 
-from mmlm.core.batch import TEXT_ONLY, BatchTally, Caption, Example
+from mmlm.core.batch import TEXT_ONLY, Batch, BatchTally, Caption, Example, Turn
 from mmlm.core.errors import CorruptImage
 from mmlm.core.keyed_random import stable_hash
 from mmlm.data.collate import EncodedCaption, Prepared, caption_encoder, collate, prepare
 from mmlm.data.tokenizer import frame
+from mmlm.data.tokenizers.byte_pair import BytePair
 from mmlm.data.transforms import Transform
 
 PAD = 99
@@ -113,3 +114,47 @@ def test_a_caption_is_encoded_once():
     assert first.ids == (1, 6, 2)
     assert encode_caption(Caption("a cat ", "en")).key == first.key
     assert encode_caption(Caption("a cat", "de")).key != first.key
+
+
+def answers(captions: tuple[Caption, ...], max_tokens: int = 64) -> tuple[Batch, BytePair]:
+    """A text-only batch of captions, by a tokenizer that knows bytes."""
+    tokenizer = BytePair(vocab_size=260)
+    tokenizer.fit(captions)
+    prepared = Prepared(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), (Example("a", None, captions),), (None,), ())
+    return collate(prepared, caption_encoder(tokenizer, max_tokens), tokenizer.pad_id, max_tokens, 4), tokenizer
+
+
+def test_the_targets_are_the_answers_of_every_turn_and_their_ends():
+    dialogue = Caption("a red fox", source="what is it?", turns=(Turn("hello", "good day"), Turn("", "yes")))
+    batch, tokenizer = answers((dialogue, Caption("plain")))
+    for row, said in enumerate((["good day", "yes", "a red fox"], ["plain"])):
+        targets, written = batch.targets[row][batch.target_mask[row]].tolist(), []
+        while targets:
+            end = targets.index(tokenizer.end_id)
+            written.append(tokenizer.decode(targets[:end]))
+            targets = targets[end + 1 :]
+        assert written == said
+    assert (batch.tokens[0] == tokenizer.start_id(None)).sum() == 1
+    assert batch.num_targets == batch.target_mask.sum() == batch.target_counts.sum()
+    assert batch.compared is not None
+    assert batch.compared.tolist() == [False, True]
+    parts = batch._part(range(0), torch.tensor([False, True]))
+    assert torch.equal(parts.target_mask.sum(1), batch.target_counts[1:])
+    assert answers((Caption("plain"),))[0].trained is None
+
+
+def test_a_source_is_cut_before_its_answer_which_keeps_its_end():
+    for most in (3, 4, 6, 9, 12):
+        batch, tokenizer = answers((Caption("zqzq", source="jkvwxyz", turns=(Turn("q", "j"),)),), most)
+        length = int(batch.lengths[0])
+        row, whole = batch.tokens[0, :length].tolist(), tokenizer.encode("zqzq", None, 99)[1:]
+        answer = row[row.index(tokenizer.end_id) + 1 :]
+        assert answer == [*whole[: min(len(whole) - 1, most - 3)], tokenizer.end_id]
+        assert length <= most
+        assert batch.tally == BatchTally(1, 22 - length)
+
+
+def test_states_of_what_is_read_are_left_out():
+    batch, _ = answers((Caption("b", source="a long question"), Caption("plain")))
+    places = batch.real_mask.nonzero()
+    assert torch.equal(batch.written(places), batch.target_mask.nonzero())

@@ -52,7 +52,7 @@ def plain_loss(split: EncodedSplit, text: str, row: int | None, language: str | 
 
 
 def test_the_mean_of_each_caption():
-    batch = type("Lengths", (), {"lengths": torch.tensor([3, 2, 5])})()
+    batch = type("Counts", (), {"target_counts": torch.tensor([2, 1, 4])})()
     losses = torch.tensor([1.0, 3.0, 7.0, 1.0, 2.0, 3.0, 6.0])
     assert per_caption_mean(losses, batch).tolist() == [2.0, 7.0, 3.0]
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from mmlm.core.batch import Caption, Example
+from mmlm.core.batch import Caption, Example, Turn
 from mmlm.core.errors import UserError
 from mmlm.evaluation.likelihood import log_likelihoods
-from mmlm.evaluation.perplexity import Perplexity, numbered
+from mmlm.evaluation.perplexity import Perplexity, caption_nats, numbered
 from tests.evaluation.hand_made import MOST_TOKENS
 
 TEXTS = [("a cat",), ("a very long caption of a dog in the rain",), ("zwei Vögel 鳥", "birds"), ("a fish", "a fish")]
@@ -39,6 +39,19 @@ def test_it_is_the_sum_over_tokens_over_their_number_for_any_batch_size(make_spl
         assert values["perplexity/chance"] == pytest.approx(split.tokenizer.vocab_size)
         for name in Perplexity.figures:
             assert values[f"{name}/low"] < values[name] < values[f"{name}/high"]
+
+
+def test_what_is_read_before_an_answer_does_not_count(make_split):
+    dialogue = Caption("a dog", source="and now?", turns=(Turn("what is it?", "a cat"),))
+    longer = Caption("a bird", source="what?", turns=(Turn("long " * 100, "no"),))
+    image = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    split = make_split([Example("a", image, (dialogue, Caption("a fish"), longer))])
+    values, tokens = dict(Perplexity()(split)), int(split.batches[0].batch.target_counts[:2].sum())
+    assert values["predicted"] == 2, "the last has lost its earlier turn"
+    assert tokens == sum(len(split.tokenizer.encode(text, None, 99)) - 1 for text in ("a cat", "a dog", "a fish"))
+    nats = caption_nats(split)[:2].sum().item()
+    assert values["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert values["bits_per_byte"] == pytest.approx(nats / len("a cata doga fish") / math.log(2), rel=1e-5)
 
 
 def test_a_decoder_that_knows_nothing_is_at_chance(make_split):

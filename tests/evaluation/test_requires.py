@@ -177,6 +177,15 @@ def test_languages():
         check_start(None, english * 2, tokenizer)
 
 
+def test_answers_are_no_captions():
+    answers = (Caption("yes", source="is it a cat?"),)
+    split = SplitTexts("data.validation.val", (ExampleTexts("cat", answers, None, True),))
+    lacking = split.lacking(Requires())
+    assert lacking is not None
+    assert lacking.startswith("has no caption to score")
+    assert split.lacking(Requires(answers=True)) is None
+
+
 def test_captions_that_lose_their_tail_are_counted():
     tokenizer = fitted_tokenizer(PLAIN)
     most = len(tokenizer.encode("a cat", None, 99))
@@ -184,6 +193,13 @@ def test_captions_that_lose_their_tail_are_counted():
     assert describe_cut(tokenizer, captions[:1], most) is None
     told = describe_cut(tokenizer, captions, most)
     assert told == f"1 of 3 captions are longer than data.max_tokens={most} and lose their tail"
+    answers = [Caption("a", source="a cat"), Caption("a cat", source="a"), Caption("a", source="")]
+    assert describe_cut(tokenizer, answers[2:], most) is None
+    told = describe_cut(tokenizer, answers, most)
+    assert told == (
+        f"1 of 3 captions are longer than data.max_tokens={most} and lose their tail; 1 of 3 captions are longer than "
+        f"data.max_tokens={most} with what they answer, which loses its earliest turns and then the tail of its source"
+    )
 
 
 def test_a_source_that_lists_no_texts_is_read():

@@ -7,6 +7,8 @@ import torch
 
 from mmlm.core.batch import TEXT_ONLY, Caption, Example
 from mmlm.core.errors import CorruptImage, UserError
+from mmlm.evaluation.evaluators import CaptionLoss, caption_losses
+from mmlm.evaluation.retrieval import gallery_under
 from mmlm.evaluation.split import EncodedSplit, encode_split
 
 
@@ -75,6 +77,23 @@ def test_the_gallery_holds_each_text_once_with_all_that_belongs_together(make_sp
     torch.testing.assert_close(gallery.image_embedding.norm(dim=1), torch.ones(4))
 
 
+def test_answers_are_no_captions_of_their_image(make_split):
+    """They are not retrieved, nor what is generated is held against; their loss is one of the split's."""
+    asked = Example("a", picture(10), (Caption("a cat"), Caption("yes", source="is it a cat?")), "cat")
+    split, without = make_split([asked, *EXAMPLES[1:]], 2), make_split(EXAMPLES, 2)
+    assert [caption.text for caption in split.references[0]] == ["a cat"]
+    assert split.gallery.texts == ("a cat", *without.gallery.texts[2:])
+    assert split.gallery.pairs.tolist() == [[0, 0], [1, 1], [2, 0], [3, 3], [3, 4]]
+    for protocol in ("coco", "paired"):
+        assert "yes" not in gallery_under(protocol, split).texts
+    assert "yes" not in [text.text for concept in split.concepts for text in concept.texts]
+    (loss,) = [value for _, value in CaptionLoss()(split)]
+    tokens = torch.cat([item.batch.target_counts for item in split.batches])
+    assert len(tokens) == 7
+    assert tokens[1] == len(split.tokenizer.encode("yes", None, 48)) - 1
+    torch.testing.assert_close(loss, float((caption_losses(split, None) * tokens).sum() / tokens.sum()))
+
+
 def test_a_text_stands_for_its_own_embedding(make_split):
     split = make_split(EXAMPLES, 2)
     tokens = torch.tensor([split.tokenizer.encode("a dog", None, 48)])
@@ -105,7 +124,7 @@ def test_corrupt_images_are_left_out(make_split, monkeypatch):
     class Broken(Example):
         pass
 
-    def read(source, index):
+    def read(source, index, at_least):
         found = source[index]
         return CorruptImage(found.id, "is damaged") if isinstance(found, Broken) else found
 

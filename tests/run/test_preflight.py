@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmlm.core.batch import Batch, Caption, Example
+from mmlm.core.batch import Batch, Caption, Example, Turn
 from mmlm.core.errors import UserError
 from mmlm.core.keyed_random import stream
 from mmlm.core.views import PatchView, StepKey, TextPattern, TextView, ViewInputs
@@ -71,6 +71,31 @@ def look() -> Callable[..., tuple[Batch, BytePair]]:
 def example(name: str, *texts: str, image: bool = True, language: str | None = "en") -> Example:
     pixels = torch.full((3, 8, 8), 9, dtype=torch.uint8) if image else None
     return Example(name, pixels, tuple(Caption(text, language) for text in texts))
+
+
+def test_what_is_read_and_what_is_written_are_told_apart(look):
+    turns = (Turn("a", "cat"),)
+    answers = tuple(Caption("a", None, source="a cat", turns=given) for given in ((), turns))
+    batch, tokenizer = look(Example("talk", None, answers))
+    shown = Preflight(batch, tokenizer, sum_of(captioning=Captioning()), max_tokens=6).text()
+    first, second, totals = shown.split("\n\n")
+    a, cat = batch.tokens[0, 1:3].tolist()
+    assert [" ".join(line.split()) for line in first.splitlines()] == [
+        "text only: 'a', no language, 6 tokens",
+        "an answer to 'a cat'",
+        "input id target id supervised",
+        f"0 <start> 2 'a' {a} no: it is read",
+        f"1 'a' {a} ' cat' {cat} no: it is read",
+        f"2 ' cat' {cat} <end> 1 no: it is read",
+        f"3 <end> 1 'a' {a} yes",
+        f"4 'a' {a} <end> 1 yes",
+    ]
+    assert [line.strip() for line in second.splitlines()[:3]] == [
+        "text only: 'a', no language, 6 tokens, cut from 10",
+        "after reading 'a' and writing 'cat'",
+        "an answer to 'a cat'",
+    ]
+    assert "supervised tokens  4 " in totals
 
 
 def test_a_batch_in_words(look):

@@ -142,6 +142,9 @@ class BytePair:
         for caption in captions:
             self.start_id(caption.language)  # raises for a language that was not declared
             yield self._prepare(caption.text)
+            if caption.source is not None:
+                yield from (self._prepare(text) for turn in caption.turns for text in (turn.read, turn.written))
+                yield self._prepare(caption.source)
 
     def _fitted(self) -> tokenizers.Tokenizer:
         if self._model is None:
