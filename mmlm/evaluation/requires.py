@@ -206,7 +206,7 @@ def _no_classes(split: str, texts: SplitTexts, requires: Requires, name: str) ->
     """A line for the concepts that are no class of the evaluator ``name``, if there are any."""
     pictured = dict.fromkeys(image.concept for image in texts.images if image.concept is not None)
     named = dict.fromkeys(
-        one.concept for one in texts.examples if one.concept is not None and _has_caption(one, requires.language)
+        one.concept for one in texts.examples if one.concept is not None and _has_caption(one, requires)
     )
     found = {
         f"no text{f' in {requires.language!r}' if requires.language else ''}": [c for c in pictured if c not in named],
