@@ -106,6 +106,7 @@ SOURCES_WITHOUT_AN_OPTION = {
     "mmlm.data.image_rows.ImageRows",
     "mmlm.data.contrast_files.ContrastFiles",
     "mmlm.data.text_lines.TextLines",
+    "mmlm.data.text_pairs.TextPairs",
     "mmlm.data.without.Without",
     "mmlm.data.wordnet.WordnetTexts",
 }

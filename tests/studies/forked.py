@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,6 +46,9 @@ class Forked:
         if pid:
             return cls(pid)
         os.setsid()
+        # A fork leaves PyTorch's thread pool broken, and the first one to ask for it makes another. Threads that ask at
+        # the same time, as those that look at images, would be told "Invalid thread pool!".
+        torch.set_num_threads(1)
         for one in SIGNALS:
             signal.signal(one, signal.SIG_DFL)
         for stream in (sys.stdout, sys.stderr):
@@ -55,6 +59,8 @@ class Forked:
             run_hydra(train.main, CONFIG_DIR, CONFIG_NAME)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(bool(end.code))
+        except BaseException:
+            traceback.print_exc()
         finally:
             with suppress(OSError):
                 sys.stdout.flush()

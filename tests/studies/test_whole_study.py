@@ -120,7 +120,7 @@ def test_a_study_from_its_file_to_its_table(write_study, place, runs, shapes, tm
     status, out = ended(start(words, tmp_path / "third"), tmp_path / "third")
     assert status == 2, out
     assert f"{failing.words}: failed: runs: {failing.folder} cannot be made (File exists)" in out
-    assert out.splitlines()[-2].startswith("7 done, 0 running, 0 waiting, 1 failed")
+    assert out.splitlines()[-2].startswith("7 done, 0 running, 0 waiting, 1 failed"), out
     assert state_of(failing, place, {}).phase is Phase.failed
 
     # Once the reason is gone, the same command trains what is missing, and nothing else.
@@ -154,7 +154,10 @@ def check_table(text: str, all_runs: Sequence[Run], place: Place) -> None:
         (run.cell, run.seed): json.loads((run.folder / "scores.json").read_text())["splits"]["validation"]
         for run in all_runs
     }
-    rows = {line.split(" | ")[0].removeprefix("| "): line.strip("| ").split(" | ") for line in text.splitlines()}
+    rows: dict[str, list[str]] = {}
+    for line in text.split("**validation: ")[0].splitlines():  # contrasts come after the first table
+        rows[line.split(" | ")[0].removeprefix("| ")] = line.strip("| ").split(" | ")
+    contrasts = text.split("**validation: image_to_text/R@1**")[1].splitlines()
     for cell in dict.fromkeys(run.cell for run in all_runs):
         row = rows[f"{cell} (baseline)" if cell == "joint+low" else cell]
         seeds = [scores[cell, seed] for seed in (0, 1)]
@@ -164,6 +167,10 @@ def check_table(text: str, all_runs: Sequence[Run], place: Place) -> None:
         assert row[4] == f"{flops / 1e12:.3g}"
         assert row[7] == f"{statistics.mean(cider):.3f} ± {statistics.stdev(cider):.3f}"
         assert row[8] == f"{100 * statistics.mean(recall):.1f} ± {100 * statistics.stdev(recall):.1f}"
+        if cell != "joint+low":
+            apart = [scores[cell, n]["image_to_text/R@1"] - scores["joint+low", n]["image_to_text/R@1"] for n in (0, 1)]
+            (contrast,) = (line for line in contrasts if line.startswith(f"| {cell} | "))
+            assert contrast.split(" | ")[1] == f"{100 * statistics.mean(apart):+.1f}"
     environments = [json.loads((run.folder / "environment.json").read_text()) for run in all_runs]
     (code,) = {one["code"] for one in environments}
     assert f"- Code: {code} (" in text
