@@ -6,7 +6,7 @@ from pathlib import Path
 from mmlm.core.errors import UserError
 from mmlm.record.folder import write_whole, write_whole_bytes
 from mmlm.studies.contrast_table import latex_table
-from mmlm.studies.contrasts import compare_with
+from mmlm.studies.contrasts import compare_all
 from mmlm.studies.page import study_page
 from mmlm.studies.place import LATEX, PAGE, REPORT, SCORES, Place
 from mmlm.studies.record import StudyRecord, all_arrays, with_record
@@ -29,12 +29,13 @@ def write_report(
         )
     rows = with_record(scores_table(scored), record)
     arrays = all_arrays(record, rows)
-    tables, folder = study_report(record, arrays), place.folder
+    compared = compare_all(arrays, record.baseline)
+    tables, folder = study_report(record, arrays, compared), place.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_whole_bytes(folder / SCORES, as_parquet(rows))
     write_whole(folder / REPORT, tables)
-    write_whole(folder / LATEX, latex_table(record.name, [compare_with(one, record.baseline) for one in arrays]))
-    write_whole(folder / PAGE, study_page(record, arrays, {one.run.label: one.folder for one in scored}))
+    write_whole(folder / LATEX, latex_table(record.name, compared))
+    write_whole(folder / PAGE, study_page(record, arrays, compared, {one.run.label: one.folder for one in scored}))
     tell(tables)
     if into is not None:
         tell(f"written into {into}; what it is made of: {put_into(Path(into), record, rows)}")

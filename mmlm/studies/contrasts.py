@@ -37,6 +37,11 @@ class Compared:
     """False for a score that is known as a whole only: nothing is said of other items then."""
 
 
+def compare_all(scores: Sequence[ScoreArrays], baseline: str) -> list[Compared]:
+    """The contrasts of each score."""
+    return [compare_with(score, baseline) for score in scores]
+
+
 def compare_with(score: ScoreArrays, baseline: str) -> Compared:
     """The contrasts of a score's cells with the baseline, over the seeds that are done in all of them."""
     at = [row for row, values in enumerate(score.values) if np.isfinite(values).any()]

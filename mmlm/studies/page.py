@@ -9,7 +9,7 @@ from mmlm.reports.document import document
 from mmlm.reports.run_folder import RunFolder
 from mmlm.reports.scores_section import SERIES_COLORS
 from mmlm.studies.contrast_table import number, row
-from mmlm.studies.contrasts import Compared, compare_with
+from mmlm.studies.contrasts import Compared
 from mmlm.studies.drawings import forest
 from mmlm.studies.page_pictures import captions, compute, curves, heat
 from mmlm.studies.record import ScoreArrays, StudyRecord
@@ -39,9 +39,14 @@ section > h3 { margin-top: 30px; }
 """
 
 
-def study_page(record: StudyRecord, arrays: Sequence[ScoreArrays], folders: Mapping[str, RunFolder]) -> str:
-    """The whole page. ``folders`` has the run folders by the runs' labels, for curves and captions."""
-    compared = [compare_with(one, record.baseline) for one in arrays]
+def study_page(
+    record: StudyRecord,
+    arrays: Sequence[ScoreArrays],
+    compared: Sequence[Compared],
+    folders: Mapping[str, RunFolder],
+) -> str:
+    """The whole page. ``compared`` are the contrasts of ``arrays``; ``folders`` has the run folders, for curves and
+    captions, by the runs' labels."""
     cells = [cell for cell in record.cells if any(run.cell == cell for run in record.runs)]
     colors = {cell: f"series-{place % SERIES_COLORS + 1}" for place, cell in enumerate(cells)}
     by_cell = {
@@ -79,12 +84,15 @@ def _scores(record: StudyRecord, arrays: Sequence[ScoreArrays], compared: Sequen
         + "</th>"
         for one in arrays
     )
+    best = [best_cells(one) for one in arrays]
     rows = []
     for place, cell in enumerate(record.cells):
         runs = [run for run in record.runs if run.cell == cell]
         if not runs:
             continue
-        values = "".join(_value(one, of, place) for one, of in zip(arrays, compared, strict=True))
+        values = "".join(
+            _value(one, of, place, cell in good) for one, of, good in zip(arrays, compared, best, strict=True)
+        )
         baseline = "<small>baseline</small>" if cell == record.baseline else ""
         flops, minutes = np.mean([run.flops for run in runs]), np.mean([run.seconds for run in runs]) / 60
         memory = max(run.memory for run in runs)
@@ -100,7 +108,7 @@ def _scores(record: StudyRecord, arrays: Sequence[ScoreArrays], compared: Sequen
     )
 
 
-def _value(one: ScoreArrays, compared: Compared, place: int) -> str:
+def _value(one: ScoreArrays, compared: Compared, place: int, is_best: bool) -> str:
     values = one.values[place][np.isfinite(one.values[place])]
     if not len(values):
         return "<td>-</td>"
@@ -113,7 +121,7 @@ def _value(one: ScoreArrays, compared: Compared, place: int) -> str:
         _, difference, here, beyond, p, *_ = row(contrast, compared)
         ends = beyond if compared.by_item else here
         told = f"<small>{difference} {ends}</small><small>p {p}</small>"
-    best = ' class="best"' if cell in best_cells(one) else ""
+    best = ' class="best"' if is_best else ""
     return f"<td{best}>{mean}{deviation}{told}</td>"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmlm.studies.code import MadeBy, differing
 from mmlm.studies.contrast_table import contrast_tables
-from mmlm.studies.contrasts import compare_with
+from mmlm.studies.contrasts import Compared
 from mmlm.studies.fairness import look_lines, no_verdict, tuning_lines
 from mmlm.studies.record import RecordedRun, ScoreArrays, StudyRecord, digests
 
@@ -17,15 +17,14 @@ MARK = " †"
 """Behind a cell with runs of other code."""
 
 
-def study_report(record: StudyRecord, arrays: Sequence[ScoreArrays]) -> str:
-    """The page of a study: Markdown. ``arrays`` are its scores (``record.all_arrays``)."""
-    lines = [f"# {record.name}", "", record.question, "", *study_tables(record, arrays), "", f"`{record.command}`"]
-    return "\n".join(lines) + "\n"
+def study_report(record: StudyRecord, arrays: Sequence[ScoreArrays], compared: Sequence[Compared]) -> str:
+    """The page of a study: Markdown. ``arrays`` are its scores (``all_arrays``), ``compared`` their contrasts."""
+    tables = study_tables(record, arrays, compared)
+    return "\n".join([f"# {record.name}", "", record.question, "", *tables, "", f"`{record.command}`"]) + "\n"
 
 
-def study_tables(record: StudyRecord, arrays: Sequence[ScoreArrays]) -> list[str]:
+def study_tables(record: StudyRecord, arrays: Sequence[ScoreArrays], compared: Sequence[Compared]) -> list[str]:
     """The table of cells, those of contrasts, and what they depend on: the lines that ``verify`` checks."""
-    compared = [compare_with(one, record.baseline) for one in arrays]
     return [
         *score_table(record, arrays),
         "",

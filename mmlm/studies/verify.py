@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mmlm.core.errors import UserError
 from mmlm.record.folder import write_whole, write_whole_bytes
+from mmlm.studies.contrasts import compare_all
 from mmlm.studies.record import StudyRecord, all_arrays, record_in, with_record
 from mmlm.studies.table import study_tables
 
@@ -75,7 +76,8 @@ def _text_of(page: Path) -> str:
 
 
 def _tables(record: StudyRecord, table: pa.Table) -> str:
-    return "\n".join(study_tables(record, all_arrays(record, table))) + "\n"
+    arrays = all_arrays(record, table)
+    return "\n".join(study_tables(record, arrays, compare_all(arrays, record.baseline))) + "\n"
 
 
 def _difference(file: Path, text: str) -> str | None:

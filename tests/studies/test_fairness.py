@@ -3,12 +3,14 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mmlm.core.errors import UserError
 from mmlm.statistics.looks import LookPlan, progress
+from mmlm.studies.contrasts import compare_all
 from mmlm.studies.fairness import look_lines, no_verdict, tuning_lines, tunings
-from mmlm.studies.record import all_arrays
+from mmlm.studies.record import StudyRecord, all_arrays
 from mmlm.studies.table import study_tables
 from mmlm.studies.tuning import TUNED, tuned_scores
 from tests.studies.recorded import study, values_of
@@ -17,6 +19,11 @@ from tests.studies.recorded import study, values_of
 def parabola(best: float, taken: float, values=(0.001, 0.002, 0.004)) -> dict[str, float]:
     """Scores that fall with the square of the distance from the best value, in octaves."""
     return {"taken": taken, **{f"{value:g}": 1 - 0.1 * np.log2(value / best) ** 2 for value in values}}
+
+
+def tables_of(record: StudyRecord, rows: pa.Table) -> str:
+    arrays = all_arrays(record, rows)
+    return "\n".join(study_tables(record, arrays, compare_all(arrays, record.baseline)))
 
 
 def test_the_best_value_and_what_another_one_costs():
@@ -31,10 +38,10 @@ def test_the_best_value_and_what_another_one_costs():
 
 def test_a_side_that_was_tuned_less_gets_no_verdict():
     record, rows = study({"pooler": 0.3})
-    assert "| better |" in "\n".join(study_tables(record, all_arrays(record, rows)))
+    assert "| better |" in tables_of(record, rows)
     less = {"mlp": parabola(0.002, 0.002, (0.001, 0.002, 0.004, 0.008)), "pooler": parabola(0.002, 0.002)}
     record = dataclasses.replace(record, tuning=less)
-    text = "\n".join(study_tables(record, all_arrays(record, rows)))
+    text = tables_of(record, rows)
     assert "| none: tuned unequally |" in text
     assert "- **No verdict**: pooler was tuned less: 3 rates against 4 of mlp." in text
     edge = {"mlp": parabola(0.002, 0.002), "pooler": parabola(0.016, 0.004)}

@@ -1,11 +1,15 @@
 """The page of a study: every section that there is something for, and nothing that a name could break out of."""
 
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
+
 from mmlm.reports.run_folder import Metrics, RunFolder, Series
 from mmlm.reports.samples import SampleExample, SplitSamples
+from mmlm.studies.contrasts import compare_all
 from mmlm.studies.page import best_cells, study_page
 from mmlm.studies.record import StudyRecord, all_arrays, score_arrays
 from tests.studies.recorded import study
@@ -32,6 +36,11 @@ def folders(record: StudyRecord) -> dict[str, RunFolder]:
     return found
 
 
+def page_of(record: StudyRecord, rows: pa.Table, of_runs: Mapping[str, RunFolder]) -> str:
+    arrays = all_arrays(record, rows)
+    return study_page(record, arrays, compare_all(arrays, record.baseline), of_runs)
+
+
 class Ids(HTMLParser):
     """The ids of sections."""
 
@@ -51,7 +60,7 @@ def sections(text: str) -> list[str]:
 
 def test_a_page_has_what_there_is():
     record, rows = study({"b+x": 0.3, "b+y": 0.3}, cells=tuple(AXES), axes=AXES)
-    text = study_page(record, all_arrays(record, rows), folders(record))
+    text = page_of(record, rows, folders(record))
     assert sections(text) == ["scores", "differences", "curves", "against-compute", "two-axes", "the-same-images"]
     assert "Which &lt;bridge&gt;?" in text
     assert "a &lt;b&gt;dog&lt;/b&gt;" in text
@@ -65,7 +74,7 @@ def test_a_page_has_what_there_is():
 
 def test_a_page_of_little():
     record, rows = study({}, seeds=(0,))
-    text = study_page(record, all_arrays(record, rows), {})
+    text = page_of(record, rows, {})
     assert sections(text) == ["scores", "differences", "against-compute"]
     assert "No contrast: 1 seeds are done in every cell" in text
 

@@ -16,6 +16,7 @@ from mmlm.record.figures import RunFigures
 from mmlm.reports.protocols import ScoredBy
 from mmlm.reports.run_folder import Metrics, RunFolder, Scores, SplitScores
 from mmlm.studies.code import MadeBy, check_code, differing, made_by
+from mmlm.studies.contrasts import compare_all
 from mmlm.studies.grid import Cell, Run
 from mmlm.studies.place import Place
 from mmlm.studies.record import StudyRecord, all_arrays, record_in, score_arrays, with_record
@@ -66,7 +67,8 @@ def recorded(runs: list[ScoredRun], of: Study | None = None) -> tuple[StudyRecor
 
 def page(runs: list[ScoredRun], of: Study | None = None) -> str:
     record, table = recorded(runs, of)
-    return study_report(record, all_arrays(record, table))
+    arrays = all_arrays(record, table)
+    return study_report(record, arrays, compare_all(arrays, record.baseline))
 
 
 ALL = [(cell, seed) for seed in (0, 1, 2) for cell in CELLS]
