@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from mmlm.core.batch import Caption, Example, ExampleTexts
+from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.json_file import json_of_line, shown, text_at
+from mmlm.data.single_texts import SingleTexts
 from mmlm.data.text_files import numbered_lines
 
 
-class TextLines:
+class TextLines(SingleTexts):
     """The lines of text files: a text a line, or, in files that end in ``.jsonl``, a JSON object with a text.
 
     Blank lines are passed over. Blanks around a text are dropped, and any blanks inside become single blanks. The
@@ -49,19 +50,6 @@ class TextLines:
     def __len__(self) -> int:
         """Number of texts."""
         return len(self._texts)
-
-    def __getitem__(self, index: int) -> Example:
-        """See ``Source``."""
-        return Example(self._id(index), None, (self._caption(index),))
-
-    def captions(self) -> Iterator[Caption]:
-        """See ``Source``."""
-        return map(self._caption, range(len(self)))
-
-    def texts(self) -> Iterator[ExampleTexts]:
-        """See ``ListsTexts``."""
-        for index in range(len(self)):
-            yield ExampleTexts(self._id(index), (self._caption(index),), None, False)
 
     def _id(self, index: int) -> str:
         return f"{self._names[index].as_py()}:{self._numbers[index].as_py()}"

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from mmlm.core.batch import Caption, Example, ExampleTexts, Turn
+from mmlm.core.batch import Caption, Turn
 from mmlm.core.errors import ArgumentError, UserError
 from mmlm.core.wording import listed
 from mmlm.data.csv_rows import Format, check_encoding, delimiter_of, header_of, rows_of_cells
 from mmlm.data.json_file import json_of_line, shown, text_at
+from mmlm.data.single_texts import SingleTexts
 from mmlm.data.text_files import numbered_lines
 
 MESSAGES = "messages"
@@ -32,7 +33,7 @@ class Dialogue(NamedTuple):
     """Of even length; the last is the answer."""
 
 
-class TextPairs:
+class TextPairs(SingleTexts):
     """Sources and the targets that a model is trained to write after reading them, without images.
 
     A file that ends in ``.csv`` or ``.tsv`` names its columns in the first row. In one that ends in ``.jsonl`` each
@@ -82,19 +83,6 @@ class TextPairs:
     def __len__(self) -> int:
         """Number of pairs and chats."""
         return len(self._dialogues)
-
-    def __getitem__(self, index: int) -> Example:
-        """See ``Source``."""
-        return Example(self._id(index), None, (self._caption(index),))
-
-    def captions(self) -> Iterator[Caption]:
-        """See ``Source``."""
-        return map(self._caption, range(len(self)))
-
-    def texts(self) -> Iterator[ExampleTexts]:
-        """See ``ListsTexts``."""
-        for index in range(len(self)):
-            yield ExampleTexts(self._id(index), (self._caption(index),), None, False)
 
     def _id(self, index: int) -> str:
         return f"{self._names[index].as_py()}:{self._dialogues['line'][index].as_py()}"

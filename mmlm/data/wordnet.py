@@ -4,15 +4,16 @@ The Parquet file in ``wordnet/`` beside this file is written by ``prepare_wordne
 ``wordnet/README.md``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mmlm.core.batch import Caption, Example, ExampleTexts
+from mmlm.core.batch import Caption
 from mmlm.core.errors import ArgumentError, UserError
+from mmlm.data.single_texts import SingleTexts
 
 FOLDER = Path(__file__).parent / "wordnet"
 FILE = "wordnet.parquet"
@@ -35,7 +36,7 @@ def read_split(split: str) -> pa.Table:
     return table.filter(pc.equal(table["split"], split))
 
 
-class WordnetTexts:
+class WordnetTexts(SingleTexts):
     """Each definition and each example sentence of a split is a text of its own.
 
     The id of a text is that of its meaning and a number, 0 for the definition: ``n02086723:0``.
@@ -66,19 +67,6 @@ class WordnetTexts:
     def __len__(self) -> int:
         """Number of texts."""
         return len(self._texts)
-
-    def __getitem__(self, index: int) -> Example:
-        """See ``Source``."""
-        return Example(self._id(index), None, (self._caption(index),))
-
-    def captions(self) -> Iterator[Caption]:
-        """See ``Source``."""
-        return map(self._caption, range(len(self)))
-
-    def texts(self) -> Iterator[ExampleTexts]:
-        """See ``ListsTexts``."""
-        for index in range(len(self)):
-            yield ExampleTexts(self._id(index), (self._caption(index),), None, False)
 
     def _id(self, index: int) -> str:
         return f"{self._ids[index].as_py()}:{self._numbers[index].as_py()}"

@@ -45,7 +45,9 @@ class Kind:
 
     def accepts(self, found: object) -> bool:
         """Whether ``found`` is a class of mmlm that may be built as such a part."""
-        if not inspect.isclass(found) or found in _CONTRACTS or not self.is_home(found.__module__):
+        if not inspect.isclass(found) or inspect.isabstract(found) or found in _CONTRACTS:
+            return False
+        if not self.is_home(found.__module__):
             return False
         if not _is_protocol(self.protocol):
             return issubclass(found, self.protocol)
